@@ -1,0 +1,69 @@
+# make demo     install, then teach the built-in model (minutes, no GPU, no network once installed)
+# make check    lint, types and every test: what CI runs
+#
+# Needs make and Python >= 3.11 (with venv). Another Python:  make demo PYTHON=python3.12
+# Flags for the demo's training:                              make demo ARGS="--seed 1"
+
+PYTHON  ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
+             $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+VENV    ?= .venv
+WORKERS ?= 2
+ARGS    ?=
+
+BIN    := $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+# One thread a worker: faster than two workers fighting over the cores, and deterministic.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+CODE    = $(wildcard src tests bench)
+
+.PHONY: help install demo check lint types test test-quick tiny clean
+
+help:
+	@echo "make demo        install and teach the built-in model, start to verdict"
+	@echo "make install     put Abacist into $(VENV)"
+	@echo "make check       lint, types, tests"
+	@echo "make test-quick  the unit and contract tests only"
+	@echo "make tiny        remake the built-in model from nothing (see docs/lab.md)"
+	@echo "make clean       remove $(VENV) and the tools' caches (runs/ is left alone)"
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/abacist train $(ARGS)
+
+check: lint types test
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+test: $(VENV)/.installed-dev
+	$(PYTEST)
+
+test-quick: $(VENV)/.installed-dev
+	$(PYTEST) tests/unit tests/contract
+
+tiny: install
+	$(BIN)/python -m abacist.learning.warmstart $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info
+
+# The stamps below make a second `make` free; a change of either file installs again.
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { \
+	  echo "Abacist needs Python 3.11 or newer, and none was found on PATH." >&2; \
+	  echo "  Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed

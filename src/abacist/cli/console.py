@@ -1,0 +1,190 @@
+"""The one place where the command line meets the terminal.
+
+Every verb runs inside :func:`run`, which turns whatever goes wrong into words and an exit
+code, so that no verb has a ``try`` of its own for it:
+
+====================================  ====  ==================================================
+done                                     0
+:class:`~abacist.errors.AbacistError`  1, 2  message and hint, no traceback
+anything unforeseen                      1  "a bug in Abacist", traceback in a file it names
+interrupted (Ctrl-C)                   130
+the reader of our output went away     141  silently, as any Unix tool
+terminated (SIGTERM)                   143  after every ``finally`` has run
+====================================  ====  ==================================================
+
+Messages may quote foreign text (a file's content, another library's error): control characters
+are shown, not obeyed, and tokens are blotted out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from enum import Enum
+from typing import Any, NoReturn, TextIO
+
+from abacist.errors import AbacistError
+
+INTERRUPTED = 128 + signal.SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows' signal module does not name
+TERMINATED = 128 + signal.SIGTERM
+
+_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+
+
+def run(verb: Callable[[], int]) -> int:
+    """Run a verb and return the process's exit code; say on stderr what went wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an ASCII terminal must not crash on a "×"
+            stream.reconfigure(errors="backslashreplace")
+    # Only the main thread may set handlers; elsewhere the caller keeps its own.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _terminated) if in_main_thread else None
+    try:
+        code = verb()
+        sys.stdout.flush()
+        return code
+    except AbacistError as error:
+        say_error(error.message, error.hint)
+        return error.exit_code
+    except SystemExit as stop:  # argparse after --help, SIGTERM, or a library that gives up
+        if isinstance(stop.code, str):
+            say_error(stop.code)
+            return 1
+        return stop.code or 0
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        known = _explain(error)
+        if known is None:
+            _say_bug(error)
+        else:
+            say_error(*known)
+        return 1
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _terminated(signal_number: int, frame: object) -> NoReturn:
+    raise SystemExit(TERMINATED)
+
+
+def say_error(message: str, hint: str = "") -> None:
+    """Write ``error: message`` and the indented hint to stderr."""
+    from abacist.view.plaintext import visible  # loads rich: only once there is an error
+
+    label = "\x1b[1;31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
+    lines = [message, *(f"  {line}" for line in hint.split("\n") if hint)]
+    print(label, without_secrets(visible("\n".join(lines))), file=sys.stderr)
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether to colour: only a terminal, and not where ``NO_COLOR`` is set (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with Hugging Face tokens and W&B keys blotted out.
+
+    >>> without_secrets("401 for hf_abcdefghij")
+    '401 for hf_…'
+    """
+    for variable in _SECRET_VARIABLES:
+        secret = os.environ.get(variable, "")
+        if len(secret) >= 8:
+            text = text.replace(secret, f"<{variable}>")
+    return _TOKEN.sub("hf_…", text)
+
+
+@contextmanager
+def stdout_for(result_only: bool) -> Iterator[TextIO]:
+    """The stream for a verb's result. With ``result_only`` (``--json``) all else goes to stderr.
+
+    Libraries print as they please; a machine that reads our stdout must see one object.
+    """
+    stdout = sys.stdout
+    if not result_only:
+        yield stdout
+        return
+    with redirect_stdout(sys.stderr):
+        yield stdout
+
+
+def print_json(value: object, stream: TextIO) -> None:
+    """Write ``value`` as one JSON object: dataclasses as objects, nan and infinities as null."""
+    print(json.dumps(_plain(value), ensure_ascii=True, indent=2, allow_nan=False), file=stream)
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return _plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)  # paths, fractions, versions
+
+
+def _explain(error: Exception) -> tuple[str, str] | None:
+    """Message and hint for what is nobody's bug: a full disk, too little memory; else None."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate" in text:
+        return (
+            f"out of memory: {text.splitlines()[0] if text else name}",
+            "Lower --per_device_train_batch_size (raise --gradient_accumulation_steps to make up "
+            "for it),\n--num_generations or --max_completion_length, or take a smaller model.",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f": {error.filename}" if error.filename else ""
+        hint = {
+            errno.ENOSPC: "Free some space, or point --output_dir at another disk.",
+            errno.EDQUOT: "Your quota is used up: free some space or take another --output_dir.",
+            errno.EACCES: "Check who owns it, or choose another path.",
+            errno.EROFS: "Choose a path that can be written to, with --output_dir.",
+            errno.ENOENT: "Check the path for a typing error.",
+        }.get(error.errno, "")
+        return f"{error.strerror or name}{where}", hint
+    return None
+
+
+def _say_bug(error: Exception) -> None:
+    trace = without_secrets("".join(traceback.format_exception(error)))
+    summary = f"{type(error).__name__}: {str(error).strip()[:300]}"
+    if os.environ.get("ABACIST_DEBUG"):
+        print(trace, file=sys.stderr, end="")
+        say_error(f"this is a bug in Abacist: {summary}")
+        return
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="abacist-traceback-", suffix=".txt", delete=False, encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:  # fmt: skip
+            file.write(trace)
+        hint = f"The traceback is in {file.name}; please report it with the command you ran."
+    except OSError:
+        hint = "Run it again with ABACIST_DEBUG=1 to see the traceback, and please report it."
+    say_error(f"this is a bug in Abacist: {summary}", hint)

@@ -1,0 +1,244 @@
+"""What ``abacist doctor`` looks at on a machine, one check a function.
+
+A check never raises: whatever goes wrong inside one is what it reports. Three outcomes: *ok*,
+*note* (worth knowing, nothing to do), *mend* (the built-in training would fail or mislead).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import netrc
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+
+from abacist.cli.console import without_secrets
+from abacist.errors import AbacistError
+
+GIB = 2**30
+MEMORY_WANTED_BYTES = 2 * GIB  # what a first run may take at its peak
+DISK_WANTED_BYTES = GIB // 2
+HUB_TIMEOUT_SECONDS = 5.0
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+class State(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    NOTE = "note"
+    MEND = "mend"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report; ``remedy`` says how to mend it or what it is good for."""
+
+    name: str
+    state: State
+    found: str
+    remedy: str = ""
+
+
+def examine(*, online: bool = False) -> Iterator[Finding]:
+    """Every finding, as soon as it is known. The Hub is only called when ``online``."""
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("choices", _choices),
+        ("memory", _memory),
+        ("disk", _disk),
+        ("Hugging Face", _hub_token),
+        ("W&B", _wandb),
+        ("built-in model", _built_in),
+    ]
+    if online:
+        checks.insert(6, ("Hub", _hub_reachable))
+    for name, check in checks:
+        try:
+            yield from check()
+        except AbacistError as error:
+            yield Finding(name, State.MEND, error.message, error.hint)
+        except Exception as error:
+            reason = without_secrets(str(error).strip().split("\n")[0])
+            yield Finding(name, State.MEND, f"{type(error).__name__}: {reason}", _REINSTALL)
+
+
+_REINSTALL = "Install Abacist anew, in an environment of its own: make install"
+
+
+def _python() -> Iterator[Finding]:
+    found = f"{platform.python_version()} ({sys.executable}), {platform.platform(terse=True)}"
+    yield Finding("python", State.OK, found)  # an older one could not have come this far
+
+
+def _packages() -> Iterator[Finding]:
+    """The installed versions against the ranges that Abacist's own metadata declares."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = [Requirement(line) for line in metadata.requires("abacist") or []]
+    except metadata.PackageNotFoundError:
+        how = "Run `pip install -e .` in the source tree to have the ranges checked."
+        yield Finding("packages", State.NOTE, "Abacist runs from source, not installed", how)
+        return
+    fitting, absent = [], {}
+    for requirement in declared:
+        extra = _extra_of(str(requirement.marker or ""))
+        if extra == "dev" or (extra is None and not _applies(requirement.marker)):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            version = None
+        wanted = f"{requirement.name}{requirement.specifier}"
+        if version is not None and requirement.specifier.contains(version, prereleases=True):
+            fitting.append(f"{requirement.name} {version}")
+        elif version is not None:
+            found = f"{requirement.name} {version} is outside the supported {wanted}"
+            state = State.NOTE if extra else State.MEND
+            yield Finding("packages", state, found, f"pip install '{wanted}'")
+        elif extra is None:
+            found = f"{requirement.name} is not installed"
+            yield Finding("packages", State.MEND, found, f"pip install '{wanted}'")
+        else:
+            absent[extra] = requirement.name
+    if absent:
+        found = f"optional, and not installed: {', '.join(absent.values())}"
+        how = f"To add them: pip install 'abacist[{','.join(absent)}]'"
+        yield Finding("packages", State.NOTE, found, how)
+    yield Finding("packages", State.OK, ", ".join(fitting))
+
+
+def _extra_of(marker: str) -> str | None:
+    """The extra a requirement belongs to, from its marker: ``extra == "wandb"``."""
+    return marker.partition("extra ==")[2].strip(" \"'") or None
+
+
+def _applies(marker: object) -> bool:
+    return marker is None or bool(marker.evaluate())  # type: ignore[attr-defined]
+
+
+def _choices() -> Iterator[Finding]:
+    from abacist.policy.choices import choose_attention, choose_device, choose_dtype
+
+    device, device_choice = choose_device("auto")
+    dtype, dtype_choice = choose_dtype("auto", device, trains_all_weights=False)
+    _, attention_choice = choose_attention("auto", device, dtype)
+    for choice in (device_choice, dtype_choice, attention_choice):
+        yield Finding(choice.what, State.OK, f"{choice.value}: {choice.why}")
+    if device.type == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info(device)
+        found = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
+        yield Finding("GPU memory", State.OK, found)
+
+
+def _memory() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    available, total = memory.available, memory.total
+    limit = _container_limit_bytes()
+    if limit is not None and limit[0] < total:
+        total = limit[0]
+        available = min(available, total - limit[1])
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = f"{available / GIB:.1f} GiB free of {total / GIB:.1f} GiB, {cores} CPU cores"
+    if available < MEMORY_WANTED_BYTES:
+        how = f"A first run may take {MEMORY_WANTED_BYTES // GIB} GiB: end other programs."
+        yield Finding("memory", State.MEND, found, how)
+    else:
+        yield Finding("memory", State.OK, found)
+
+
+def _container_limit_bytes() -> tuple[int, int] | None:
+    """Limit and use of a container, where there is one: the machine's own figures mislead there."""
+    try:
+        return int(CGROUP_LIMIT.read_text()), int(CGROUP_USED.read_text())
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return None
+
+
+def _disk() -> Iterator[Finding]:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free
+    found = f"{free / GIB:.1f} GiB free in {here}"
+    if not os.access(here, os.W_OK):
+        how = "Go to a directory of your own, or train with --output_dir."
+        yield Finding("disk", State.MEND, f"{here} cannot be written to", how)
+    elif free < DISK_WANTED_BYTES:
+        yield Finding("disk", State.MEND, found, "Free some space, or train with --output_dir.")
+    else:
+        yield Finding("disk", State.OK, found)
+
+
+def _hub_token() -> Iterator[Finding]:
+    from huggingface_hub import constants, get_token
+
+    has_token = get_token() is not None
+    found = "a token is set" if has_token else "no token"
+    if constants.HF_HUB_OFFLINE:
+        found += "; offline mode (HF_HUB_OFFLINE): only what is cached can be loaded"
+    how = "" if has_token else "Only gated models (Llama) need one: hf auth login"
+    yield Finding("Hugging Face", State.OK if has_token else State.NOTE, found, how)
+
+
+def _hub_reachable() -> Iterator[Finding]:
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # any of several libraries' errors, and all mean the same
+        reason = without_secrets(str(error).strip().split("\n")[0]) or type(error).__name__
+        how = "Check network and proxy. The built-in model and local folders need no Hub."
+        yield Finding("Hub", State.MEND, f"{constants.ENDPOINT} cannot be reached: {reason}", how)
+    else:
+        yield Finding("Hub", State.OK, f"{constants.ENDPOINT} answers")
+
+
+def _wandb() -> Iterator[Finding]:
+    """Read from where wandb keeps its key; importing it would start it."""
+    if importlib.util.find_spec("wandb") is None:
+        return  # said with the packages
+    mode = os.environ.get("WANDB_MODE", "online")
+    if mode != "online":
+        yield Finding("W&B", State.OK, f"mode {mode} (WANDB_MODE), no login needed")
+    elif os.environ.get("WANDB_API_KEY") or _netrc_has("api.wandb.ai"):
+        yield Finding("W&B", State.OK, "logged in")
+    else:
+        how = "Only --report_to wandb needs it: wandb login, or WANDB_MODE=offline"
+        yield Finding("W&B", State.NOTE, "not logged in", how)
+
+
+def _netrc_has(host: str) -> bool:
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return host in netrc.netrc(path).hosts
+    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+        return False
+
+
+def _built_in() -> Iterator[Finding]:
+    """The whole way once: load the built-in model and have it answer a generated problem."""
+    from abacist.delivery.ask import Prompting, ask
+    from abacist.policy.loading import load_policy
+    from abacist.policy.source import BUILT_IN
+    from abacist.task.wordproblems import generate
+    from abacist.view.plaintext import cut_middle, visible
+
+    (problem,) = generate(1, seed=0, split="heldout")
+    (rollout,) = ask(load_policy(BUILT_IN), str(problem["question"]), Prompting.of(BUILT_IN))
+    text = cut_middle(" ".join(visible(rollout.completion).split()), 60)
+    if rollout.completion_tokens and text:
+        yield Finding("built-in model", State.OK, f"answers a problem with: {text}")
+    else:
+        yield Finding("built-in model", State.MEND, "loads, but wrote nothing", _REINSTALL)

@@ -1,0 +1,73 @@
+"""``abacist VERB …``: find the verb, load only its file, run it.
+
+A verb is a module with ``run(argv: list[str]) -> int`` that imports torch and its kin inside
+functions, so that every ``--help`` answers at once. A new verb is a file and a line in
+:data:`VERBS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from abacist.cli import console
+from abacist.cli.flags import nearest, normalise
+from abacist.errors import UsageError
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and what it does in one line."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "train": Verb("abacist.cli.train", "teach a model with GRPO, and measure what it learned"),
+    "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
+    "doctor": Verb("abacist.cli.doctor", "look at this machine, or at a run: is all well?"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the ``abacist`` command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return console.run(lambda: _dispatch(arguments))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name in ("-V", "--version", "version"):
+        from abacist import __version__
+
+        print(f"abacist {__version__}")
+        return 0
+    if name not in VERBS:
+        kind = "option" if name.startswith("-") else "command"
+        guess = nearest(name, [*VERBS, "--help", "--version"])
+        hint = f"Did you mean `abacist {guess}`?" if guess else f"There are: {', '.join(VERBS)}."
+        raise UsageError(f"unknown {kind} {name!r}", hint)
+    verb = import_module(VERBS[name].module)
+    return int(verb.run(normalise(rest)))
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  abacist {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return f"""\
+Abacist teaches small language models GSM8K maths with GRPO, and proves what they learned.
+
+New here? This needs no GPU, no network and no account, and takes a few minutes:
+
+  abacist train
+
+Then put a question to what it has learned; `abacist train` ends by saying how.
+
+{verbs}
+
+`abacist VERB --help` says more; `abacist --version` says which."""

@@ -1,0 +1,1 @@
+"""What leaves the house: answers to a question now, exported models later."""

@@ -1,0 +1,145 @@
+"""Put one question to a model, in the prompt it was trained with.
+
+A model that learned under one system text and five worked examples answers worse, and in
+another format, under another. So what a run recorded about its prompt (``config.yaml`` and
+``shots.jsonl``) is used again; any other model gets the default prompt. The reply is read by
+the rule that trains and measures, and comes back as the record that training and evaluation
+write, so nothing that handles a :class:`Rollout` needs to know where it came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from abacist.errors import RunError, UsageError
+from abacist.policy.decoding import generate
+from abacist.policy.loading import Policy
+from abacist.policy.source import BUILT_IN
+from abacist.records.rollout import Rollout
+from abacist.task.prompts import (
+    SYSTEM_PROMPT,
+    Shots,
+    build_messages,
+    load_shots,
+    system_text,
+)
+from abacist.task.reply import parse_reply
+
+DEFAULT_COMPLETION_TOKENS = 512
+SPLIT = "ask"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """How a model wants to be asked, and how long its replies may be, in tokens."""
+
+    system_prompt: str | None = SYSTEM_PROMPT
+    shots: Shots = field(default_factory=Shots)
+    max_completion_tokens: int = DEFAULT_COMPLETION_TOKENS
+
+    @classmethod
+    def of(cls, model: str) -> Prompting:
+        """What the run recorded that ``model`` is, or is a checkpoint of; else the default.
+
+        The built-in model is asked as its recipe trains it.
+
+        Raises :class:`RunError` if a run is there whose record cannot be read: asked in another
+        prompt, the model would be judged for what it was not taught.
+        """
+        folder = Path(model).expanduser()
+        if folder.name.startswith("checkpoint-"):
+            folder = folder.parent
+        config_path = folder / "config.yaml"
+        if model == BUILT_IN:
+            config_path = Path(str(resources.files("abacist"))) / "recipes" / "tiny.yaml"
+        if not config_path.is_file():
+            return cls()
+        config = _read_config(config_path)
+        tokens = config.get("max_completion_length", DEFAULT_COMPLETION_TOKENS)
+        if not isinstance(tokens, int) or tokens < 1:
+            raise RunError(
+                f"{config_path}: max_completion_length is {tokens!r}, not a number of tokens.",
+                "Mend that line.",
+            )
+        return cls(
+            system_text(config.get("system_prompt", "default")), _shots(config, folder), tokens
+        )
+
+
+def ask(
+    policy: Policy,
+    question: str,
+    prompting: Prompting,
+    *,
+    temperature: float = 0.0,
+    num_samples: int = 1,
+    seed: int = 0,
+) -> list[Rollout]:
+    """``num_samples`` replies to ``question``; greedy at temperature 0.
+
+    Text in the question that the model would read as a control token is broken up by
+    :meth:`Chat.escape`; the messages of the rollouts show what was really asked. Raises
+    :class:`UsageError` for an empty question, :class:`ModelError` for one that does not fit
+    the model's context.
+    """
+    if not question.strip():
+        raise UsageError("There is no question.", 'Ask one: abacist ask MODEL "How many …?"')
+    messages = build_messages(
+        policy.chat.escape(question.strip()),
+        system_prompt=prompting.system_prompt,
+        shots=prompting.shots,
+    )
+    (completions,) = generate(
+        policy,
+        [messages],
+        max_completion_tokens=prompting.max_completion_tokens,
+        temperature=temperature,
+        num_samples=num_samples,
+        seed=seed,
+    )
+    prompt_tokens = len(policy.chat.encode(messages))
+    return [
+        Rollout(
+            run_id=policy.name,
+            step=0,
+            split=SPLIT,
+            group=0,
+            member=member,
+            messages=messages,
+            completion=completion.text,
+            completion_ids=completion.ids,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=len(completion.ids),
+            stop_reason=completion.stop_reason,
+            read_answer=parse_reply(completion.text).answer,
+        )
+        for member, completion in enumerate(completions)
+    ]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: cannot be read ({error}).", "The run is damaged.") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path}: holds no settings.", "The run is damaged.")
+    return config
+
+
+def _shots(config: dict[str, Any], folder: Path) -> Shots:
+    if str(config.get("num_shots") or "0") == "0":
+        return Shots()
+    path = folder / "shots.jsonl"
+    if not path.is_file():
+        raise RunError(
+            f"{folder}: was trained with worked examples in its prompt, and shots.jsonl, which "
+            "holds them, is missing.",
+            "Copy it from where the run was made.",
+        )
+    return load_shots(path)

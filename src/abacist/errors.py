@@ -1,0 +1,47 @@
+"""The whole error model on one page.
+
+Every failure a user can cause or meet is an :class:`AbacistError`: *what* went wrong and
+*where* in ``message``, how to mend it in ``hint``. The command line prints both without a
+traceback and exits with ``exit_code``; library callers catch one base class.
+
+Exit codes: 0 done, 1 failed (bad data, model, reward or run directory), 2 usage,
+3 "not better" (compare as a gate), 130 interrupted, 143 terminated.
+"""
+
+from __future__ import annotations
+
+
+class AbacistError(Exception):
+    """Something a person can mend. ``str(error)`` is the message, then the hint on its own line."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+
+class UsageError(AbacistError):
+    """An unknown flag, recipe, key or value on the command line or in a config file."""
+
+    exit_code = 2
+
+
+class DataError(AbacistError):
+    """A data set that is missing, empty, malformed, or has no gold answers."""
+
+
+class ModelError(AbacistError):
+    """A model, adapter or tokenizer that cannot be found, reached, read or used."""
+
+
+class RewardError(AbacistError):
+    """A reward function that cannot be imported, raises, or returns something unusable."""
+
+
+class RunError(AbacistError):
+    """A run directory that exists already, is damaged, or is not a run at all."""

@@ -1,0 +1,125 @@
+"""What can be set, in TRL's words.
+
+Three dataclasses, as in TRL's own scripts, make up a configuration: :class:`GRPOConfig` (training),
+:class:`ModelConfig` (the policy and its LoRA) and :class:`ScriptArguments` (the task: data,
+prompt, rewards, verdict). A name that TRL has means here what it means there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trl
+
+
+@dataclass
+class GRPOConfig(trl.GRPOConfig):
+    """TRL's configuration plus what only Abacist does; every addition is off by default."""
+
+    # A field's metadata is its help text, shown by `abacist train --help_all`.
+    keep_rollouts: bool = field(
+        default=False,
+        metadata={
+            "help": "Write every completion with its rewards to output_dir/rollouts/*.parquet."
+        },
+    )
+
+
+@dataclass
+class ModelConfig:
+    """Which policy is trained and how. Differences from TRL's class: LoRA is on, on all linear
+    layers, without dropout; dtype and attention are chosen for the machine and printed."""
+
+    model_name_or_path: str = field(
+        default="tiny",
+        metadata={"help": "'tiny' (built in), a Hub id, a folder, or a PEFT adapter."},
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"help": "auto, float32, bfloat16 or float16: how the weights are held."},
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cuda, mps or cpu."})
+    attn_implementation: str = field(
+        default="auto",
+        metadata={"help": "auto, flash_attention_2, sdpa or eager."},
+    )
+    use_peft: bool = field(
+        default=True, metadata={"help": "Train a LoRA adapter (--no_use_peft: all weights)."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "LoRA rank."})
+    lora_alpha: int = field(
+        default=32, metadata={"help": "LoRA alpha; the adapter is scaled by alpha / r."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
+    lora_target_modules: list[str] | None = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "Modules that get an adapter, or all-linear."},
+    )
+    use_rslora: bool = field(
+        default=False, metadata={"help": "Scale the adapter by alpha / sqrt(r)."}
+    )
+    use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA."})
+
+
+@dataclass
+class ScriptArguments:
+    """The task: where problems come from, how they are put, what is paid, how it is judged."""
+
+    dataset_name: str = field(
+        default="generated",
+        metadata={
+            "help": "'generated', a Hub id (openai/gsm8k), a folder, or a JSONL/CSV/Parquet file."
+        },
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of a Hub data set (main)."}
+    )
+    dataset_train_split: str = field(
+        default="train", metadata={"help": "Name of its training split."}
+    )
+    dataset_test_split: str = field(default="test", metadata={"help": "Name of its test split."})
+    question_column: str = field(
+        default="question", metadata={"help": "Column that holds the question."}
+    )
+    answer_column: str = field(
+        default="answer",
+        metadata={"help": "Column with the solution ending in '#### gold', or the bare gold."},
+    )
+    skip_bad_rows: bool = field(
+        default=False, metadata={"help": "Leave out unusable rows and count them."}
+    )
+    num_train_problems: int | None = field(
+        default=None,
+        metadata={"help": "At most so many training problems, chosen by seed (generated: 4000)."},
+    )
+    num_selection_problems: int = field(
+        default=100,
+        metadata={"help": "Problems measured every --eval_steps; none of them is in the verdict."},
+    )
+    num_heldout_problems: int = field(
+        default=300,
+        metadata={"help": "Problems of the verdict, measured before and after; 0: no verdict."},
+    )
+    system_prompt: str = field(
+        default="default", metadata={"help": "'default', 'none', or your own text."}
+    )
+    num_shots: str = field(
+        default="0",
+        metadata={"help": "Worked examples in the prompt: a number, or 'gist' for its one-shot."},
+    )
+    shots_file: str | None = field(
+        default=None, metadata={"help": "Take the examples from this file."}
+    )
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["default"],
+        metadata={"help": "Built-in rewards, sets (default, gist) or your own module.function."},
+    )
+    eval_batch_size: int = field(
+        default=100, metadata={"help": "Replies written at once while measuring."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace an existing run in --output_dir."}
+    )

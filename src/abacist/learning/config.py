@@ -1,0 +1,280 @@
+"""From recipe, file and flags to one checked configuration.
+
+The order is defaults < recipe < ``--config`` file < flags. Recipes and files are flat YAML with
+the names of the flags, so there is one vocabulary, one table of names and one way to cast
+values: everything goes through the same argument parser, TRL's and transformers' dataclasses
+behind it. A recipe may begin with ``extends: OTHER``. Unknown, misspelt and retired names
+are errors that say what to write instead, with the line they stand on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+
+from abacist.errors import UsageError
+from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
+from abacist.learning.retired import RETIRED
+
+DEFAULT_RECIPE = "tiny"
+# The recipe for a model given by a flag alone: nothing in it is about one model.
+GENERAL_RECIPE = "any"
+# Where a run is kept is not part of what it does: config.yaml must run again as it stands.
+NOT_SAVED = ("output_dir", "overwrite", "extends")
+
+
+@dataclass
+class Config:
+    """A checked configuration, with every explicit setting and where it came from."""
+
+    recipe: str | None
+    training: GRPOConfig
+    model: ModelConfig
+    script: ScriptArguments
+    settings: dict[str, Any]
+    sources: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What the run is called unless ``run_name`` says otherwise."""
+        return self.training.run_name or self.recipe or "run"
+
+    @property
+    def problems_per_step(self) -> int:
+        """How many prompts one generation batch holds, over all processes."""
+        return int(self.training.generation_batch_size or 0) // int(
+            self.training.num_generations or 1
+        )
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """TRL's ``max_completion_length``, which is always set here."""
+        return int(self.training.max_completion_length or 256)
+
+    def to_yaml(self) -> str:
+        """The text of ``config.yaml``: task and model in full, training where it was set."""
+        # What the machine chose (no source) is left to the next machine.
+        chosen = {key: value for key, value in self.settings.items() if key in self.sources}
+        whole = chosen | asdict(self.script) | asdict(self.model)
+        kept = {key: value for key, value in whole.items() if key not in NOT_SAVED}
+        return yaml.safe_dump(kept, sort_keys=True, allow_unicode=True)
+
+    def lines(self) -> list[str]:
+        """The explicit settings, one a line, each with its source, then the notes."""
+        width = max(map(len, self.settings), default=0)
+        shown = [
+            f"{key:<{width}}  {_shown(value)}" + (f"   ({source})" if source else "")
+            for key, value in sorted(self.settings.items())
+            for source in [self.sources.get(key, "machine")]
+        ]
+        return shown + self.notes
+
+
+class _Parser(HfArgumentParser):
+    """transformers' parser, with errors of ours and without defaults: only what was given."""
+
+    def __init__(self) -> None:
+        # allow_abbrev would let `--lr` mean whichever flag happens to begin so.
+        super().__init__(
+            [ScriptArguments, ModelConfig, GRPOConfig],  # type: ignore[list-item]
+            allow_abbrev=False,
+            prog="abacist train",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "abacist train --help lists the flags and what they take.")
+
+    def known(self) -> set[str]:
+        return {action.dest for action in self._actions}
+
+    def given(self, tokens: list[str]) -> dict[str, Any]:
+        """The settings named in ``tokens``, cast to their types."""
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
+        return vars(self.parse_args(tokens))
+
+
+def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -> Config:
+    """The configuration for one command line.
+
+    Args:
+        recipe: name of a built-in recipe, or None.
+        config_path: a YAML file of settings, or None.
+        flags: ``["--key", "value", …]`` as typed.
+
+    Raises:
+        UsageError: unknown, misspelt or retired names; values of the wrong type; settings
+            that do not fit together; an unknown recipe or an unreadable file.
+    """
+    parser = _Parser()
+    known = parser.known()
+    typed = parser.given(_checked_flags(flags, known))
+    if recipe is None and config_path is None:
+        model = typed.get("model_name_or_path", "tiny")
+        recipe = DEFAULT_RECIPE if model == "tiny" else GENERAL_RECIPE
+    layers: list[tuple[str, dict[str, Any]]] = []
+    if recipe is not None:
+        recipe = recipe.lower().removesuffix("-instruct")
+        layers.append(("", _read_recipe(recipe, known)))
+    if config_path is not None:
+        layers.append((Path(config_path).name, _read_yaml(Path(config_path), known)))
+    settings: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for source, layer in [*((s, parser.given(_tokens(one))) for s, one in layers), ("flag", typed)]:
+        settings.update(layer)
+        sources.update(dict.fromkeys(layer, source))
+    notes = _fit_to_machine(settings)
+    return Config(recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes)
+
+
+def full_help() -> str:
+    """Help for every setting there is."""
+    return _Parser().format_help()
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    folder = resources.files("abacist").joinpath("recipes")
+    return sorted(
+        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
+    )
+
+
+def _build(
+    settings: Mapping[str, Any], notes: list[str]
+) -> tuple[GRPOConfig, ModelConfig, ScriptArguments]:
+    def part(kind: type) -> dict[str, Any]:
+        names = {f.name for f in fields(kind)}
+        return {key: value for key, value in settings.items() if key in names}
+
+    training = part(GRPOConfig)
+    training.setdefault("output_dir", None)
+    training["disable_tqdm"] = True  # progress is the watcher's
+    if "eval_steps" in training:
+        training.setdefault("eval_strategy", "steps")
+        training["do_eval"] = True
+    # Held-out accuracy is ours (GRPOTrainer.evaluate); these only satisfy TRL's own check.
+    training.setdefault("num_generations_eval", training.get("num_generations", 8))
+    training.setdefault("per_device_eval_batch_size", training["num_generations_eval"])
+    try:
+        with warnings.catch_warnings():
+            # gradient_checkpointing is deprecated only in name, and the old name works everywhere.
+            warnings.simplefilter("ignore", FutureWarning)
+            parsed = GRPOConfig(**training)
+        return parsed, ModelConfig(**part(ModelConfig)), ScriptArguments(**part(ScriptArguments))
+    except (ValueError, TypeError, ImportError) as error:
+        raise UsageError(f"these settings do not fit together: {error}") from error
+
+
+def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
+    """Choose mixed precision where nobody did: TRL's default is bf16, which needs a GPU."""
+    notes = []
+    if settings.get("device") == "cpu":
+        settings["use_cpu"] = True
+    on_gpu = torch.cuda.is_available() and not settings.get("use_cpu")
+    settings.setdefault("dataloader_pin_memory", on_gpu)
+    if not {"bf16", "fp16"} & settings.keys():
+        settings["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
+        if settings["bf16"]:
+            notes.append("bf16 mixed precision: this GPU computes in it")
+    return notes
+
+
+def _checked_flags(flags: list[str], known: set[str]) -> list[str]:
+    """The flags with underscores for dashes; the first unknown one is an error."""
+    tokens = []
+    for token in flags:
+        if token.startswith("--"):
+            name, equals, value = token.removeprefix("--").partition("=")
+            key = name.replace("-", "_")
+            _check_known(key, known, where=f"--{name}")
+            token = f"--{key}{equals}{value}"
+        tokens.append(token)
+    return tokens
+
+
+def _check_known(key: str, known: set[str], where: str) -> None:
+    bare = key.removeprefix("no_")
+    if bare in RETIRED or key in RETIRED:
+        raise UsageError(
+            f"{where} is not a setting of Abacist", RETIRED.get(key, RETIRED.get(bare, ""))
+        )
+    if key not in known and bare not in known:
+        close = difflib.get_close_matches(key, sorted(known | set(RETIRED)), n=1, cutoff=0.7)
+        hint = (
+            f"Did you mean {close[0]}?"
+            if close
+            else "abacist train --help_all lists every setting."
+        )
+        raise UsageError(f"{where} is not a known setting", hint)
+
+
+def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
+    names = recipe_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise UsageError(f"there is no recipe {name!r}", f"{hint}Recipes: {', '.join(names)}.")
+    text = resources.files("abacist").joinpath("recipes", f"{name}.yaml").read_text()
+    return _parse_yaml(text, f"{name}.yaml", known)
+
+
+def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"cannot read the config {path}: {error}", "--config takes a YAML file."
+        ) from error
+    return _parse_yaml(text, str(path), known)
+
+
+def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
+    """One flat mapping; what it ``extends`` lies under it."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        settings = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"{where} is not YAML: {error}", "Write one 'key: value' a line."
+        ) from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{where} holds no settings", "Write one 'key: value' a line.")
+    for key_node, _ in node.value:
+        if key_node.value != "extends":
+            line = key_node.start_mark.line + 1
+            _check_known(
+                str(key_node.value), known, where=f"{key_node.value} ({where}, line {line})"
+            )
+    under = settings.pop("extends", None)
+    return {**(_read_recipe(str(under), known) if under else {}), **settings}
+
+
+def _tokens(settings: Mapping[str, Any]) -> list[str]:
+    """YAML values as they would be typed, so that they are cast like flags; null means unset."""
+    tokens: list[str] = []
+    for key, value in settings.items():
+        if value is None:
+            continue
+        tokens.append(f"--{key}")
+        values: Iterable[Any] = value if isinstance(value, list) else [value]
+        tokens += [json.dumps(one) if isinstance(one, dict | bool) else str(one) for one in values]
+    return tokens
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,70 @@
+"""How a run is judged: the same measurement before, during and after training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from abacist.learning.config import Config
+from abacist.learning.task import Task
+from abacist.learning.tracking import Watcher
+from abacist.policy.loading import Policy
+from abacist.proof.evaluate import Evaluation, evaluate
+from abacist.records.rundir import RunDir
+from abacist.task.problems import Problem
+
+VERDICT_SAMPLES = 4
+SAMPLED_PROBLEMS = 100
+
+
+@dataclass
+class Judge:
+    """Measures a policy on the splits it never learns from, always in the same way."""
+
+    config: Config
+    task: Task
+    run: RunDir
+    watcher: Watcher
+
+    def measure(self, policy: Policy, when: str) -> tuple[Evaluation | None, Evaluation | None]:
+        """Greedy replies to all held-out problems, sampled ones to some; kept in ``evals/``."""
+        if not self.task.heldout:
+            return None, None
+        self.watcher.stage(f"Measuring {when} training: {len(self.task.heldout)} held-out problems")
+        greedy = self._evaluate(policy, self.task.heldout, f"{when}, greedy", split="heldout")
+        greedy.save(self.run.evals_dir / when)
+        sampled = self._evaluate(
+            policy,
+            self.task.heldout[:SAMPLED_PROBLEMS],
+            f"{when}, sampled {VERDICT_SAMPLES} times",
+            split="heldout",
+            num_samples=VERDICT_SAMPLES,
+            temperature=1.0,
+        )
+        sampled.save(self.run.evals_dir / f"{when}-sampled")
+        return greedy, sampled
+
+    def selection(self, policy: Policy) -> dict[str, float]:
+        """Greedy accuracy and format on the selection split, for ``--eval_steps``."""
+        found = self._evaluate(policy, self.task.selection, "selection problems", split="selection")
+        return {
+            "accuracy": found.accuracy.value,
+            "any_format_accuracy": found.any_format_accuracy.value,
+            "strict_format": found.strict.value,
+            "mean_completion_tokens": found.mean_completion_tokens.value,
+        }
+
+    def _evaluate(
+        self, policy: Policy, problems: list[Problem], label: str, **how: Any
+    ) -> Evaluation:
+        return evaluate(
+            policy,
+            problems,
+            system_prompt=self.task.system_prompt,
+            shots=self.task.shots,
+            max_completion_tokens=self.config.max_completion_tokens,
+            batch_size=self.config.script.eval_batch_size,
+            progress=lambda done, total: self.watcher.progress(done, total, label),
+            run_id=self.run.run_id,
+            **how,
+        )

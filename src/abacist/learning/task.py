@@ -1,0 +1,90 @@
+"""The task of a run: its problems, split by split, and whether the policy can take them on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from abacist.errors import DataError, ModelError
+from abacist.learning.config import Config
+from abacist.policy.loading import Policy
+from abacist.task.problems import Problem, load_problems
+from abacist.task.prompts import Shots, choose_shots, system_text, to_dataset_rows
+
+GENERATED_TRAIN_PROBLEMS = 4000
+
+
+@dataclass
+class Task:
+    """What is learned: the problems of each split and how they are put to the model."""
+
+    train: list[Problem]
+    selection: list[Problem]
+    heldout: list[Problem]
+    system_prompt: str | None
+    shots: Shots
+
+    def rows(self, problems: Sequence[Problem]) -> list[dict[str, Any]]:
+        return to_dataset_rows(problems, system_prompt=self.system_prompt, shots=self.shots)
+
+
+def load_task(config: Config) -> Task:
+    """Problems of the three splits, the system prompt and the worked examples."""
+    script, seed = config.script, config.training.seed
+    generated = script.dataset_name == "generated"
+
+    def load(split: str, limit: int | None) -> list[Problem]:
+        if limit == 0:
+            return []
+        return load_problems(
+            script.dataset_name,
+            split=split,
+            limit=limit,
+            # Held-out problems must not change with the training seed: runs are compared on them.
+            seed=seed if split == "train" else 0,
+            question_column=script.question_column,
+            answer_column=script.answer_column,
+            dataset_config=script.dataset_config,
+            train_split=script.dataset_train_split,
+            test_split=script.dataset_test_split,
+            skip_bad_rows=script.skip_bad_rows,
+        )
+
+    limit = script.num_train_problems or (GENERATED_TRAIN_PROBLEMS if generated else None)
+    problems = load("train", limit)
+    examples = load_problems(script.shots_file, split="all") if script.shots_file else problems
+    return Task(
+        train=problems,
+        selection=load("selection", script.num_selection_problems)
+        if config.training.do_eval
+        else [],
+        heldout=load("heldout", script.num_heldout_problems),
+        system_prompt=system_text(script.system_prompt),
+        shots=choose_shots(examples, script.num_shots, seed=seed),
+    )
+
+
+def check_fit(config: Config, task: Task, policy: Policy) -> None:
+    """Refuse, before anything is written, what TRL would turn into zero steps or cut prompts.
+
+    Raises DataError for too few problems or text that would become control tokens, ModelError
+    for a prompt and budget that exceed the context.
+    """
+    if len(task.train) < config.problems_per_step:
+        raise DataError(
+            f"{len(task.train)} training problems do not fill one step of "
+            f"{config.problems_per_step}.",
+            "Give more problems, or lower --per_device_train_batch_size or "
+            "--gradient_accumulation_steps.",
+        )
+    for row in task.rows([*task.train, *task.selection, *task.heldout]):
+        prompt_tokens = len(policy.chat.encode(row["prompt"]))
+        needed_tokens = prompt_tokens + config.max_completion_tokens
+        if needed_tokens > policy.context_tokens:
+            raise ModelError(
+                f"Problem {row['problem_id']} has a prompt of {prompt_tokens} tokens; with the "
+                f"{config.max_completion_tokens} of --max_completion_length that exceeds the "
+                f"model's context of {policy.context_tokens}.",
+                "Lower --max_completion_length or --num_shots.",
+            )

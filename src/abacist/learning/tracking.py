@@ -1,0 +1,145 @@
+"""What a run leaves behind while it trains, and who is told.
+
+``metrics.jsonl`` holds every logged metric under TRL's names, a line a step; wall-clock times
+go to ``timings.jsonl``, so that everything else of two equal runs can be byte-equal. W&B,
+Trackio and TensorBoard are transformers' own callbacks behind a shield: a tracker that is down
+costs one warning, never the run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+SUPPORTED_TRACKERS = ("wandb", "trackio", "tensorboard")
+_TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
+
+
+class Watcher(Protocol):
+    """Who is told how a run goes; ``abacist.view.live.Live`` draws it on a terminal."""
+
+    def stage(self, name: str) -> None: ...
+    def note(self, text: str) -> None: ...
+    def step(self, metrics: Mapping[str, object]) -> None: ...
+    def progress(self, done: int, total: int, label: str) -> None: ...
+
+
+class Silent:
+    """A watcher for callers who only want the result."""
+
+    def stage(self, name: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def step(self, metrics: Mapping[str, object]) -> None:
+        pass
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        pass
+
+
+class MetricsLog(TrainerCallback):
+    """Appends every log to ``metrics.jsonl`` and ``timings.jsonl`` and tells the watcher."""
+
+    def __init__(self, metrics_path: Path, timings_path: Path, watcher: Watcher) -> None:
+        self.metrics_path = metrics_path
+        self.timings_path = timings_path
+        self.watcher = watcher
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        step = {"step": state.global_step}
+        timings = {key: value for key, value in logs.items() if is_wall_clock(key)}
+        metrics = {key: value for key, value in logs.items() if key not in timings}
+        if metrics:
+            append_json_line(self.metrics_path, step | metrics)
+        if timings:
+            append_json_line(self.timings_path, step | timings)
+        self.watcher.step({**logs, "step": state.global_step, "max_steps": state.max_steps})
+
+
+def is_wall_clock(key: str) -> bool:
+    """True for metrics that measure time and so differ between equal runs.
+
+    >>> is_wall_clock("step_time"), is_wall_clock("train_steps_per_second"), is_wall_clock("reward")
+    (True, True, False)
+    """
+    return key.endswith(("_time", "_runtime", "_per_second")) or key.startswith("profiling/")
+
+
+def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
+    """One strict JSON object more; what JSON cannot say (nan, inf) becomes null."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({key: _jsonable(value) for key, value in row.items()}) + "\n")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def available_trackers(report_to: list[str], warn: Callable[[str], None]) -> list[str]:
+    """The trackers that can be started; one warning, with the mend, for each that cannot."""
+    kept = []
+    for name in report_to:
+        if name not in SUPPORTED_TRACKERS:
+            warn(f"tracker {name!r} is not known here ({', '.join(SUPPORTED_TRACKERS)}): left out")
+        elif importlib.util.find_spec(name) is None:
+            warn(f"tracker {name} is not installed: left out (pip install 'abacist[{name}]')")
+        else:
+            kept.append(name)
+    return kept
+
+
+class ShieldedTracker(TrainerCallback):
+    """A tracker's callback whose first failure is told once and its last."""
+
+    def __init__(self, tracker: TrainerCallback, warn: Callable[[str], None]) -> None:
+        self.tracker: TrainerCallback | None = tracker
+        self.name = type(tracker).__name__.removesuffix("Callback")
+        self.warn = warn
+
+    def call(self, event: str, *args: Any, **kwargs: Any) -> Any:
+        if self.tracker is None:
+            return None
+        try:
+            return getattr(self.tracker, event)(*args, **kwargs)
+        except (Exception, SystemExit) as error:  # trackers raise whatever they like, even exits
+            self.tracker = None
+            self.warn(f"{self.name} failed and is left out from here on: {first_line(error)}")
+            return None
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, for a one-line message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _forwarded(event: str) -> Callable[..., Any]:
+    def forward(self: ShieldedTracker, *args: Any, **kwargs: Any) -> Any:
+        return self.call(event, *args, **kwargs)
+
+    return forward
+
+
+for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
+    setattr(ShieldedTracker, _event, _forwarded(_event))
+
+
+def shield_trackers(trainer: Trainer, warn: Callable[[str], None]) -> None:
+    """Put the shield before every tracker the trainer has started."""
+    callbacks = trainer.callback_handler.callbacks
+    for position, callback in enumerate(callbacks):
+        if isinstance(callback, _TRACKER_CALLBACKS):
+            callbacks[position] = ShieldedTracker(callback, warn)

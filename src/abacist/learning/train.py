@@ -1,0 +1,197 @@
+"""The one place where a run is assembled. Read it from top to bottom.
+
+:func:`train` loads the task, the policy and the rewards, measures the held-out problems, trains,
+saves, measures the same problems again and compares. The optimizer step itself is
+``abacist.learning.trainer.GRPOTrainer`` and, under it, TRL's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import transformers
+from datasets import Dataset
+from peft import LoraConfig
+
+from abacist.errors import UsageError
+from abacist.learning.config import Config
+from abacist.learning.judge import Judge
+from abacist.learning.task import Task, check_fit, load_task
+from abacist.learning.tracking import (
+    MetricsLog,
+    Silent,
+    Watcher,
+    available_trackers,
+    shield_trackers,
+)
+from abacist.learning.trainer import GRPOTrainer
+from abacist.policy.loading import Policy, load_policy, quiet_libraries
+from abacist.policy.source import find
+from abacist.proof.compare import Comparison, compare
+from abacist.proof.evaluate import Evaluation
+from abacist.records.provenance import build_manifest
+from abacist.records.rundir import RunDir, write_aside
+from abacist.task.gist import GIST_DEFECTS
+from abacist.task.prompts import save_shots
+from abacist.task.rewards import load_reward_funcs
+
+
+@dataclass
+class Run:
+    """A finished training: where it is and how it was judged (None without held-out problems)."""
+
+    path: Path
+    before: Evaluation | None
+    after: Evaluation | None
+    sampled_before: Evaluation | None
+    sampled_after: Evaluation | None
+    comparison: Comparison | None
+
+
+def train(config: Config, watcher: Watcher | None = None) -> Run:
+    """Train by ``config`` and judge the result on held-out problems.
+
+    Leaves a run directory with config, manifest, metrics, rollouts, evaluations and the trained
+    adapter or model. Raises AbacistError for anything a person can mend; nothing that existed
+    before is overwritten.
+    """
+    watcher = watcher or Silent()
+    refuse_several_processes()
+    quiet_libraries()
+    named = f"recipe {config.recipe}" if config.recipe else "no recipe"
+    watcher.stage(f"Loading ({named})")
+    for line in config.lines():
+        watcher.note(f"  {line}")
+    task = load_task(config)
+    rewards = load_reward_funcs(config.script.reward_funcs)
+    weights = config.training.reward_weights
+    if weights is not None and len(weights) != len(rewards):
+        raise UsageError(
+            f"{len(weights)} reward weights were given for {len(rewards)} rewards: "
+            f"{', '.join(reward.__name__ for reward in rewards)}",
+            "Give --reward_weights one number for each, in this order.",
+        )
+    if "gist" in config.script.reward_funcs:
+        watcher.note(
+            "The gist's rewards are the historic ones; what is known to be wrong with them:"
+        )
+        for defect in GIST_DEFECTS:
+            watcher.note(f"  - {defect}")
+    policy = load_trainable(config)
+    for choice in policy.choices:
+        watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
+    check_fit(config, task, policy)
+
+    output_dir = config.training.output_dir
+    with RunDir.create(
+        Path(output_dir) if "output_dir" in config.settings and output_dir else None,
+        name=config.name,
+        overwrite=config.script.overwrite,
+    ) as run:
+        config.training.output_dir = str(run.path)
+        write_aside(run.config_path, config.to_yaml().encode())
+        run.write_manifest(
+            build_manifest(
+                seed=config.training.seed,
+                argv=sys.argv,
+                problems=[*task.train, *task.selection, *task.heldout],
+                source=config.script.dataset_name,
+            )
+        )
+        if task.shots:
+            save_shots(run.path / "shots.jsonl", task.shots)
+        watcher.note(f"  this run is kept in {run.path}")
+
+        judge = Judge(config, task, run, watcher)
+        before, sampled_before = judge.measure(policy, "before")
+        trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
+        watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
+        trainer.train()
+        trainer.save_model()
+        trainer.save_state()
+        policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
+        after, sampled_after = judge.measure(policy, "after")
+        comparison = compare(before, after) if before and after else None
+        if comparison:
+            write_aside(
+                run.evals_dir / "verdict.json",
+                json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
+            )
+        return Run(run.path, before, after, sampled_before, sampled_after, comparison)
+
+
+def refuse_several_processes() -> None:
+    """A run directory has one writer. Raises UsageError under a distributed launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "abacist train runs in one process, and a launcher has started several",
+            "Start it without accelerate launch or torchrun. In a script of your own, "
+            "abacist.GRPOTrainer runs in several processes as TRL's does.",
+        )
+
+
+def load_trainable(config: Config) -> Policy:
+    """The policy, in a new LoRA adapter unless it is one itself or all weights are to learn."""
+    model, training = config.model, config.training
+    lora = None
+    if (
+        model.use_peft
+        and not find(model.model_name_or_path, revision=model.model_revision).is_adapter
+    ):
+        targets = model.lora_target_modules or ["all-linear"]
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=model.lora_r,
+            lora_alpha=model.lora_alpha,
+            lora_dropout=model.lora_dropout,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            use_rslora=model.use_rslora,
+            use_dora=model.use_dora,
+        )
+    return load_policy(
+        model.model_name_or_path,
+        dtype=model.dtype,
+        device="cpu" if training.use_cpu else model.device,
+        attn_implementation=model.attn_implementation,
+        revision=model.model_revision,
+        lora=lora,
+        trainable=True,
+        seed=training.seed,
+    )
+
+
+def make_trainer(
+    config: Config,
+    task: Task,
+    policy: Policy,
+    rewards: list[Any],
+    run: RunDir,
+    judge: Judge,
+    watcher: Watcher,
+) -> GRPOTrainer:
+    """Our trainer around the policy, its LoRA, the rewards and everything that listens."""
+    training = config.training
+    given = training.chat_template_kwargs
+    template: dict[str, Any] = given if isinstance(given, dict) else {}
+    training.chat_template_kwargs = policy.chat.chat_template_kwargs | template
+    training.report_to = available_trackers(list(training.report_to or []), watcher.note)
+    training.run_name = training.run_name or run.run_id
+    trainer = GRPOTrainer(
+        model=policy.model,
+        reward_funcs=rewards,
+        args=training,
+        train_dataset=Dataset.from_list(task.rows(task.train)),
+        eval_dataset=Dataset.from_list(task.rows(task.selection)) if task.selection else None,
+        processing_class=policy.chat.tokenizer,
+        evaluator=lambda model: judge.selection(replace(policy, model=model)),
+        callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
+    )
+    # The watcher shows progress, and metrics.jsonl keeps it; transformers would print it again.
+    trainer.remove_callback(transformers.PrinterCallback)
+    shield_trackers(trainer, watcher.note)
+    return trainer

@@ -1,0 +1,1 @@
+"""The model that learns: its chat template, its loading, its decoding."""

@@ -1,0 +1,136 @@
+"""Where the model runs and in what arithmetic: device, dtype, attention, each with its reason.
+
+``auto`` takes the best that works here and says why. What a user asks for by name is done or
+refused with a :class:`ModelError`, never quietly replaced.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_flash_attention_utils import (
+    FLASH_ATTN_KERNEL_FALLBACK,
+    lazy_import_flash_attention,
+)
+from transformers.utils import is_flash_attn_2_available, is_kernels_available
+
+from abacist.errors import ModelError
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision, ready to print: ``device  cuda:0  (an NVIDIA H200 is here)``."""
+
+    what: str
+    value: str
+    why: str
+
+
+def choose_device(asked: str) -> tuple[torch.device, Choice]:
+    """The device for ``asked``: ``auto``, or anything ``torch.device`` understands."""
+    if asked == "auto":
+        if torch.cuda.is_available():
+            rank = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+            device = torch.device("cuda", rank)
+            why = f"{torch.cuda.get_device_name(device)} is here"
+        elif torch.backends.mps.is_available():
+            device, why = torch.device("mps"), "an Apple GPU is here"
+        else:
+            device, why = torch.device("cpu"), "PyTorch sees no GPU (CUDA or MPS)"
+        return device, Choice("device", str(device), why)
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ModelError(f"There is no device '{asked}'.", "Use cpu, cuda or mps.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"Device '{asked}' was asked for, but PyTorch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices.",
+            "Use --device auto, or install a CUDA build of PyTorch and check nvidia-smi.",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ModelError("Device 'mps' was asked for, but here is no Apple GPU.", "Use auto.")
+    return device, Choice("device", str(device), "asked for")
+
+
+def choose_dtype(
+    asked: str, device: torch.device, *, trains_all_weights: bool
+) -> tuple[torch.dtype, Choice]:
+    """The dtype of the weights for ``asked``: ``auto``, ``bfloat16``, ``float16``, ``float32``."""
+    if asked != "auto":
+        if asked not in _DTYPES:
+            raise ModelError(f"There is no dtype '{asked}'.", f"Use auto, {', '.join(_DTYPES)}.")
+        return _DTYPES[asked], Choice("dtype", asked, "asked for")
+    dtype = torch.float32
+    if trains_all_weights:
+        why = "full fine-tuning: bfloat16 weights would round small updates away"
+    elif device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        dtype, why = torch.bfloat16, "this GPU computes in bfloat16; adapters stay in float32"
+    elif device.type == "cuda":
+        why = "this GPU has no bfloat16, and float16 overflows in some models (Qwen2.5)"
+    elif device.type == "mps":
+        why = "exact on every Apple GPU; float16 overflows in some models (Qwen2.5)"
+    else:
+        why = "fastest and exact on a CPU"
+    return dtype, Choice("dtype", str(dtype).removeprefix("torch."), why)
+
+
+def choose_attention(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Choice]:
+    """The ``attn_implementation`` for ``asked``: ``auto``, or one of transformers' names.
+
+    FlashAttention 2 comes from the ``flash_attn`` package or, where that is missing, from the
+    ``kernels`` package, through which transformers fetches a build from the Hub.
+    """
+    obstacle = _flash_obstacle(device, dtype)
+    if asked == "auto":
+        obstacle = obstacle or _kernel_obstacle()
+        if obstacle is None:
+            value, why = "flash_attention_2", f"from the {_flash_source()}"
+        else:
+            value, why = "sdpa", f"PyTorch's own; no FlashAttention, because {obstacle}"
+        return value, Choice("attention", value, why)
+    if asked == "flash_attention_2" and obstacle is not None:
+        raise ModelError(
+            f"flash_attention_2 was asked for, but {obstacle}.",
+            "Use --attn_implementation auto or sdpa.",
+        )
+    return asked, Choice("attention", asked, "asked for")
+
+
+def _flash_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why FlashAttention 2 cannot be used here, or None."""
+    if device.type != "cuda":
+        return "it needs a CUDA device"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "this GPU is older than Ampere"
+    if dtype not in _HALF:
+        return f"it needs bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
+    if _flash_source() is None:
+        return "neither 'flash_attn' nor 'kernels' is installed (pip install kernels)"
+    return None
+
+
+def _kernel_obstacle() -> str | None:
+    """Why a FlashAttention 2 that is not installed cannot be fetched from the Hub, or None."""
+    if is_flash_attn_2_available():
+        return None
+    try:
+        lazy_import_flash_attention(FLASH_ATTN_KERNEL_FALLBACK["flash_attention_2"])
+    except Exception as error:  # no network, no build for this machine, a broken build
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"its build could not be fetched from the Hub ({reason})"
+    return None
+
+
+def _flash_source() -> str | None:
+    if is_flash_attn_2_available():
+        return f"installed flash_attn {importlib.metadata.version('flash_attn')}"
+    if is_kernels_available():
+        return "Hub, by the kernels package (kernels-community/flash-attn2)"
+    return None

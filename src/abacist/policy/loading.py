@@ -1,0 +1,269 @@
+"""Load the policy: a model, its guarded chat, and the choices made on the way.
+
+One function for everything a person may call a model: the built-in ``tiny``, a Hub id, a
+folder, or a PEFT adapter, whose base is found by the name the adapter recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, fields
+from textwrap import shorten
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from abacist.errors import ModelError
+from abacist.policy.chat import Chat
+from abacist.policy.choices import Choice, choose_attention, choose_device, choose_dtype
+from abacist.policy.source import BUILT_IN, Source, find, read_json
+
+
+@dataclass
+class Policy:
+    """A model that is ready to generate, and to be trained if it was loaded to be."""
+
+    model: PreTrainedModel | PeftModel
+    chat: Chat
+    choices: list[Choice]
+    name: str
+    base_name: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest prompt plus completion the model was made for."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+
+def quiet_libraries() -> None:
+    """Silence transformers' chatter and loading bars; errors, and bars of downloads, stay."""
+    # Renamed attributes that PEFT and TRL still use: nothing a user of ours can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()  # the line above turned them off too
+
+
+def default_lora(*, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> LoraConfig:
+    """LoRA on every linear layer but the head, without dropout (facts.md §2 and §4)."""
+    return LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def load_policy(
+    model: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn_implementation: str = "auto",
+    lora: LoraConfig | None = None,
+    trainable: bool = False,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    seed: int = 0,
+) -> Policy:
+    """Load ``model`` and settle its chat.
+
+    ``lora`` wraps a base model in a fresh adapter, drawn from ``seed`` alone and always trainable.
+    ``trainable`` without it means the whole model, or the adapter that ``model`` itself is.
+    Raises :class:`ModelError`: no such model, no way to it, nothing loadable in it, or a choice
+    asked for that cannot be had here.
+    """
+    found = find(model, revision=revision, trust_remote_code=trust_remote_code)
+    base = _base_of(found, trust_remote_code) if found.is_adapter else found
+    if found.is_adapter and lora is not None:
+        raise ModelError(
+            f"'{model}' is an adapter already, so it takes no second one.",
+            "Leave out the LoRA settings to train it further, or merge it first.",
+        )
+    where, device_choice = choose_device(device)
+    full = trainable and lora is None and not found.is_adapter
+    number, dtype_choice = choose_dtype(dtype, where, trains_all_weights=full)
+    attention, attention_choice = choose_attention(attn_implementation, where, number)
+
+    options = {"dtype": number, "attn_implementation": attention}
+    network: Any = _load_network(base, trust_remote_code=trust_remote_code, **options)
+    chat = Chat.guard(
+        _load_tokenizer(found if found.has_tokenizer else base, trust_remote_code),
+        generation_config=network.generation_config,
+    )
+    # On the CPU up to here, so that a seed draws the same adapter on every machine.
+    if found.is_adapter:
+        network = _load_adapter(network, found, base, trainable)
+    elif lora is not None:
+        lora.revision = revision
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = get_peft_model(network, _PortableLora.of(lora, base.portable_name))
+    if isinstance(network, PeftModel) or base.name != BUILT_IN:
+        # What model cards show, and where TRL loads a reference model from (full fine-tuning with
+        # beta > 0): the built-in's folder stays, because no Hub could resolve its name.
+        network.config._name_or_path = base.portable_name
+    try:
+        network = network.to(where)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"'{model}' in {dtype_choice.value} does not fit into the memory of {where}.",
+            "Use a smaller model, --dtype bfloat16, or --device cpu.",
+        ) from error
+    chat.apply_to(network)
+    trains = trainable or lora is not None
+    network.train(trains)
+    if not trains:
+        network.requires_grad_(False)
+    choices = [device_choice, dtype_choice, attention_choice, _trained_part(network, trains)]
+    return Policy(network, chat, choices, model, base.name)
+
+
+class _PortableLora(LoraConfig):
+    """LoRA that knows its base by folder while it lives and by its portable name once saved.
+
+    PEFT looks its base up whenever an adapter is saved: by a name, on the Hub, over the network;
+    by a folder, at once. What is written down must still be the name that others can use.
+    """
+
+    portable_name: str  # not a dataclass field, so that it is not saved itself
+
+    @classmethod
+    def of(cls, lora: LoraConfig, portable_name: str) -> _PortableLora:
+        given = {field.name: getattr(lora, field.name) for field in fields(lora) if field.init}
+        config = cls(**given)
+        config.base_model_name_or_path = None  # PEFT fills in the folder the base came from
+        config.portable_name = portable_name
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        saved = {**super().to_dict(), "base_model_name_or_path": self.portable_name}
+        # PEFT writes its sets in the order of a run's hash seed; equal adapters get equal files.
+        return {k: sorted(v) if isinstance(v, set) else v for k, v in saved.items()}
+
+
+def _base_of(adapter: Source, trust_remote_code: bool) -> Source:
+    config = read_json(adapter.folder / "adapter_config.json")
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise ModelError(
+            f"The adapter '{adapter.name}' does not say which model it belongs to.",
+            f"Set base_model_name_or_path in {adapter.folder / 'adapter_config.json'}.",
+        )
+    try:
+        base = find(name, revision=config.get("revision"), trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(
+            f"The adapter '{adapter.name}' needs its base model '{name}'. {error.message}",
+            error.hint,
+        ) from error
+    if base.is_adapter:
+        raise ModelError(
+            f"The adapter '{adapter.name}' sits on another adapter, '{name}'.",
+            "Merge that one into its base first.",
+        )
+    return base
+
+
+def _load_network(source: Source, **options: Any) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(source.folder),
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as error:
+        raise _unloadable(source, error) from error
+    network, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{source} lacks {len(missing)} of its weights (such as {missing[0]}), which "
+            "would be left random.",
+            "Fetch it again; weights and config.json do not belong together.",
+        )
+    return network
+
+
+def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
+    if not source.has_tokenizer:
+        raise ModelError(
+            f"'{source.name}' has no tokenizer: no tokenizer.json in {source.folder}.",
+            "Copy the tokenizer files of the model it was made from into that folder.",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:
+        raise _unloadable(source, error) from error
+
+
+def _load_adapter(
+    network: PreTrainedModel, adapter: Source, base: Source, trainable: bool
+) -> PeftModel:
+    try:
+        config = PeftConfig.from_pretrained(str(adapter.folder))
+        if isinstance(config, LoraConfig):
+            config = _PortableLora.of(config, base.portable_name)
+            config.base_model_name_or_path = str(base.folder)
+        config.inference_mode = not trainable
+        wrapped = PeftModel.from_pretrained(
+            network, adapter.folder, config=config, is_trainable=trainable
+        )
+        with safe_open(adapter.folder / "adapter_model.safetensors", "pt") as stored:
+            missing = sorted(get_peft_model_state_dict(wrapped).keys() - set(stored.keys()))
+    except Exception as error:
+        raise _unloadable(adapter, error) from error
+    if missing:
+        raise ModelError(
+            f"The adapter '{adapter.name}' lacks {len(missing)} of its weights, such as "
+            f"{missing[0]}.",
+            "The copy is damaged, or the adapter belongs to another base model.",
+        )
+    return wrapped
+
+
+def _unloadable(source: Source, error: Exception) -> ModelError:
+    """Say of a folder that looked right what was wrong with it after all."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = shorten(" ".join(lines[:2]), 250, placeholder=" …").rstrip(".")
+    hint = "It must be a causal language model in the Hugging Face layout."
+    if isinstance(error, SafetensorError):
+        reason, hint = f"its weights are damaged ({reason})", "Fetch the model again."
+    elif "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
+        reason = "its weights have other shapes than its config, or its base model, says"
+        hint = "Check that they belong together."
+    elif "trust_remote_code" in str(error):
+        reason = "it can only be loaded by code of its own"
+        hint = "Read that code, then allow it with --trust_remote_code true."
+    elif "does not recognize this architecture" in str(error):
+        reason = "this version of transformers does not know its architecture"
+        hint = "Update transformers, or choose another model."
+    elif "Unrecognized configuration class" in str(error):
+        reason = "it is no causal language model"
+    elif isinstance(error, ImportError):
+        hint = "Install what is missing, or choose another model."
+    return ModelError(f"{source} cannot be loaded: {reason}.", hint)
+
+
+def _trained_part(network: torch.nn.Module, trains: bool) -> Choice:
+    total = sum(weight.numel() for weight in network.parameters())
+    if not trains:
+        return Choice("weights", f"{total:,}", "none of them trained")
+    moving = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    part = "adapter" if moving < total else "full fine-tuning"
+    return Choice("weights", f"{total:,}", f"{moving:,} of them trained ({part})")

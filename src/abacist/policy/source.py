@@ -1,0 +1,188 @@
+"""Find a model's files: built in, in a folder, or on the Hub; and refuse early, with a way on.
+
+Whatever a model is called, the rest of the program loads it from one folder on this disk. A
+Hub id is asked for with a short deadline first, because the libraries below retry an unreachable
+Hub for half a minute, and then fetched into the Hub's own cache. Only safetensors are ever
+fetched or read: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from abacist.errors import ModelError
+
+BUILT_IN = "tiny"
+BUILT_IN_FOLDER = Path(str(importlib.resources.files("abacist.policy"))) / "tiny"
+HUB_DEADLINE_SECONDS = 5.0
+
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_UNWANTED = ["*/*", "consolidated*"]  # other precisions and formats of the same weights
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_SETTINGS = (
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_ELSEWHERE = "Or name a local folder, or the built-in 'tiny'."
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found. ``portable_name`` finds it again, on another machine if it can."""
+
+    name: str
+    folder: Path
+    portable_name: str
+    is_adapter: bool
+
+    def __str__(self) -> str:
+        inside = "" if Path(self.name) == self.folder else f" ({self.folder})"
+        return f"'{self.name}'{inside}"
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return any((self.folder / file).exists() for file in _TOKENIZER_FILES)
+
+
+def find(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Source:
+    """Where ``name`` is: ``tiny``, a folder, or a Hub id (downloaded here if need be).
+
+    A folder wins over a Hub id of the same name; the built-in wins over both (say ``./tiny``).
+    Raises :class:`ModelError` within seconds when there is no such model, no way to reach it, or
+    nothing in it that could be loaded.
+    """
+    if name == BUILT_IN:
+        folder, portable = BUILT_IN_FOLDER, name
+        if not (folder / "config.json").exists():
+            raise ModelError(
+                f"The built-in model is missing from this installation ({folder}).",
+                "Install abacist again, or make the model anew (see CONTRIBUTING).",
+            )
+    elif name and (local := Path(name).expanduser()).exists():
+        folder, portable = local, str(local.resolve())
+    elif not name or name[0] in "./~" or name.count("/") > 1 or "\\" in name:
+        raise ModelError(f"There is no folder '{name}'.", "Check the path. " + _ELSEWHERE)
+    else:
+        folder, portable = _from_hub(name, revision, trust_remote_code), name
+    return Source(name, folder, portable, _check_files(name, folder))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in ``file``, or a :class:`ModelError` naming it."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read: {error}", "The copy is damaged.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{file} holds no JSON object.", "The copy is damaged.")
+    return content
+
+
+def _check_files(name: str, folder: Path) -> bool:
+    """Whether ``folder`` holds an adapter (else a model); raises if it holds neither, whole."""
+    if not folder.is_dir():
+        raise ModelError(f"'{name}' is a file.", "Name the folder that holds config.json.")
+    is_adapter = (folder / "adapter_config.json").exists()
+    if not is_adapter and not (folder / "config.json").exists():
+        inside = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+        raise ModelError(
+            f"'{name}' is no model: {folder} has neither config.json nor adapter_config.json.",
+            f"Did you mean {inside[-1]}?" if inside else "Name a Hugging Face model folder.",
+        )
+    for file in _SETTINGS:
+        if (folder / file).exists():
+            read_json(folder / file)  # transformers passes over some that it cannot read
+    expected = _expected_weights(folder, is_adapter)
+    missing = [file for file in expected if not (folder / file).exists()]
+    if not missing:
+        return is_adapter
+    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+        raise ModelError(
+            f"'{name}' has pickled weights only, and {missing[0]} is missing. Pickles can run "
+            "code when they are read, so they are refused.",
+            "Use a copy saved as safetensors, or convert this one where you trust it: "
+            "model.save_pretrained(folder).",
+        )
+    raise ModelError(
+        f"'{name}' is incomplete: {', '.join(missing[:3])} missing in {folder}.",
+        "Fetch it again; the download or copy was not finished.",
+    )
+
+
+def _expected_weights(folder: Path, is_adapter: bool) -> list[str]:
+    if is_adapter:
+        return ["adapter_model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return ["model.safetensors"]
+    return sorted({str(file) for file in read_json(index).get("weight_map", {}).values()})
+
+
+def _from_hub(name: str, revision: str | None, trust_remote_code: bool) -> Path:
+    patterns = [*_WANTED, "*.py"] if trust_remote_code else _WANTED
+
+    def fetch(**options: Any) -> Path:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=_UNWANTED,
+            etag_timeout=HUB_DEADLINE_SECONDS,
+            **options,
+        )
+        return Path(folder)
+
+    try:
+        HfApi().model_info(name, revision=revision, timeout=HUB_DEADLINE_SECONDS)
+    except Exception as error:  # unreachable in any way: what was fetched before still serves
+        try:
+            return fetch(local_files_only=True)
+        except (LocalEntryNotFoundError, HFValidationError):
+            raise _hub_error(name, revision, error) from error
+    try:
+        return fetch()
+    except Exception as error:
+        raise _hub_error(name, revision, error) from error
+
+
+def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
+    """One clear message for whatever the Hub, or the way to it, answered."""
+    page = f"{constants.ENDPOINT}/{name}"
+    login = "run 'hf auth login' (or set HF_TOKEN)"
+    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too: ask for it first
+        message = f"'{name}' is gated: its owners want their licence accepted first."
+        hint = f"Accept it on {page}, then {login}."
+    elif isinstance(error, RepositoryNotFoundError):
+        message = f"There is no folder '{name}' here, and on the Hub no such model for you."
+        hint = f"Check the spelling on {page}; if it is private, {login}."
+    elif isinstance(error, RevisionNotFoundError):
+        message = f"'{name}' has no revision '{revision}'."
+        hint = f"See {page}/tree/main for its branches and tags."
+    elif isinstance(error, HFValidationError):
+        message = f"There is no folder '{name}' here, and it cannot be a Hub id either."
+        hint = "Hub ids look like Qwen/Qwen2.5-1.5B-Instruct."
+    elif isinstance(error, OfflineModeIsEnabled):
+        message = f"'{name}' is not in the local cache, and offline mode forbids fetching it."
+        hint = "Unset HF_HUB_OFFLINE to download it."
+    else:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = f"'{name}' could not be fetched from {constants.ENDPOINT}: {reason}"
+        hint = "Check the network, or bring a copy: the Hub's cache, with HF_HUB_OFFLINE=1."
+    return ModelError(message, f"{hint} {_ELSEWHERE}")

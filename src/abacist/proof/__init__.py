@@ -1,0 +1,1 @@
+"""The proof floor: how we know that a model has learned."""

@@ -1,0 +1,195 @@
+"""What a policy replied to a set of problems, and every figure that can be read off it.
+
+An :class:`Evaluation` is the problems and one :class:`~abacist.records.rollout.Rollout` per
+reply. Figures are derived from those two and never stored beside them, so a loaded evaluation
+and a fresh one cannot disagree. Nothing is dropped: a reply that never stops or says nothing
+counts as wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from abacist.errors import RunError
+from abacist.proof.metrics import (
+    SHARES,
+    Mark,
+    Row,
+    consistency,
+    keeps_answer,
+    mark_of,
+    mean_tokens,
+    rows,
+    share,
+    steps_label,
+    structure_label,
+)
+from abacist.proof.statistics import Interval, clustered_mean
+from abacist.records.rollout import REWARD_PREFIX, Rollout, read_rollouts, write_rollouts
+from abacist.records.rundir import write_json
+from abacist.task.problems import Problem
+
+FORMAT_VERSION = 1
+GREEDY, SAMPLED = "greedy", "sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the replies were asked for. ``num_shots`` counts the worked examples in the prompt."""
+
+    max_completion_tokens: int
+    num_samples: int = 1
+    temperature: float = 0.0
+    system_prompt: str | None = None
+    num_shots: int = 0
+    prefill: str = ""
+    seed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """``"greedy"`` or ``"sampled"``."""
+        return SAMPLED if self.temperature > 0 else GREEDY
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy replied to a set of problems, and what that shows.
+
+    ``rollouts`` holds ``settings.num_samples`` replies to each problem, in the problems' order.
+    Every figure is an :class:`Interval`; those over replies are clustered by problem.
+    """
+
+    problems: tuple[Problem, ...]
+    rollouts: tuple[Rollout, ...]
+    settings: Settings
+
+    @cached_property
+    def marks(self) -> tuple[Mark, ...]:
+        """One mark per rollout, in the same order."""
+        return tuple(map(mark_of, self.rollouts))
+
+    @cached_property
+    def figures(self) -> dict[str, Interval]:
+        """Every figure by name: the measures of ``metrics.SHARES``, ``format_consistency`` and
+        ``answer_consistency`` where problems have several replies, ``completion_tokens``, and
+        each reward as ``reward_<name>``.
+        """
+        figures = {measure: share(self.marks, measure) for measure in SHARES}
+        if self.format_consistency and self.answer_consistency:
+            figures["format_consistency"] = self.format_consistency
+            figures["answer_consistency"] = self.answer_consistency
+        figures["completion_tokens"] = self.mean_completion_tokens
+        return figures | {REWARD_PREFIX + name: mean for name, mean in self.rewards.items()}
+
+    @property
+    def accuracy(self) -> Interval:
+        """The share of replies whose answer is right by our rule."""
+        return self.figures["correct"]
+
+    @property
+    def any_format_accuracy(self) -> Interval:
+        """The share of replies whose last number is the gold, wherever it stands."""
+        return self.figures["any_format"]
+
+    @property
+    def strict(self) -> Interval:
+        """The share of replies in exactly the canonical layout."""
+        return self.figures["strict"]
+
+    @property
+    def structure_adherence(self) -> Interval:
+        """The share of replies in strict format that show their work."""
+        return self.figures["adheres"]
+
+    @property
+    def format_consistency(self) -> Interval | None:
+        """The share of problems whose replies are all strict; None with one reply to each."""
+        return consistency(self.marks)
+
+    @property
+    def answer_consistency(self) -> Interval | None:
+        """The share of problems whose replies all say the same; None with one reply to each."""
+        return consistency(self.marks, keeps_answer)
+
+    @property
+    def mean_completion_tokens(self) -> Interval:
+        """The mean length of a reply, in tokens."""
+        return mean_tokens(self.marks)
+
+    @cached_property
+    def rewards(self) -> dict[str, Interval]:
+        """The mean of each reward, over the replies to which it applied."""
+        names = dict.fromkeys(name for rollout in self.rollouts for name in rollout.rewards)
+        return {name: self._mean_reward(name) for name in names}
+
+    def _mean_reward(self, name: str) -> Interval:
+        paid = [(r.rewards.get(name), r.problem_id) for r in self.rollouts]
+        known = [(value, problem_id) for value, problem_id in paid if value is not None]
+        return clustered_mean([value for value, _ in known], [owner for _, owner in known])
+
+    def by_difficulty(self) -> list[Row]:
+        """A row for each number of solution steps, fewest first."""
+        ordered = sorted(self.problems, key=lambda problem: problem.difficulty)
+        return rows(ordered, self.marks, steps_label)
+
+    def by_structure(self) -> list[Row]:
+        """A row for seen and one for unseen structures; none where structures are unknown."""
+        ordered = sorted(self.problems, key=lambda problem: bool(problem.unseen_structure))
+        return rows(ordered, self.marks, structure_label)
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings, every figure with its interval, and the tables; without the replies."""
+        return {
+            "kind": self.settings.kind,
+            "settings": asdict(self.settings),
+            "problems": len(self.problems),
+            "replies": len(self.rollouts),
+            "figures": {name: found.to_json() for name, found in self.figures.items()},
+            "by_difficulty": [row.to_json() for row in self.by_difficulty()],
+            "by_structure": [row.to_json() for row in self.by_structure()],
+        }
+
+    def save(self, folder: Path) -> None:
+        """Keeps the evaluation as ``rollouts.parquet`` and ``evaluation.json`` in ``folder``.
+
+        The JSON holds the figures for a reader and the problems for :meth:`load`. It is written
+        last, so where it is, the replies are too.
+        """
+        write_rollouts(folder / "rollouts.parquet", self.rollouts)
+        problems = [asdict(problem) for problem in self.problems]
+        document = {"format_version": FORMAT_VERSION, "evaluation": self.to_json()}
+        write_json(folder / "evaluation.json", {**document, "problems": problems})
+
+    @classmethod
+    def load(cls, folder: Path) -> Evaluation:
+        """Reads back what :meth:`save` kept. Raises RunError if it is missing or damaged."""
+        path = folder / "evaluation.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format_version"] != FORMAT_VERSION:
+                raise RunError(
+                    f"{path}: an evaluation of format {document['format_version']}, this Abacist "
+                    f"reads format {FORMAT_VERSION}.",
+                    "Use the Abacist that wrote it, or a newer one.",
+                )
+            settings = Settings(**document["evaluation"]["settings"])
+            problems = tuple(Problem(**fields) for fields in document["problems"])
+        except FileNotFoundError:
+            raise RunError(
+                f"{folder}: no evaluation is kept there.",
+                "Give a folder that holds evaluation.json, such as runs/NAME/evals/before.",
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise RunError(f"{path}: damaged ({error}).") from error
+        rollouts = tuple(read_rollouts(folder / "rollouts.parquet"))
+        asked = [problem.problem_id for problem in problems for _ in range(settings.num_samples)]
+        if [rollout.problem_id for rollout in rollouts] != asked:
+            raise RunError(
+                f"{folder}: rollouts.parquet does not hold the replies evaluation.json tells of.",
+                "Evaluate again, or restore both files from one evaluation.",
+            )
+        return cls(problems, rollouts, settings)

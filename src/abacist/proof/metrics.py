@@ -1,0 +1,186 @@
+"""What is counted about replies, and how it is summed up.
+
+A :class:`Mark` is everything the verdict counts about one reply, each a yes or no (or a
+length). Everything above it, a share with its interval, a table by difficulty, a paired
+comparison, is a sum over marks; so a new figure is one field here and one line in a table.
+
+Terms (design.md §4). *Shows work*: the reasoning holds an equation whose numbers stand in it.
+*Valid steps*: every such equation is true. *Structure adherence*: strict format and shows
+work. *Consistency*: the share of problems on which all k sampled replies keep the strict format.
+*Any-format accuracy*: :func:`~abacist.proof.scorers.lm_eval_flexible`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from abacist.proof.scorers import lm_eval_flexible
+from abacist.proof.statistics import Interval, clustered_mean, clustered_proportion, proportion
+from abacist.records.rollout import Rollout, StopReason
+from abacist.task.answers import is_integer_numeral, read_answer
+from abacist.task.problems import Problem
+from abacist.task.reply import parse_reply
+from abacist.task.steps import shows_work, valid_steps
+
+#: The yes-or-no measures of a reply, by the name of their :class:`Mark` field, with their label.
+SHARES: Mapping[str, str] = {
+    "correct": "correct",
+    "any_format": "correct in any format",
+    "strict": "strict format",
+    "soft": "soft format",
+    "integer": "bare integer as answer",
+    "shows_work": "shows its work",
+    "valid_steps": "every step shown is true",
+    "adheres": "structure adherence",
+    "stopped": "stopped by itself",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What one reply shows. ``number`` is its answer by value, None if it commits to none.
+
+    ``valid_steps`` implies ``shows_work``: where no work is shown, no step is valid.
+    """
+
+    problem_id: str
+    correct: bool
+    any_format: bool
+    strict: bool
+    soft: bool
+    integer: bool
+    shows_work: bool
+    valid_steps: bool
+    stopped: bool
+    number: Fraction | None
+    completion_tokens: int
+
+    @property
+    def adheres(self) -> bool:
+        """Structure adherence: strict format, and work shown in it."""
+        return self.strict and self.shows_work
+
+
+def mark_of(rollout: Rollout) -> Mark:
+    """Reads one reply: its text, its gold, and how it ended."""
+    reply = parse_reply(rollout.completion)
+    works = shows_work(reply.reasoning)
+    return Mark(
+        problem_id=rollout.problem_id or "",
+        correct=bool(rollout.is_correct),
+        any_format=rollout.gold is not None and lm_eval_flexible(rollout.completion, rollout.gold),
+        strict=reply.strict,
+        soft=reply.soft,
+        integer=reply.answer is not None and is_integer_numeral(reply.answer),
+        shows_work=works,
+        valid_steps=works and valid_steps(reply.reasoning),
+        stopped=rollout.stop_reason is not StopReason.LENGTH,
+        number=None if reply.answer is None else read_answer(reply.answer),
+        completion_tokens=rollout.completion_tokens,
+    )
+
+
+def share(marks: Sequence[Mark], measure: str) -> Interval:
+    """The share of replies of which the measure is true, clustered by problem."""
+    outcomes = [bool(getattr(mark, measure)) for mark in marks]
+    return clustered_proportion(outcomes, [mark.problem_id for mark in marks])
+
+
+def mean_tokens(marks: Sequence[Mark]) -> Interval:
+    """The mean length of a completion, in tokens, clustered by problem."""
+    lengths = [float(mark.completion_tokens) for mark in marks]
+    return clustered_mean(lengths, [mark.problem_id for mark in marks])
+
+
+def by_problem(marks: Iterable[Mark]) -> dict[str, list[Mark]]:
+    """The marks of each problem, in the order in which the problems come."""
+    replies: dict[str, list[Mark]] = {}
+    for mark in marks:
+        replies.setdefault(mark.problem_id, []).append(mark)
+    return replies
+
+
+def keeps_format(replies: Sequence[Mark]) -> bool:
+    """Whether all replies to one problem are strict."""
+    return all(mark.strict for mark in replies)
+
+
+def keeps_answer(replies: Sequence[Mark]) -> bool:
+    """Whether all replies to one problem give the same answer; no answer agrees with nothing."""
+    numbers = {mark.number for mark in replies}
+    return len(numbers) == 1 and None not in numbers
+
+
+def consistency(
+    marks: Sequence[Mark], rule: Callable[[Sequence[Mark]], bool] = keeps_format
+) -> Interval | None:
+    """The share of problems whose replies agree by ``rule``; None with one reply to a problem."""
+    replies = by_problem(marks)
+    if len(replies) == len(marks):
+        return None
+    return proportion([rule(of_one) for of_one in replies.values()])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a table: the problems of one kind. ``n`` counts problems."""
+
+    label: str
+    n: int
+    accuracy: Interval
+    any_format: Interval
+    strict: Interval
+    adherence: Interval
+    consistency: Interval | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row, each interval as an object."""
+        intervals = {
+            "accuracy": self.accuracy,
+            "any_format": self.any_format,
+            "strict": self.strict,
+            "adherence": self.adherence,
+            "consistency": self.consistency,
+        }
+        shown = {name: found and found.to_json() for name, found in intervals.items()}
+        return {"label": self.label, "problems": self.n, **shown}
+
+
+def steps_label(problem: Problem) -> str:
+    """How many steps a problem takes, in words."""
+    return "1 step" if problem.difficulty == 1 else f"{problem.difficulty} steps"
+
+
+def structure_label(problem: Problem) -> str | None:
+    """Whether problems of this structure were trained on; None where that is not known."""
+    if problem.unseen_structure is None:
+        return None
+    return "unseen structures" if problem.unseen_structure else "seen structures"
+
+
+def rows(
+    problems: Iterable[Problem], marks: Sequence[Mark], label_of: Callable[[Problem], str | None]
+) -> list[Row]:
+    """A table of the problems, one row for each label in the order of the labels' first problems.
+
+    Problems labelled None are left out.
+    """
+    labels = {problem.problem_id: label_of(problem) for problem in problems}
+    table: list[Row] = []
+    for label in dict.fromkeys(label for label in labels.values() if label is not None):
+        members = [mark for mark in marks if labels[mark.problem_id] == label]
+        table.append(
+            Row(
+                label=label,
+                n=sum(other == label for other in labels.values()),
+                accuracy=share(members, "correct"),
+                any_format=share(members, "any_format"),
+                strict=share(members, "strict"),
+                adherence=share(members, "adheres"),
+                consistency=consistency(members),
+            )
+        )
+    return table

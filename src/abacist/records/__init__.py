@@ -1,0 +1,1 @@
+"""What is kept: every rollout, and the directory of a run."""

@@ -1,0 +1,217 @@
+"""One reply of the model and what it earned, and the Parquet files that keep such rows.
+
+Training, evaluation and ``ask`` write this one record, and report and compare read it. The
+rows hold no time of day (times live in ``timings.jsonl``), so the same rollouts give the same
+bytes, and a resumed run can be compared with an uninterrupted one file by file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from abacist.errors import RunError
+from abacist.records.rundir import write_aside
+
+SCHEMA_VERSION = 1
+REWARD_PREFIX = "reward_"
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class StopReason(StrEnum):
+    """Why a reply ended where it did."""
+
+    STOPPED = "stopped"
+    LENGTH = "length"
+    EMPTY = "empty"
+
+    @property
+    def sentence(self) -> str:
+        """The reason in words, for a person."""
+        return _SENTENCES[self]
+
+    @classmethod
+    def of(cls, completion_ids: Sequence[int], stop_ids: Collection[int]) -> StopReason:
+        """The reason, read from the token ids (decoded text has lost its stop token).
+
+        ``completion_ids`` may end in the stop token, and holds no padding.
+
+        >>> StopReason.of([5, 6, 2], stop_ids={2}).sentence
+        'The model ended its reply itself.'
+        """
+        ended = bool(completion_ids) and completion_ids[-1] in stop_ids
+        written_tokens = len(completion_ids) - ended
+        if written_tokens == 0:
+            return cls.EMPTY
+        return cls.STOPPED if ended else cls.LENGTH
+
+
+_SENTENCES = {
+    StopReason.STOPPED: "The model ended its reply itself.",
+    StopReason.LENGTH: "The reply was cut off: its budget of tokens was used up.",
+    StopReason.EMPTY: "The model ended its reply before writing anything.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion in its context. None stands for what a stranger's data may not have.
+
+    ``group`` counts the prompts of a step and ``member`` the completions of a group, both from
+    0. ``rewards`` maps a reward's name to what it paid, None where it did not apply; ``reward``
+    is their weighted sum; ``read_answer`` is the answer that was read, as text.
+    """
+
+    run_id: str
+    step: int
+    split: str
+    group: int
+    member: int
+    messages: Sequence[Mapping[str, str]]
+    completion: str
+    completion_ids: Sequence[int]
+    prompt_tokens: int
+    completion_tokens: int
+    stop_reason: StopReason
+    problem_id: str | None = None
+    difficulty: int | None = None
+    gold: str | None = None
+    read_answer: str | None = None
+    is_correct: bool | None = None
+    rewards: Mapping[str, float | None] = field(default_factory=dict)
+    reward: float | None = None
+    advantage: float | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+_MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+# The columns of a file, in order; one ``reward_<name>`` per reward follows ``is_correct``.
+_BEFORE_REWARDS = [
+    _required("run_id", pa.string()),
+    _required("step", pa.int64()),
+    _required("split", pa.string()),
+    pa.field("problem_id", pa.string()),
+    pa.field("difficulty", pa.int32()),
+    _required("group", pa.int32()),
+    _required("member", pa.int32()),
+    _required("messages", pa.list_(_MESSAGE)),
+    _required("completion", pa.string()),
+    _required("completion_ids", pa.list_(pa.int32())),
+    _required("prompt_tokens", pa.int32()),
+    _required("completion_tokens", pa.int32()),
+    _required("stop_reason", pa.string()),
+    pa.field("gold", pa.string()),
+    pa.field("read_answer", pa.string()),
+    pa.field("is_correct", pa.bool_()),
+]
+_AFTER_REWARDS = [
+    pa.field("reward", pa.float64()),
+    pa.field("advantage", pa.float64()),
+    _required("schema_version", pa.int32()),
+]
+
+
+def rollout_schema(reward_names: Sequence[str]) -> pa.Schema:
+    """The Arrow schema of a file whose rollouts were paid by these rewards."""
+    rewards = [pa.field(REWARD_PREFIX + name, pa.float64()) for name in reward_names]
+    return pa.schema([*_BEFORE_REWARDS, *rewards, *_AFTER_REWARDS])
+
+
+def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
+    """Write the rollouts as one Parquet file (zstd), whole or not at all, replacing any before.
+
+    Reward columns come in the order in which the rewards are first met; a rollout that lacks
+    one has null there. A lone surrogate, which no Parquet text can hold, is stored as U+FFFD.
+    """
+    names = list(dict.fromkeys(name for rollout in rollouts for name in rollout.rewards))
+    rows = [_row_of(rollout, names) for rollout in rollouts]
+    table = pa.Table.from_pylist(rows, schema=rollout_schema(names))
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_aside(path, buffer.getvalue().to_pybytes())
+
+
+def read_rollout_table(source: Path) -> pa.Table:
+    """The rows of one file, or of a folder's ``*.parquet`` files in order of name, as a table.
+
+    Files with different rewards are joined, with nulls where a file had no such reward; columns
+    of a stranger are kept. Raises RunError for a file that is missing, damaged, lacks a
+    column, or was written by a newer Abacist; a folder without files gives no rows.
+    """
+    paths = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+    tables = [_read_file(path) for path in paths]
+    if not tables:
+        return rollout_schema([]).empty_table()
+    try:
+        return pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise RunError(f"{source}: its files do not fit together ({error}).") from error
+
+
+def read_rollouts(source: Path) -> list[Rollout]:
+    """The rollouts of one file or of a folder; see :func:`read_rollout_table` for the errors."""
+    rows = read_rollout_table(source).to_pylist()
+    try:
+        return [_rollout_of(row) for row in rows]
+    except ValueError as error:
+        raise RunError(f"{source}: {error}.") from error
+
+
+def _read_file(path: Path) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path}: not a readable rollout file ({error}).") from error
+    base = [*_BEFORE_REWARDS, *_AFTER_REWARDS]
+    if missing := [column.name for column in base if column.name not in table.column_names]:
+        raise RunError(f"{path}: not a rollout file, it has no column {', '.join(missing)}.")
+    newest = max((v for v in table["schema_version"].to_pylist() if v is not None), default=1)
+    if newest > SCHEMA_VERSION:
+        raise RunError(
+            f"{path}: written in rollout format {newest}, this Abacist reads up to "
+            f"{SCHEMA_VERSION}.",
+            "Update Abacist: pip install --upgrade abacist.",
+        )
+    return table
+
+
+def _row_of(rollout: Rollout, reward_names: Sequence[str]) -> dict[str, Any]:
+    row = {column.name: getattr(rollout, column.name) for column in _BEFORE_REWARDS}
+    row |= {column.name: getattr(rollout, column.name) for column in _AFTER_REWARDS}
+    row |= {REWARD_PREFIX + name: rollout.rewards.get(name) for name in reward_names}
+    row["messages"] = [
+        {"role": _storable(turn["role"]), "content": _storable(str(turn["content"]))}
+        for turn in rollout.messages
+    ]
+    return {name: _storable(value) for name, value in row.items()}
+
+
+def _storable(value: Any) -> Any:
+    return _LONE_SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+
+
+def _rollout_of(row: dict[str, Any]) -> Rollout:
+    base = [column.name for column in (*_BEFORE_REWARDS, *_AFTER_REWARDS)]
+    fields = {name: row[name] for name in base}
+    fields["stop_reason"] = StopReason(row["stop_reason"])
+    fields["rewards"] = {
+        name.removeprefix(REWARD_PREFIX): value
+        for name, value in row.items()
+        if name.startswith(REWARD_PREFIX)
+    }
+    return Rollout(**fields)

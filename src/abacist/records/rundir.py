@@ -1,0 +1,238 @@
+"""The directory of a run: where everything is, who may write, and what counts as a run.
+
+Nothing a person owns is ever lost here: a directory that holds anything is refused, and
+``overwrite`` clears only what is recognisably a run of ours that no process is writing. Files
+are written aside and moved into place, so a reader, or a crash, meets the old file or the new
+one and never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from abacist.errors import RunError
+from abacist.records.lock import LOCK_NAME, RunLock
+from abacist.records.provenance import MANIFEST_FORMAT, MANIFEST_VERSION
+
+RUNS_FOLDER = Path("runs")
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class RunDir:
+    """One run on disk. Get one by :meth:`create` (new, and locked) or :meth:`open` (existing).
+
+    ::
+
+        config.yaml  manifest.json  metrics.jsonl  timings.jsonl  rollouts/*.parquet
+        evals/  checkpoint-N/  report.html  and the trained model at the root
+
+    As a context manager it gives the lock back at the end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = RunLock(path)
+
+    @property
+    def run_id(self) -> str:
+        """The name of the directory, which rollouts and metrics carry."""
+        return self.path.resolve().name
+
+    @property
+    def config_path(self) -> Path:
+        """The settings, complete: it runs again as it stands."""
+        return self.path / "config.yaml"
+
+    @property
+    def manifest_path(self) -> Path:
+        """What made the run: see ``records.provenance``."""
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timings_path(self) -> Path:
+        """Times of day and durations, kept apart so that all else can be byte-equal."""
+        return self.path / "timings.jsonl"
+
+    @property
+    def rollouts_dir(self) -> Path:
+        """Every completion of the run, in Parquet files."""
+        return self.path / "rollouts"
+
+    @property
+    def evals_dir(self) -> Path:
+        """One file a measurement on held-out problems."""
+        return self.path / "evals"
+
+    @property
+    def report_path(self) -> Path:
+        """The page a person reads."""
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir:
+        """A new, empty run directory, locked for this process; write its manifest first.
+
+        ``output_dir``, or the next free ``runs/<name>-001``, ``-002`` … below the working
+        directory. With ``overwrite`` a run of ours that stands there is cleared. Raises
+        RunError if the directory holds anything else, is being written, or cannot be made, or
+        if ``name`` is no plain file name.
+        """
+        if not _RUN_NAME.fullmatch(name):
+            raise RunError(
+                f"A run cannot be named {name!r}.",
+                "Use letters, digits, dots, dashes and underscores; begin with a letter or digit.",
+            )
+        try:
+            run = cls(_make_numbered(name) if output_dir is None else Path(output_dir))
+            run.path.mkdir(parents=True, exist_ok=True)
+            run._refuse_unless_ours(overwrite)
+            run._lock.acquire()
+        except OSError as error:
+            raise RunError(
+                f"{output_dir or RUNS_FOLDER}: cannot make the run directory ({error.strerror}).",
+                "Choose another place with --output_dir.",
+            ) from error
+        try:
+            run._refuse_unless_ours(overwrite)  # again, now that nobody else can write
+            run._clear()
+        except BaseException:
+            run.release()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """An existing run, not locked: call :meth:`lock` before writing. RunError if it is none."""
+        run = cls(path)
+        run.read_manifest()
+        return run
+
+    def lock(self) -> None:
+        """Take the right to write. Raises RunError if another live process has it."""
+        self._lock.acquire()
+
+    def release(self) -> None:
+        """Give the right to write back."""
+        self._lock.release()
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Write what ``provenance.build_manifest`` made. From then on the directory is a run."""
+        write_json(self.manifest_path, manifest)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest. Raises RunError if there is none, it is damaged, or it is too new."""
+        if not self.path.is_dir():
+            raise RunError(f"{self.path}: no such run directory.", "Runs are kept below runs/.")
+        try:
+            manifest = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.path}: not a run, it has no manifest.json.",
+                "Give the directory that `abacist train` named at its end.",
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{self.manifest_path}: damaged ({error}).") from error
+        if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+            raise RunError(f"{self.path}: its manifest.json was not written by Abacist.")
+        if manifest.get("format_version") != MANIFEST_VERSION:
+            raise RunError(
+                f"{self.path}: a run of format {manifest.get('format_version')}, this Abacist "
+                f"reads format {MANIFEST_VERSION}.",
+                "Use the Abacist that wrote it, or a newer one.",
+            )
+        return manifest
+
+    def _contents(self) -> list[Path]:
+        """What the directory holds beside our lock, which a crash before anything else leaves."""
+        return [entry for entry in self.path.iterdir() if entry.name != LOCK_NAME]
+
+    def _refuse_unless_ours(self, overwrite: bool) -> None:
+        if not self._contents():
+            return
+        if not overwrite:
+            raise RunError(
+                f"{self.path}: exists already and is not empty.",
+                "Choose another --output_dir, or clear an old run there with --overwrite.",
+            )
+        here = Path.cwd()
+        if self.path.resolve() in (here, *here.parents):
+            raise RunError(f"{self.path}: not overwritten, the working directory is inside it.")
+        try:
+            self.read_manifest()
+        except RunError as error:
+            raise RunError(
+                f"{self.path}: not overwritten, it does not look like a run. {error.message}",
+                "Choose another --output_dir, or remove that directory yourself.",
+            ) from error
+
+    def _clear(self) -> None:
+        """Empty the directory, the manifest last: a clearing cut short can be taken up again."""
+        for entry in sorted(self._contents(), key=lambda entry: entry == self.manifest_path):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _make_numbered(name: str) -> Path:
+    """``runs/<name>-NNN``, made new, one above the highest number there is."""
+    RUNS_FOLDER.mkdir(parents=True, exist_ok=True)
+    numbered = re.compile(rf"{re.escape(name)}-(\d+)")
+    taken = [numbered.fullmatch(entry.name) for entry in RUNS_FOLDER.iterdir()]
+    number = max((int(match[1]) for match in taken if match), default=0)
+    while True:
+        number += 1
+        path = RUNS_FOLDER / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:  # another process was quicker
+            continue
+        return path
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: to a neighbour first, to disk, then into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as every file of a run is written: UTF-8, sorted keys, indented, atomically.
+
+    A lone surrogate (an argument that was no UTF-8) becomes a ``\\u`` escape. Raises ValueError
+    for NaN and infinities, which JSON does not have.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
+    write_aside(path, (text + "\n").encode("utf-8", "backslashreplace"))

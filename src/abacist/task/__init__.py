@@ -1,0 +1,1 @@
+"""What is learned: answers, the reply format, problems, prompts and rewards, in pure Python."""

@@ -1,0 +1,153 @@
+"""Read a number from an answer, and say whether two answers are the same.
+
+The specification is a *careful human grader*: somebody who looks at the text of an answer, ignores
+decoration that does not change the value ("$1,450.00", "**12** apples", "5 + 7 = 12"), and gives no
+credit where the writer has not committed to one number ("12 or 13", "about 12", "5 + 7", "12-15").
+One rule serves reward and evaluation. Nothing is evaluated, comparison is exact arithmetic on
+rationals, and any text whatever is read in bounded time without an exception.
+
+How a text is read: ``answer_letters`` writes each of its tokens as one letter, so that the grammar
+stands here in one place, as patterns over those letters. The text falls into statements (lines,
+sentences); a statement that holds a number must be one quantity, or working that ends in one
+("... = quantity"), and all statements must agree.
+
+Where the grader had to choose:
+
+- "2.5 million" is 2,500,000, all that a reader can mean; "12k" is too short to be sure of.
+- "1 1/2" is a mixed number, 3/2. "24/2" is a fraction and read by its value, as "3/4" is;
+  "24 / 2" and "24 ÷ 2" are divisions that were not carried out.
+- "about 12", "at least 12", "12+" name a neighbourhood, not a number: no answer.
+- A percent sign, "dozen" and "quarters" are units, because GSM8K's golds count in them.
+- Numbers in words ("twelve", "12 and a half") are not read, and spoil a text that has digits too.
+- "(12)" is 12, not an accountant's -12; "- 12" may be a bullet or a sign: no answer.
+- In "5 + 7 = 13" the writer says 13: the working is not checked here (``steps`` does that).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from abacist.task.answer_letters import letters_of
+from abacist.task.numerals import MAX_DIGITS, is_integer_numeral, plain_text
+
+__all__ = ["gold_text", "is_integer_numeral", "read_answer", "same_answer"]
+
+MAX_ANSWER_CHARS = 1_000  # nobody who was asked for one number writes more
+
+# The grammar, over the letters that are listed at the top of answer_letters.
+_LABEL = r"(?: [-_](?=W) )? [wWcxvzmpo,*]*"  # words before a number, perhaps after a bullet
+_OPERAND = r"c? (?: [-_+P](?=[idf]) )? [iIdDfF] [wWM]*"
+_OPERATOR = r"(?: \*+ | \** (?: [-_+P/|÷^on] | x(?=[iIdDfF]) | a[wW]? ) \** )"
+
+_SILENT = re.compile(r"[-_wWcxvzmpo,*/|]*")  # a statement without a number
+_WORKING = re.compile(
+    rf"{_LABEL} | {_LABEL} (?<![vx]) {_OPERAND} (?: {_OPERATOR} {_OPERAND} )+ \**", re.VERBOSE
+)
+_QUANTITY = re.compile(
+    rf"""
+    (?! .* (?: [vx]\*[iIdDfF] | [iIdDfF]\*[vx] ) )  # not "12*x"
+    {_LABEL} (?<![zm])                            # not "about 12", not "May 12"
+    (?P<sign> (?: (?<![a-zA-Z])[-+] | [_P] ) (?=[idf]) | n (?=[IDF]) )?
+    (?: (?=[IDF]) | (?<![wWxvzmpo])(?=[id]) | (?<![wWcxvzmpo])(?=f) )  # not glued to a word
+    (?P<number>
+        (?P<mixed> [iI] I / i )
+      | (?P<ratio> [iI] / i )
+      | (?P<power> [iIdDfF] [*x] [iI] \^ (?P<down> [-_] )? [+P]? [iI] )
+      | [iIdDfF]
+    )
+    (?P<magnitudes> M{{0,3}} )
+    (?! [pmvx] | [wW]?o?m )                       # not "2 thirds", "12k", "12th of May"
+    (?: -w | [/|][wW] )?                          # "12-year-old", "12 / hour"
+    (?: [wWcxvzmpo,*] | [/|](?=[wW]) )*
+    """,
+    re.VERBOSE,
+)
+
+
+def same_answer(answer: str | None, gold: str) -> bool:
+    """Is ``answer`` the number that ``gold`` says? ``gold`` may be a whole GSM8K solution.
+
+    False when either is not a number: nan, inf and words equal nothing, not even themselves.
+
+    >>> same_answer("**$1,450.00**", "1450"), same_answer("12 or 13", "12"), same_answer(None, "1")
+    (True, False, False)
+    """
+    value = None if answer is None else read_answer(answer)
+    return value is not None and value == read_answer(gold_text(gold))
+
+
+def gold_text(solution: str) -> str:
+    """The gold answer of a GSM8K record: what stands after the last ``####``, or all of it.
+
+    >>> gold_text("48 / 2 = <<48/2=24>>24 clips\\n#### 24"), gold_text(" 24 ")
+    ('24', '24')
+    """
+    return solution.rpartition("####")[2].strip()
+
+
+def read_answer(text: str) -> Fraction | None:
+    """The one number that ``text`` commits to, exactly, or None where it commits to none.
+
+    >>> [str(read_answer(text)) for text in ("x = 12", "3/4 cup", "-$1,450.50", "5 + 7", "3:30")]
+    ['12', '3/4', '-2901/2', 'None', 'None']
+    """
+    text = text.strip()
+    if len(text) > MAX_ANSWER_CHARS:
+        return None
+    tokens = letters_of(plain_text(text))
+    if tokens is None:
+        return None
+    letters, values = tokens
+    answer: Fraction | None = None
+    for statement in re.finditer("[^;]+", letters):
+        if _SILENT.fullmatch(statement[0]):
+            continue
+        said = _read_statement(statement[0], values[statement.start() : statement.end()])
+        if said is None or (answer is not None and said != answer):
+            return None
+        answer = said
+    return answer
+
+
+def _read_statement(letters: str, values: Sequence[Fraction]) -> Fraction | None:
+    """The number of "quantity", or of "working = ... = quantity"."""
+    start = letters.rfind("=") + 1
+    answer = _read_quantity(letters[start:], values[start:])
+    if answer is None:
+        return None
+    start = 0
+    for working in letters.split("=")[:-1]:
+        end = start + len(working)
+        if not (
+            _WORKING.fullmatch(working) or _read_quantity(working, values[start:end]) == answer
+        ):
+            return None
+        start = end + 1
+    return answer
+
+
+def _read_quantity(letters: str, values: Sequence[Fraction]) -> Fraction | None:
+    """The one number among words and units that leave its value alone."""
+    quantity = _QUANTITY.fullmatch(letters)
+    if quantity is None:
+        return None
+    parts = values[quantity.start("number") : quantity.end("number")]
+    value = parts[0]
+    if quantity["mixed"]:
+        numerator, denominator = parts[1], parts[3]
+        if not numerator < denominator:
+            return None
+        value += numerator / denominator
+    elif quantity["ratio"]:
+        if parts[2] == 0:
+            return None
+        value /= parts[2]
+    elif quantity["power"]:
+        if parts[2] != 10 or parts[-1] > MAX_DIGITS:
+            return None
+        value *= Fraction(10) ** int(-parts[-1] if quantity["down"] else parts[-1])
+    for magnitude in values[quantity.start("magnitudes") : quantity.end("magnitudes")]:
+        value *= magnitude
+    return -value if quantity["sign"] and quantity["sign"] in "-_n" else value

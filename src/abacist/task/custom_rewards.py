@@ -1,0 +1,223 @@
+"""A user's own reward functions: import them by name, and name them when they go wrong.
+
+A reward that raises deep in a trainer, or hands back NaN, costs hours; TRL turns an infinite or NaN
+reward into zero gradients without a word. :func:`checked` wraps a reward so that what is wrong is
+said at once, with the reward's name and the sample.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from abacist.errors import RewardError
+from abacist.task.reply import completion_text
+
+RewardFunc = Callable[..., "list[float] | list[float | None]"]
+
+MAX_REWARD = 1e30  # beyond this, sums and squares overflow in float32
+_HOW_TO_NAME = "Name your own reward as module.function or path/to/file.py:function."
+_HOW_TO_WRITE = "A reward is `def f(prompts, completions, **columns) -> list[float]`."
+_MAX_RETRIED = 256  # samples that are tried one by one to find the one that makes a reward raise
+
+
+def import_reward(name: str) -> Callable[..., Any]:
+    """The function that ``module.function`` or ``path/to/file.py:function`` names, unwrapped.
+
+    Modules are looked for in the working directory too, as ``trl grpo`` does. Raises RewardError,
+    saying which part of the name cannot be found, imported or called as a reward.
+    """
+    place, _, attribute = name.rpartition(":" if ":" in name else ".")
+    if not place or not attribute or name.endswith(".py"):
+        raise RewardError(f"'{name}' does not name a reward function.", _HOW_TO_NAME)
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    except RewardError:
+        raise
+    except Exception as error:  # whatever a user's module does when it is imported
+        raise RewardError(
+            f"The reward '{name}' cannot be imported: {type(error).__name__}: {error}",
+            _HOW_TO_NAME,
+        ) from error
+    func = getattr(module, attribute, None)
+    if func is None:
+        close = get_close_matches(attribute, [key for key in vars(module) if key[0] != "_"], n=1)
+        raise RewardError(
+            f"'{place}' has no '{attribute}'." + (f" Did you mean '{close[0]}'?" if close else ""),
+            _HOW_TO_NAME,
+        )
+    _refuse_wrong_signature(func, name)
+    return func
+
+
+def _load_module(name: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    return importlib.import_module(name)
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise RewardError(f"There is no reward file {path}.", _HOW_TO_NAME)
+    # Known by its path, so that two files of one name do not shadow each other or a module.
+    name = "abacist_reward_file_" + re.sub(r"\W", "_", str(path))
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs, so that its functions can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _refuse_wrong_signature(func: Any, name: str) -> None:
+    if not callable(func) or isinstance(func, type):
+        what = "a class" if isinstance(func, type) else f"a {type(func).__name__}"
+        raise RewardError(f"The reward '{name}' is {what}, not a function.", _HOW_TO_WRITE)
+    try:
+        signature = inspect.signature(func)
+    except (TypeError, ValueError):  # some built-ins do not tell theirs
+        return
+    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+    columns = {  # any other parameter without a default is a column of the data set
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    try:
+        signature.bind(**dict.fromkeys(given | columns))
+    except TypeError as error:
+        raise RewardError(
+            f"The reward '{name}' cannot be called as TRL calls it, by keywords: {error}.",
+            f"{_HOW_TO_WRITE} Columns and more arrive as keywords; let `**columns` take them.",
+        ) from error
+
+
+def checked(func: Callable[..., Any]) -> Callable[..., Any]:
+    """``func``, raising RewardError when it raises or returns something that is no list of rewards.
+
+    What it returns is then a list of floats and Nones (not applicable, as in TRL). The wrapper has
+    the name of ``func`` and can be pickled if ``func`` can. Coroutine functions stay awaitable.
+    """
+    if isinstance(func, _Checked):
+        return func
+    is_async = inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
+        getattr(func, "__call__", None)  # noqa: B004  an instance with an async __call__
+    )
+    return _CheckedAsync(func) if is_async else _CheckedSync(func)
+
+
+class _Checked:
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+        while isinstance(func, partial):
+            func = func.func
+        self.__name__ = str(getattr(func, "__name__", type(func).__name__))
+
+    def __repr__(self) -> str:
+        return f"checked({self.__name__})"
+
+    def _usable(self, rewards: Any, completions: Sequence[Any]) -> list[float | None]:
+        """``rewards`` as floats and Nones, or RewardError."""
+        is_text = isinstance(rewards, str | bytes | dict)
+        if is_text or not (hasattr(rewards, "__iter__") and hasattr(rewards, "__len__")):
+            raise RewardError(
+                f"The reward '{self.__name__}' returned a {type(rewards).__name__}.", _HOW_TO_WRITE
+            )
+        if len(rewards) != len(completions):
+            raise RewardError(
+                f"The reward '{self.__name__}' returned {len(rewards)} rewards for "
+                f"{len(completions)} completions.",
+                "It must return one for each, in their order; None where it does not apply.",
+            )
+        return [self._number(reward, completions, i) for i, reward in enumerate(rewards)]
+
+    def _number(self, reward: Any, completions: Sequence[Any], sample: int) -> float | None:
+        if reward is None:
+            return None
+        try:
+            number = math.nan if isinstance(reward, str | bytes) else float(reward)
+        except Exception:  # a type of the user's
+            number = math.nan
+        if math.isfinite(number) and abs(number) < MAX_REWARD:
+            return number
+        raise RewardError(
+            f"The reward '{self.__name__}' returned {_short(repr(reward))} for sample {sample}, "
+            f"{_short(repr(completion_text(completions[sample])))}.",
+            f"Return a finite number (below {MAX_REWARD:g}), or None for 'not applicable'.",
+        )
+
+    def _raised(
+        self, error: Exception, sample: int | None, completions: Sequence[Any]
+    ) -> Exception:
+        if isinstance(error, RewardError):
+            return error
+        place = f"a batch of {len(completions)} samples"
+        if sample is not None:
+            place = f"sample {sample}, {_short(repr(completion_text(completions[sample])))}"
+        return RewardError(
+            f"The reward '{self.__name__}' raised {type(error).__name__} on {place}: {error}",
+            "A reward must accept any text a model can write; return None where it does not apply.",
+        )
+
+
+class _CheckedSync(_Checked):
+    def __call__(
+        self, prompts: Any, completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        try:
+            rewards = self.func(prompts=prompts, completions=completions, **columns)
+        except Exception as error:
+            sample = self._failing_sample(prompts, completions, columns)
+            raise self._raised(error, sample, completions) from error
+        return self._usable(rewards, completions)
+
+    def _failing_sample(
+        self, prompts: Any, completions: Sequence[Any], columns: dict[str, Any]
+    ) -> int | None:
+        """The first sample on which the reward raises when it gets that one alone."""
+        everything = {"prompts": prompts, "completions": completions, **columns}
+        count = len(completions)
+        for sample in range(min(count, _MAX_RETRIED)):
+            alone = {
+                key: [value[sample]] if isinstance(value, list) and len(value) == count else value
+                for key, value in everything.items()
+            }
+            try:
+                self.func(**alone)
+            except Exception:
+                return sample
+        return None
+
+
+class _CheckedAsync(_Checked):
+    async def __call__(
+        self, prompts: Any, completions: Sequence[Any], **columns: Any
+    ) -> list[float | None]:
+        call: Awaitable[Any] = self.func(prompts=prompts, completions=completions, **columns)
+        try:
+            rewards = await call
+        except Exception as error:
+            raise self._raised(error, None, completions) from error
+        return self._usable(rewards, completions)
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else text[:limit] + "..."

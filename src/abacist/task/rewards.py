@@ -1,0 +1,179 @@
+"""The five rewards: pure functions of one reply, each a TRL reward function.
+
+- ``correctness`` 2.0: the answer equals the gold (column ``answer``), by the rule of ``answers``;
+- ``integer`` 0.5: the answer is a bare integer numeral;
+- ``strict_format`` 0.5: exactly the canonical layout;
+- ``soft_format`` 0.5: a reasoning block, then an answer block, only white space around and between;
+- ``xml_count`` 0 to 0.5: 0.125 for each of the four tags that stands once and in order, less 0.001
+  (0.125 at most) for each character after the last closing tag.
+
+No wrong reply outscores a correct one: 2.0 is the most that a wrong one can earn, and a correct one
+earns more, because ``parse_reply`` sees an answer only between answer tags that stand once (which
+``xml_count`` pays for) or in a bare integer (which ``integer`` pays for).
+
+Each is called as TRL calls it, ``f(prompts=..., completions=..., **columns)``, with completions
+that are texts or lists of messages, can be pickled, and never raises over what a model wrote.
+``load_reward_funcs`` finds these, the historic ``gist`` set, and a user's own by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+from abacist.errors import RewardError
+from abacist.task import gist
+from abacist.task.answers import is_integer_numeral, same_answer
+from abacist.task.custom_rewards import RewardFunc, checked, import_reward
+from abacist.task.reply import (
+    ANSWER_CLOSE,
+    REASONING_CLOSE,
+    TAGS,
+    Reply,
+    completion_text,
+    parse_reply,
+)
+
+# The five functions ask for the reply of the same completion one after the other. Long texts are
+# not kept, so that the cache holds some tens of megabytes at the worst.
+_MAX_CACHED_CHARS = 8_192
+_parse_and_keep = lru_cache(maxsize=2_048)(parse_reply)
+
+
+def _replies(completions: Sequence[Any]) -> list[Reply]:
+    texts = map(completion_text, completions)
+    return [
+        _parse_and_keep(text) if len(text) <= _MAX_CACHED_CHARS else parse_reply(text)
+        for text in texts
+    ]
+
+
+def correctness(
+    prompts: Any, completions: Sequence[Any], answer: Sequence[Any] | None = None, **columns: Any
+) -> list[float | None]:
+    """2.0 where the answer equals the gold; None (not applicable) where the gold is None.
+
+    ``answer`` is the column of golds: numbers as text, or whole GSM8K solutions ending ``#### n``.
+    Raises RewardError if the column is missing or of another length than ``completions``.
+    """
+    if answer is None:
+        raise RewardError(
+            "The reward 'correctness' needs the gold answers, and there is no column `answer`.",
+            "Name the gold column of the data set `answer`, or leave this reward out.",
+        )
+    if len(answer) != len(completions):
+        raise RewardError(
+            f"The reward 'correctness' got {len(answer)} golds for {len(completions)} completions.",
+            "The column `answer` must hold one gold for each completion.",
+        )
+    return [
+        None if gold is None else 2.0 if same_answer(reply.answer, str(gold)) else 0.0
+        for reply, gold in zip(_replies(completions), answer, strict=True)
+    ]
+
+
+def integer(prompts: Any, completions: Sequence[Any], **columns: Any) -> list[float]:
+    """0.5 where the answer is a bare integer numeral: a sign and correct grouping are allowed."""
+    return [
+        0.5 if reply.answer is not None and is_integer_numeral(reply.answer) else 0.0
+        for reply in _replies(completions)
+    ]
+
+
+def strict_format(prompts: Any, completions: Sequence[Any], **columns: Any) -> list[float]:
+    """0.5 where the reply is laid out exactly as ``render_reply`` does it."""
+    return [0.5 if reply.strict else 0.0 for reply in _replies(completions)]
+
+
+def soft_format(prompts: Any, completions: Sequence[Any], **columns: Any) -> list[float]:
+    """0.5 for one reasoning block and then one answer block, whatever the white space."""
+    return [0.5 if reply.soft else 0.0 for reply in _replies(completions)]
+
+
+def xml_count(prompts: Any, completions: Sequence[Any], **columns: Any) -> list[float]:
+    """0.125 for each tag in place, less up to 0.125 for text after the last closing tag."""
+    return [_count_tags(completion_text(completion)) for completion in completions]
+
+
+def _count_tags(text: str) -> float:
+    starts = [text.find(tag) for tag in TAGS if text.count(tag) == 1]
+    in_order: list[int] = []  # how many tags stand in order up to and with this one
+    for number, start in enumerate(starts):
+        before = (in_order[earlier] for earlier in range(number) if starts[earlier] < start)
+        in_order.append(1 + max(before, default=0))
+    ends = [text.rfind(tag) + len(tag) for tag in (REASONING_CLOSE, ANSWER_CLOSE) if tag in text]
+    surplus = len(text[max(ends) :].strip()) if ends else 0
+    return max(0.0, 0.125 * max(in_order, default=0) - min(0.125, 0.001 * surplus))
+
+
+# The gist's names for the five, for scripts that import them by these names.
+correctness_reward_func = correctness
+int_reward_func = integer
+strict_format_reward_func = strict_format
+soft_format_reward_func = soft_format
+xmlcount_reward_func = xml_count
+
+REWARD_SETS: dict[str, tuple[RewardFunc, ...]] = {
+    "default": (correctness, integer, strict_format, soft_format, xml_count),
+    "gist": (
+        gist.xmlcount_reward_func,
+        gist.soft_format_reward_func,
+        gist.strict_format_reward_func,
+        gist.int_reward_func,
+        gist.correctness_reward_func,
+    ),
+}
+_NAMED: dict[str, RewardFunc] = {
+    **{func.__name__: func for func in REWARD_SETS["default"]},
+    "correctness_reward_func": correctness_reward_func,
+    "int_reward_func": int_reward_func,
+    "strict_format_reward_func": strict_format_reward_func,
+    "soft_format_reward_func": soft_format_reward_func,
+    "xmlcount_reward_func": xmlcount_reward_func,
+    **{f"gist.{func.__name__}": func for func in REWARD_SETS["gist"]},
+}
+
+
+def load_reward_funcs(names: Sequence[str]) -> list[Callable[..., Any]]:
+    """The reward functions with these names, in their order.
+
+    A name is one of the five, a gist alias of one ("int_reward_func"), a historic one
+    ("gist.int_reward_func"), a set ("default", "gist"), or a user's own, as ``module.function`` or
+    ``path/to/file.py:function``; a user's own comes :func:`checked`.
+
+    Raises RewardError for a name that is unknown or given twice, and for a function that cannot be
+    imported or called.
+
+    >>> [func.__name__ for func in load_reward_funcs(["integer", "correctness_reward_func"])]
+    ['integer', 'correctness']
+    """
+    if isinstance(names, str):
+        names = [names]
+    funcs = [func for name in names for func in _resolve(name)]
+    seen: set[str] = set()
+    for func in funcs:
+        if func.__name__ in seen:
+            raise RewardError(
+                f"Two of the rewards {', '.join(names)} are called '{func.__name__}'.",
+                "Name each reward once; to make it count more, use --reward_weights.",
+            )
+        seen.add(func.__name__)
+    return funcs
+
+
+def _resolve(name: str) -> Sequence[Any]:
+    if name in REWARD_SETS:
+        return REWARD_SETS[name]
+    if name in _NAMED:
+        return (_NAMED[name],)
+    if ("." in name and not name.startswith("gist.")) or ":" in name:
+        return (checked(import_reward(name)),)
+    close = get_close_matches(name, [*_NAMED, *REWARD_SETS], n=1)
+    raise RewardError(
+        f"There is no reward '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""),
+        f"Rewards: {', '.join(func.__name__ for func in REWARD_SETS['default'])}; "
+        f"sets: {', '.join(REWARD_SETS)}; "
+        "your own: module.function or path/to/file.py:function.",
+    )

@@ -1,0 +1,186 @@
+"""The verdict: what a training has changed, in words and tables a newcomer understands.
+
+Plain text, without colours, at most 100 columns wide; the same figures for machines by
+:func:`verdict_json`. It says "learned" only where the paired interval and the exact test agree,
+and says beside it how much is left when the format is ignored, because a model can learn to
+please the format without calculating any better.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from abacist.proof.compare import Comparison, Example, Paired, changes
+from abacist.proof.evaluation import Evaluation
+from abacist.records.rollout import Rollout
+from abacist.view.plaintext import excerpt, fold
+from abacist.view.tables import (
+    bracket,
+    greedy_table,
+    kind_table,
+    percent,
+    points,
+    reward_table,
+    sampled_table,
+)
+
+WIDTH = 100
+TINY_P = 1e-20
+
+NOTES = (
+    "Brackets hold 95 % intervals; changes are paired, problem by problem. p is McNemar's exact "
+    "test. In any format: the last number of the reply is right, wherever it stands (lm-eval's "
+    "flexible rule). Structure adherence: strict format, and work shown in it. Every step shown is "
+    "true: work is shown, and each equation in it holds."
+)
+
+
+def verdict_text(
+    comparison: Comparison,
+    sampled_before: Evaluation | None = None,
+    sampled_after: Evaluation | None = None,
+    *,
+    num_examples: int = 3,
+    asked: str = "problems it never saw",
+) -> str:
+    """The whole verdict, headline first. ``asked`` says in words what the problems were.
+
+    The sampled evaluations, given both, add consistency. Text of the model is escaped and cut.
+    """
+    sections = [
+        fold(headline(comparison, asked), WIDTH),
+        [line for remark in _remarks(comparison) for line in fold(remark, WIDTH)],
+        greedy_table(comparison),
+    ]
+    if sampled_before and sampled_after:
+        sections.append(sampled_table(sampled_before, sampled_after))
+    sections += [
+        kind_table(comparison, sampled_before, sampled_after),
+        reward_table(comparison),
+        *_examples(comparison.examples(num_examples)),
+        fold(NOTES, WIDTH),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def headline(comparison: Comparison, asked: str = "problems it never saw") -> str:
+    """The verdict in one sentence, and a second where the first could be taken for more."""
+    accuracy = comparison.accuracy
+    said = {"learned": "Learned", "worse": "Got worse", "unproven": "No proven change"}
+    sentence = (
+        f"{said[judgement(accuracy)]}: {percent(accuracy.before)} → {percent(accuracy.after)} "
+        f"correct on {accuracy.change.n:,} {asked}, {points(accuracy.change.value)} points "
+        f"{bracket(accuracy.change)}, {_p(accuracy.p_value)}; "
+        f"gained {len(accuracy.gained)}, lost {len(accuracy.lost)}."
+    )
+    if judgement(accuracy) == "unproven" and accuracy.gained + accuracy.lost:
+        sentence += " Chance alone can make a difference like this."
+    return sentence
+
+
+def judgement(paired: Paired) -> str:
+    """``"learned"`` or ``"worse"`` where interval and test agree on it, else ``"unproven"``."""
+    if paired.is_better:
+        return "learned"
+    return "worse" if paired.is_worse else "unproven"
+
+
+def _remarks(comparison: Comparison) -> list[str]:
+    """What keeps the headline honest: the same without format, on unseen structures, with work."""
+    learned = comparison.accuracy.is_better
+    any_format, unseen, worked = comparison.any_format, comparison.unseen, comparison.shown_work
+    if learned:
+        leads = {
+            "learned": "Not only format",
+            "unproven": "Beyond the format nothing is proven",
+            "worse": "Beware, it got worse when format is ignored",
+        }
+    else:
+        leads = {
+            "learned": "When format is ignored it learned",
+            "unproven": "Nothing is proven when format is ignored",
+            "worse": "It got worse when format is ignored",
+        }
+    remarks = [f"{leads[judgement(any_format)]}: in any format {_change(any_format)}."]
+    if unseen:
+        lead = "On structures never trained on"
+        remarks.append(f"{lead} ({unseen.change.n} problems): {_change(unseen)}.")
+    if worked:
+        lead = f"Where work is shown both times ({worked.change.n} problems)"
+        tails = {
+            "learned": "so the reasoning itself got better",
+            "worse": "so the reasoning itself got worse",
+            "unproven": "so better reasoning is not proven",
+        }
+        remarks.append(f"{lead}: {_change(worked)}, {tails[judgement(worked)]}.")
+    return remarks
+
+
+def _change(paired: Paired) -> str:
+    return (
+        f"{percent(paired.before)} → {percent(paired.after)}, "
+        f"{points(paired.change.value)} points {bracket(paired.change)}"
+    )
+
+
+def _examples(examples: list[Example]) -> list[list[str]]:
+    sections = []
+    for number, example in enumerate(examples, start=1):
+        problem = example.problem
+        kind = ", an unseen structure" if problem.unseen_structure else ""
+        lines = [f"Example {number}: {example.outcome}{kind}"]
+        lines += [f"  {line}" for line in excerpt(problem.question, WIDTH - 2)]
+        gold = " ".join(excerpt(problem.answer, WIDTH - 20, characters=60, lines=1))
+        lines.append(f"  The right answer is {gold}.")
+        lines += _reply("before", example.before) + _reply("after", example.after)
+        sections.append(lines)
+    return sections
+
+
+def _reply(when: str, rollout: Rollout) -> list[str]:
+    outcome = "right" if rollout.is_correct else "wrong"
+    lines = excerpt(rollout.completion, WIDTH - 6) if rollout.completion.strip() else ["(nothing)"]
+    return [f"  {when}, {outcome}:", *(f"    | {line}" for line in lines)]
+
+
+def verdict_json(
+    comparison: Comparison,
+    sampled_before: Evaluation | None = None,
+    sampled_after: Evaluation | None = None,
+    *,
+    num_examples: int = 3,
+    asked: str = "problems it never saw",
+) -> dict[str, Any]:
+    """The verdict for machines: judgement, headline, figures, paired tests, examples."""
+    sampled = None
+    if sampled_before and sampled_after:
+        changed = changes(sampled_before, sampled_after)
+        sampled = {
+            "before": sampled_before.to_json(),
+            "after": sampled_after.to_json(),
+            "changes": {name: change.to_json() for name, change in changed.items()},
+        }
+    examples = [
+        {
+            "outcome": example.outcome,
+            "problem_id": example.problem.problem_id,
+            "question": example.problem.question,
+            "gold": example.problem.answer,
+            "before": example.before.completion,
+            "after": example.after.completion,
+        }
+        for example in comparison.examples(num_examples)
+    ]
+    return {
+        "judgement": judgement(comparison.accuracy),
+        "headline": headline(comparison, asked),
+        "greedy": comparison.to_json(),
+        "sampled": sampled,
+        "examples": examples,
+    }
+
+
+def _p(value: float) -> str:
+    if value < TINY_P:
+        return f"p<{TINY_P:.0e}"
+    return f"p={value:.2g}"

@@ -1,0 +1,36 @@
+"""What every test may count on: no network, no surprise of the machine it runs on."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Timings belong to the machine, not to the code; and a run must be the same twice.
+settings.register_profile("abacist", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("abacist")
+
+# Set before transformers, datasets or tokenizers are first imported: they read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="disabled",
+    NO_COLOR="1",
+)
+
+
+@pytest.fixture(scope="session")
+def lookalike(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a look-alike model by kind (tests/lookalikes.py), built once: read only."""
+    import lookalikes
+
+    @functools.cache
+    def folder_of(kind: str) -> Path:
+        return lookalikes.build(kind, tmp_path_factory.mktemp("lookalikes") / kind)
+
+    return folder_of

@@ -1,0 +1,143 @@
+"""The house stands as design.md draws it: imports run one way, files stay small and say why.
+
+Read from the source by ``ast``, so lazy imports inside functions count like any other, and
+so do those under ``TYPE_CHECKING``: what needs a name for its types leans on it too.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "abacist"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Lower may not import higher; view and delivery share a floor and may not import each other.
+FLOOR = {
+    "errors": 0, "task": 1, "records": 2, "policy": 3, "proof": 4, "learning": 5,
+    "view": 6, "delivery": 6, "cli": 7,
+}  # fmt: skip
+LIGHT_FLOORS = ("errors", "task", "records")
+HEAVY = {"torch", "transformers", "trl", "peft", "numpy", "datasets", "accelerate", "pandas"}
+# datasets reads the Hub in task/problems, lazily; it is the floor's one heavy guest.
+ALLOWED_GUESTS = {("task", "datasets")}
+LINES_AT_MOST = 300
+# The name to import, where it is not the name to install.
+DISTRIBUTION = {"yaml": "pyyaml", "flash_attn": "flash-attn"}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts[1:])
+
+
+def floor_of(path: Path) -> str:
+    """The folder a module stands in; "errors" for errors.py; "" for the package's own files."""
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return first if first in FLOOR else ""
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """Every module a file imports, with the line; relative imports made absolute."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = path.relative_to(ROOT / "src").parts[: -node.level]
+                base = ".".join((*above, *filter(None, [base])))
+            # `from abacist import task` leans on abacist.task
+            found += (
+                [(node.lineno, f"abacist.{alias.name}") for alias in node.names]
+                if base == "abacist"
+                else [(node.lineno, base)]
+            )
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path: Path) -> None:
+    here = floor_of(path)
+    if not here:
+        return  # abacist/__init__.py and __main__.py open onto the whole house
+    for line, module in imports_of(path):
+        there = module.split(".")[1] if module.startswith("abacist.") else here
+        if there in FLOOR and there != here:
+            assert FLOOR[there] < FLOOR[here], (
+                f"{path}:{line}: {here} may not import {module}: {there} is not below it"
+            )
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if floor_of(path) in LIGHT_FLOORS], ids=name_of
+)
+def test_the_light_floors_import_no_tensors(path: Path) -> None:
+    here = floor_of(path)
+    for line, module in imports_of(path):
+        top = module.split(".")[0]
+        assert top not in HEAVY or (here, top) in ALLOWED_GUESTS, (
+            f"{path}:{line}: {here} imports {module}"
+        )
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_says_what_it_is_for_and_stays_readable(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    assert text.count("\n") <= LINES_AT_MOST, f"{path} is longer than {LINES_AT_MOST} lines"
+
+
+def test_every_folder_is_a_floor_of_the_design() -> None:
+    strangers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in MODULES
+        if not floor_of(path) and path.name not in ("__init__.py", "__main__.py")
+    }
+    assert not strangers, f"these stand on no floor: {sorted(strangers)}"
+
+
+def test_folders_are_not_facades() -> None:
+    """Only abacist/__init__.py gives names away; a folder's __init__ is a line of prose."""
+    for path in PACKAGE.glob("*/**/__init__.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        assert len(body) == 1, f"{path} holds more than its docstring"
+
+
+def test_everything_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = project["dependencies"] + [
+        line for extra in project["optional-dependencies"].values() for line in extra
+    ]
+    declared = {re.split(r"[^\w.-]", line)[0].lower() for line in requirements}
+    for path in MODULES:
+        for line, module in imports_of(path):
+            top = module.split(".")[0]
+            if top in sys.stdlib_module_names or top in ("abacist", "__future__"):
+                continue
+            name = DISTRIBUTION.get(top, top).lower()
+            assert name in declared, f"{path}:{line} imports {top}, which pyproject.toml lacks"
+
+
+def test_pins_lie_inside_the_ranges_and_name_no_place() -> None:
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pins[name.lower()] = version
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        requirement = Requirement(text)
+        assert requirement.name.lower() in pins, f"constraints.txt does not pin {requirement.name}"
+        assert pins[requirement.name.lower()] in requirement.specifier
+    for name in ("pyproject.toml", "constraints.txt", "Makefile"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert not re.search(r"https?://|file:|--index|--find-links|/work/|/opt/|/root/", text)

@@ -1,0 +1,185 @@
+"""The first run, as a newcomer meets it, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from abacist.cli.main import main
+from abacist.proof.evaluation import Evaluation
+from abacist.records.rollout import read_rollouts
+
+pytestmark = pytest.mark.e2e
+
+SHORT = ["--max_steps", "2", "--num_heldout_problems", "12", "--num_selection_problems", "6"]
+SHORT += ["--eval_steps", "1", "--num_train_problems", "40", "--save_steps", "1"]
+FEW = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "first"
+    assert main(["train", "--output_dir", str(run), *SHORT, *FEW]) == 0
+    return run
+
+
+def test_a_run_leaves_everything_a_person_needs(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "manifest.json", "metrics.jsonl", "timings.jsonl", "rollouts"} <= names
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
+    assert {"checkpoint-1", "checkpoint-2"} <= names
+    assert {path.name for path in (finished / "evals").iterdir()} == {
+        "before", "after", "before-sampled", "after-sampled", "verdict.json",
+    }  # fmt: skip
+    assert len(read_rollouts(finished / "rollouts")) == 2 * 8
+
+
+def test_metrics_hold_held_out_accuracy_during_training_and_no_times(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if "eval_accuracy" in row]
+    assert [row["step"] for row in measured] == [1, 2]
+    assert all("rewards/correctness/mean" in row for row in rows if "reward" in row)
+    assert not any(key.endswith(("_time", "_runtime")) for row in rows for key in row)
+
+
+def test_the_three_splits_of_a_run_share_no_problem(finished: Path) -> None:
+    heldout = {p.problem_id for p in Evaluation.load(finished / "evals" / "before").problems}
+    trained = {r.problem_id for r in read_rollouts(finished / "rollouts")}
+    assert len(heldout) == 12 and not heldout & trained
+
+
+def test_before_and_after_are_measured_on_the_same_problems(finished: Path) -> None:
+    before, after = (Evaluation.load(finished / "evals" / name) for name in ("before", "after"))
+    assert before.problems == after.problems and before.settings == after.settings
+    verdict = json.loads((finished / "evals" / "verdict.json").read_text())
+    assert verdict["paired"]["accuracy"]["before"]["value"] == before.accuracy.value
+
+
+def test_the_adapter_says_which_base_it_belongs_to_by_a_name_that_travels(finished: Path) -> None:
+    config = json.loads((finished / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny"
+
+
+def test_a_run_answers_a_question_with_its_reasoning(finished: Path, capsys: Captured) -> None:
+    question = "Mia has 3 boxes with 8 pens in each box. How many pens does Mia have now?"
+    assert main(["ask", str(finished), question, "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)
+    assert question in json.dumps(asked) and "completion" in json.dumps(asked)
+
+
+def test_a_run_that_exists_is_never_overwritten_by_accident(
+    finished: Path, capsys: Captured
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert main(["train", "--output_dir", str(finished), *SHORT, *FEW]) == 1
+    error = capsys.readouterr().err
+    assert str(finished) in error and "--overwrite" in error and "Traceback" not in error
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def rows(path: Path, *lines: str) -> str:
+    path.write_text("".join(line + "\n" for line in lines))
+    return str(path)
+
+
+NOWHERE = ["--model_name_or_path", "./nowhere"]
+GOOD = json.dumps({"question": "How much is 1 + 1?", "answer": "1+1=2\n#### 2"})
+WRONG: list[tuple[str, Callable[[Path], list[str]], int, str]] = [
+    ("unknown recipe", lambda _: ["train", "tny"], 2, "Did you mean tiny"),
+    ("unknown key", lambda _: ["train", "--num_generation", "4"], 2, "num_generations"),
+    ("unknown model", lambda _: ["train", "--dataset_name", "generated", *NOWHERE], 1, "nowhere"),
+    ("unknown reward", lambda _: ["train", "--reward_funcs", "corectness"], 1, "correctness"),
+    ("weights that do not fit", lambda _: ["train", "--reward_weights", "1", "2"], 2, "5 rewards"),
+    ("unknown file", lambda p: ["train", "--dataset_name", f"{p}/no.jsonl"], 1, "no.jsonl"),
+    ("empty data", lambda p: ["train", "--dataset_name", rows(p / "e.jsonl")], 1, "e.jsonl"),
+    ("tiny data", lambda p: ["train", "--dataset_name", rows(p / "t.jsonl", GOOD)], 1, "rows"),
+    ("malformed", lambda p: ["train", "--dataset_name", rows(p / "m.jsonl", "{")], 1, "line 1"),
+    (
+        "no such column",
+        lambda p: ["train", "--dataset_name", rows(p / "c.jsonl", '{"q": "?", "a": "1"}')],
+        1,
+        "--question_column",
+    ),
+    (
+        "no gold",
+        lambda p: [
+            "train", "--dataset_name",
+            rows(p / "g.jsonl", json.dumps({"question": "Why?", "answer": "because"})),
+        ],
+        1,
+        "gold",
+    ),
+    ("prompt too long", lambda _: ["train", "--max_completion_length", "2040"], 1, "context"),
+    ("unknown config", lambda p: ["train", "--config", f"{p}/no.yaml"], 2, "no.yaml"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG]
+)
+def test_bad_input_ends_in_one_message_and_writes_nothing(
+    arguments: Callable[[Path], list[str]],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    capsys: Captured,
+) -> None:
+    run = tmp_path / "run"
+    assert (
+        main([*arguments(tmp_path), "--output_dir", str(run), "--num_train_problems", "8"]) == code
+    )
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+    assert not run.exists()
+
+
+def test_a_reward_of_the_users_own_that_breaks_is_named_with_its_sample(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def broken(prompts, completions, **columns):\n    return [1 / 0] * 8\n")
+    flags = ["--reward_funcs", "default", f"{path}:broken", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", *flags, *SHORT, *FEW]) == 1
+    error = capsys.readouterr().err
+    assert "broken" in error and "ZeroDivisionError" in error and "Traceback" not in error
+
+
+def test_a_custom_reward_with_a_weight_is_paid_and_recorded(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def brief(completions, **columns):\n    return [0.5 for _ in completions]\n")
+    flags = ["--reward_funcs", "correctness", f"{path}:brief", "--reward_weights", "1", "10"]
+    run = tmp_path / "run"
+    assert main(["train", *flags, "--output_dir", str(run), *SHORT, *FEW]) == 0
+    for rollout in read_rollouts(run / "rollouts"):
+        assert set(rollout.rewards) == {"correctness", "brief"}
+        assert rollout.reward == pytest.approx(rollout.rewards["correctness"] + 5.0)  # type: ignore[operator]
+    capsys.readouterr()
+
+
+def test_several_processes_are_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "--output_dir", str(tmp_path / "run")]) == 2
+    assert "one process" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured) -> None:
+    run = tmp_path / "run"
+    flags = ["--max_steps", "20", "--num_heldout_problems", "100", "--eval_strategy", "no"]
+    assert main(["train", "--output_dir", str(run), *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "Learned:" in shown
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rewards = [line["reward"] for line in lines if "reward" in line]
+    # Without learning the difference of two such means has a standard deviation below 0.2.
+    assert sum(rewards[-5:]) / 5 - sum(rewards[:5]) / 5 > 0.7
+    before, after = (Evaluation.load(run / "evals" / name) for name in ("before", "after"))
+    assert after.accuracy.value - before.accuracy.value > 0.2

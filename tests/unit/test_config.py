@@ -1,0 +1,126 @@
+"""Recipes, files and flags: one vocabulary, one order, and errors that say what to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from abacist.errors import UsageError
+from abacist.learning.config import load_config, recipe_names
+from abacist.learning.retired import RETIRED
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_nothing_given_is_the_tiny_recipe() -> None:
+    config = load_config(None, None, [])
+    assert config.recipe == "tiny" and config.model.model_name_or_path == "tiny"
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path / "my.yaml", "learning_rate: 0.5\nseed: 7\n")
+    config = load_config("tiny", path, ["--learning_rate", "0.25"])
+    assert (config.training.learning_rate, config.training.seed) == (0.25, 7)
+    assert config.training.num_generations == 8
+    assert (config.sources["learning_rate"], config.sources["seed"]) == ("flag", "my.yaml")
+
+
+def test_a_foreign_model_without_a_recipe_gets_the_general_recipe_not_the_tiny_one() -> None:
+    config = load_config(None, None, ["--model_name_or_path", "some/model"])
+    assert config.recipe == "any" and config.script.dataset_name == "openai/gsm8k"
+    assert config.script.system_prompt == "default"
+
+
+def test_other_data_alone_keeps_the_built_in_model() -> None:
+    config = load_config(None, None, ["--dataset_name", "mine.jsonl"])
+    assert config.recipe == "tiny" and config.model.model_name_or_path == "tiny"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_saved_settings_make_the_same_configuration(
+    name: str, tmp_path: Path
+) -> None:
+    config = load_config(name, None, [])
+    again = load_config(None, write(tmp_path / "config.yaml", config.to_yaml()), [])
+    assert again.model == config.model and again.script == config.script
+    for key in config.settings:
+        if hasattr(config.training, key):
+            assert getattr(again.training, key) == getattr(config.training, key), key
+
+
+def test_the_saved_file_says_nothing_of_where_the_run_is_kept(tmp_path: Path) -> None:
+    config = load_config("tiny", None, ["--output_dir", str(tmp_path), "--overwrite"])
+    assert not {"output_dir", "overwrite", "extends"} & set(yaml.safe_load(config.to_yaml()))
+
+
+def test_what_the_machine_chose_is_not_saved_for_the_next_machine() -> None:
+    assert "bf16" not in yaml.safe_load(load_config("tiny", None, []).to_yaml())
+    assert yaml.safe_load(load_config("tiny", None, ["--bf16", "false"]).to_yaml())["bf16"] is False
+
+
+def test_instruct_recipes_answer_to_their_long_names() -> None:
+    assert load_config("qwen2.5-1.5b-instruct", None, []).recipe == "qwen2.5-1.5b"
+
+
+def test_dashes_and_underscores_and_equals_signs_are_the_same_flag() -> None:
+    for flags in (["--num-generations", "4"], ["--num_generations=4"]):
+        assert load_config("tiny", None, flags).training.num_generations == 4
+
+
+def test_numbers_in_yaml_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "learning_rate: 1e-5\n")  # YAML 1.1 reads a string
+    assert load_config("tiny", path, []).training.learning_rate == 1e-5
+
+
+def test_eval_steps_alone_switch_evaluation_on() -> None:
+    config = load_config("any", None, ["--eval_steps", "5"])
+    assert config.training.eval_strategy == "steps" and config.training.do_eval
+
+
+@pytest.mark.parametrize("key", sorted(RETIRED))
+def test_every_retired_key_is_explained_as_flag_and_with_its_line_in_a_file(
+    key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as flag:
+        load_config("tiny", None, [f"--{key}", "1"])
+    assert RETIRED[key] == flag.value.hint
+    path = write(tmp_path / "old.yaml", f"seed: 1\n{key}: 1\n")
+    with pytest.raises(UsageError, match="line 2"):
+        load_config("tiny", path, [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learnin_rate", "1"], "Did you mean learning_rate"),
+        (["--num_generation", "8"], "Did you mean num_generations"),
+        (["--learning_rate", "fast"], "invalid float value"),
+        (["--num_generations", "7"], "divisible"),
+        (["--zzz", "1"], "--help_all"),
+    ],
+)
+def test_a_wrong_flag_is_named_with_its_mend(flags: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_config("tiny", None, flags)
+    assert said in str(error.value) and error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("- a\n- b\n", "no settings"), ("a: [", "not YAML"), ("sed: 3\n", "line 1")],
+)
+def test_a_broken_config_file_is_named(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_config(None, write(tmp_path / "broken.yaml", text), [])
+
+
+def test_an_unknown_recipe_or_file_is_named_with_what_there_is() -> None:
+    with pytest.raises(UsageError, match=r"Did you mean qwen2\.5-1\.5b"):
+        load_config("qwen-1.5b", None, [])
+    with pytest.raises(UsageError, match="cannot read the config"):
+        load_config(None, "nowhere.yaml", [])

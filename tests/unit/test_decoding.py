@@ -1,0 +1,250 @@
+"""Replies depend on prompt, seed and sample, not on the batch; the model comes back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
+
+from abacist.errors import ModelError
+from abacist.policy.decoding import Completion, generate, sample_tokens
+from abacist.policy.loading import Policy, default_lora, load_policy
+from abacist.records.rollout import StopReason
+
+Fold = Callable[[str], Path]
+BUDGET_TOKENS = 10
+
+# Ragged on purpose: from a short question to one several times as long.
+PROMPTS = [
+    [{"role": "user", "content": f"What is {number} + 7?" + " Think again." * (number % 5)}]
+    for number in (11, 2, 33, 4, 50, 1)
+]
+
+
+@pytest.fixture(scope="module", params=["qwen2.5-instruct", "llama-3.2-instruct"])
+def policy(request: pytest.FixtureRequest, lookalike: Fold) -> Policy:
+    return load_policy(str(lookalike(request.param)), device="cpu")
+
+
+def ids_of(completions: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[completion.ids for completion in samples] for samples in completions]
+
+
+def test_greedy_replies_are_the_same_at_any_batch_size_and_in_any_company(policy: Policy) -> None:
+    whole = generate(policy, PROMPTS, max_completion_tokens=BUDGET_TOKENS)
+    for batch_size in (1, 2, 5):
+        again = generate(
+            policy, PROMPTS, max_completion_tokens=BUDGET_TOKENS, batch_size=batch_size
+        )
+        assert again == whole
+    subset = generate(policy, PROMPTS[3:1:-1], max_completion_tokens=BUDGET_TOKENS)
+    assert subset == whole[3:1:-1]
+
+
+def test_greedy_replies_are_the_most_likely_tokens_read_without_cache_or_padding(
+    policy: Policy,
+) -> None:
+    [[completion]] = generate(policy, PROMPTS[:1], max_completion_tokens=BUDGET_TOKENS)
+    ids = policy.chat.encode(PROMPTS[0])
+    for token in completion.ids:
+        with torch.no_grad():
+            assert policy.model(torch.tensor([ids])).logits[0, -1].argmax() == token
+        ids.append(token)
+
+
+def test_sampled_replies_are_the_same_at_any_batch_size_and_in_any_company(policy: Policy) -> None:
+    def sampled(prompts: list, **options: int) -> list[list[list[int]]]:
+        return ids_of(
+            generate(
+                policy,
+                prompts,
+                max_completion_tokens=BUDGET_TOKENS,
+                temperature=1.0,
+                num_samples=3,
+                **options,
+            )
+        )
+
+    whole = sampled(PROMPTS, seed=5)
+    assert sampled(PROMPTS, seed=5, batch_size=2) == whole
+    assert sampled(PROMPTS[4:2:-1], seed=5) == whole[4:2:-1]
+    assert sampled(PROMPTS, seed=6) != whole
+    assert all(len({tuple(ids) for ids in samples}) == 3 for samples in whole)
+    first, second = sampled([PROMPTS[0], PROMPTS[0]], seed=5)
+    assert first == whole[0] and second != first, "a repeated prompt must get fresh luck"
+
+
+def test_without_a_seed_the_global_generator_decides(policy: Policy) -> None:
+    def drawn() -> list[list[list[int]]]:
+        return ids_of(
+            generate(policy, PROMPTS[:1], max_completion_tokens=BUDGET_TOKENS, temperature=1.0)
+        )
+
+    torch.manual_seed(3)
+    first, second = drawn(), drawn()
+    torch.manual_seed(3)
+    assert drawn() == first != second
+
+
+def test_a_reply_ends_behind_its_first_stop_token(policy: Policy) -> None:
+    whole = generate(policy, PROMPTS, max_completion_tokens=BUDGET_TOKENS)
+    stop = whole[0][0].ids[3]
+    chat = replace(policy.chat, stop_ids=(stop,))
+    stopped = generate(replace(policy, chat=chat), PROMPTS, max_completion_tokens=BUDGET_TOKENS)
+    for [before], [after] in zip(whole, stopped, strict=True):
+        if stop in before.ids:
+            assert after.ids == before.ids[: before.ids.index(stop) + 1]
+            assert after.stop_reason in (StopReason.STOPPED, StopReason.EMPTY)
+        else:
+            assert after == before
+            assert after.stop_reason is StopReason.LENGTH
+    assert stopped[0][0].stop_reason is StopReason.STOPPED
+
+
+def test_the_checkpoints_own_sampling_defaults_take_no_part(policy: Policy) -> None:
+    expected = generate(policy, PROMPTS, max_completion_tokens=BUDGET_TOKENS)
+    kept = policy.model.generation_config
+    theirs = GenerationConfig(
+        repetition_penalty=5.0, no_repeat_ngram_size=1, bad_words_ids=[[expected[0][0].ids[0]]]
+    )
+    policy.model.generation_config = theirs
+    try:
+        assert generate(policy, PROMPTS, max_completion_tokens=BUDGET_TOKENS) == expected
+        assert policy.model.generation_config is theirs
+    finally:
+        policy.model.generation_config = kept
+
+
+def test_a_prefill_opens_the_text_but_is_not_among_the_ids(policy: Policy) -> None:
+    [[completion]] = generate(
+        policy, PROMPTS[:1], max_completion_tokens=BUDGET_TOKENS, prefill="<reasoning>\n"
+    )
+    assert completion.text == "<reasoning>\n" + policy.chat.decode(completion.ids)
+    prompt = policy.chat.encode(PROMPTS[0], prefill="<reasoning>\n")
+    with torch.no_grad():
+        assert policy.model(torch.tensor([prompt])).logits[0, -1].argmax() == completion.ids[0]
+
+
+def test_progress_counts_up_to_every_sample(policy: Policy) -> None:
+    seen: list[tuple[int, int]] = []
+    generate(
+        policy,
+        PROMPTS,
+        max_completion_tokens=2,
+        temperature=1.0,
+        num_samples=2,
+        batch_size=5,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(5, 12), (10, 12), (12, 12)]
+
+
+def test_no_prompts_give_no_completions(policy: Policy) -> None:
+    assert generate(policy, [], max_completion_tokens=4) == []
+
+
+def test_a_prompt_that_leaves_no_room_is_named(policy: Policy) -> None:
+    with pytest.raises(ModelError, match=r"Prompt 1 has .* context of"):
+        generate(
+            policy,
+            [PROMPTS[0], [{"role": "user", "content": "1 + " * policy.context_tokens}]],
+            max_completion_tokens=4,
+        )
+    with pytest.raises(ModelError, match="no tokens"):
+        generate(policy, PROMPTS, max_completion_tokens=0)
+
+
+def test_a_model_in_training_comes_back_in_training_and_still_learns(lookalike: Fold) -> None:
+    policy = load_policy(str(lookalike("llama-3.2-instruct")), lora=default_lora(r=4))
+    policy.model.enable_input_require_grads()
+    policy.model.gradient_checkpointing_enable()
+    policy.model.config.use_cache = False
+    configs = (policy.model.generation_config, policy.model.get_base_model().generation_config)
+    replies = generate(policy, PROMPTS[:2], max_completion_tokens=4)
+    assert policy.model.training and policy.model.config.use_cache is False
+    assert policy.model.generation_config is configs[0]
+    assert policy.model.get_base_model().generation_config is configs[1]
+    assert replies == generate(
+        load_policy(str(lookalike("llama-3.2-instruct"))), PROMPTS[:2], max_completion_tokens=4
+    ), "a fresh adapter changes nothing"
+    ids = torch.tensor([policy.chat.encode(PROMPTS[0])])
+    policy.model(input_ids=ids, labels=ids).loss.backward()
+    assert all(w.grad is not None for w in policy.model.parameters() if w.requires_grad)
+
+
+def test_training_mode_returns_even_when_generation_fails(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**kwargs: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(policy.model, "generate", fail)
+    policy.model.train()
+    try:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            generate(policy, PROMPTS, max_completion_tokens=4)
+        assert policy.model.training
+    finally:
+        policy.model.eval()
+
+
+def test_an_adapter_speaks_through_generation(lookalike: Fold) -> None:
+    policy = load_policy(str(lookalike("qwen2.5-instruct")), lora=default_lora(r=4))
+    before = generate(policy, PROMPTS[:2], max_completion_tokens=6)
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.5)
+    assert generate(policy, PROMPTS[:2], max_completion_tokens=6) != before
+
+
+# The sampler
+
+logit_rows = st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40)
+
+
+@settings(max_examples=100, deadline=None)
+@given(row=logit_rows, temperature=st.sampled_from([0.5, 1.0, 1.7]))
+def test_evenly_spread_luck_draws_each_token_as_often_as_it_is_likely(
+    row: list[float], temperature: float
+) -> None:
+    count = 1000
+    logits = torch.tensor([row])
+    luck = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    drawn = sample_tokens(
+        logits.expand(count, -1), luck, temperature=temperature, top_p=1.0, top_k=0
+    )
+    frequency = torch.bincount(drawn, minlength=len(row)) / count
+    likelihood = (logits[0] / temperature).softmax(-1)
+    assert (frequency - likelihood).abs().max() <= 1.01 / count + 1e-6
+
+
+@settings(max_examples=100, deadline=None)
+@given(row=logit_rows, top_p=st.floats(0.01, 1.0), top_k=st.integers(0, 50))
+def test_only_what_top_k_and_top_p_leave_is_ever_drawn(
+    row: list[float], top_p: float, top_k: int
+) -> None:
+    logits = torch.tensor([row])
+    left = TopKLogitsWarper(top_k)(None, logits) if top_k else logits  # as transformers does it
+    left = TopPLogitsWarper(top_p)(None, left) if top_p < 1 else left
+    luck = torch.tensor([0.0, 0.1, 0.5, 0.9, 1 - 2**-53], dtype=torch.float64)
+    drawn = sample_tokens(
+        logits.expand(len(luck), -1), luck, temperature=1.0, top_p=top_p, top_k=top_k
+    )
+    kept, likelihood = left[0].isfinite(), logits[0].softmax(-1)
+    # At the very edge of top_p rounding may decide, and among equals their order.
+    edge = likelihood[~kept].max() - 1e-6 if (~kept).any() else torch.inf
+    assert all(kept[token] or likelihood[token] >= edge for token in drawn.tolist())
+
+
+def test_an_impossible_token_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf, -torch.inf]])
+    luck = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    drawn = sample_tokens(logits.expand(3, -1), luck, temperature=1.0, top_p=1.0, top_k=0)
+    assert set(drawn.tolist()) <= {1, 2}

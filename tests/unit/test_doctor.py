@@ -1,0 +1,223 @@
+"""The doctor: every finding is a line, nothing is changed, no secret is told."""
+
+from __future__ import annotations
+
+import json
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from abacist.cli import machine
+from abacist.cli.machine import GIB, Finding, State, examine
+from abacist.cli.main import main
+from abacist.cli.runsummary import summarise
+from abacist.errors import RunError
+from abacist.policy import source
+from abacist.records.provenance import build_manifest
+from abacist.records.rundir import RunDir
+
+
+@pytest.fixture
+def tiny(lookalike: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-alike in the place of the built-in model."""
+    monkeypatch.setattr(source, "BUILT_IN_FOLDER", lookalike("qwen2.5-instruct"))
+
+
+def found(check: Callable[[], Iterator[Finding]]) -> Finding:
+    return list(check())[-1]
+
+
+# This machine
+
+
+def test_a_healthy_machine_is_ready(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("\nready\n")
+    assert "answers a problem with" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_named_with_its_remedy_and_fails(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BUILT_IN_FOLDER", tmp_path / "gone")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "mend  built-in model" in out
+    assert out.endswith("\nto mend: built-in model\n")
+
+
+def test_json_says_the_same(tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["ready"] is True
+    states = {finding["name"]: finding["state"] for finding in document["findings"]}
+    assert states["built-in model"] == "ok"
+    assert {"python", "packages", "device", "dtype", "attention", "memory", "disk"} <= set(states)
+
+
+def test_a_check_that_breaks_is_a_finding(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Iterator[Finding]:
+        raise OSError("libcudart.so: cannot open, token hf_abcdefghij")
+        yield
+
+    monkeypatch.setattr(machine, "_choices", broken)
+    (finding,) = [one for one in examine() if one.name == "choices"]
+    assert finding.state is State.MEND
+    assert "libcudart" in finding.found and "abcdefghij" not in finding.found
+
+
+def test_packages_outside_their_range_are_to_mend_unless_optional(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    declared = [
+        "trl<1.17,>=1.16",
+        "torch>=2.11",
+        "psutil>=6",
+        'scipy>=1; python_version < "3"',
+        'wandb>=99; extra == "wandb"',
+        'vllm>=0.22; extra == "vllm"',
+        'nonesuch; extra == "dev"',
+    ]
+    versions = {"trl": "1.18.0", "torch": "2.13.0+cpu", "wandb": "0.31.0"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(metadata, "requires", lambda name: declared)
+    monkeypatch.setattr(metadata, "version", version)
+    findings = list(machine._packages())
+    assert [(one.state.value, one.found) for one in findings] == [
+        ("mend", "trl 1.18.0 is outside the supported trl<1.17,>=1.16"),
+        ("mend", "psutil is not installed"),
+        ("note", "wandb 0.31.0 is outside the supported wandb>=99"),
+        ("note", "optional, and not installed: vllm"),
+        ("ok", "torch 2.13.0+cpu"),
+    ]
+
+
+def test_the_limit_of_a_container_counts_and_not_the_machine_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "CGROUP_LIMIT", tmp_path / "max")
+    monkeypatch.setattr(machine, "CGROUP_USED", tmp_path / "current")
+    memory = SimpleNamespace(available=50 * GIB, total=64 * GIB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    assert "50.0 GiB free of 64.0 GiB" in found(machine._memory).found
+    (tmp_path / "current").write_text(f"{GIB}\n")
+    (tmp_path / "max").write_text("max\n")
+    assert "50.0 GiB free of 64.0 GiB" in found(machine._memory).found
+    (tmp_path / "max").write_text(f"{2 * GIB}\n")
+    finding = found(machine._memory)
+    assert "1.0 GiB free of 2.0 GiB" in finding.found
+    assert finding.state is State.MEND
+
+
+def test_a_full_disk_is_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")(GIB, GIB, 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert found(machine._disk).state is State.MEND
+
+
+def test_tokens_and_keys_are_said_to_be_there_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.delenv("WANDB_MODE")
+    findings = [found(machine._hub_token), found(machine._wandb)]
+    assert [one.state for one in findings] == [State.OK, State.OK]
+    assert not any(secret in str(findings) for secret in ("abcdefghij", "0123456789"))
+
+
+def test_a_wandb_login_is_read_from_netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert found(machine._wandb).state is State.NOTE
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert found(machine._wandb) == Finding("W&B", State.OK, "logged in")
+    (tmp_path / "netrc").write_bytes(b"machine \xff\xfe nonsense")
+    assert found(machine._wandb).state is State.NOTE
+
+
+def test_the_hub_is_called_only_when_asked_for(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def head(url: str, timeout: float) -> None:
+        calls.append((url, timeout))
+        raise ConnectionError("no way")
+
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: SimpleNamespace(head=head))
+    assert "Hub" not in {one.name for one in examine()}
+    assert calls == []
+    (hub,) = [one for one in examine(online=True) if one.name == "Hub"]
+    assert hub.state is State.MEND and "no way" in hub.found
+    assert len(calls) == 1 and calls[0][1] <= 10
+
+
+# A run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run that came to its end, without torch."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    run = RunDir(tmp_path / "tiny-001")
+    run.path.mkdir()
+    run.write_manifest(build_manifest(seed=7, argv=["train"]))
+    run.config_path.write_text("model_name_or_path: tiny\ndataset_name: generated\n")
+    run.metrics_path.write_text('{"step": 1, "reward": 1.0}\n{"step": 2, "reward": 2.5}\n')
+    run.rollouts_dir.mkdir()
+    pq.write_table(pa.table({"x": range(16)}), run.rollouts_dir / "step-1.parquet")
+    for step in (2, 10):
+        (run.path / f"checkpoint-{step}").mkdir()
+    (run.path / "adapter_model.safetensors").touch()
+    return run
+
+
+def test_a_run_tells_what_it_holds(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(run.path)]) == 0
+    out = capsys.readouterr().out
+    for piece in ("seed 7", "tiny on generated", "step 2, reward 2.5", "16 replies in 1 files",
+                  "at steps 2, 10", "a trained adapter", "nothing to mend"):  # fmt: skip
+        assert piece in out
+
+
+def test_an_unfinished_run_is_no_illness(run: RunDir) -> None:
+    for name in ("adapter_model.safetensors", "metrics.jsonl", "rollouts/step-1.parquet"):
+        (run.path / name).unlink()
+    assert State.MEND not in {finding.state for finding in summarise(run.path)}
+
+
+def test_damage_is_named_file_by_file(run: RunDir) -> None:
+    run.config_path.write_bytes(b"\xff\xfe: [")
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 3, "rew')
+    (run.rollouts_dir / "step-2.parquet").write_bytes(b"PAR1 torn")
+    to_mend = {one.name: one for one in summarise(run.path) if one.state is State.MEND}
+    assert set(to_mend) == {"config", "metrics", "rollouts"}
+    assert "1 damaged lines" in to_mend["metrics"].found
+    assert "step 2" in to_mend["metrics"].found
+    assert "step-2.parquet" in to_mend["rollouts"].found
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunError):
+        list(summarise(tmp_path))
+    assert main(["doctor", str(tmp_path / "nowhere")]) == 1
+    assert "no such run directory" in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path), "--online"]) == 2

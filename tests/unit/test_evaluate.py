@@ -1,0 +1,165 @@
+"""An evaluation drops nothing, derives every figure from its replies, and survives being kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abacist.errors import DataError, RunError
+from abacist.proof.evaluate import evaluate
+from abacist.proof.evaluation import Evaluation
+from abacist.proof.statistics import proportion
+from abacist.records.rollout import StopReason, write_rollouts
+from abacist.task.reply import render_reply
+from evaluated import BARE, GOOD, POLICY, SILENT, WORKLESS, WRONG, evaluation, problem, saying
+
+
+def values(found: Evaluation) -> dict[str, float]:
+    return {name: round(interval.value, 4) for name, interval in found.figures.items()}
+
+
+def test_every_reply_becomes_a_rollout_in_the_order_of_the_problems() -> None:
+    problems = [problem(n, difficulty=1 + n % 3) for n in range(3)]
+    found = evaluation([[GOOD, WRONG], [BARE, GOOD], [SILENT, GOOD]], problems)
+    places = [(r.problem_id, r.group, r.member) for r in found.rollouts]
+    assert places == [
+        ("p000", 0, 0), ("p000", 0, 1), ("p001", 1, 0),
+        ("p001", 1, 1), ("p002", 2, 0), ("p002", 2, 1),
+    ]  # fmt: skip
+    assert [r.is_correct for r in found.rollouts] == [True, False, False, True, False, True]
+    assert [r.read_answer for r in found.rollouts] == ["7", "8", None, "7", None, "7"]
+    assert [r.difficulty for r in found.rollouts] == [1, 1, 2, 2, 3, 3]
+    assert found.rollouts[4].stop_reason is StopReason.EMPTY
+    assert found.rollouts[0].prompt_tokens == 1 and found.rollouts[0].gold == "7"
+    assert found.settings.kind == "sampled"
+
+
+def test_the_figures_count_what_they_name() -> None:
+    found = evaluation([GOOD, WORKLESS, WRONG, BARE, f"{GOOD} and more", SILENT])
+    shown = values(found)
+    assert shown["correct"] == pytest.approx(3 / 6, abs=1e-4)
+    assert shown["any_format"] == pytest.approx(4 / 6, abs=1e-4)
+    assert shown["strict"] == pytest.approx(3 / 6, abs=1e-4)
+    assert shown["shows_work"] == pytest.approx(3 / 6, abs=1e-4)
+    assert shown["adheres"] == pytest.approx(2 / 6, abs=1e-4)
+    assert shown["valid_steps"] == pytest.approx(2 / 6, abs=1e-4)
+    assert shown["stopped"] == 1.0
+    assert "format_consistency" not in shown
+    assert found.accuracy == proportion([True] * 3 + [False] * 3)
+    assert found.format_consistency is None and found.answer_consistency is None
+
+
+def test_the_five_rewards_are_paid_to_every_reply_and_averaged() -> None:
+    found = evaluation([GOOD, SILENT])
+    names = ["correctness", "integer", "strict_format", "soft_format", "xml_count"]
+    assert sorted(found.rewards) == sorted(names)
+    assert found.rewards["correctness"].value == 1.0
+    assert found.rollouts[0].rewards["correctness"] == 2.0
+    total = sum(value or 0 for value in found.rollouts[0].rewards.values())
+    assert found.rollouts[0].reward == pytest.approx(total)
+
+
+def test_a_reply_that_uses_up_its_budget_is_not_stopped_and_one_without_words_is() -> None:
+    found = evaluation(["word " * 60, SILENT, GOOD], max_completion_tokens=20)
+    assert [mark.stopped for mark in found.marks] == [False, True, True]
+    assert found.mean_completion_tokens.value == pytest.approx(
+        sum(r.completion_tokens for r in found.rollouts) / 3
+    )
+
+
+def test_consistency_is_by_problem_and_by_value() -> None:
+    same_number = render_reply("3 + 4 = 7", "7.0")
+    found = evaluation(
+        [[GOOD, same_number], [GOOD, WRONG], [GOOD, BARE], [SILENT, SILENT], [WRONG, WRONG]]
+    )
+    assert found.format_consistency == proportion([True, True, False, False, True])
+    assert found.answer_consistency == proportion([True, False, False, False, True])
+
+
+def test_tables_split_the_problems_and_leave_out_unknown_structures() -> None:
+    kinds = [(2, True), (1, False), (2, False), (3, None)]
+    problems = [problem(n, steps, unseen) for n, (steps, unseen) in enumerate(kinds)]
+    found = evaluation([GOOD, WRONG, WRONG, GOOD], problems)
+    by_steps = [(row.label, row.n, row.accuracy.value) for row in found.by_difficulty()]
+    assert by_steps == [("1 step", 1, 0.0), ("2 steps", 2, 0.5), ("3 steps", 1, 1.0)]
+    by_structure = [(row.label, row.n, row.accuracy.value) for row in found.by_structure()]
+    assert by_structure == [("seen structures", 2, 0.0), ("unseen structures", 1, 1.0)]
+    assert evaluation([GOOD]).by_structure() == []
+
+
+def test_what_is_asked_reaches_generate_and_the_settings() -> None:
+    seen: dict[str, Any] = {}
+
+    def generate(policy: Any, prompts: Any, **given: Any) -> Any:
+        seen.update(given, prompts=prompts)
+        return saying([[GOOD]])(policy, prompts, **given)
+
+    calls: list[tuple[int, int]] = []
+    found = evaluate(
+        POLICY, [problem(0)], system_prompt="Be exact.", shots=[problem(1)],
+        max_completion_tokens=33, batch_size=5, prefill="<reasoning>\n", seed=9,
+        progress=lambda done, total: calls.append((done, total)), run_id="r", split="test", step=4,
+        generate=generate,
+    )  # fmt: skip
+    assert [turn["role"] for turn in seen["prompts"][0]] == ["system", "user", "assistant", "user"]
+    assert seen["max_completion_tokens"] == 33 and seen["batch_size"] == 5 and seen["seed"] == 9
+    assert seen["prefill"] == found.settings.prefill == "<reasoning>\n"
+    assert found.settings.num_shots == 1 and found.settings.kind == "greedy"
+    rollout = found.rollouts[0]
+    assert (rollout.run_id, rollout.split, rollout.step) == ("r", "test", 4)
+    assert rollout.prompt_tokens == 4 + len("<reasoning>\n")
+    assert calls == [(1, 1)]
+
+
+def test_no_problems_or_two_under_one_id_are_refused() -> None:
+    with pytest.raises(DataError, match="no problems"):
+        evaluate(POLICY, [], max_completion_tokens=5)
+    with pytest.raises(DataError, match="'p000'"):
+        evaluate(POLICY, [problem(0), problem(0)], max_completion_tokens=5)
+
+
+def test_a_kept_evaluation_is_the_same_evaluation(tmp_path: Path) -> None:
+    problems = [problem(0, 2, True), problem(1, 1, False)]
+    found = evaluation([[GOOD, BARE], [WRONG, SILENT]], problems, system_prompt="Be exact.")
+    found.save(tmp_path / "evals" / "after")
+    again = Evaluation.load(tmp_path / "evals" / "after")
+    assert again.problems == found.problems and again.settings == found.settings
+    assert again.marks == found.marks and again.figures == found.figures
+    assert again.to_json() == found.to_json()
+    kept = json.loads((tmp_path / "evals" / "after" / "evaluation.json").read_text())
+    assert kept["evaluation"]["figures"]["correct"]["value"] == 0.25
+
+
+def test_a_damaged_or_missing_evaluation_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no evaluation is kept there"):
+        Evaluation.load(tmp_path)
+    found = evaluation([GOOD, WRONG])
+    found.save(tmp_path)
+    write_rollouts(tmp_path / "rollouts.parquet", found.rollouts[:1])
+    with pytest.raises(RunError, match=r"rollouts\.parquet"):
+        Evaluation.load(tmp_path)
+    for broken in ("{", "[]", '{"format_version": 1}', '{"format_version": 99}'):
+        (tmp_path / "evaluation.json").write_text(broken)
+        with pytest.raises(RunError):
+            Evaluation.load(tmp_path)
+
+
+def test_figures_that_nothing_is_known_about_are_null_in_json() -> None:
+    found = evaluation([GOOD])
+    unpaid = replace(found, rollouts=(replace(found.rollouts[0], rewards={"mine": None}),))
+    assert unpaid.to_json()["figures"]["reward_mine"]["value"] is None
+    json.dumps(unpaid.to_json(), allow_nan=False)
+
+
+@given(st.lists(st.text(st.characters(), max_size=40), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_no_reply_can_break_an_evaluation(texts: list[str]) -> None:
+    found = evaluation([text + "\ud800\x00</answer>" for text in texts])
+    assert found.accuracy.value == 0 or "7" in "".join(texts)
+    json.dumps(found.to_json(), allow_nan=False)

@@ -1,0 +1,135 @@
+"""``abacist.GRPOTrainer``: TRL's trainer for a script that changes one import, and rollouts that
+say what was computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from abacist.learning.arguments import GRPOConfig
+from abacist.learning.trainer import GRPOTrainer
+from abacist.records.rollout import read_rollouts
+from lookalikes import build
+
+TINY_BATCH: dict[str, Any] = {
+    "bf16": False,
+    "use_cpu": True,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 8,
+    "max_steps": 2,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "seed": 3,
+}
+ROWS = [
+    {"prompt": [{"role": "user", "content": f"{n} + 1?"}], "answer": str(n + 1)} for n in range(8)
+]
+
+
+def length_reward(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    return [len(one[0]["content"]) / 10 for one in completions]
+
+
+def none_reward(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+    return [None if index % 2 else 1.0 for index, _ in enumerate(completions)]
+
+
+def trained(kind: type, config: Any, folder: Path, **more: Any) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    trainer = kind(
+        model=model,
+        reward_funcs=[length_reward, none_reward],
+        args=config,
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer,
+        **more,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_with_trls_own_config_it_computes_what_trl_computes(tmp_path: Path) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    weights, logs = [], []
+    for kind in (trl.GRPOTrainer, GRPOTrainer):
+        config = trl.GRPOConfig(output_dir=str(tmp_path / kind.__module__), **TINY_BATCH)
+        trainer = trained(kind, config, folder)
+        weights.append(trainer.model.state_dict())
+        logs.append([row.get("reward") for row in trainer.state.log_history])
+        assert not (Path(config.output_dir) / "rollouts").exists()
+    assert logs[0] == logs[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_rollouts_hold_the_rewards_and_the_advantages_of_their_group(tmp_path: Path) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    config = GRPOConfig(output_dir=str(tmp_path / "run"), keep_rollouts=True, **TINY_BATCH)
+    trained(GRPOTrainer, config, folder)
+    rollouts = read_rollouts(tmp_path / "run" / "rollouts")
+    assert [r.step for r in rollouts] == [1] * 8 + [2] * 8
+    groups: dict[tuple[int, int], list[Any]] = {}
+    for rollout in rollouts:
+        groups.setdefault((rollout.step, rollout.group), []).append(rollout)
+    assert len(groups) == 4
+    for members in groups.values():
+        assert [m.member for m in members] == [0, 1, 2, 3]
+        assert len({m.gold for m in members}) == 1 and len({str(m.messages) for m in members}) == 1
+        # The paper's advantage: (r - mean(r)) / std(r), within the group (TRL adds 1e-4).
+        rewards = torch.tensor([m.reward for m in members])
+        wanted = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        assert torch.allclose(torch.tensor([m.advantage for m in members]), wanted, atol=1e-5)
+    for index, rollout in enumerate(rollouts):
+        assert rollout.rewards["length_reward"] == pytest.approx(len(rollout.completion) / 10)
+        assert rollout.rewards["none_reward"] == (None if index % 2 else 1.0)
+        assert rollout.completion_tokens == len(rollout.completion_ids) <= 8
+        assert rollout.prompt_tokens > 5
+
+
+def test_an_evaluator_replaces_trls_evaluation_and_is_logged(tmp_path: Path) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "run"), eval_strategy="steps", eval_steps=1,
+        per_device_eval_batch_size=4, **TINY_BATCH,
+    )  # fmt: skip
+    asked = []
+
+    def evaluator(model: Any) -> dict[str, float]:
+        asked.append(model)
+        return {"accuracy": 0.25}
+
+    trainer = trained(
+        GRPOTrainer, config, folder, evaluator=evaluator, eval_dataset=Dataset.from_list(ROWS[:2])
+    )
+    assert len(asked) == 2 and asked[0] is trainer.model
+    assert [r["eval_accuracy"] for r in trainer.state.log_history if "eval_accuracy" in r] == [
+        0.25,
+        0.25,
+    ]
+
+
+def test_plain_text_prompts_of_a_strangers_data_are_kept_too(tmp_path: Path) -> None:
+    folder = build("llama-3.2-instruct", tmp_path / "model")
+    config = GRPOConfig(output_dir=str(tmp_path / "run"), keep_rollouts=True, **TINY_BATCH)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **columns: [float(len(c)) for c in completions],
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": f"{n} + 1 ="} for n in range(8)]),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    rollout = read_rollouts(tmp_path / "run" / "rollouts")[0]
+    assert rollout.messages[0]["role"] == "user" and rollout.gold is None
+    assert rollout.is_correct is None and rollout.problem_id is None
