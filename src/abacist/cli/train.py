@@ -98,7 +98,10 @@ def read_request(argv: list[str]) -> Request:
 
 def next_command(run_path: str) -> str:
     """The command that puts a question to the run, ready to be pasted."""
-    question = "Mia has 3 boxes with 8 pens in each box. She gives away 5 pens. How many are left?"
+    question = (
+        "Mia buys 3 boxes with 8 pens in each box. Mia gives 5 pens to Leo. "
+        "How many pens does Mia have now?"
+    )
     return f'{_program()} ask {shlex.quote(run_path)} "{question}"'
 
 

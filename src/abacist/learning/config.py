@@ -161,6 +161,7 @@ def _build(
 
     training = part(GRPOConfig)
     training.setdefault("output_dir", None)
+    training.setdefault("project", "abacist")
     training["disable_tqdm"] = True  # progress is the watcher's
     if "eval_steps" in training:
         training.setdefault("eval_strategy", "steps")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abacist.errors import DataError, ModelError
 from abacist.learning.config import Config
 from abacist.policy.loading import Policy
+from abacist.task.gist import gist_gold
 from abacist.task.problems import Problem, load_problems
 from abacist.task.prompts import Shots, choose_shots, system_text, to_dataset_rows
 
@@ -53,6 +54,9 @@ def load_task(config: Config) -> Task:
 
     limit = script.num_train_problems or (GENERATED_TRAIN_PROBLEMS if generated else None)
     problems = load("train", limit)
+    if any(name.split(".")[0] == "gist" for name in script.reward_funcs):
+        # The historic rewards compare text with a gold that was cleaned when the data was read.
+        problems = [replace(problem, answer=gist_gold(problem.answer)) for problem in problems]
     examples = load_problems(script.shots_file, split="all") if script.shots_file else problems
     return Task(
         train=problems,
