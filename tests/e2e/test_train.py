@@ -188,34 +188,39 @@ def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured)
     assert after.accuracy.value - before.accuracy.value > 0.2
 
 
-@pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_wandb_works_without_a_network_in_its_own_modes(
-    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", mode)
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    run = tmp_path / "run"
-    assert main(["train", "--report_to", "wandb", "--output_dir", str(run), *SHORT, *FEW]) == 0
-    assert "left out" not in capsys.readouterr().out
-    kept = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    assert bool(kept) is (mode == "offline")
+def run_with_wandb(mode: str, folder: Path) -> str:
+    """What ``abacist train --report_to wandb`` prints, in a process and a home of its own.
 
-
-def test_wandb_without_a_key_costs_one_warning_and_not_the_run(tmp_path: Path) -> None:
-    # A process of its own: W&B remembers its mode and its login as long as one lives.
+    W&B remembers its mode and its login for as long as a process lives.
+    """
     environment = {key: value for key, value in os.environ.items() if "WANDB" not in key}
-    environment |= {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = tmp_path / "run"
+    environment |= {
+        "HOME": str(folder),
+        "WANDB_MODE": mode,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     command = [sys.executable, "-m", "abacist", "train", "--report_to", "wandb"]
     done = subprocess.run(
-        [*command, "--output_dir", str(run), *SHORT, *FEW],
+        [*command, "--output_dir", str(folder / "run"), *SHORT, *FEW],
         env=environment,
-        cwd=tmp_path,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is left out from here on") == 1
-    assert (run / "adapter_model.safetensors").exists() and (run / "metrics.jsonl").exists()
+    assert (folder / "run" / "adapter_model.safetensors").exists()
+    assert (folder / "run" / "metrics.jsonl").exists()
+    return done.stdout
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_works_without_a_network_in_its_own_modes(mode: str, tmp_path: Path) -> None:
+    assert "left out" not in run_with_wandb(mode, tmp_path)
+    kept = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert bool(kept) is (mode == "offline")
+
+
+def test_wandb_without_a_key_costs_one_warning_and_not_the_run(tmp_path: Path) -> None:
+    assert run_with_wandb("online", tmp_path).count("is left out from here on") == 1
