@@ -16,13 +16,14 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint 
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 CODE    = $(wildcard src tests bench)
 
-.PHONY: help install demo check lint types test test-quick tiny clean
+.PHONY: help install demo check lint types test test-quick bench tiny clean
 
 help:
 	@echo "make demo        install and teach the built-in model, start to verdict"
 	@echo "make install     put Abacist into $(VENV)"
 	@echo "make check       lint, types, tests"
 	@echo "make test-quick  the unit and contract tests only"
+	@echo "make bench       speed and memory against stock TRL (hours; ARGS=\"--cells 'tiny/*'\" for less)"
 	@echo "make tiny        remake the built-in model from nothing (see docs/lab.md)"
 	@echo "make clean       remove $(VENV) and the tools' caches (runs/ is left alone)"
 
@@ -45,6 +46,9 @@ test: $(VENV)/.installed-dev
 
 test-quick: $(VENV)/.installed-dev
 	$(PYTEST) tests/unit tests/contract
+
+bench: install
+	$(BIN)/python bench/speed.py $(ARGS)
 
 tiny: install
 	$(BIN)/python -m abacist.learning.warmstart $(ARGS)

@@ -16,6 +16,7 @@ OVERRIDDEN = {
     "_generate": ["prompts"],
     "_calculate_rewards": ["inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["inputs"],
+    "_get_train_sampler": ["dataset"],
     "evaluate": None,
 }
 
@@ -56,7 +57,14 @@ def test_every_name_that_trl_has_means_here_what_it_means_there() -> None:
     assert issubclass(GRPOConfig, trl.GRPOConfig)
 
 
-def test_what_our_config_adds_is_off_by_default() -> None:
+def test_what_our_config_adds_changes_nothing_by_default() -> None:
     added = set(GRPOConfig.__dataclass_fields__) - set(trl.GRPOConfig.__dataclass_fields__)
-    assert added == {"keep_rollouts"}
-    assert all(not GRPOConfig.__dataclass_fields__[name].default for name in added)
+    assert added == {"keep_rollouts", "problem_sampling", "use_fast_path", "vllm_canary_steps"}
+    assert not GRPOConfig.__dataclass_fields__["keep_rollouts"].default
+    assert GRPOConfig.__dataclass_fields__["problem_sampling"].default == "uniform"
+
+
+def test_one_batch_of_the_loader_is_one_generation_batch_in_our_order() -> None:
+    source = inspect.getsource(trl.GRPOTrainer.get_train_dataloader)
+    assert "sampler_fn=self._get_train_sampler" in source
+    assert "self._train_batch_size * self.args.steps_per_generation" in source

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
 from abacist.errors import ModelError
+from abacist.policy import decoding
 from abacist.policy.decoding import Completion, generate, sample_tokens
+from abacist.policy.lean import LeanNetwork
 from abacist.policy.loading import Policy, default_lora, load_policy
 from abacist.records.rollout import StopReason
 
@@ -28,8 +30,18 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module", params=["qwen2.5-instruct", "llama-3.2-instruct"])
-def policy(request: pytest.FixtureRequest, lookalike: Fold) -> Policy:
+def network(request: pytest.FixtureRequest, lookalike: Fold) -> Policy:
     return load_policy(str(lookalike(request.param)), device="cpu")
+
+
+@pytest.fixture(params=["engine", "transformers"])
+def policy(
+    request: pytest.FixtureRequest, network: Policy, monkeypatch: pytest.MonkeyPatch
+) -> Policy:
+    """Every promise holds for both ways of writing a reply."""
+    if request.param == "transformers":
+        monkeypatch.setattr(decoding, "obstacle", lambda model: "the test forbids it")
+    return network
 
 
 def ids_of(completions: list[list[Completion]]) -> list[list[list[int]]]:
@@ -145,6 +157,24 @@ def test_progress_counts_up_to_every_sample(policy: Policy) -> None:
     assert seen == [(5, 12), (10, 12), (12, 12)]
 
 
+def test_both_ways_of_writing_write_the_same(
+    network: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def both() -> list[list[list[Completion]]]:
+        return [
+            generate(network, PROMPTS, max_completion_tokens=BUDGET_TOKENS, seed=8, **options)
+            for options in (
+                {},
+                {"temperature": 1.0, "num_samples": 2},
+                {"temperature": 0.7, "top_k": 20, "top_p": 0.9},
+            )
+        ]
+
+    ours = both()
+    monkeypatch.setattr(decoding, "obstacle", lambda model: "the test forbids it")
+    assert ours == both()
+
+
 def test_no_prompts_give_no_completions(policy: Policy) -> None:
     assert generate(policy, [], max_completion_tokens=4) == []
 
@@ -181,10 +211,11 @@ def test_a_model_in_training_comes_back_in_training_and_still_learns(lookalike: 
 def test_training_mode_returns_even_when_generation_fails(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**kwargs: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(policy.model, "generate", fail)
+    monkeypatch.setattr(LeanNetwork, "forward", fail)
     policy.model.train()
     try:
         with pytest.raises(RuntimeError, match="out of luck"):

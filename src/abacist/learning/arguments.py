@@ -8,6 +8,7 @@ prompt, rewards, verdict). A name that TRL has means here what it means there.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import trl
 
@@ -17,10 +18,26 @@ class GRPOConfig(trl.GRPOConfig):
     """TRL's configuration plus what only Abacist does; every addition is off by default."""
 
     # A field's metadata is its help text, shown by `abacist train --help_all`.
+    use_fast_path: bool = field(
+        default=True,
+        metadata={
+            "help": "Our rollout and scoring where they compute what TRL's do (--no_use_fast_path)."
+        },
+    )
+    vllm_canary_steps: int = field(
+        default=0,
+        metadata={"help": "With --use_vllm, compare both engines every so many steps; 0: never."},
+    )
     keep_rollouts: bool = field(
         default=False,
         metadata={
             "help": "Write every completion with its rewards to output_dir/rollouts/*.parquet."
+        },
+    )
+    problem_sampling: Literal["uniform", "solve_rate"] = field(
+        default="uniform",
+        metadata={
+            "help": "Which problems next: shuffled epochs, or those that are sometimes solved."
         },
     )
 

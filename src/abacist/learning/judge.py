@@ -33,6 +33,12 @@ class Judge:
         self.watcher.stage(f"Measuring {when} training: {len(self.task.heldout)} held-out problems")
         greedy = self._evaluate(policy, self.task.heldout, f"{when}, greedy", split="heldout")
         greedy.save(self.run.evals_dir / when)
+        if greedy.figures["stopped"].value == 0:
+            self.watcher.note(
+                f"Warning: none of {len(greedy.rollouts)} replies ended by itself within "
+                f"{self.config.max_completion_tokens} tokens, so all were cut. Raise "
+                "--max_completion_length, or give a model whose chat template it was trained on."
+            )
         sampled = self._evaluate(
             policy,
             self.task.heldout[:SAMPLED_PROBLEMS],

@@ -68,6 +68,54 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
     for line in config.lines():
         watcher.note(f"  {line}")
     task = load_task(config)
+    rewards = load_rewards(config, watcher)
+    policy = load_trainable(config)
+    for choice in policy.choices:
+        watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
+    check_fit(config, task, policy)
+
+    output_dir = config.training.output_dir
+    with RunDir.create(
+        Path(output_dir) if "output_dir" in config.settings and output_dir else None,
+        name=config.name,
+        overwrite=config.script.overwrite,
+    ) as run:
+        config.training.output_dir = str(run.path)
+        run.write_manifest(
+            build_manifest(
+                seed=config.training.seed,
+                argv=sys.argv,
+                problems=[*task.train, *task.selection, *task.heldout],
+                source=config.script.dataset_name,
+            )
+        )
+        write_aside(run.config_path, config.to_yaml().encode())
+        if task.shots:
+            save_shots(run.path / "shots.jsonl", task.shots)
+        watcher.note(f"  this run is kept in {run.path}")
+
+        judge = Judge(config, task, run, watcher)
+        before, sampled_before = judge.measure(policy, "before")
+        trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
+        watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
+        for line in trainer.paths():
+            watcher.note(f"  {line}")
+        trainer.train()
+        trainer.save_model()
+        trainer.save_state()
+        policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
+        after, sampled_after = judge.measure(policy, "after")
+        comparison = compare(before, after) if before and after else None
+        if comparison:
+            write_aside(
+                run.evals_dir / "verdict.json",
+                json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
+            )
+        return Run(run.path, before, after, sampled_before, sampled_after, comparison)
+
+
+def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
+    """The reward functions by name, with the historic set's defects said when it is chosen."""
     rewards = load_reward_funcs(config.script.reward_funcs)
     weights = config.training.reward_weights
     if weights is not None and len(weights) != len(rewards):
@@ -82,47 +130,7 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
         )
         for defect in GIST_DEFECTS:
             watcher.note(f"  - {defect}")
-    policy = load_trainable(config)
-    for choice in policy.choices:
-        watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
-    check_fit(config, task, policy)
-
-    output_dir = config.training.output_dir
-    with RunDir.create(
-        Path(output_dir) if "output_dir" in config.settings and output_dir else None,
-        name=config.name,
-        overwrite=config.script.overwrite,
-    ) as run:
-        config.training.output_dir = str(run.path)
-        write_aside(run.config_path, config.to_yaml().encode())
-        run.write_manifest(
-            build_manifest(
-                seed=config.training.seed,
-                argv=sys.argv,
-                problems=[*task.train, *task.selection, *task.heldout],
-                source=config.script.dataset_name,
-            )
-        )
-        if task.shots:
-            save_shots(run.path / "shots.jsonl", task.shots)
-        watcher.note(f"  this run is kept in {run.path}")
-
-        judge = Judge(config, task, run, watcher)
-        before, sampled_before = judge.measure(policy, "before")
-        trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
-        watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
-        trainer.train()
-        trainer.save_model()
-        trainer.save_state()
-        policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
-        after, sampled_after = judge.measure(policy, "after")
-        comparison = compare(before, after) if before and after else None
-        if comparison:
-            write_aside(
-                run.evals_dir / "verdict.json",
-                json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
-            )
-        return Run(run.path, before, after, sampled_before, sampled_after, comparison)
+    return rewards
 
 
 def refuse_several_processes() -> None:

@@ -10,6 +10,9 @@ What is promised, so that the engine behind it can be exchanged:
   training, and in any subset of the data.
 * Nothing of the checkpoint's own generation defaults takes part.
 
+The engine of :mod:`abacist.policy.engine` writes them wherever it can take the model, at several
+times the speed; every other model goes through transformers' own ``generate``.
+
 Shapes: B rows of a batch, P prompt tokens (left-padded), V vocabulary entries.
 """
 
@@ -27,8 +30,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
 from abacist.policy.chat import Message, generation_config_holders
+from abacist.policy.drawing import Sampling, sample_tokens
+from abacist.policy.engine import Engine, obstacle
 from abacist.policy.loading import Policy
 from abacist.records.rollout import StopReason
+
+__all__ = ["Completion", "generate", "sample_tokens"]
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,14 @@ def generate(
     batch_size: int = 64,
     prefill: str = "",
     seed: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[list[Completion]]:
     """``num_samples`` completions for each prompt: the outer list in the order of ``prompts``.
 
     ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 are off. ``batch_size`` counts rows, a
-    prompt times a sample. ``prefill`` opens every reply. ``seed`` None draws a fresh one from
-    torch's global generator. ``progress`` is called with (samples done, samples in all).
+    prompt times a sample, that are in work at a time. ``prefill`` opens every reply. ``seed`` None
+    draws a fresh one from torch's global generator. ``progress`` is called with (samples done,
+    samples in all).
 
     The model comes back in the training mode it was given in. Raises :class:`ModelError` if a
     prompt and its budget do not fit the model's context.
@@ -81,73 +91,91 @@ def generate(
     if seed is None:
         seed = int(torch.randint(2**62, ()))
     rows = _rows(prompt_ids, num_samples, seed)
-    done: dict[tuple[int, int], Completion] = {}
+    sampling = Sampling(temperature, top_p, top_k) if temperature > 0 else None
+    write = _with_engine if obstacle(policy.model) is None else _with_transformers
+    written = write(policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress)
+    return [
+        [
+            Completion(
+                ids,
+                prefill + policy.chat.decode(ids),
+                policy.chat.stop_reason(ids, max_completion_tokens),
+            )
+            for ids in written[prompt * num_samples : (prompt + 1) * num_samples]
+        ]
+        for prompt in range(len(prompts))
+    ]
+
+
+def _with_engine(
+    policy: Policy,
+    prompt_ids: list[list[int]],
+    rows: list[_Row],
+    max_completion_tokens: int,
+    sampling: Sampling | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """The ids of each row, decoded ``batch_size`` rows at a time by our own engine."""
+    chat = policy.chat
+    engine = Engine(policy.model, stop_ids=chat.stop_ids, pad_id=chat.pad_id, max_rows=batch_size)
+    uniforms = None
+    if sampling is not None and rows:
+        uniforms = _uniforms([row.stream for row in rows], max_completion_tokens)
+    written = engine.complete(
+        [prompt_ids[row.prompt] for row in rows],
+        1,
+        max_completion_tokens,
+        sampling,
+        uniforms,
+        progress,
+    )
+    return [ids for [ids] in written]
+
+
+def _with_transformers(
+    policy: Policy,
+    prompt_ids: list[list[int]],
+    rows: list[_Row],
+    max_completion_tokens: int,
+    sampling: Sampling | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """The ids of each row, written by transformers batch after batch."""
+    # Like lengths together, the longest first: memory that does not suffice shows at once.
+    order = sorted(range(len(rows)), key=lambda number: -len(prompt_ids[rows[number].prompt]))
+    written: list[list[int]] = [[] for _ in rows]
     with _generation_mode(policy):
         for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+            batch = order[start : start + batch_size]
             sampler = None
-            if temperature > 0:
-                streams = [row.stream for row in batch]
-                luck = _uniforms(streams, max_completion_tokens, policy.device)
-                sampler = _Sampler(luck, temperature, top_p, top_k)
-            written = _continue(
-                policy, [prompt_ids[row.prompt] for row in batch], max_completion_tokens, sampler
-            )
-            for row, ids in zip(batch, written, strict=True):
-                done[row.prompt, row.sample] = Completion(
-                    ids,
-                    prefill + policy.chat.decode(ids),
-                    policy.chat.stop_reason(ids, max_completion_tokens),
-                )
+            if sampling is not None:
+                luck = _uniforms([rows[number].stream for number in batch], max_completion_tokens)
+                sampler = _Sampler(luck.to(policy.device, _widest_float(policy.device)), sampling)
+            prompts = [prompt_ids[rows[number].prompt] for number in batch]
+            continued = _continue(policy, prompts, max_completion_tokens, sampler)
+            for number, ids in zip(batch, continued, strict=True):
+                written[number] = ids
             if progress is not None:
-                progress(len(done), len(rows))
-    return [[done[p, s] for s in range(num_samples)] for p in range(len(prompts))]
-
-
-def sample_tokens(
-    logits: torch.Tensor, uniforms: torch.Tensor, *, temperature: float, top_p: float, top_k: int
-) -> torch.Tensor:
-    """One token id for each row of ``logits`` [B, V], chosen by its number in ``uniforms`` [B].
-
-    Inverse-CDF sampling: the first token at which the cumulated probability exceeds the number. It
-    draws from the same distribution as ``torch.multinomial``, but a row's choice depends on nothing
-    outside the row.
-    """
-    logits = logits.float() / temperature
-    if 0 < top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    probabilities = logits.softmax(dim=-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        # A token goes when those before it already make up top_p; the first always stays.
-        dropped = ordered.cumsum(dim=-1) - ordered >= top_p
-        dropped[:, 0] = False
-        probabilities = probabilities.masked_fill(dropped.scatter(-1, order, dropped), 0.0)
-    wide = _widest_float(logits.device)
-    cumulated = probabilities.cumsum(dim=-1, dtype=wide)
-    # Below 1 after rounding too, or an impossible token at the very end could be chosen.
-    below_one = uniforms.to(wide).clamp(max=1 - torch.finfo(wide).eps)
-    targets = below_one[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, targets, right=True).clamp_(max=logits.shape[-1] - 1)[:, 0]
+                progress(start + len(batch), len(rows))
+    return written
 
 
 class _Sampler(LogitsProcessor):
     """Leaves only the sampled token possible, so that greedy ``generate`` must take it."""
 
-    def __init__(
-        self, uniforms: torch.Tensor, temperature: float, top_p: float, top_k: int
-    ) -> None:
+    def __init__(self, uniforms: torch.Tensor, sampling: Sampling) -> None:
         self.uniforms, self.position = uniforms, 0  # [B, completion tokens]
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.sampling = sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         chosen = sample_tokens(
             scores,
             self.uniforms[:, self.position],
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            top_k=self.sampling.top_k,
         )
         self.position += 1
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
@@ -226,8 +254,7 @@ def _check_lengths(prompt_ids: list[list[int]], budget_tokens: int, context_toke
 
 
 def _rows(prompt_ids: list[list[int]], num_samples: int, seed: int) -> list[_Row]:
-    """Every sample to draw, like lengths together: the longest first, so that memory that does
-    not suffice shows at once."""
+    """Every sample to draw, prompt by prompt."""
     seen: Counter[bytes] = Counter()
     rows = []
     for number, ids in enumerate(prompt_ids):
@@ -238,18 +265,18 @@ def _rows(prompt_ids: list[list[int]], num_samples: int, seed: int) -> list[_Row
             stream = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
             rows.append(_Row(number, sample, stream))
         seen[content] += 1
-    return sorted(rows, key=lambda row: -len(prompt_ids[row.prompt]))
+    return rows
 
 
 def _widest_float(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
 
 
-def _uniforms(streams: list[int], length: int, device: torch.device) -> torch.Tensor:
+def _uniforms(streams: list[int], length: int) -> torch.Tensor:
     """Numbers in [0, 1), [B, ``length``]: each row from a generator of its own."""
     generator = torch.Generator()
     rows = []
     for stream in streams:
         generator.manual_seed(stream % 2**63)
         rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
-    return torch.stack(rows).to(device, _widest_float(device))
+    return torch.stack(rows)

@@ -1,0 +1,53 @@
+"""A canary for vLLM: do the engine that samples and the model that learns agree?
+
+An adapter that never reached the sampling engine, a stale weight or a wrong temperature shows
+nowhere in the rewards until the run has gone astray. So every few steps the log-probabilities that
+vLLM reported for its own tokens are set against those of the training model. Two engines in
+bfloat16 differ by rounding, around a hundredth; a missing adapter differs by far more.
+Not run against a live vLLM yet: there was no GPU to run it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from abacist.errors import ModelError
+
+LARGEST_MEAN_DIFFERENCE = 0.1
+
+
+def check(trainer: Any, output: Mapping[str, Any], step: int) -> None:
+    """Compare vLLM's log-probabilities in ``output`` with the training model's.
+
+    Raises :class:`ModelError` if they differ, on average over the tokens, by more than
+    ``LARGEST_MEAN_DIFFERENCE``. Does nothing where vLLM reported none.
+    """
+    theirs = output.get("sampling_per_token_logps")
+    if theirs is None:
+        return
+    ours = output.get("old_per_token_logps")
+    if ours is None:
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        with torch.no_grad():
+            ours, _, _ = trainer._get_per_token_logps_and_entropies(
+                trainer.model,
+                ids,
+                mask,
+                output["completion_ids"].size(1),
+                batch_size=trainer.args.per_device_train_batch_size,
+            )
+    written = output["completion_mask"].bool() & ~torch.isnan(theirs)
+    difference = (ours - theirs)[written].abs().mean().item()
+    if not difference <= LARGEST_MEAN_DIFFERENCE:
+        raise ModelError(
+            f"At step {step} vLLM and the training model disagree about vLLM's own tokens: their "
+            f"log-probabilities differ by {difference:.3g} on average, where rounding allows "
+            f"{LARGEST_MEAN_DIFFERENCE}. vLLM is sampling from another model than the one that "
+            "learns.",
+            "Check that the server holds the same base model and receives the adapter, or train "
+            "without --use_vllm.",
+        )

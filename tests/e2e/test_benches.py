@@ -1,0 +1,84 @@
+"""The benches run: each in its smoke mode, in a process of its own, as a person would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+def start(script: str, folder: Path, *flags: str) -> str:
+    """What ``bench/<script>`` prints in a process of its own."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(BENCH.parent / "src"), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, str(BENCH / script), *flags],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def smoke(script: str, folder: Path, *flags: str) -> tuple[str, Any]:
+    """What the bench's smoke mode prints, and the JSON it keeps."""
+    kept = folder / "kept.json"
+    shown = start(script, folder, "--smoke", "--output", str(kept), *flags)
+    return shown, json.loads(kept.read_text())
+
+
+CELL = "smoke-qwen/0/1"
+
+
+@pytest.fixture(scope="module")
+def speed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Any]:
+    folder = tmp_path_factory.mktemp("speed")
+    return folder, *smoke("speed.py", folder, "--no-memory")
+
+
+def test_speed_times_both_trainers_on_the_same_lengths(speed: tuple[Path, str, Any]) -> None:
+    _, shown, kept = speed
+    cell = kept[CELL]
+    assert cell["decoded_tokens"]["stock"] == pytest.approx(cell["decoded_tokens"]["ours"], rel=0.1)
+    assert {"step", "rollout", "training"} == set(cell["ratios"]) == set(cell["control"])
+    assert all(share > 0 for share in cell["limits"]["ours"].values())
+    assert f"| {CELL} |" in shown
+
+
+def test_speed_does_not_measure_a_finished_cell_again(speed: tuple[Path, str, Any]) -> None:
+    folder, shown, kept = speed
+    again, unchanged = smoke("speed.py", folder, "--no-memory")
+    assert unchanged == kept and again == shown
+
+
+def test_speed_measures_the_memory_of_one_trainer_in_one_process(tmp_path: Path) -> None:
+    assert int(start("speed.py", tmp_path, "--peak", "ours", CELL)) > 0
+
+
+def test_time_to_accuracy_compares_curves_that_begin_at_the_same_base(tmp_path: Path) -> None:
+    shown, kept = smoke("time_to_accuracy.py", tmp_path)
+    assert {"stock 0", "ours 0", "gist rate 0"} == set(kept)
+    assert len({points[0]["accuracy"] for points in kept.values()}) == 1
+    assert all([point["step"] for point in points] == [0, 1, 2] for points in kept.values())
+    assert "apart, stock at the gist's rate" in shown
+
+
+def test_the_gpu_bench_runs_on_a_cpu_and_compares_with_the_floor(tmp_path: Path) -> None:
+    shown, kept = smoke("gpu.py", tmp_path)
+    assert len(kept["cells"]) == 4 and not any("failed" in one for one in kept["cells"].values())
+    assert all(one["times_the_floor"] > 0 for one in kept["cells"].values())
+    assert "stock takes" in shown and "the floor" in shown

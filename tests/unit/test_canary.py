@@ -1,0 +1,63 @@
+"""The canary lets rounding pass and stops a run whose sampling engine holds another model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from abacist.errors import ModelError
+from abacist.learning import canary
+
+
+def output(difference: float, **more: Any) -> dict[str, Any]:
+    theirs = torch.full((2, 3), -1.0)
+    theirs[0, 0] = torch.nan  # a token vLLM gave no number for
+    return {
+        "prompt_ids": torch.ones(2, 2, dtype=torch.long),
+        "prompt_mask": torch.ones(2, 2, dtype=torch.long),
+        "completion_ids": torch.ones(2, 3, dtype=torch.long),
+        "completion_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
+        "sampling_per_token_logps": theirs,
+        "old_per_token_logps": torch.full((2, 3), -1.0 + difference),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.02, -0.05])
+def test_rounding_passes(difference: float) -> None:
+    canary.check(None, output(difference), step=1)
+
+
+@pytest.mark.parametrize("difference", [0.5, -0.5, float("nan")])
+def test_another_model_stops_the_run_by_step_and_size(difference: float) -> None:
+    with pytest.raises(ModelError, match="At step 7 vLLM"):
+        canary.check(None, output(difference), step=7)
+
+
+def test_padding_is_not_compared() -> None:
+    found = output(0.0)
+    found["old_per_token_logps"][1, 2] = 99.0
+    canary.check(None, found, step=1)
+
+
+def test_without_old_log_probabilities_the_model_is_asked() -> None:
+    asked = []
+
+    def score(model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, batch_size: int) -> Any:
+        asked.append((ids.shape, kept, batch_size))
+        return torch.full((2, 3), -1.0), None, None
+
+    trainer = SimpleNamespace(
+        model=None,
+        args=SimpleNamespace(per_device_train_batch_size=2),
+        _get_per_token_logps_and_entropies=score,
+    )
+    canary.check(trainer, output(0.0, old_per_token_logps=None), step=1)
+    assert asked == [(torch.Size([2, 5]), 3, 2)]
+
+
+def test_where_vllm_reported_nothing_nothing_is_compared() -> None:
+    canary.check(None, output(9.0, sampling_per_token_logps=None), step=1)
