@@ -6,6 +6,9 @@ problem's solve rate p and prefers problems with large p(1 - p), the variance of
 Problems not yet tried borrow the rate of their difficulty (a Beta prior pooled by difficulty),
 and a fixed share of every batch goes to them, so that exploration never ends.
 
+It is off by default: on the built-in task it reaches no accuracy in fewer rollouts than shuffled
+epochs do (docs/lab.md, 2026-11-22). Where problems are scarce or far apart in difficulty, measure.
+
 Every problem it can name is a training problem, and every outcome it hears is of a rollout that
 was trained on; held-out and selection problems never reach it. A batch is chosen when the data
 loader asks for it. Accelerate's loader fetches one generation batch ahead, so the choice of
@@ -31,6 +34,8 @@ CHOICES = ("uniform", "solve_rate")
 # Small: problems of one difficulty differ much.
 PRIOR_OUTCOMES = 2.0
 # The policy moves on, so outcomes count half after so many batches.
+# A shorter memory and the most mixed problems first make more groups mixed, and teach no faster
+# (docs/lab.md, 2026-11-22).
 HALF_LIFE_BATCHES = 10.0
 
 Outcome = tuple[str, bool]
