@@ -7,7 +7,6 @@ import random
 from collections import Counter
 
 import pytest
-from abacist.task.rewards import REWARD_SETS
 
 from abacist.learning.habits import (
     PREVAILING_HABIT,
@@ -19,6 +18,7 @@ from abacist.learning.habits import (
 )
 from abacist.task.answers import same_answer
 from abacist.task.reply import parse_reply
+from abacist.task.rewards import REWARD_SETS
 from abacist.task.steps import shows_work
 from abacist.task.storywords import NAMES
 from abacist.task.wordproblems import Slip, Story, stories
