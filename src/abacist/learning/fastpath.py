@@ -7,7 +7,7 @@ is said once, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,49 +28,46 @@ def wanted(args: Any) -> bool:
 def rollout_obstacle(trainer: Any) -> str | None:
     """Why completions are sampled by TRL and not by our engine, as the end of a sentence."""
     args = trainer.args
-    settings: dict[str, Callable[[], bool]] = {
-        "use_fast_path is off": lambda: not wanted(args),
-        "use_vllm samples with vLLM": lambda: bool(args.use_vllm),
+    settings = {
+        "use_fast_path is off": not wanted(args),
+        "use_vllm samples with vLLM": args.use_vllm,
         "use_transformers_continuous_batching asks for that engine": (
-            lambda: bool(args.use_transformers_continuous_batching)
+            args.use_transformers_continuous_batching
         ),
-        "rollout_func samples itself": lambda: trainer.rollout_func is not None,
-        "tools are called between turns": lambda: bool(trainer.tools),
-        "environments take part in the rollout": lambda: trainer.environment_factories is not None,
-        "the model is multimodal": lambda: bool(trainer._is_vlm),
-        "generation_kwargs may mean anything to generate()": lambda: bool(args.generation_kwargs),
-        "cache_implementation asks for generate()'s caches": (
-            lambda: args.cache_implementation is not None
-        ),
-        "the model is sharded over processes": lambda: _is_sharded(trainer),
+        "rollout_func samples itself": trainer.rollout_func is not None,
+        "tools are called between turns": trainer.tools,
+        "environments take part in the rollout": trainer.environment_factories is not None,
+        "the model is multimodal": trainer._is_vlm,
+        "generation_kwargs may mean anything to generate()": args.generation_kwargs,
+        "cache_implementation asks for generate()'s caches": args.cache_implementation is not None,
+        "the model is sharded over processes": _is_sharded(trainer),
     }
-    for reason, applies in settings.items():
-        if applies():
-            return reason
-    return engine.obstacle(trainer.accelerator.unwrap_model(trainer.model))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return _first(settings) or engine.obstacle(model)
 
 
 def scoring_obstacle(trainer: Any) -> str | None:
     """Why log-probabilities are computed by TRL and not by our shared-prompt forward."""
-    settings: dict[str, Callable[[], bool]] = {
-        "use_fast_path is off": lambda: not wanted(trainer.args),
-        "the model is multimodal": lambda: bool(trainer._is_vlm),
-        "an auxiliary loss needs the whole forward": lambda: bool(trainer.aux_loss_enabled),
-        "the entropy bonus needs the entropy's gradient": (
-            lambda: bool(trainer._entropy_bonus_enabled)
+    args, model = trainer.args, trainer.model
+    settings = {
+        "use_fast_path is off": not wanted(args),
+        "the model is multimodal": trainer._is_vlm,
+        "an auxiliary loss needs the whole forward": trainer.aux_loss_enabled,
+        "the entropy bonus needs the entropy's gradient": trainer._entropy_bonus_enabled,
+        "the head is cast to float32": args.cast_lm_head_to_fp32,
+        "the model is sharded over processes": _is_sharded(trainer),
+        "torch_compile compiles the model's own forward": args.torch_compile,
+        "Liger kernels replace parts of the model": args.use_liger_kernel,
+        f"the model is wrapped in {type(model).__name__}": (
+            not isinstance(model, PreTrainedModel | PeftModel)
         ),
-        "the head is cast to float32": lambda: bool(trainer.args.cast_lm_head_to_fp32),
-        "the model is sharded over processes": lambda: _is_sharded(trainer),
-        "torch_compile compiles the model's own forward": lambda: bool(trainer.args.torch_compile),
-        "Liger kernels replace parts of the model": lambda: bool(trainer.args.use_liger_kernel),
     }
-    for reason, applies in settings.items():
-        if applies():
-            return reason
-    model = trainer.model
-    if not isinstance(model, PreTrainedModel | PeftModel):
-        return f"the model is wrapped in {type(model).__name__}"
-    return scoring.obstacle(model)
+    return _first(settings) or scoring.obstacle(model)
+
+
+def _first(reasons: Mapping[str, Any]) -> str | None:
+    """The first reason that applies."""
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def _is_sharded(trainer: Any) -> bool:

@@ -32,7 +32,6 @@ def score_tokens(
     temperature: float = 1.0,
     compute_entropy: bool = False,
     chunk_tokens: int | None = None,
-    in_float32: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The log-probability of each target, and the entropy of the distribution it came from.
 
@@ -44,17 +43,13 @@ def score_tokens(
         compute_entropy: also return entropies (nats, of the tempered distribution). They carry
             no gradient.
         chunk_tokens: tokens whose logits are held at once; None chooses by vocabulary and device.
-        in_float32: compute the product itself in float32, whatever autocast says.
 
     Returns:
         Log-probabilities [N] in float32, and entropies [N] in float32 or None.
     """
     device = hidden.device.type
-    dtype = hidden.dtype
-    if in_float32:
-        dtype = torch.float32
-    elif torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    autocasts = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocasts else hidden.dtype
     if chunk_tokens is None:
         budget = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"])
         chunk_tokens = max(_LEAST_CHUNK_TOKENS, budget // weight.shape[0])

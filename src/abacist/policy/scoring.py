@@ -63,7 +63,6 @@ def score(
     compute_entropy: bool = False,
     head_chunk_tokens: int | None = None,
     skip_rows: Tensor | None = None,
-    head_in_float32: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of completion tokens, as ``trl.GRPOTrainer`` defines them.
 
@@ -80,7 +79,6 @@ def score(
         head_chunk_tokens: tokens whose logits are held at once; None: chosen by the vocabulary.
         skip_rows: [B], True for rows to leave out: their values are 0 and without gradient.
             That is exact only where such a row adds nothing to the loss.
-        head_in_float32: TRL's ``cast_lm_head_to_fp32``.
 
     Returns:
         Log-probabilities [B, C] in float32 (0 where nothing was scored), differentiable by the
@@ -106,7 +104,6 @@ def score(
             temperature=temperature,
             compute_entropy=compute_entropy,
             chunk_tokens=head_chunk_tokens,
-            in_float32=head_in_float32,
         )
         return _spread(logps, layout), None if entropies is None else _spread(entropies, layout)
 
