@@ -1,0 +1,157 @@
+"""TRL's trainer on our engine and our forward: the same mathematics, faster.
+
+Completions come from ``policy.engine``, log-probabilities from a forward that reads each prompt
+once (``policy.scoring``). ``learning.fastpath`` says when that computes what TRL computes; anything
+else takes TRL's own path, part by part. Nothing else of TRL's trainer is changed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import trl
+from accelerate.logging import get_logger
+from trl.extras.profiling import profiling_context
+from trl.trainer.utils import split_tensor_dict
+
+from abacist.learning import fastpath
+from abacist.policy import engine, scoring
+
+logger = get_logger(__name__)
+
+
+class FastTrainer(trl.GRPOTrainer):
+    """``trl.GRPOTrainer`` with its two costly parts, rollout and scoring, replaced."""
+
+    # Trainer and GRPOTrainer declare these too narrowly to be worked with.
+    args: Any
+    num_generations: int
+    max_completion_length: int
+    _buffered_inputs: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._silent: torch.Tensor | None = None
+        self._obstacles: dict[str, str | None] = {}
+
+    def _generate_single_turn(
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        multimodal_fields: Any,
+        num_generations: int,
+        has_tool_images: bool = False,
+    ) -> Any:
+        # One prefill a prompt, merged weights, rows that have ended leave the batch.
+        if self._takes_trls_path("rollouts", fastpath.rollout_obstacle):
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+        sampling = engine.Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+        with profiling_context(self, "abacist.engine"):
+            # Built anew for each generation: it reads the weights as they are now.
+            completions = engine.Engine(
+                self.accelerator.unwrap_model(self.model),
+                stop_ids=self.eos_token_ids,
+                pad_id=self._tokenizer.pad_token_id,
+                max_rows=len(prompt_ids),
+            ).complete(prompt_ids, 1, self.max_completion_length, sampling)
+        completion_ids = [samples[0] for samples in completions]
+        return completion_ids, None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        # As TRL's, but the groups of a generation batch stay whole (`fastpath.whole_groups`).
+        training = self.model is not None and self.model.training
+        if not training or self._takes_trls_path("training", fastpath.scoring_obstacle):
+            return super()._prepare_inputs(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            scored = self._generate_and_score_completions(generation_batch)
+            whole = fastpath.whole_groups(scored, self.num_generations)
+            self._buffered_inputs = split_tensor_dict(whole, steps)
+        return self._buffered_inputs[self._step % steps]
+
+    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        # Completions that cannot contribute need not be read; only here are advantages at hand.
+        self._silent = fastpath.silent_rows(self, inputs)
+        try:
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+            return loss
+        finally:
+            self._silent = None
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        # Serves the policy, the old policy and the reference (an adapter that is switched off).
+        is_ours = model is self.model or model is self.model_wrapped
+        if not is_ours or self._takes_trls_path("training", fastpath.scoring_obstacle):
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **multimodal,
+            )
+        # As in TRL, `batch_size` bounds how many completions are read at once.
+        parts = []
+        for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
+            with self.accelerator.autocast():
+                part = scoring.score(
+                    model,
+                    input_ids[rows],
+                    attention_mask[rows],
+                    logits_to_keep,
+                    temperature=self.temperature,
+                    compute_entropy=compute_entropy,
+                    skip_rows=None if self._silent is None else self._silent[rows],
+                )
+            parts.append(part)
+        logps = torch.cat([part[0] for part in parts])
+        known = [part[1] for part in parts if part[1] is not None]
+        entropies = torch.cat(known) if known else None
+        if entropies is not None and self._silent is not None:
+            # Rows that were not read get the mean of the others, which so stays the mean logged.
+            read = attention_mask[:, -logits_to_keep:].bool() & ~self._silent[:, None]
+            entropies[self._silent] = entropies[read].mean()
+        return logps, entropies, None
+
+    def paths(self) -> list[str]:
+        """Which path rollouts and training take, and why where it is not ours."""
+        parts = (
+            ("rollouts", fastpath.rollout_obstacle, "our engine"),
+            ("training", fastpath.scoring_obstacle, "each prompt read once for its group"),
+        )
+        return [
+            f"{part}: TRL's path ({self._obstacles[part]})"
+            if self._takes_trls_path(part, obstacle)
+            else f"{part}: {ours}"
+            for part, obstacle, ours in parts
+        ]
+
+    def _takes_trls_path(self, part: str, obstacle: Callable[[Any], str | None]) -> bool:
+        """Whether ``part`` cannot take our path; what is found is kept, and said once."""
+        if part not in self._obstacles:
+            self._obstacles[part] = found = obstacle(self)
+            if found is not None and fastpath.wanted(self.args):
+                logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
+        return self._obstacles[part] is not None

@@ -1,0 +1,75 @@
+"""A generation batch as the rows that are kept: what was asked, replied, paid and concluded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abacist.records.rollout import Rollout, StopReason
+from abacist.task.answers import same_answer
+from abacist.task.reply import completion_text, parse_reply
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One process's part of a generation batch, group by group; ``rewards`` is [N, functions]."""
+
+    rows: Sequence[dict[str, Any]]
+    prompts: Sequence[Any]
+    completions: Sequence[Any]
+    completion_ids: Sequence[Sequence[int]]
+    rewards: torch.Tensor
+
+
+def rollouts_of(
+    trainer: Any, scored: Scored, prompt_lengths: Sequence[int], advantages: Sequence[float]
+) -> list[Rollout]:
+    """One :class:`Rollout` for each completion of ``scored``, in its order."""
+    weights = trainer.reward_weights.to(scored.rewards.device)
+    totals = torch.nansum(scored.rewards * weights, dim=1).tolist()
+    first = trainer.accelerator.process_index * len(totals)
+    stop_ids = set(trainer.eos_token_ids)
+    rollouts = []
+    for index, (row, prompt, completion, ids) in enumerate(
+        zip(scored.rows, scored.prompts, scored.completions, scored.completion_ids, strict=True)
+    ):
+        text = completion_text(completion)
+        answer = parse_reply(text).answer
+        gold = row.get("answer")
+        paid = zip(trainer.reward_func_names, scored.rewards[index].tolist(), strict=True)
+        rollouts.append(
+            Rollout(
+                run_id=Path(str(trainer.args.output_dir)).name,
+                step=trainer.state.global_step + 1,
+                split="train",
+                group=(first + index) // trainer.num_generations,
+                member=(first + index) % trainer.num_generations,
+                messages=_messages(prompt),
+                completion=text,
+                completion_ids=list(ids),
+                prompt_tokens=prompt_lengths[index],
+                completion_tokens=len(ids),
+                stop_reason=StopReason.of(ids, stop_ids),
+                problem_id=row.get("problem_id"),
+                difficulty=row.get("difficulty"),
+                gold=gold if isinstance(gold, str) else None,
+                read_answer=answer,
+                is_correct=same_answer(answer, gold) if isinstance(gold, str) else None,
+                rewards={name: None if math.isnan(value) else value for name, value in paid},
+                reward=totals[index],
+                advantage=advantages[index],
+            )
+        )
+    return rollouts
+
+
+def _messages(prompt: Any) -> list[dict[str, str]]:
+    """A prompt as messages; plain-text prompts (a stranger's data) become one user turn."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [{"role": turn["role"], "content": completion_text([turn])} for turn in prompt]
