@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -356,11 +357,14 @@ def test_a_model_in_ddp_is_scored_within_its_forward(tmp_path: Path) -> None:
     try:
         model, batch = make("qwen2"), batch_of("groups")
         expected = gradients(model, ours(model, *batch)[0])
-        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        wrapped: Any = torch.nn.parallel.DistributedDataParallel(model)
         assert obstacle(wrapped) is None
         assert distance(gradients(wrapped, ours(wrapped, *batch)[0]), expected) < 1e-6
         assert "forward" not in model.__dict__
     finally:
+        # Should the wrapper outlive the group, freeing it can wait for the group's own thread.
+        wrapped = None
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

@@ -17,7 +17,7 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath
-from abacist.policy import engine, scoring
+from abacist.policy import engine, products, scoring
 
 logger = get_logger(__name__)
 
@@ -152,6 +152,8 @@ class FastTrainer(trl.GRPOTrainer):
         """Whether ``part`` cannot take our path; what is found is kept, and said once."""
         if part not in self._obstacles:
             self._obstacles[part] = found = obstacle(self)
+            if part == "training" and found is None:
+                products.fuse_linears(self.model)
             if found is not None and fastpath.wanted(self.args):
                 logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
         return self._obstacles[part] is not None

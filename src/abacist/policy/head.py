@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from abacist.policy.products import product
+
 _CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 """Logits held at once where nobody says otherwise: 4 MB on a CPU, whose caches are small."""
 _LEAST_CHUNK_TOKENS = 128  # below that, reading the head's weights costs more than the product
@@ -65,7 +67,7 @@ def _shifted_logits(
     hidden: Tensor, weight: Tensor, dtype: torch.dtype, inverse_temperature: float
 ) -> Tensor:
     """Tempered logits [n, V] in float32, less the largest of each row."""
-    logits = (hidden.to(dtype) @ weight.to(dtype).t()).float()
+    logits = product(hidden.to(dtype), weight.to(dtype)).float()
     if inverse_temperature != 1.0:
         logits.mul_(inverse_temperature)
     return logits.sub_(logits.amax(dim=-1, keepdim=True))
@@ -110,7 +112,7 @@ class _FrozenHead(torch.autograd.Function):
             if entropies is not None and entropy is not None:
                 entropies[here] = entropy
             if slope is not None:
-                expected = (probabilities.to(dtype) @ weight).float()
+                expected = product(probabilities.to(dtype), weight.t()).float()
                 difference = weight.index_select(0, targets[here]).float() - expected
                 slope[here] = difference.mul_(inverse_temperature)
         _finish(ctx, entropies)
@@ -171,7 +173,7 @@ class _TrainedHead(torch.autograd.Function):
             grad_logits.scatter_add_(1, targets[here, None], grad[here, None])
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[here] = grad_logits @ cast
+                grad_hidden[here] = product(grad_logits, cast.t())
             # Chunks are added up in float32: rounding each would bias what is learned.
             grad_weight.addmm_(grad_logits.t().float(), hidden[here].to(dtype).float())
         return (grad_hidden, grad_weight.to(weight.dtype), *(None,) * 5)

@@ -26,6 +26,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from abacist.policy.products import has_onednn
+
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, queries [N, query heads, D], keys and values [N, key heads, D]) -> like queries. The
 queries are scaled already."""
@@ -272,11 +274,4 @@ def _merged(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def _can_pack(weight: torch.Tensor) -> bool:
     """Whether oneDNN's packed products take ``weight``; not public API, so ask for each."""
-    mkldnn = torch.ops.mkldnn
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(mkldnn, "_reorder_linear_weight")
-        and hasattr(mkldnn, "_linear_pointwise")
-    )
+    return has_onednn(weight) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

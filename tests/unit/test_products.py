@@ -1,0 +1,150 @@
+"""The linear layers' shorter forward is PEFT's and PyTorch's function, forward and backward."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from abacist.policy.products import fuse_linears, has_onednn, product, product_added
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(24, 40)
+        self.second = nn.Linear(40, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def adapted(dropout: float = 0.0, **lora: Any) -> Any:
+    torch.manual_seed(0)
+    config = LoraConfig(
+        target_modules=["first", "second"], r=4, lora_alpha=12, lora_dropout=dropout, **lora
+    )
+    model = get_peft_model(Two(), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:  # zero at first, and then nothing could be told apart
+            nn.init.normal_(weight, std=0.2)
+    return model
+
+
+def learned(model: Any, x: torch.Tensor, through: Any = None) -> dict[str, torch.Tensor]:
+    """What a forward and a backward give: the output and every gradient."""
+    x = x.clone().requires_grad_()
+    y = model(x) if through is None else through(model, x)
+    model.zero_grad()
+    y.float().pow(2).sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"y": y.detach(), "x": x.grad, **grads}
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def fused(model: Any) -> Any:
+    twin = copy.deepcopy(model)
+    fuse_linears(twin)
+    return twin
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (2, 5, 24), (1, 1, 24), (0, 24)])
+def test_a_fused_adapter_gives_pefts_output_and_gradients(shape: tuple[int, ...]) -> None:
+    model, x = adapted(), torch.randn(shape)
+    assert_same(learned(fused(model), x), learned(model, x))
+
+
+def test_the_fused_forward_really_runs_and_a_wrong_one_would_be_seen() -> None:
+    model, x = adapted(), torch.randn(7, 24)
+    twin = fused(model)
+    made_by = twin.base_model.model.first(x).grad_fn
+    assert "_LoraBackward" in {type(made_by).__name__, type(made_by.next_functions[0][0]).__name__}
+    twin.base_model.model.first.scaling["default"] *= 1.001
+    with pytest.raises(AssertionError):
+        assert_same(learned(twin, x), learned(model, x))
+
+
+def test_full_fine_tuning_gives_pytorchs_output_and_gradients() -> None:
+    torch.manual_seed(0)
+    model, x = Two(), torch.randn(3, 5, 24)
+    assert_same(learned(fused(model), x), learned(model, x))
+
+
+def test_a_checkpointed_layer_is_recomputed_alike() -> None:
+    def through(model: Any, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(model, x, use_reentrant=False)
+
+    model, x = adapted(), torch.randn(7, 24)
+    assert_same(learned(fused(model), x, through), learned(model, x))
+
+
+@pytest.mark.parametrize("state", ["disabled", "merged", "dropout", "two adapters", "dora"])
+def test_what_the_short_forward_does_not_know_stays_pefts(state: str) -> None:
+    model = adapted(dropout=0.3 if state == "dropout" else 0.0, use_dora=state == "dora")
+    if state == "two adapters":
+        model.add_adapter("other", LoraConfig(target_modules=["first"], r=2))
+        model.base_model.set_adapter(["default", "other"])
+    twin = fused(model)
+    x = torch.randn(7, 24)
+    if state == "disabled":
+        with model.disable_adapter(), twin.disable_adapter(), torch.no_grad():
+            torch.testing.assert_close(twin(x), model(x))
+        return
+    if state == "merged":
+        model.merge_adapter()
+        twin.merge_adapter()
+        with torch.no_grad():
+            torch.testing.assert_close(twin(x), model(x))
+        twin.unmerge_adapter()
+        model.unmerge_adapter()
+    results = []
+    for one in (twin, model):
+        torch.manual_seed(1)  # the same dropout
+        results.append(learned(one, x))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bfloat16_is_no_further_from_float32_than_pefts(dtype: torch.dtype) -> None:
+    # float32 weights under autocast, as TRL trains a LoRA; and everything in bfloat16.
+    model, x = adapted(), torch.randn(64, 24)
+    exact = learned(model, x)
+
+    def error(one: Any) -> dict[str, float]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            found = learned(one.to(dtype), x.to(dtype))
+        return {name: float((value.float() - exact[name]).norm()) for name, value in found.items()}
+
+    ours, theirs = error(fused(model)), error(copy.deepcopy(model))
+    for name in theirs:
+        assert ours[name] <= 1.3 * theirs[name] + 1e-6, name
+
+
+def test_products_are_pytorchs_whatever_lies_transposed_in_memory() -> None:
+    torch.manual_seed(0)
+    x, weight, to = torch.randn(9, 6), torch.randn(5, 6), torch.randn(9, 5)
+    expected = x @ weight.t()
+    for left in (x, x.t().contiguous().t()):
+        for right in (weight, weight.t().contiguous().t()):
+            torch.testing.assert_close(product(left, right), expected)
+            torch.testing.assert_close(product_added(left, right, to.clone()), expected + to)
+    wide = x.double() @ weight.double().t()
+    torch.testing.assert_close(product(x.double(), weight.double()), wide)
+    assert not has_onednn(x.double()) and not has_onednn(x.bfloat16())
+
+
+def test_a_copy_of_a_fused_model_runs_on_its_own_weights() -> None:
+    twin = fused(adapted())
+    again = copy.deepcopy(twin)
+    assert again.base_model.model.first.forward.__self__ is again.base_model.model.first
+    assert twin.state_dict().keys() == adapted().state_dict().keys()
