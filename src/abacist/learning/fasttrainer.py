@@ -81,7 +81,8 @@ class FastTrainer(trl.GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         # Completions that cannot contribute need not be read; only here are advantages at hand.
-        self._silent = fastpath.silent_rows(self, inputs)
+        # An evaluation wants its metrics over all of them.
+        self._silent = fastpath.silent_rows(self, inputs) if self.model.training else None
         try:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
             return loss
