@@ -27,6 +27,7 @@ class FastTrainer(trl.GRPOTrainer):
 
     # Trainer and GRPOTrainer declare these too narrowly to be worked with.
     args: Any
+    model: Any
     num_generations: int
     max_completion_length: int
     _buffered_inputs: Any
