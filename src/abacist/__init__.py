@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from abacist.proof.evaluate import evaluate
     from abacist.records.rollout import Rollout
     from abacist.task.answers import same_answer
+    from abacist.task.audit import audit
     from abacist.task.problems import Problem, load_problems
     from abacist.task.reply import parse_reply
     from abacist.task.rewards import correctness, integer, soft_format, strict_format, xml_count
@@ -31,6 +32,7 @@ __all__ = [
     "Problem",
     "Rollout",
     "__version__",
+    "audit",
     "compare",
     "correctness",
     "evaluate",
@@ -49,6 +51,7 @@ _HOME = {
     "GRPOTrainer": "abacist.learning.trainer",
     "Problem": "abacist.task.problems",
     "Rollout": "abacist.records.rollout",
+    "audit": "abacist.task.audit",
     "compare": "abacist.proof.compare",
     "correctness": "abacist.task.rewards",
     "evaluate": "abacist.proof.evaluate",

@@ -45,3 +45,7 @@ class RewardError(AbacistError):
 
 class RunError(AbacistError):
     """A run directory that exists already, is damaged, or is not a run at all."""
+
+
+class TrainingError(AbacistError):
+    """A training that was stopped because it could not go on soundly; what was good is kept."""

@@ -44,8 +44,8 @@ def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("trian", "Did you mean `abacist train`?"),
         ("--versoin", "Did you mean `abacist --version`?"),
-        ("frobnicate", "There are: train, ask, doctor"),
-        ("\x1b[2J" * 1000, "There are: train, ask, doctor"),
+        ("frobnicate", f"There are: {', '.join(VERBS)}"),
+        ("\x1b[2J" * 1000, f"There are: {', '.join(VERBS)}"),
     ],
 )
 def test_an_unknown_verb_is_a_usage_error_that_says_what_there_is(
@@ -140,7 +140,11 @@ def a_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         print("noise of a library")
         compared = None if "--num_heldout_problems" in config else "a comparison"
         return SimpleNamespace(
-            path=Path("runs/a b"), comparison=compared, sampled_before=None, sampled_after=None
+            path=Path("runs/a b"),
+            comparison=compared,
+            sampled_before=None,
+            sampled_after=None,
+            stopped="--max_hours after step 2 of 9" if "--max_hours" in config else None,
         )
 
     stand_in(
@@ -174,6 +178,23 @@ def test_train_with_json_prints_one_object_and_nothing_else(
     assert document["run"] == "runs/a b"
     assert document["verdict"] == {"judgement": "learned"}
     assert "noise of a library" in captured.err
+
+
+def test_train_that_stopped_in_time_says_how_to_go_on(
+    a_training: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--max_hours", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "Stopped by --max_hours after step 2 of 9" in said
+    assert "abacist train --resume 'runs/a b'" in said
+    assert main(["train", "--max_hours", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] is None
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--resume", "--force"]])
+def test_resume_without_a_run_is_a_usage_error(flags: list[str]) -> None:
+    with pytest.raises(UsageError, match="a run or one of its checkpoints"):
+        train.read_request(flags)
 
 
 def test_train_without_held_out_problems_says_that_there_is_no_verdict(

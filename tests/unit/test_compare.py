@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from abacist.proof.compare import Comparison, changes, compare
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.statistics import mcnemar
 from abacist.task.problems import Problem
+from abacist.task.reply import render_reply
 from evaluated import BARE, GOOD, SILENT, WORKLESS, WRONG, evaluation, problem
 
 BEFORE = [WRONG, WRONG, GOOD, GOOD, BARE, SILENT]
@@ -80,27 +83,108 @@ def test_different_problems_are_refused_with_the_difference() -> None:
     base = evaluation([GOOD] * 3)
     other = evaluation([GOOD] * 3, [problem(n) for n in (1, 2, 7)])
     message = refusal(base, other)
-    assert "1 only before, 1 only after (such as p000, p007), 2 in both" in message
+    assert "1 only in the first, 1 only in the second (such as p000, p007), 2 in both" in message
     changed = replace(problem(1), answer="8")
     assert "p001 has another answer" in refusal(
         base, evaluation([GOOD] * 3, [problem(0), changed, problem(2)])
     )
 
 
-def test_different_conditions_are_refused_with_the_difference() -> None:
-    base = evaluation([GOOD])
-    assert "kind: greedy before, sampled after" in refusal(
-        base, evaluation([GOOD], temperature=1.0)
+@pytest.mark.parametrize(
+    ("settings", "what", "said"),
+    [
+        ({"temperature": 1.0}, "sampling", "kind: 'greedy' against 'sampled'"),
+        ({"max_completion_tokens": 40}, "budget", "max_completion_tokens: 50 against 40"),
+        ({"system_prompt": "Think!"}, "prompt", "system_prompt: None against 'Think!'"),
+        ({"prefill": "<reasoning>"}, "prompt", "prefill: '' against '<reasoning>'"),
+        ({"shots": [problem(50)]}, "shots", "num_shots: 0 against 1"),
+    ],
+)
+def test_different_conditions_are_refused_by_name_unless_the_difference_is_meant(
+    settings: dict[str, Any], what: str, said: str
+) -> None:
+    base, other = evaluation([WRONG] * 3), evaluation([GOOD] * 3, **settings)
+    assert f"differ in their {what}" in refusal(base, other) and said in refusal(base, other)
+    assert compare(base, other, allow_different=[what]).accuracy.change.value == 1
+    with pytest.raises(AbacistError):
+        compare(base, other, allow_different={"prompt", "shots", "budget", "sampling"} - {what})
+
+
+def test_every_difference_is_named_at_once() -> None:
+    message = refusal(
+        evaluation([GOOD]), evaluation([[GOOD, BARE]], max_completion_tokens=40, prefill="<r>")
     )
-    budget = evaluation([GOOD], max_completion_tokens=40)
-    assert "max_completion_tokens: 50 before, 40 after" in refusal(base, budget)
-    sampled = evaluation([[GOOD, BARE]])
-    assert "one reply to each, not 2" in refusal(sampled, sampled)
+    for said in ("prompt", "sampling", "budget", "num_samples: 1 against 2", "50 against 40"):
+        assert said in message
 
 
-def test_a_prefilled_control_can_be_compared() -> None:
-    control = evaluation([WRONG] * 3, prefill="<reasoning>\n")
-    assert compare(control, evaluation([GOOD] * 3)).accuracy.change.value == 1
+def test_other_worked_examples_are_a_difference_though_their_number_is_the_same() -> None:
+    base = evaluation([GOOD], shots=[problem(50)])
+    assert "differ in their shots" in refusal(base, evaluation([GOOD], shots=[problem(51)]))
+
+
+def test_another_seed_of_sampling_is_no_difference() -> None:
+    compare(evaluation([[GOOD, BARE]]), evaluation([[GOOD, BARE]], seed=1))
+
+
+def test_sampled_replies_are_compared_by_each_problems_share() -> None:
+    before = evaluation([[WRONG, GOOD], [WRONG, WRONG], [GOOD, GOOD], [GOOD, WRONG]])
+    after = evaluation([[GOOD, GOOD], [GOOD, WRONG], [GOOD, WRONG], [WRONG, GOOD]])
+    found = compare(before, after)
+    assert found.accuracy.gained == ("p000", "p001") and found.accuracy.lost == ("p002",)
+    assert found.accuracy.both == ("p003",) and found.accuracy.neither == ()
+    assert found.accuracy.change.value == pytest.approx(1 / 8)
+    assert found.differences == {"p000": 0.5, "p001": 0.5, "p002": -0.5, "p003": 0.0}
+    first = found.examples(1)[0]
+    assert not first.before.is_correct and first.after.is_correct
+    assert found.shown_work is None
+
+
+def test_a_native_prompt_is_judged_by_the_form_it_asks_for() -> None:
+    ours = evaluation([BARE, WRONG, BARE])
+    native = replace(ours, settings=replace(ours.settings, native_prompt=True))
+    assert "differ in their prompt" in refusal(native, evaluation([GOOD] * 3))
+    found = compare(native, evaluation([GOOD] * 3), allow_different=["prompt"])
+    assert found.accuracy.before.value == pytest.approx(2 / 3)
+    assert sum(part.change.value for part in found.split.values()) == pytest.approx(1 / 3)
+
+
+MISREAD = render_reply("It is 8, no, it is 7.", "7 or 8") + "\nSo it is 7"
+
+
+def test_a_change_is_split_into_what_the_replies_lacked() -> None:
+    before = [BARE, WRONG, MISREAD, GOOD, GOOD, BARE, GOOD]
+    after = [GOOD, GOOD, GOOD, BARE, WRONG, WRONG, GOOD]
+    split = pair(before, after).split
+    assert (split["format"].gained, split["format"].lost) == (("p000",), ("p003",))
+    assert (split["parser"].gained, split["parser"].lost) == (("p002",), ())
+    assert (split["reasoning"].gained, split["reasoning"].lost) == (("p001",), ("p004",))
+
+
+@given(st.data(), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_the_parts_of_a_change_add_up_to_it_greedy_or_sampled(
+    data: st.DataObject, num_samples: int
+) -> None:
+    texts = st.sampled_from([GOOD, WRONG, BARE, SILENT, WORKLESS, MISREAD])
+    replies = st.lists(
+        st.lists(texts, min_size=num_samples, max_size=num_samples), min_size=4, max_size=4
+    )
+    found = compare(evaluation(data.draw(replies)), evaluation(data.draw(replies)))
+    parts = [part.change.value for part in found.split.values()]
+    assert sum(parts) == pytest.approx(found.accuracy.change.value, abs=1e-12)
+    for part in found.split.values():
+        assert not math.isfinite(part.change.low) or part.change.low <= part.change.value
+    gained = {i for part in found.split.values() for i in part.gained}
+    assert set(found.accuracy.gained) <= gained
+
+
+def test_difficulty_and_structure_are_compared_apart() -> None:
+    problems = [problem(n, difficulty=1 + n % 2, unseen=n < 2) for n in range(4)]
+    kinds = pair([WRONG] * 4, [GOOD, WRONG, GOOD, WRONG], problems).by_kind()
+    assert list(kinds) == ["1 step", "2 steps", "seen structures", "unseen structures"]
+    assert kinds["1 step"].change.value == 1 and kinds["2 steps"].change.value == 0
+    assert kinds["unseen structures"].gained == ("p000",)
 
 
 def test_sampled_figures_change_by_problem_not_by_reply() -> None:
@@ -160,5 +244,7 @@ def test_the_json_names_tests_and_changed_problems() -> None:
     json.dumps(document, allow_nan=False)
     assert document["paired"]["accuracy"]["lost"] == ["p003"]
     assert document["paired"]["unseen_structures"] is None
+    assert document["split"]["reasoning"]["gained"] == ["p000", "p005"]
+    assert document["accuracy_by_bootstrap"]["method"].startswith("bootstrap over problems")
     assert document["changes"]["strict"]["method"] == "Newcombe, paired"
     assert document["after"]["figures"]["correct"]["value"] == pytest.approx(4 / 6)

@@ -17,8 +17,10 @@ from abacist.cli.machine import GIB, Finding, State, examine
 from abacist.cli.main import main
 from abacist.cli.runsummary import summarise
 from abacist.errors import RunError
+from abacist.learning.checkpoints import seal
 from abacist.policy import source
 from abacist.records.provenance import build_manifest
+from abacist.records.rollout import Rollout, StopReason, write_rollouts
 from abacist.records.rundir import RunDir
 
 
@@ -185,6 +187,8 @@ def run(tmp_path: Path) -> RunDir:
     pq.write_table(pa.table({"x": range(16)}), run.rollouts_dir / "step-1.parquet")
     for step in (2, 10):
         (run.path / f"checkpoint-{step}").mkdir()
+        (run.path / f"checkpoint-{step}" / "weights").write_bytes(b"1234")
+        seal(run.path / f"checkpoint-{step}", step)
     (run.path / "adapter_model.safetensors").touch()
     return run
 
@@ -208,11 +212,69 @@ def test_damage_is_named_file_by_file(run: RunDir) -> None:
     with run.metrics_path.open("a") as file:
         file.write('{"step": 3, "rew')
     (run.rollouts_dir / "step-2.parquet").write_bytes(b"PAR1 torn")
+    (run.path / "checkpoint-10" / "weights").write_bytes(b"1235")
     to_mend = {one.name: one for one in summarise(run.path) if one.state is State.MEND}
-    assert set(to_mend) == {"config", "metrics", "rollouts"}
+    assert set(to_mend) == {"config", "metrics", "rollouts", "checkpoints"}
     assert "1 damaged lines" in to_mend["metrics"].found
     assert "step 2" in to_mend["metrics"].found
     assert "step-2.parquet" in to_mend["rollouts"].found
+    assert "checkpoint-10" in to_mend["checkpoints"].found
+    assert "newest sound" in to_mend["checkpoints"].remedy
+
+
+def steps(run: RunDir, **changes: Any) -> None:
+    """A course of 40 steps, one like the other but for the changes, which map a step to a value."""
+    row = {"loss": 0.01, "grad_norm": 0.05, "reward": 1.0, "reward_std": 1.0, "entropy": 0.1,
+           "rewards/correctness/mean": 0.5, "rewards/correctness/std": 0.9,
+           "completions/clipped_ratio": 0.0, "completions/mean_length": 40.0,
+           "frac_reward_zero_std": 0.2}  # fmt: skip
+    with run.config_path.open("a") as file:
+        file.write("num_generations: 8\nper_device_train_batch_size: 64\n")
+    for step in range(1, 41):
+        changed = {name: value(step) for name, value in changes.items()}
+        with run.metrics_path.open("a") as file:
+            file.write(json.dumps({"step": step, **row, **changed}) + "\n")
+
+
+def test_a_run_that_went_well_is_said_to_have(run: RunDir) -> None:
+    run.metrics_path.unlink()
+    steps(run)
+    assert {one.state for one in summarise(run.path)} == {State.OK}
+
+
+def test_a_fault_that_lasted_is_to_mend_and_one_that_passed_is_a_note(run: RunDir) -> None:
+    run.metrics_path.unlink()
+    steps(
+        run,
+        frac_reward_zero_std=lambda step: 1.0 if step <= 15 else 0.2,
+        kl=lambda step: 0.01 if step < 20 else 4.0,
+    )
+    findings = {one.name: one for one in summarise(run.path)}
+    passed, lasts = findings["no signal"], findings["KL drift"]
+    assert passed.state is State.NOTE and lasts.state is State.MEND
+    assert "from step 10 to step 15, then no more" in passed.found
+    assert "to the end" in lasts.found and lasts.remedy
+
+
+def test_nonsense_in_the_metrics_does_not_stop_the_doctor(run: RunDir) -> None:
+    nonsense = [{"step": "x", "loss": [], "reward": {}}, {"step": None}, {"step": 1e400}, {}]
+    with run.metrics_path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in nonsense)
+    assert list(summarise(run.path))
+
+
+def test_the_last_replies_are_summed_up(run: RunDir) -> None:
+    replies = [
+        Rollout("tiny-001", 2, "train", 0, member, [], text, [1], 3, 1, reason, is_correct=right)
+        for member, (text, reason, right) in enumerate(
+            [("12", StopReason.STOPPED, True), ("1", StopReason.LENGTH, False),
+             ("", StopReason.LENGTH, False)]
+        )
+    ]  # fmt: skip
+    write_rollouts(run.rollouts_dir / "step-2.parquet", replies)
+    (said,) = [one.found for one in summarise(run.path) if one.name == "replies"]
+    assert "of the 3 of step 2: 2 were cut off, 1 ended by themselves, 1 correct" in said
+    assert "(3): There is no <reasoning> tag." in said
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

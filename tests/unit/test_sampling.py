@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -231,10 +232,20 @@ def test_data_whose_solve_rates_cannot_be_measured_is_refused_before_training(
         make_trainer(tmp_path / "d", Dataset.from_list(ROWS), model, problem_sampling="best")
 
 
-def test_uniform_sampling_leaves_trls_sampler_alone(tmp_path: Path) -> None:
+def test_uniform_sampling_leaves_trls_order_alone_whatever_epoch_it_begins_with(
+    tmp_path: Path,
+) -> None:
     model = build("qwen2.5-instruct", tmp_path / "model")
     trainer = make_trainer(
         tmp_path / "run", Dataset.from_list(ROWS), model, problem_sampling="uniform"
     )
     assert trainer.problem_sampler is None
-    assert type(trainer._get_train_sampler()).__name__ == "RepeatSampler"
+    ours, trls = trainer._get_train_sampler(), trl.GRPOTrainer._get_train_sampler(trainer)
+    assert type(trls).__name__ == "RepeatSampler"
+    epochs = [list(trls) for _ in range(3)]
+    assert [list(ours) for _ in range(3)] == epochs and epochs[0] != epochs[1]
+    place = ours.state_dict()
+    for mid_epoch, wanted in ((True, epochs[2]), (False, list(trls))):
+        again = trainer._get_train_sampler()
+        again.load_state_dict(place, mid_epoch=mid_epoch)
+        assert list(again) == wanted

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abacist.proof.scorers import lm_eval_flexible, lm_eval_strict
+from abacist.proof.scorers import lm_eval_flexible, lm_eval_strict, until_stop
 
 Scorer = Callable[[str, str], bool]
 SCORERS = [lm_eval_strict, lm_eval_flexible]
@@ -86,3 +86,11 @@ def test_a_hundred_thousand_characters_take_at_most_fifty_milliseconds(
         return time.process_time() - start
 
     assert min(seconds() for _ in range(5)) <= 0.05
+
+
+def test_a_text_that_goes_on_to_the_next_question_is_cut_before_it() -> None:
+    text = "6*3 = 18\n#### 18\n\nQuestion: Ada has 3 eggs.\nAnswer: #### 3"
+    assert until_stop(text) == "6*3 = 18\n#### 18\n\n"
+    assert not lm_eval_flexible(text, "18") and lm_eval_flexible(until_stop(text), "18")
+    assert until_stop("18</s>19<|im_end|>") == until_stop("18<|im_end|></s>") == "18"
+    assert until_stop("no stop, question: none") == "no stop, question: none"

@@ -97,6 +97,17 @@ def test_rollouts_hold_the_rewards_and_the_advantages_of_their_group(tmp_path: P
         assert rollout.prompt_tokens > 5
 
 
+def test_no_rollout_is_lost_when_a_step_takes_several_generations(tmp_path: Path) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "run"), keep_rollouts=True, gradient_accumulation_steps=2,
+        steps_per_generation=1, **TINY_BATCH,
+    )  # fmt: skip
+    trained(GRPOTrainer, config, folder)
+    rollouts = read_rollouts(tmp_path / "run" / "rollouts")
+    assert [r.step for r in rollouts] == [1] * 16 + [2] * 16
+
+
 def test_an_evaluator_replaces_trls_evaluation_and_is_logged(tmp_path: Path) -> None:
     folder = build("qwen2.5-instruct", tmp_path / "model")
     config = GRPOConfig(

@@ -39,6 +39,7 @@ def run(argv: list[str]) -> int:
             device=options.device,
             attn_implementation=options.attn_implementation,
             revision=options.model_revision,
+            trust_remote_code=options.trust_remote_code,
         )
         rollouts = ask(
             policy,
@@ -168,6 +169,8 @@ def _parser() -> Parser:
     loading.add_argument("--attn_implementation", default="auto", metavar="NAME",
                          help="auto, flash_attention_2, sdpa or eager")  # fmt: skip
     loading.add_argument("--model_revision", metavar="REV", help="branch, tag or commit on the Hub")
+    loading.add_argument("--trust_remote_code", action="store_true",
+                         help="run code that comes with the model: never by default")  # fmt: skip
     return parser
 
 

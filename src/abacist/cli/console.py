@@ -5,7 +5,8 @@ code, so that no verb has a ``try`` of its own for it:
 
 ====================================  ====  ==================================================
 done                                     0
-:class:`~abacist.errors.AbacistError`  1, 2  message and hint, no traceback
+:class:`~abacist.errors.AbacistError`  1, 2  message and hint, no traceback; 130 and 143 where a
+                                            run was stopped by a signal and has saved its state
 anything unforeseen                      1  "a bug in Abacist", traceback in a file it names
 interrupted (Ctrl-C)                   130
 the reader of our output went away     141  silently, as any Unix tool
@@ -23,7 +24,6 @@ import errno
 import json
 import math
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -35,13 +35,11 @@ from enum import Enum
 from typing import Any, NoReturn, TextIO
 
 from abacist.errors import AbacistError
+from abacist.records.secrets import without_secrets
 
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows' signal module does not name
 TERMINATED = 128 + signal.SIGTERM
-
-_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 
 def run(verb: Callable[[], int]) -> int:
@@ -99,19 +97,6 @@ def say_error(message: str, hint: str = "") -> None:
 def has_colours(stream: TextIO) -> bool:
     """Whether to colour: only a terminal, and not where ``NO_COLOR`` is set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def without_secrets(text: str) -> str:
-    """``text`` with Hugging Face tokens and W&B keys blotted out.
-
-    >>> without_secrets("401 for hf_abcdefghij")
-    '401 for hf_…'
-    """
-    for variable in _SECRET_VARIABLES:
-        secret = os.environ.get(variable, "")
-        if len(secret) >= 8:
-            text = text.replace(secret, f"<{variable}>")
-    return _TOKEN.sub("hf_…", text)
 
 
 @contextmanager

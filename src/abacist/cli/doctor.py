@@ -1,4 +1,4 @@
-"""``abacist doctor``: is this machine ready? ``abacist doctor RUN``: what is in this run?
+"""``abacist doctor``: is this machine ready? ``abacist doctor RUN``: what became of this run?
 
 Exit code 0 when there is nothing to mend, 1 when there is.
 """
@@ -77,7 +77,8 @@ def _parser() -> Parser:
     parser = Parser(
         "doctor",
         "Looks at this machine: versions, device, memory, disk, logins; and has the built-in model "
-        "answer a problem. With RUN it says what is in that run.",
+        "answer a problem. With RUN it says what is in that run, whether its training went wrong, "
+        "and what to do about it.",
         "exit code: 0 nothing to mend, 1 something to mend",
     )
     parser.add_argument("run", metavar="RUN", nargs="?", help="a run directory to look at instead")

@@ -44,6 +44,7 @@ TRAIN_FLAGS = (
             Flag("--attn_implementation", "NAME", "flash_attention_2, sdpa or eager"),
             Flag("--device", "NAME", "cuda, mps, cpu or auto"),
             Flag("--use_peft", "", "train a LoRA adapter: the default; --no_use_peft trains all"),
+            Flag("--trust_remote_code", "", "run code that comes with the model: never by default"),
             Flag("--lora_r", "N", "rank of the adapter"),
             Flag("--lora_alpha", "N", "its scale: the adapter is multiplied by alpha / r"),
             Flag("--lora_dropout", "P", "dropout before the adapter"),
@@ -68,6 +69,8 @@ TRAIN_FLAGS = (
             Flag("--reward_funcs", "NAME …", "rewards by name, the sets `default` and `gist`, or "
                  "your own module.function"),
             Flag("--reward_weights", "W …", "one factor for each"),
+            Flag("--allow_hackable_rewards", "", "train on them although the audit says no"),
+            Flag("--control", "KIND", "random or format: a placebo under the same budget"),
         ),
     ),
     Group(
@@ -84,6 +87,7 @@ TRAIN_FLAGS = (
             Flag("--per_device_train_batch_size", "N", "replies in one forward pass"),
             Flag("--gradient_accumulation_steps", "N", "forward passes in one step"),
             Flag("--use_vllm", "", "sample with vLLM"),
+            Flag("--nan_policy", "NAME", "stop or skip, once a NaN step has been refused"),
             Flag("--seed", "N", "of everything that is drawn"),
         ),
     ),
@@ -98,8 +102,14 @@ TRAIN_FLAGS = (
             Flag("--logging_steps", "N", "steps between two lines of metrics"),
             Flag("--eval_steps", "N", "steps between two looks at held-out problems"),
             Flag("--save_steps", "N", "steps between two checkpoints"),
-            Flag("--resume_from_checkpoint", "PATH", "`latest`, or a checkpoint, to go on from"),
+            Flag("--resume", "RUN", "go on with a run, or from one of its checkpoints, exactly"),
+            Flag("--resume_from_checkpoint", "PATH", "TRL's name for it; `latest` is that of "
+                 "--output_dir"),
+            Flag("--force", "", "resume although settings, data or rewards are not the run's"),
+            Flag("--max_hours", "H", "save and stop before a step that would take it past H hours"),
             Flag("--config", "FILE", "flags from a YAML file; what is typed wins over it"),
+            Flag("--dry_run", "", "plan only, keep nothing: memory, time, what there is to learn "
+                 "from --dry_run_problems N (32)"),
             Flag("--json", "", "the result as one JSON object on stdout, the rest on stderr"),
         ),
     ),
@@ -108,12 +118,19 @@ TRAIN_FLAGS = (
 # Not TRL's: Abacist's own, or read before TRL's are.
 OWN_FLAGS = frozenset(
     {
+        "--allow_hackable_rewards",
         "--config",
+        "--control",
         "--device",
+        "--dry_run",
+        "--force",
         "--json",
+        "--max_hours",
+        "--nan_policy",
         "--num_heldout_problems",
         "--num_shots",
         "--overwrite",
+        "--resume",
         "--system_prompt",
     }
 )

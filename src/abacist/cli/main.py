@@ -26,6 +26,9 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("abacist.cli.train", "teach a model with GRPO, and measure what it learned"),
+    "eval": Verb("abacist.cli.eval", "measure a model or a run, with intervals, by difficulty"),
+    "compare": Verb("abacist.cli.compare", "is B better than A? paired, problem by problem"),
+    "audit": Verb("abacist.cli.audit", "what can these rewards be made to pay for?"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
     "doctor": Verb("abacist.cli.doctor", "look at this machine, or at a run: is all well?"),
 }

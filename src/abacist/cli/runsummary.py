@@ -1,31 +1,46 @@
-"""What ``abacist doctor RUN`` says of a run: what is there, how far it came, what is damaged.
+"""What ``abacist doctor RUN`` says of a run: what is there, how far it came, what went wrong.
 
-It only reads, and a file that cannot be read is a finding, not a failure.
+The course of the training is judged by the rules that watch it live (``learning.symptoms``), so a
+run that nobody looked at, or that broke off, is explained afterwards. It only reads, and a file
+that cannot be read is a finding, not a failure.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from abacist.cli.machine import Finding, State
+from abacist.errors import RunError
+from abacist.learning.checkpoints import checkpoints_of, defect, step_of
+from abacist.learning.course import Facts
+from abacist.learning.pathologies import Diagnosis, Watch
+from abacist.records.rollout import StopReason, read_rollouts
 from abacist.records.rundir import RunDir
+from abacist.task.reply import parse_reply
 
 # Logged by the trainer at most steps, in this order of interest; the rest stays in the file.
 _TELLING = ("step", "reward", "eval_accuracy", "loss", "grad_norm", "completions/clipped_ratio")
+# Worth knowing, and nothing that keeps a run from learning.
+_MILD = frozenset({"dead reward", "format only", "learning rate"})
 
 
 def summarise(path: Path) -> Iterator[Finding]:
     """Every finding. Raises RunError if ``path`` is no run at all."""
     run = RunDir.open(path)
     yield _manifest(run)
-    yield _config(run)
-    yield _metrics(run)
+    settings, finding = _config(run)
+    yield finding
+    rows, finding = _metrics(run)
+    yield finding
+    yield from _health(rows, settings)
     yield _rollouts(run)
-    yield _checkpoints(run)
-    yield _model(run)
+    yield from _replies(run)
+    yield from _checkpoints(run)
+    yield _model(run, rows, settings)
 
 
 def _manifest(run: RunDir) -> Finding:
@@ -42,25 +57,26 @@ def _manifest(run: RunDir) -> Finding:
     return Finding("made by", State.OK, ", ".join(parts))
 
 
-def _config(run: RunDir) -> Finding:
+def _config(run: RunDir) -> tuple[Mapping[str, Any], Finding]:
     import yaml
 
     try:
         config = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return Finding("config", State.MEND, f"config.yaml cannot be read: {_first_line(error)}")
+        said = f"config.yaml cannot be read: {_first_line(error)}"
+        return {}, Finding("config", State.MEND, said)
     if not isinstance(config, dict):
-        return Finding("config", State.MEND, "config.yaml holds no settings")
+        return {}, Finding("config", State.MEND, "config.yaml holds no settings")
     model = config.get("model_name_or_path", "?")
     data = config.get("dataset_name", "?")
-    return Finding("config", State.OK, f"{model} on {data}, {len(config)} settings")
+    return config, Finding("config", State.OK, f"{model} on {data}, {len(config)} settings")
 
 
-def _metrics(run: RunDir) -> Finding:
+def _metrics(run: RunDir) -> tuple[list[dict[str, Any]], Finding]:
     try:
         lines = run.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
-        return Finding("metrics", State.NOTE, f"no metrics: {_first_line(error)}")
+        return [], Finding("metrics", State.NOTE, f"no metrics: {_first_line(error)}")
     rows: list[dict[str, Any]] = []
     damaged = 0
     for line in filter(str.strip, lines):
@@ -78,8 +94,34 @@ def _metrics(run: RunDir) -> Finding:
     told = [f"{name} {_short(last[name])}" for name in _TELLING if name in last]
     found = f"{len(rows)} lines; last: {', '.join(told) or 'nothing known'}"
     if damaged:
-        return Finding("metrics", State.MEND, f"{found}; {damaged} damaged lines")
-    return Finding("metrics", State.OK if rows else State.NOTE, found)
+        return rows, Finding("metrics", State.MEND, f"{found}; {damaged} damaged lines")
+    return rows, Finding("metrics", State.OK if rows else State.NOTE, found)
+
+
+def _health(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> Iterator[Finding]:
+    watch = Watch(Facts.of(settings))
+    for row in rows:
+        try:
+            watch.see(row)
+        except (TypeError, ValueError, ArithmeticError):  # a stranger's line
+            continue
+    last = watch.course.step
+    for diagnosis in watch.found.values():
+        yield Finding(
+            diagnosis.name,
+            State.NOTE if diagnosis.name in _MILD or diagnosis.last_step < last else State.MEND,
+            f"{_when(diagnosis, last)}: {diagnosis.evidence}",
+            diagnosis.remedy,
+        )
+    if last and not watch.found:
+        yield Finding("training", State.OK, f"no known fault, at step {last}")
+
+
+def _when(diagnosis: Diagnosis, last: int) -> str:
+    if diagnosis.first_step == last:
+        return f"at the last step, {last}"
+    end = "the end" if diagnosis.last_step == last else f"step {diagnosis.last_step}, then no more"
+    return f"from step {diagnosis.first_step} to {end}; at first"
 
 
 def _rollouts(run: RunDir) -> Finding:
@@ -99,24 +141,64 @@ def _rollouts(run: RunDir) -> Finding:
     return Finding("rollouts", State.OK if files else State.NOTE, found)
 
 
-def _checkpoints(run: RunDir) -> Finding:
-    steps = sorted(
-        int(number)
-        for folder in run.path.glob("checkpoint-*")
-        if (number := folder.name.removeprefix("checkpoint-")).isdecimal()
-    )
-    if not steps:
-        return Finding("checkpoints", State.NOTE, "none")
-    return Finding("checkpoints", State.OK, f"at steps {', '.join(map(str, steps))}")
+def _replies(run: RunDir) -> Iterator[Finding]:
+    """How the last replies ended, and what is wrong with most of them."""
+    files = sorted(run.rollouts_dir.glob("*.parquet"))
+    try:
+        rollouts = read_rollouts(files[-1]) if files else []
+    except RunError:  # said above, with its name
+        return
+    if not rollouts:
+        return
+    endings = Counter(rollout.stop_reason for rollout in rollouts)
+    parts = [f"{count} {_ENDINGS[reason]}" for reason, count in endings.most_common()]
+    known = [rollout.is_correct for rollout in rollouts if rollout.is_correct is not None]
+    if known:
+        parts.append(f"{sum(known)} correct")
+    found = f"of the {len(rollouts)} of step {rollouts[0].step}: {', '.join(parts)}"
+    replies = (parse_reply(rollout.completion) for rollout in rollouts)
+    defects = Counter(flaw.sentence for reply in replies for flaw in reply.defects)
+    for sentence, count in defects.most_common(1):
+        found += f"; what is wrong with most ({count}): {sentence}"
+    yield Finding("replies", State.OK, found)
 
 
-def _model(run: RunDir) -> Finding:
+_ENDINGS = {
+    StopReason.STOPPED: "ended by themselves",
+    StopReason.LENGTH: "were cut off",
+    StopReason.EMPTY: "were empty",
+}
+
+
+def _checkpoints(run: RunDir) -> Iterator[Finding]:
+    folders = checkpoints_of(run.path)
+    if not folders:
+        yield Finding("checkpoints", State.NOTE, "none")
+        return
+    damaged = {folder: why for folder in folders if (why := defect(folder))}
+    sound = ", ".join(str(step_of(folder)) for folder in folders if folder not in damaged)
+    if sound:
+        yield Finding("checkpoints", State.OK, f"at steps {sound}")
+    for folder, why in damaged.items():
+        way_on = "Resuming takes the newest sound one." if sound else "There is no sound one left."
+        yield Finding("checkpoints", State.MEND, f"{folder.name} is damaged: {why}", way_on)
+
+
+def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> Finding:
     if (run.path / "adapter_model.safetensors").is_file():
         return Finding("model", State.OK, "a trained adapter")
     if any(run.path.glob("model*.safetensors")):
         return Finding("model", State.OK, "a trained model")
-    how = "The training has not come to its end; a checkpoint can be asked in its place."
-    return Finding("model", State.NOTE, "none yet", how)
+    steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
+    wanted = settings.get("max_steps")
+    of = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
+    how = f"Go on with it: abacist train --resume {run.path}. A checkpoint can be asked already."
+    return Finding(
+        "model",
+        State.NOTE,
+        f"none yet: the training stands at step {max(steps, default=0)}{of}",
+        how,
+    )
 
 
 def _short(value: object) -> str:

@@ -13,23 +13,32 @@ import textwrap
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 from abacist.cli import console
 from abacist.cli.flags import TRAIN_FLAGS, render
 from abacist.errors import UsageError
 
+if TYPE_CHECKING:
+    from abacist.learning.config import Config
+
 WIDTH = 96
+DRY_RUN_PROBLEMS = 32
 NO_VERDICT = "There is no verdict: no problems were held out (--num_heldout_problems 0)."
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for: ``flags`` is the rest of the line, for ``learning.config``."""
+    """What was asked for: ``flags`` is the rest of the line, for ``learning.config``.
+
+    ``dry_run_problems`` is how many problems a dry run asks; None trains.
+    """
 
     recipe: str | None
     config_path: str | None
     flags: list[str]
     as_json: bool
+    dry_run_problems: int | None = None
 
 
 def run(argv: list[str]) -> int:
@@ -50,8 +59,12 @@ def run(argv: list[str]) -> int:
         from abacist.view.verdict import verdict_json, verdict_text
 
         config = load_config(request.recipe, request.config_path, request.flags)
+        if request.dry_run_problems is not None:
+            return say_plan(config, request.dry_run_problems, request.as_json, stdout)
         with Live() as watcher:
             result = train(config, watcher=watcher)
+        if result.stopped:
+            return say_stopped(str(result.path), result.stopped, request.as_json, stdout)
         sampled = (result.sampled_before, result.sampled_after)
         compared = result.comparison
         if request.as_json:
@@ -64,11 +77,37 @@ def run(argv: list[str]) -> int:
     return 0
 
 
+def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -> int:
+    """What a dry run found; 1 where the run does not fit, so that ``&&`` does not start it."""
+    from abacist.learning.plan import plan
+    from abacist.view.live import Live
+    from abacist.view.plantext import plan_text
+
+    with Live() as watcher:
+        found = plan(config, watcher, num_problems=num_problems)
+    if as_json:
+        console.print_json(found.to_json(), stdout)
+    else:
+        print(f"\n{plan_text(found)}")
+    return 0 if found.fits else 1
+
+
+def say_stopped(run_path: str, why: str, as_json: bool, stdout: TextIO) -> int:
+    """A run that stopped in time, as asked, is no failure: say how it goes on."""
+    resume = f"{_program()} train --resume {shlex.quote(run_path)}"
+    if as_json:
+        stopped = {"run": run_path, "verdict": None, "stopped": why, "resume": resume}
+        console.print_json(stopped, stdout)
+    else:
+        print(f"Stopped by {why}. Go on with:\n\n  {resume}")
+    return 0
+
+
 def read_request(argv: list[str]) -> Request:
     """Split a normalised command line; :class:`UsageError` if it names two recipes or configs.
 
-    >>> read_request(["gist", "--config", "my.yaml", "--seed", "1"])
-    Request(recipe='gist', config_path='my.yaml', flags=['--seed', '1'], as_json=False)
+    >>> read_request(["gist", "--config", "my.yaml", "--seed", "1"]).flags
+    ['--seed', '1']
     """
     recipes: list[str] = []
     flags = list(argv)
@@ -87,13 +126,39 @@ def read_request(argv: list[str]) -> Request:
             raise UsageError("--config takes one YAML file, once", "--config my.yaml")
         config_path = value[0]
         del flags[at : at + 2]
+    if "--resume" in flags:
+        at = flags.index("--resume")
+        if not flags[at + 1 : at + 2] or flags[at + 1].startswith("--"):
+            raise UsageError("--resume takes a run or one of its checkpoints", "--resume runs/…")
+        flags[at] = "--resume_from_checkpoint"
+    dry_run_problems = _take_dry_run(flags)
     as_json = "--json" in flags
     return Request(
         recipe=recipes[0] if recipes else None,
         config_path=config_path,
         flags=[flag for flag in flags if flag != "--json"],
         as_json=as_json,
+        dry_run_problems=dry_run_problems,
     )
+
+
+def _take_dry_run(flags: list[str]) -> int | None:
+    """Take ``--dry_run`` and ``--dry_run_problems N``, which implies it, out of ``flags``."""
+    problems = None
+    while "--dry_run" in flags:
+        flags.remove("--dry_run")
+        problems = DRY_RUN_PROBLEMS
+    while "--dry_run_problems" in flags:
+        at = flags.index("--dry_run_problems")
+        value = "".join(flags[at + 1 : at + 2])
+        if not (value.isascii() and value.isdigit() and 0 < len(value) < 7 and int(value)):
+            raise UsageError(
+                f"--dry_run_problems takes a number of problems, not {value!r}",
+                f"--dry_run_problems {DRY_RUN_PROBLEMS}",
+            )
+        problems = int(value)
+        del flags[at : at + 2]
+    return problems
 
 
 def next_command(run_path: str) -> str:

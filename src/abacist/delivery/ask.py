@@ -51,13 +51,8 @@ class Prompting:
         Raises :class:`RunError` if a run is there whose record cannot be read: asked in another
         prompt, the model would be judged for what it was not taught.
         """
-        folder = Path(model).expanduser()
-        if folder.name.startswith("checkpoint-"):
-            folder = folder.parent
-        config_path = folder / "config.yaml"
-        if model == BUILT_IN:
-            config_path = Path(str(resources.files("abacist"))) / "recipes" / "tiny.yaml"
-        if not config_path.is_file():
+        config_path = _config_path(model)
+        if config_path is None:
             return cls()
         config = _read_config(config_path)
         tokens = config.get("max_completion_length", DEFAULT_COMPLETION_TOKENS)
@@ -67,8 +62,19 @@ class Prompting:
                 "Mend that line.",
             )
         return cls(
-            system_text(config.get("system_prompt", "default")), _shots(config, folder), tokens
+            system_text(config.get("system_prompt", "default")),
+            _shots(config, config_path.parent),
+            tokens,
         )
+
+
+def run_settings(model: str) -> dict[str, Any]:
+    """The settings of the run that ``model`` is, or is a checkpoint of; {} for other models.
+
+    Raises :class:`RunError` if they cannot be read.
+    """
+    path = _config_path(model)
+    return {} if path is None or model == BUILT_IN else _read_config(path)
 
 
 def ask(
@@ -120,6 +126,17 @@ def ask(
         )
         for member, completion in enumerate(completions)
     ]
+
+
+def _config_path(model: str) -> Path | None:
+    """What says how ``model`` is to be asked, if anything does."""
+    if model == BUILT_IN:
+        return Path(str(resources.files("abacist"))) / "recipes" / "tiny.yaml"
+    folder = Path(model).expanduser()
+    if folder.name.startswith("checkpoint-"):
+        folder = folder.parent
+    path = folder / "config.yaml"
+    return path if path.is_file() else None
 
 
 def _read_config(path: Path) -> dict[str, Any]:

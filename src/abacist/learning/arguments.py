@@ -134,8 +134,35 @@ class ScriptArguments:
         default_factory=lambda: ["default"],
         metadata={"help": "Built-in rewards, sets (default, gist) or your own module.function."},
     )
+    allow_hackable_rewards: bool = field(
+        default=False,
+        metadata={"help": "Train although a hack earns what an honest solution does."},
+    )
+    control: Literal["none", "random", "format"] = field(
+        default="none",
+        metadata={"help": "A placebo in their place: random coins, or only those for the format."},
+    )
+    reward_timeout_seconds: float = field(
+        default=120.0,
+        metadata={"help": "Time a reward of your own may take for one batch; 0: no limit."},
+    )
+    nan_policy: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "After a gradient that is NaN or infinite, whose step is refused."},
+    )
+    max_silent_steps: int = field(
+        default=100,
+        metadata={"help": "Stop after so many steps without any signal; 0: never."},
+    )
     eval_batch_size: int = field(
         default=100, metadata={"help": "Replies written at once while measuring."}
+    )
+    max_hours: float | None = field(
+        default=None,
+        metadata={"help": "Save and stop before the step that would pass so many hours."},
+    )
+    force: bool = field(
+        default=False, metadata={"help": "Resume although settings, data or rewards changed."}
     )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace an existing run in --output_dir."}

@@ -25,13 +25,14 @@ from transformers import HfArgumentParser
 
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
+from abacist.learning.checkpoints import run_to_resume
 from abacist.learning.retired import RETIRED
 
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
 GENERAL_RECIPE = "any"
 # Where a run is kept is not part of what it does: config.yaml must run again as it stands.
-NOT_SAVED = ("output_dir", "overwrite", "extends")
+NOT_SAVED = ("output_dir", "overwrite", "extends", "resume_from_checkpoint", "force")
 
 
 @dataclass
@@ -121,6 +122,11 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     parser = _Parser()
     known = parser.known()
     typed = parser.given(_checked_flags(flags, known))
+    run = run_to_resume(typed.get("resume_from_checkpoint"), typed.get("output_dir"))
+    if run is not None:
+        typed["output_dir"] = str(run)
+        if recipe is None and config_path is None and (run / "config.yaml").exists():
+            config_path = str(run / "config.yaml")
     if recipe is None and config_path is None:
         model = typed.get("model_name_or_path", "tiny")
         recipe = DEFAULT_RECIPE if model == "tiny" else GENERAL_RECIPE

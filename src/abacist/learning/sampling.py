@@ -21,8 +21,10 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from datasets import IterableDataset
 from torch.utils.data import Sampler
+from trl.trainer.utils import RepeatSampler
 
 from abacist.errors import DataError, UsageError
 from abacist.task.answers import same_answer
@@ -39,6 +41,31 @@ PRIOR_OUTCOMES = 2.0
 HALF_LIFE_BATCHES = 10.0
 
 Outcome = tuple[str, bool]
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's sampler, with a place that can be kept: the same order, from any epoch on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._epochs_begun = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self._epochs_begun += 1
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many epochs have been begun; the order of each follows from the seed."""
+        return {"epochs_begun": self._epochs_begun}
+
+    def load_state_dict(self, state: Mapping[str, Any], *, mid_epoch: bool = True) -> None:
+        """Begin next with the epoch that was under way, or with the one after it."""
+        self._epochs_begun = int(state["epochs_begun"]) - mid_epoch
+        if self.shuffle:
+            # One generator serves all epochs, and each takes one permutation from it.
+            self.generator.manual_seed(self.generator.initial_seed())
+            for _ in range(self._epochs_begun):
+                torch.randperm(self.num_samples, generator=self.generator)
 
 
 class SolveRateSampler(Sampler[int]):
@@ -148,8 +175,10 @@ class SolveRateSampler(Sampler[int]):
             "pools": {label: list(counts) for label, counts in self._pools.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken. Raises DataError for other problems."""
+    def load_state_dict(self, state: Mapping[str, Any], *, mid_epoch: bool = True) -> None:
+        """Go on where :meth:`state_dict` was taken, in the epoch of then or with the next one.
+
+        Raises DataError for other problems."""
         try:
             self._epoch = [[self._index[one] for one in batch] for batch in state["epoch"]]
             self._waiting = {self._index[one] for one in state["waiting"]}
@@ -162,7 +191,7 @@ class SolveRateSampler(Sampler[int]):
         self._pools = {label: list(counts) for label, counts in state["pools"].items()}
         self.seed = int(state["seed"])
         self._batches_drawn = int(state["batches_drawn"])
-        self._is_resumed = True
+        self._is_resumed = mid_epoch
 
     def _pooled_rate(self, difficulty: str) -> float:
         # One imagined success and one failure keep it off 0 and 1.

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,14 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from abacist.errors import UsageError
+from abacist.learning import resuming
 from abacist.learning.config import Config
+from abacist.learning.control import NONE, control_rewards
+from abacist.learning.health import Guard, refuse_broken_weights
 from abacist.learning.judge import Judge
+from abacist.learning.resuming import Run
+from abacist.learning.soundness import refuse_hackable
+from abacist.learning.stopping import StopNow, StopRequests
 from abacist.learning.task import Task, check_fit, load_task
 from abacist.learning.tracking import (
     MetricsLog,
@@ -32,25 +39,12 @@ from abacist.learning.tracking import (
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
-from abacist.proof.compare import Comparison, compare
-from abacist.proof.evaluate import Evaluation
+from abacist.proof.compare import compare
 from abacist.records.provenance import build_manifest
 from abacist.records.rundir import RunDir, write_aside
 from abacist.task.gist import GIST_DEFECTS
 from abacist.task.prompts import save_shots
 from abacist.task.rewards import load_reward_funcs
-
-
-@dataclass
-class Run:
-    """A finished training: where it is and how it was judged (None without held-out problems)."""
-
-    path: Path
-    before: Evaluation | None
-    after: Evaluation | None
-    sampled_before: Evaluation | None
-    sampled_after: Evaluation | None
-    comparison: Comparison | None
 
 
 def train(config: Config, watcher: Watcher | None = None) -> Run:
@@ -61,62 +55,121 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
     before is overwritten.
     """
     watcher = watcher or Silent()
+    stops = StopRequests(config.script.max_hours)
     refuse_several_processes()
     quiet_libraries()
+    is_resumed = config.training.resume_from_checkpoint is not None
+    if is_resumed and resuming.is_finished(config):
+        return resuming.finished(config, watcher)
+    with ExitStack() as held:
+        # A run that is resumed is refused or locked before anything is loaded; a new one is
+        # made when all that it needs is known to be there.
+        resumed = held.enter_context(resuming.open_run(config, watcher)) if is_resumed else None
+        task, rewards, policy = load_parts(config, watcher)
+        run = resumed or held.enter_context(new_run(config))
+        held.enter_context(stops)
+        try:
+            return _train_in(run, config, task, policy, rewards, stops, watcher)
+        except StopNow as stop:
+            if stop.signal_number is not None:
+                raise resuming.interrupted(stop, stops.where, run) from None
+            stopped = f"{stop.reason} {resuming.where_stopped(stop, stops.where)}"
+            return Run(run.path, None, None, None, None, None, stopped)
+
+
+def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Policy]:
+    """What a run is made of, checked, before anything is written: task, rewards and policy."""
     named = f"recipe {config.recipe}" if config.recipe else "no recipe"
     watcher.stage(f"Loading ({named})")
     for line in config.lines():
         watcher.note(f"  {line}")
     task = load_task(config)
     rewards = load_rewards(config, watcher)
+    refuse_hackable(config, task.train, rewards, watcher)
+    if config.training.trust_remote_code:
+        watcher.note("  warning: --trust_remote_code lets the model's own code run on this machine")
     policy = load_trainable(config)
+    refuse_broken_weights(policy.model, config.model.model_name_or_path)
     for choice in policy.choices:
         watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
     check_fit(config, task, policy)
+    return task, rewards, policy
 
+
+def new_run(config: Config) -> RunDir:
+    """The directory of a run that begins, empty and locked."""
     output_dir = config.training.output_dir
-    with RunDir.create(
+    return RunDir.create(
         Path(output_dir) if "output_dir" in config.settings and output_dir else None,
         name=config.name,
         overwrite=config.script.overwrite,
-    ) as run:
-        config.training.output_dir = str(run.path)
-        run.write_manifest(
-            build_manifest(
-                seed=config.training.seed,
-                argv=sys.argv,
-                problems=[*task.train, *task.selection, *task.heldout],
-                source=config.script.dataset_name,
-            )
-        )
-        write_aside(run.config_path, config.to_yaml().encode())
-        if task.shots:
-            save_shots(run.path / "shots.jsonl", task.shots)
-        watcher.note(f"  this run is kept in {run.path}")
+    )
 
-        judge = Judge(config, task, run, watcher)
-        before, sampled_before = judge.measure(policy, "before")
-        trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
-        watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
-        for line in trainer.paths():
-            watcher.note(f"  {line}")
-        trainer.train()
-        trainer.save_model()
-        trainer.save_state()
-        policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
-        after, sampled_after = judge.measure(policy, "after")
-        comparison = compare(before, after) if before and after else None
-        if comparison:
-            write_aside(
-                run.evals_dir / "verdict.json",
-                json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
-            )
-        return Run(run.path, before, after, sampled_before, sampled_after, comparison)
+
+def _train_in(
+    run: RunDir,
+    config: Config,
+    task: Task,
+    policy: Policy,
+    rewards: list[Any],
+    stops: StopRequests,
+    watcher: Watcher,
+) -> Run:
+    is_resumed = config.training.resume_from_checkpoint is not None
+    config.training.output_dir = str(run.path)
+    made_of = (
+        build_manifest(
+            seed=config.training.seed,
+            argv=sys.argv,
+            problems=[*task.train, *task.selection, *task.heldout],
+            source=config.script.dataset_name,
+        )
+        | {"trust_remote_code": config.training.trust_remote_code}
+        | {"control": config.script.control}
+        | resuming.fingerprints(policy.model, rewards)
+    )
+    if is_resumed:
+        resuming.note_resumption(config, run, made_of, watcher)
+    else:
+        run.write_manifest(made_of)
+    write_aside(run.config_path, config.to_yaml().encode())
+    if task.shots:
+        save_shots(run.path / "shots.jsonl", task.shots)
+    watcher.note(f"  this run is kept in {run.path}")
+
+    judge = Judge(config, task, run, watcher)
+    known = resuming.measured_before(run, task.heldout) if is_resumed else None
+    before, sampled_before = known or judge.measure(policy, "before")
+    trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
+    watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
+    for line in trainer.paths():
+        watcher.note(f"  {line}")
+    guard = Guard.of(config, policy.model, watcher)
+    guard.attach(trainer)
+    trainer.stops, trainer.say = stops, lambda text: watcher.note(f"  {text}")
+    trainer.train(resuming.checkpoint_to_resume(config, run, watcher) if is_resumed else None)
+    guard.check()
+    trainer.save_model()
+    trainer.save_state()
+    stops.end_of_training()
+    policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
+    after, sampled_after = judge.measure(policy, "after")
+    comparison = None
+    if before and after:
+        comparison = compare(before, after, control=config.script.control)
+    if comparison:
+        write_aside(
+            run.evals_dir / "verdict.json",
+            json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
+        )
+    run.write_manifest(run.read_manifest() | {"finished": True})
+    return Run(run.path, before, after, sampled_before, sampled_after, comparison)
 
 
 def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
     """The reward functions by name, with the historic set's defects said when it is chosen."""
-    rewards = load_reward_funcs(config.script.reward_funcs)
+    script = config.script
+    rewards = load_reward_funcs(script.reward_funcs, script.reward_timeout_seconds)
     weights = config.training.reward_weights
     if weights is not None and len(weights) != len(rewards):
         raise UsageError(
@@ -130,6 +183,11 @@ def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
         )
         for defect in GIST_DEFECTS:
             watcher.note(f"  - {defect}")
+    kind, seed = script.control, config.training.seed
+    rewards, config.training.reward_weights = control_rewards(kind, rewards, weights, seed=seed)
+    if kind != NONE:
+        names = ", ".join(reward.__name__ for reward in rewards)
+        watcher.note(f"  control: this run is paid by {names} only, not for right answers")
     return rewards
 
 
@@ -147,10 +205,9 @@ def load_trainable(config: Config) -> Policy:
     """The policy, in a new LoRA adapter unless it is one itself or all weights are to learn."""
     model, training = config.model, config.training
     lora = None
-    if (
-        model.use_peft
-        and not find(model.model_name_or_path, revision=model.model_revision).is_adapter
-    ):
+    name, trust = model.model_name_or_path, training.trust_remote_code
+    found = find(name, revision=model.model_revision, trust_remote_code=trust)
+    if model.use_peft and not found.is_adapter:
         targets = model.lora_target_modules or ["all-linear"]
         lora = LoraConfig(
             task_type="CAUSAL_LM",
@@ -167,6 +224,7 @@ def load_trainable(config: Config) -> Policy:
         device="cpu" if training.use_cpu else model.device,
         attn_implementation=model.attn_implementation,
         revision=model.model_revision,
+        trust_remote_code=trust,
         lora=lora,
         trainable=True,
         seed=training.seed,
@@ -189,6 +247,8 @@ def make_trainer(
     training.chat_template_kwargs = policy.chat.chat_template_kwargs | template
     training.report_to = available_trackers(list(training.report_to or []), watcher.note)
     training.run_name = training.run_name or run.run_id
+    if not task.selection:  # a recipe may ask for measurements that a flag left nothing for
+        training.eval_strategy = transformers.IntervalStrategy.NO
     trainer = GRPOTrainer(
         model=policy.model,
         reward_funcs=rewards,

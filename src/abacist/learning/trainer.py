@@ -2,7 +2,8 @@
 
 A script that imports this class instead of ``trl.GRPOTrainer`` and passes a plain
 ``trl.GRPOConfig`` gets the same mathematics faster: completions from our engine, log-probabilities
-from a forward that reads each prompt once (``learning.fasttrainer``).
+from a forward that reads each prompt once (``learning.fasttrainer``). Its checkpoints are sound,
+and a resumed run is the same run (``learning.exacttrainer``).
 What else is added is asked for: rollouts are kept when ``abacist.GRPOConfig.keep_rollouts`` says
 so, and ``evaluator`` replaces TRL's evaluation (sampled groups and their rewards) by held-out
 accuracy, measured as the verdict measures it.
@@ -24,14 +25,14 @@ from accelerate.utils import gather_object
 
 from abacist.learning import canary, sampling
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.fasttrainer import FastTrainer
+from abacist.learning.exacttrainer import ExactTrainer
 from abacist.learning.keeping import Scored, rollouts_of
 from abacist.records.rollout import write_rollouts
 
 Evaluator = Callable[[Any], Mapping[str, float]]
 
 
-class GRPOTrainer(FastTrainer):
+class GRPOTrainer(ExactTrainer):
     """``trl.GRPOTrainer`` that can keep its rollouts and measure held-out accuracy.
 
     Args:
@@ -57,6 +58,7 @@ class GRPOTrainer(FastTrainer):
         # Which problems next; TRL's shuffled epochs unless `problem_sampling` says otherwise.
         if self.problem_sampler is None:
             return super()._get_train_sampler(dataset)
+        self.sampler = self.problem_sampler
         return self.problem_sampler
 
     def _generate(self, prompts: list[Any]) -> Any:
@@ -95,6 +97,9 @@ class GRPOTrainer(FastTrainer):
         if self._scored and self.keeps_rollouts and self.model is not None and self.model.training:
             several = self.accelerator.num_processes > 1
             rank = f"-rank{self.accelerator.process_index}" if several else ""
+            within = self.args.gradient_accumulation_steps
+            if within > self.args.steps_per_generation:  # several generations in one step
+                rank = f"-part{self._step % within + 1}{rank}"
             folder = Path(str(self.args.output_dir)) / "rollouts"
             write_rollouts(
                 folder / f"step-{self.state.global_step + 1:06d}{rank}.parquet",

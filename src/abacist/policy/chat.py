@@ -120,6 +120,13 @@ class Chat:
         """What ``GRPOConfig.chat_template_kwargs`` must hold for TRL to render the same ids."""
         return {} if self.date_string is None else {"date_string": self.date_string}
 
+    @property
+    def ends_with_turn(self) -> bool:
+        """Whether its text ends where the template's turn does: so with chat models, not base."""
+        return self.stop_ids[0] == self.tokenizer.eos_token_id and not any(
+            how.startswith("plain") for what, how in self.notes if what == "template"
+        )
+
     def encode(self, messages: Sequence[Message], *, prefill: str = "") -> list[int]:
         """The prompt's token ids, ready to generate from; ``prefill`` opens the model's turn.
 

@@ -1,18 +1,19 @@
 """What changed between two evaluations of the same problems, figure by figure.
 
-The unit is the problem, and every change is paired: a problem is set against itself. What
-cannot be paired is refused, never compared anyway.
+The unit is the problem, and every change is paired: a problem is set against itself. Where a
+problem has several replies, what is paired is the share of them of which a measure is true.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from abacist.errors import AbacistError
+from abacist.proof.alike import refuse_unlike
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES, by_problem, keeps_answer, keeps_format
+from abacist.proof.resampling import sign_flip
 from abacist.proof.statistics import (
     Interval,
     clustered_difference,
@@ -23,12 +24,17 @@ from abacist.proof.statistics import (
 )
 from abacist.records.rollout import REWARD_PREFIX
 
+MCNEMAR = "McNemar, exact, two-sided"
+SIGN_FLIP = "sign-flip permutation, two-sided"
+
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """A yes-or-no measure of the same problems before and after; ids in the problems' order.
+    """A measure of the same problems before and after; ids in the problems' order.
 
-    ``p_value`` is that of the exact two-sided McNemar test.
+    Gained is a problem of which the measure is true after and was not before, lost the reverse;
+    with several replies to a problem, one of which it is true more often, or less often. What
+    stayed as it was is in ``both`` if the measure was ever true of it, else in ``neither``.
     """
 
     before: Interval
@@ -39,17 +45,14 @@ class Paired:
     lost: tuple[str, ...]
     both: tuple[str, ...]
     neither: tuple[str, ...]
+    test: str = MCNEMAR
 
     @classmethod
     def of(cls, before: Mapping[str, bool], after: Mapping[str, bool]) -> Paired:
-        """Pairs two measurements by problem id; both must hold the same ids."""
+        """Pairs two yes-or-no measurements by problem id; both must hold the same ids."""
         first = [before[problem_id] for problem_id in before]
         second = [after[problem_id] for problem_id in before]
-
-        def ids(was: bool, became: bool) -> tuple[str, ...]:
-            return tuple(i for i in before if before[i] is was and after[i] is became)
-
-        gained, lost = ids(False, True), ids(True, False)
+        gained, lost, both, neither = _groups(before, after)
         return cls(
             before=proportion(first),
             after=proportion(second),
@@ -57,9 +60,23 @@ class Paired:
             p_value=mcnemar(len(gained), len(lost)),
             gained=gained,
             lost=lost,
-            both=ids(True, True),
-            neither=ids(False, False),
+            both=both,
+            neither=neither,
         )
+
+    @classmethod
+    def of_shares(
+        cls,
+        before: Mapping[str, float],
+        after: Mapping[str, float],
+        shares: tuple[Interval, Interval],
+    ) -> Paired:
+        """Pairs the shares of several replies by problem id; ``shares`` are those of all replies,
+        before and after, clustered by problem."""
+        pairs = [(before[problem_id], after[problem_id]) for problem_id in before]
+        change = clustered_difference(*shares, pairs)
+        p_value = sign_flip([became - was for was, became in pairs])
+        return cls(*shares, change, p_value, *_groups(before, after), test=SIGN_FLIP)
 
     @property
     def is_better(self) -> bool:
@@ -78,7 +95,7 @@ class Paired:
             "after": self.after.to_json(),
             "change": self.change.to_json(),
             "p_value": self.p_value,
-            "test": "McNemar, exact, two-sided",
+            "test": self.test,
             "gained": list(self.gained),
             "lost": list(self.lost),
             "both": len(self.both),
@@ -86,45 +103,32 @@ class Paired:
         }
 
 
-def refuse_unlike(before: Evaluation, after: Evaluation) -> None:
-    """Raise AbacistError, naming the difference, if problems or conditions are not the same."""
-    first = {problem.problem_id: problem for problem in before.problems}
-    second = {problem.problem_id: problem for problem in after.problems}
-    hint = "Evaluate both models on the same problems: same source, split, limit and seed."
-    if first.keys() != second.keys():
-        only_first = [problem_id for problem_id in first if problem_id not in second]
-        only_second = [problem_id for problem_id in second if problem_id not in first]
-        named = ", ".join([*only_first[:2], *only_second[:2]])
-        raise AbacistError(
-            f"The evaluations are of different problems: {len(only_first)} only before, "
-            f"{len(only_second)} only after (such as {named}), "
-            f"{len(first.keys() & second.keys())} in both.",
-            hint,
-        )
-    for problem_id, problem in first.items():
-        other = second[problem_id]
-        if (problem.question, problem.answer) != (other.question, other.answer):
-            what = "answer" if problem.question == other.question else "question"
-            raise AbacistError(f"Problem {problem_id} has another {what} before than after.", hint)
-    for name in ("kind", "num_samples", "max_completion_tokens"):
-        one, two = getattr(before.settings, name), getattr(after.settings, name)
-        if one != two:
-            raise AbacistError(
-                f"The evaluations differ in {name}: {one} before, {two} after.",
-                "Evaluate both models under the same conditions.",
-            )
+Ids = tuple[str, ...]
 
 
-def changes(before: Evaluation, after: Evaluation) -> dict[str, Interval]:
+def _groups(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[Ids, Ids, Ids, Ids]:
+    """The ids of the problems gained, lost, and unchanged: true of some reply, or of none."""
+    return (
+        tuple(i for i in before if after[i] > before[i]),
+        tuple(i for i in before if after[i] < before[i]),
+        tuple(i for i in before if after[i] == before[i] > 0),
+        tuple(i for i in before if after[i] == before[i] == 0),
+    )
+
+
+def changes(
+    before: Evaluation, after: Evaluation, *, allow_different: Collection[str] = ()
+) -> dict[str, Interval]:
     """The paired change of every figure, under the names of :attr:`Evaluation.figures`.
 
     Works for greedy and sampled evaluations: the unit is the problem, whose replies are averaged.
+    Raises AbacistError as :func:`~abacist.proof.alike.refuse_unlike` does.
     """
-    refuse_unlike(before, after)
+    refuse_unlike(before, after, allow_different=allow_different)
     first, second = _per_problem(before), _per_problem(after)
     found: dict[str, Interval] = {}
     for name in before.figures:
-        if name not in after.figures:
+        if name not in after.figures or name not in first or name not in second:
             continue
         ids = [i for i in first[name] if i in second[name]]
         pairs = [(first[name][i], second[name][i]) for i in ids]

@@ -6,19 +6,25 @@ interval and an exact test see a gain that two separate intervals would hide.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from abacist.errors import AbacistError
-from abacist.proof.change import Paired, changes, refuse_unlike
+from abacist.proof.alike import refuse_unlike
+from abacist.proof.change import Paired, changes
 from abacist.proof.evaluation import Evaluation
-from abacist.proof.statistics import Interval
+from abacist.proof.metrics import steps_label, structure_label
+from abacist.proof.native import right_in_own_form
+from abacist.proof.resampling import bootstrap_mean
+from abacist.proof.split import Part, Shares, kinds_by_problem, split_of
+from abacist.proof.statistics import Interval, clustered_proportion
 from abacist.records.rollout import Rollout
 from abacist.task.problems import Problem
 
 __all__ = ["Comparison", "Example", "Paired", "changes", "compare"]
+
+NO_CONTROL = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +39,29 @@ class Example:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed between two greedy evaluations of the same problems. Made by :func:`compare`."""
+    """What changed between two evaluations of the same problems. Made by :func:`compare`.
+
+    ``control`` says on which placebo rewards the later policy was trained, "none" for real ones.
+    """
 
     before: Evaluation
     after: Evaluation
+    control: str = NO_CONTROL
+    allowed: tuple[str, ...] = ()
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether problems have several replies each, on either side."""
+        return max(self.before.settings.num_samples, self.after.settings.num_samples) > 1
 
     def paired(self, measure: str, among: Collection[str] | None = None) -> Paired:
         """Any measure of ``metrics.SHARES``, on all problems or on those whose id is ``among``."""
-
-        def outcomes(evaluation: Evaluation) -> dict[str, bool]:
-            return {
-                mark.problem_id: bool(getattr(mark, measure))
-                for mark in evaluation.marks
-                if among is None or mark.problem_id in among
-            }
-
-        return Paired.of(outcomes(self.before), outcomes(self.after))
+        sides = [_values(side, measure, among) for side in (self.before, self.after)]
+        if not self.is_sampled:
+            was, became = ({i: value > 0 for i, value in side.items()} for side in sides)
+            return Paired.of(was, became)
+        whole = [_share(side, measure, among) for side in (self.before, self.after)]
+        return Paired.of_shares(sides[0], sides[1], (whole[0], whole[1]))
 
     @cached_property
     def accuracy(self) -> Paired:
@@ -70,15 +83,52 @@ class Comparison:
     def shown_work(self) -> Paired | None:
         """Accuracy where work is shown both before and after; None if there is no such problem.
 
-        A change here is neither format nor the mere habit of working things out.
+        A change here is neither format nor the mere habit of working things out. None too where
+        problems have several replies, of which some show work and some do not.
         """
+        if self.is_sampled:
+            return None
         ids = set(self.paired("shows_work").both)
         return self.paired("correct", ids) if ids else None
 
     @cached_property
     def changes(self) -> dict[str, Interval]:
         """The paired change of every figure, under the names of :attr:`Evaluation.figures`."""
-        return changes(self.before, self.after)
+        return changes(self.before, self.after, allow_different=self.allowed)
+
+    @cached_property
+    def differences(self) -> dict[str, float]:
+        """Accuracy after minus before of each problem, by id, in the problems' order."""
+        was, became = _values(self.before, "correct"), _values(self.after, "correct")
+        return {i: became[i] - was[i] for i in was}
+
+    @cached_property
+    def resampled(self) -> Interval:
+        """The change in accuracy by bootstrap over problems, beside that of :attr:`accuracy`."""
+        return bootstrap_mean(list(self.differences.values()))
+
+    @cached_property
+    def kinds(self) -> tuple[Shares, Shares]:
+        """What the replies to each problem are, before and after: see ``proof.split``."""
+        first, second = (
+            kinds_by_problem(side, _outcomes(side, "correct")) for side in (self.before, self.after)
+        )
+        return first, second
+
+    @cached_property
+    def split(self) -> dict[str, Part]:
+        """The change in accuracy in its parts "format", "parser" and "reasoning"."""
+        return split_of(*self.kinds)
+
+    def by_kind(self) -> dict[str, Paired]:
+        """Accuracy by number of steps, fewest first, then by seen and unseen structures."""
+        return {label: self.paired("correct", ids) for label, ids in self.labelled().items()}
+
+    def labelled(self) -> dict[str, set[str]]:
+        """The ids of the problems of each kind that :meth:`by_kind` tells apart."""
+        by_steps = sorted(self.before.problems, key=lambda problem: problem.difficulty)
+        by_structure = sorted(self.before.problems, key=lambda p: bool(p.unseen_structure))
+        return _ids(by_steps, steps_label) | _ids(by_structure, structure_label)
 
     def examples(self, count: int = 3) -> list[Example]:
         """Up to ``count`` problems before and after, the same ones every time.
@@ -117,11 +167,14 @@ class Comparison:
             "lost": self.accuracy.lost,
             "still wrong": self.accuracy.neither,
         }
+        outcome = next(name for name, ids in outcomes.items() if problem_id in ids)
+        # Of several replies one that shows the change: gained is seen from wrong to right.
+        was_right = outcome == "lost"
         return Example(
-            outcome=next(name for name, ids in outcomes.items() if problem_id in ids),
+            outcome=outcome,
             problem=next(p for p in self.before.problems if p.problem_id == problem_id),
-            before=_by_id(self.before)[problem_id],
-            after=_by_id(self.after)[problem_id],
+            before=_by_id(self.before, was_right)[problem_id],
+            after=_by_id(self.after, outcome == "gained")[problem_id],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -133,28 +186,76 @@ class Comparison:
             "work_shown_both_times": self.shown_work,
         }
         return {
+            "control": self.control,
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "changes": {name: found.to_json() for name, found in self.changes.items()},
             "paired": {name: part and part.to_json() for name, part in parts.items()},
+            "accuracy_by_bootstrap": self.resampled.to_json(),
+            "split": {name: part.to_json() for name, part in self.split.items()},
+            "by_kind": {label: found.to_json() for label, found in self.by_kind().items()},
         }
 
 
-def _by_id(evaluation: Evaluation) -> dict[str, Rollout]:
-    return {rollout.problem_id or "": rollout for rollout in evaluation.rollouts}
+def _outcomes(evaluation: Evaluation, measure: str) -> list[bool]:
+    """Whether the measure is true, for each reply; under its native prompt a model is right if it
+    is so in the form which that prompt asks for."""
+    if measure == "correct" and evaluation.settings.native_prompt:
+        return [right_in_own_form(r.completion, r.gold) for r in evaluation.rollouts]
+    return [bool(getattr(mark, measure)) for mark in evaluation.marks]
 
 
-def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Pair two greedy evaluations.
+def _values(
+    evaluation: Evaluation, measure: str, among: Collection[str] | None = None
+) -> dict[str, float]:
+    """The share of each problem's replies of which the measure is true."""
+    counts: dict[str, int] = {}
+    for mark, outcome in zip(evaluation.marks, _outcomes(evaluation, measure), strict=True):
+        if among is None or mark.problem_id in among:
+            counts[mark.problem_id] = counts.get(mark.problem_id, 0) + outcome
+    return {i: count / evaluation.settings.num_samples for i, count in counts.items()}
 
-    Raises AbacistError, naming the difference, for evaluations of different problems or budgets,
-    and for several replies to a problem: their figures can be set side by side with
-    :func:`changes`, but no single problem is gained or lost.
+
+def _share(evaluation: Evaluation, measure: str, among: Collection[str] | None) -> Interval:
+    owners = [mark.problem_id for mark in evaluation.marks]
+    rows = zip(owners, _outcomes(evaluation, measure), strict=True)
+    kept = [row for row in rows if among is None or row[0] in among]
+    return clustered_proportion([outcome for _, outcome in kept], [owner for owner, _ in kept])
+
+
+def _ids(
+    problems: Collection[Problem], label_of: Callable[[Problem], str | None]
+) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for problem in problems:
+        if (label := label_of(problem)) is not None:
+            found.setdefault(label, set()).add(problem.problem_id)
+    return found
+
+
+def _by_id(evaluation: Evaluation, is_correct: bool | None = None) -> Mapping[str, Rollout]:
+    """The first reply to each problem, of those with this outcome where there is one."""
+    first: dict[str, Rollout] = {}
+    for rollout in evaluation.rollouts:
+        key = rollout.problem_id or ""
+        known = first.setdefault(key, rollout)
+        if known.is_correct != is_correct and rollout.is_correct == is_correct:
+            first[key] = rollout
+    return first
+
+
+def compare(
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    control: str = NO_CONTROL,
+    allow_different: Collection[str] = (),
+) -> Comparison:
+    """Pair two evaluations of the same problems, greedy or sampled.
+
+    ``control`` names the placebo the later policy was trained on, ``allow_different`` what may
+    differ on purpose (``alike.ALLOWABLE``). Raises AbacistError, naming every difference, for
+    evaluations of different problems, golds, prompts, shots, budgets or sampling.
     """
-    refuse_unlike(before, after)
-    if before.settings.num_samples != 1:
-        raise AbacistError(
-            f"Gained and lost problems need one reply to each, not {before.settings.num_samples}.",
-            "Compare greedy evaluations (num_samples=1, temperature=0).",
-        )
-    return Comparison(before, after)
+    refuse_unlike(before, after, allow_different=allow_different)
+    return Comparison(before, after, control, tuple(allow_different))

@@ -8,11 +8,12 @@ figures; this file only asks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from abacist.errors import DataError
+from abacist.errors import DataError, ModelError
 from abacist.proof.evaluation import Evaluation, Settings
+from abacist.proof.unfinished import Parts
 from abacist.records.rollout import Rollout
 from abacist.task.answers import same_answer
 from abacist.task.problems import Problem
@@ -25,6 +26,10 @@ if TYPE_CHECKING:  # the proof floor reads and compares kept evaluations without
     from abacist.policy.loading import Policy
 
 __all__ = ["Evaluation", "Settings", "evaluate"]
+
+# Batches that are asked between two parts kept: few would often wait for the last reply of a
+# batch, many would be lost at a kill.
+PART_BATCHES = 4
 
 
 def evaluate(
@@ -44,73 +49,93 @@ def evaluate(
     split: str = "heldout",
     step: int = 0,
     generate: Callable[..., list[list[Completion]]] | None = None,
+    native_messages: Callable[[Problem], list[Message]] | None = None,
+    conditions: Mapping[str, str] | None = None,
+    parts: Parts | None = None,
 ) -> Evaluation:
     """Ask every problem ``num_samples`` times and grade the replies.
 
     ``temperature`` 0 is greedy. ``prefill`` opens every reply and counts as part of it.
     ``progress`` is called with (replies done, replies in all). ``run_id``, ``split`` and ``step``
-    go into the rollouts. ``generate`` stands in for :func:`abacist.policy.decoding.generate`.
+    go into the rollouts, ``conditions`` into the evaluation. ``generate`` stands in for
+    :func:`abacist.policy.decoding.generate`, ``native_messages`` for our own prompt. With
+    ``parts`` replies are kept as they come, and those already kept there are not asked for again.
 
-    Raises DataError for no problems or two under one id, and whatever ``generate`` raises.
+    Raises DataError for no problems, two under one id or text that would be control tokens,
+    ModelError for a prompt and budget that exceed the context, and whatever ``generate`` raises.
     """
     _refuse_unusable(problems)
     if generate is None:
         from abacist.policy import decoding
 
         generate = decoding.generate
-    conversations = [
-        build_messages(
+
+    def ours(problem: Problem) -> list[Message]:
+        return build_messages(
             problem.question,
             system_prompt=system_prompt,
             shots=shots,
             problem_id=problem.problem_id,
         )
-        for problem in problems
-    ]
-    completions = generate(
-        policy,
-        conversations,
-        max_completion_tokens=max_completion_tokens,
-        temperature=temperature,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        prefill=prefill,
-        seed=seed,
-        progress=progress,
-    )
-    prompt_lengths = [len(policy.chat.encode(asked, prefill=prefill)) for asked in conversations]
-    texts = [completion.text for group in completions for completion in group]
-    golds = [problem.answer for problem in problems for _ in range(num_samples)]
-    prompts = [asked for asked in conversations for _ in range(num_samples)]
-    paid = _pay(prompts, texts, golds)
 
-    rollouts: list[Rollout] = []
-    for group, problem in enumerate(problems):
-        for member, completion in enumerate(completions[group]):
-            answer = parse_reply(completion.text).answer
-            rewards = paid[len(rollouts)]
-            rollouts.append(
-                Rollout(
-                    run_id=run_id,
-                    step=step,
-                    split=split,
-                    group=group,
-                    member=member,
-                    messages=conversations[group],
-                    completion=completion.text,
-                    completion_ids=completion.ids,
-                    prompt_tokens=prompt_lengths[group],
-                    completion_tokens=len(completion.ids),
-                    stop_reason=completion.stop_reason,
-                    problem_id=problem.problem_id,
-                    difficulty=problem.difficulty,
-                    gold=problem.answer,
-                    read_answer=answer,
-                    is_correct=same_answer(answer, problem.answer),
-                    rewards=rewards,
-                    reward=sum(value for value in rewards.values() if value is not None),
+    conversations = [(native_messages or ours)(problem) for problem in problems]
+    prompt_lengths = [len(policy.chat.encode(asked, prefill=prefill)) for asked in conversations]
+    if parts is not None:  # hours may pass before the part with the longest prompt
+        _refuse_too_long(policy, problems, prompt_lengths, max_completion_tokens)
+    kept = {} if parts is None else parts.read()
+    waiting = [at for at, problem in enumerate(problems) if problem.problem_id not in kept]
+    part_size = len(problems)
+    if parts is not None:
+        part_size = max(1, PART_BATCHES * batch_size // num_samples)
+    total = len(problems) * num_samples
+    for start in range(0, len(waiting), part_size):
+        part = waiting[start : start + part_size]
+        done = total - (len(waiting) - start) * num_samples
+        completions = generate(
+            policy,
+            [conversations[at] for at in part],
+            max_completion_tokens=max_completion_tokens,
+            temperature=temperature,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            prefill=prefill,
+            seed=seed,
+            progress=_shifted(progress, done, total),
+        )
+        rollouts: list[Rollout] = []
+        for at, group in zip(part, completions, strict=True):
+            problem = problems[at]
+            gold = problem.answer or None
+            paid = _pay(conversations[at], [completion.text for completion in group], gold)
+            for member, completion in enumerate(group):
+                answer = parse_reply(completion.text).answer
+                rewards = paid[member]
+                rollouts.append(
+                    Rollout(
+                        run_id=run_id,
+                        step=step,
+                        split=split,
+                        group=at,
+                        member=member,
+                        messages=conversations[at],
+                        completion=completion.text,
+                        completion_ids=completion.ids,
+                        prompt_tokens=prompt_lengths[at],
+                        completion_tokens=len(completion.ids),
+                        stop_reason=completion.stop_reason,
+                        problem_id=problem.problem_id,
+                        difficulty=problem.difficulty,
+                        gold=gold,
+                        read_answer=answer,
+                        is_correct=None if gold is None else same_answer(answer, gold),
+                        rewards=rewards,
+                        reward=sum(value for value in rewards.values() if value is not None),
+                    )
                 )
-            )
+        if parts is not None:
+            parts.add(rollouts)
+        for rollout in rollouts:
+            kept.setdefault(rollout.problem_id or "", []).append(rollout)
     settings = Settings(
         max_completion_tokens=max_completion_tokens,
         num_samples=num_samples,
@@ -119,8 +144,19 @@ def evaluate(
         num_shots=len(shots),
         prefill=prefill,
         seed=seed,
+        native_prompt=native_messages is not None,
     )
-    return Evaluation(tuple(problems), tuple(rollouts), settings)
+    replies = [rollout for problem in problems for rollout in kept[problem.problem_id]]
+    return Evaluation(tuple(problems), tuple(replies), settings, dict(conditions or {}))
+
+
+def _shifted(
+    progress: Callable[[int, int], None] | None, before: int, total: int
+) -> Callable[[int, int], None] | None:
+    """``progress`` of a part, told as that of the whole."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, total)
 
 
 def _refuse_unusable(problems: Sequence[Problem]) -> None:
@@ -134,11 +170,23 @@ def _refuse_unusable(problems: Sequence[Problem]) -> None:
         )
 
 
-def _pay(
-    prompts: list[list[Message]], texts: list[str], golds: list[str]
-) -> list[dict[str, float | None]]:
-    """What each of the five rewards pays for each reply, by the reward's name."""
+def _refuse_too_long(
+    policy: Policy, problems: Sequence[Problem], prompt_lengths: Sequence[int], budget_tokens: int
+) -> None:
+    tokens, at = max((tokens, at) for at, tokens in enumerate(prompt_lengths))
+    if tokens + budget_tokens > policy.context_tokens:
+        raise ModelError(
+            f"Problem {problems[at].problem_id} has a prompt of {tokens} tokens; with the "
+            f"{budget_tokens} of --max_completion_length that exceeds the model's context of "
+            f"{policy.context_tokens}.",
+            "Lower --max_completion_length or --num_shots.",
+        )
+
+
+def _pay(asked: list[Message], texts: list[str], gold: str | None) -> list[dict[str, float | None]]:
+    """What each of the five rewards pays for each reply to one problem, by the reward's name."""
     paid: list[dict[str, float | None]] = [{} for _ in texts]
+    prompts, golds = [asked] * len(texts), [gold] * len(texts)
     for reward in load_reward_funcs(["default"]):
         for row, value in zip(paid, reward(prompts, texts, answer=golds), strict=True):
             row[reward.__name__] = value

@@ -9,16 +9,20 @@ counts as wrong.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from abacist.errors import RunError
+from abacist.proof.attempts import majority_at_each, pass_at_each
 from abacist.proof.metrics import (
+    ANSWER_SIZES,
     SHARES,
     Mark,
     Row,
+    answer_size_label,
     consistency,
     keeps_answer,
     mark_of,
@@ -28,8 +32,15 @@ from abacist.proof.metrics import (
     steps_label,
     structure_label,
 )
-from abacist.proof.statistics import Interval, clustered_mean
-from abacist.records.rollout import REWARD_PREFIX, Rollout, read_rollouts, write_rollouts
+from abacist.proof.native import right_in_own_form
+from abacist.proof.statistics import Interval, clustered_mean, clustered_proportion
+from abacist.records.rollout import (
+    REWARD_PREFIX,
+    Rollout,
+    StopReason,
+    read_rollouts,
+    write_rollouts,
+)
 from abacist.records.rundir import write_json
 from abacist.task.problems import Problem
 
@@ -39,7 +50,10 @@ GREEDY, SAMPLED = "greedy", "sampled"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the replies were asked for. ``num_shots`` counts the worked examples in the prompt."""
+    """How the replies were asked for. ``num_shots`` counts the worked examples in the prompt.
+
+    With ``native_prompt`` the prompt is the model's own (:mod:`abacist.proof.native`), not ours.
+    """
 
     max_completion_tokens: int
     num_samples: int = 1
@@ -48,6 +62,7 @@ class Settings:
     num_shots: int = 0
     prefill: str = ""
     seed: int = 0
+    native_prompt: bool = False
 
     @property
     def kind(self) -> str:
@@ -61,11 +76,13 @@ class Evaluation:
 
     ``rollouts`` holds ``settings.num_samples`` replies to each problem, in the problems' order.
     Every figure is an :class:`Interval`; those over replies are clustered by problem.
+    ``conditions`` says in words what else a number depends on (model, data, dtype, date …).
     """
 
     problems: tuple[Problem, ...]
     rollouts: tuple[Rollout, ...]
     settings: Settings
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def marks(self) -> tuple[Mark, ...]:
@@ -115,6 +132,38 @@ class Evaluation:
         """The share of problems whose replies all say the same; None with one reply to each."""
         return consistency(self.marks, keeps_answer)
 
+    @cached_property
+    def attempts(self) -> dict[str, Interval]:
+        """``pass@k`` and ``majority@k`` by name, for k = 1, 2, 4 … and all replies to a problem.
+
+        Empty with one reply to each problem.
+        """
+        if self.settings.num_samples == 1:
+            return {}
+        golds = {problem.problem_id: problem.answer for problem in self.problems}
+        return pass_at_each(self.marks) | majority_at_each(self.marks, golds)
+
+    @cached_property
+    def own_form_accuracy(self) -> Interval | None:
+        """The share of replies right in the form their native prompt asks for; None for ours."""
+        if not self.settings.native_prompt:
+            return None
+        outcomes = [right_in_own_form(r.completion, r.gold) for r in self.rollouts]
+        return clustered_proportion(outcomes, [r.problem_id for r in self.rollouts])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is easily overlooked, counted; all of it stays in every figure."""
+        reasons = [rollout.stop_reason for rollout in self.rollouts]
+        return {
+            "problems": len(self.problems),
+            "problems_without_gold": sum(not problem.answer for problem in self.problems),
+            "replies": len(self.rollouts),
+            "replies_never_stopped": reasons.count(StopReason.LENGTH),
+            "replies_empty": sum(not rollout.completion.strip() for rollout in self.rollouts),
+            "replies_without_answer": sum(mark.number is None for mark in self.marks),
+        }
+
     @property
     def mean_completion_tokens(self) -> Interval:
         """The mean length of a reply, in tokens."""
@@ -136,6 +185,14 @@ class Evaluation:
         ordered = sorted(self.problems, key=lambda problem: problem.difficulty)
         return rows(ordered, self.marks, steps_label)
 
+    def by_answer_size(self) -> list[Row]:
+        """A row for each magnitude of the right answer, smallest first."""
+
+        def size(problem: Problem) -> int:
+            return ANSWER_SIZES.index(answer_size_label(problem))
+
+        return rows(sorted(self.problems, key=size), self.marks, answer_size_label)
+
     def by_structure(self) -> list[Row]:
         """A row for seen and one for unseen structures; none where structures are unknown."""
         ordered = sorted(self.problems, key=lambda problem: bool(problem.unseen_structure))
@@ -143,13 +200,19 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Settings, every figure with its interval, and the tables; without the replies."""
+        own_form = self.own_form_accuracy
         return {
             "kind": self.settings.kind,
             "settings": asdict(self.settings),
+            "conditions": dict(self.conditions),
+            "counts": self.counts,
             "problems": len(self.problems),
             "replies": len(self.rollouts),
             "figures": {name: found.to_json() for name, found in self.figures.items()},
+            "attempts": {name: found.to_json() for name, found in self.attempts.items()},
+            "own_form": own_form and own_form.to_json(),
             "by_difficulty": [row.to_json() for row in self.by_difficulty()],
+            "by_answer_size": [row.to_json() for row in self.by_answer_size()],
             "by_structure": [row.to_json() for row in self.by_structure()],
         }
 
@@ -177,6 +240,7 @@ class Evaluation:
                     "Use the Abacist that wrote it, or a newer one.",
                 )
             settings = Settings(**document["evaluation"]["settings"])
+            conditions = dict(document["evaluation"].get("conditions", {}))
             problems = tuple(Problem(**fields) for fields in document["problems"])
         except FileNotFoundError:
             raise RunError(
@@ -192,4 +256,4 @@ class Evaluation:
                 f"{folder}: rollouts.parquet does not hold the replies evaluation.json tells of.",
                 "Evaluate again, or restore both files from one evaluation.",
             )
-        return cls(problems, rollouts, settings)
+        return cls(problems, rollouts, settings, conditions)

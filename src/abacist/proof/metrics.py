@@ -8,6 +8,8 @@ Terms (design.md §4). *Shows work*: the reasoning holds an equation whose numbe
 *Valid steps*: every such equation is true. *Structure adherence*: strict format and shows
 work. *Consistency*: the share of problems on which all k sampled replies keep the strict format.
 *Any-format accuracy*: :func:`~abacist.proof.scorers.lm_eval_flexible`.
+
+A problem without a gold is never right; :mod:`~abacist.proof.evaluation` counts such problems.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from abacist.proof.scorers import lm_eval_flexible
+from abacist.proof.scorers import lm_eval_flexible, lm_eval_strict
 from abacist.proof.statistics import Interval, clustered_mean, clustered_proportion, proportion
 from abacist.records.rollout import Rollout, StopReason
 from abacist.task.answers import is_integer_numeral, read_answer
@@ -29,6 +31,7 @@ from abacist.task.steps import shows_work, valid_steps
 SHARES: Mapping[str, str] = {
     "correct": "correct",
     "any_format": "correct in any format",
+    "lm_eval_strict": "correct by lm-eval's strict filter",
     "strict": "strict format",
     "soft": "soft format",
     "integer": "bare integer as answer",
@@ -37,6 +40,14 @@ SHARES: Mapping[str, str] = {
     "adheres": "structure adherence",
     "stopped": "stopped by itself",
 }
+
+MOST_STEPS = 12
+
+#: What :func:`answer_size_label` says, smallest first.
+ANSWER_SIZES = (
+    "0 to 9", "10 to 99", "100 to 999", "1,000 to 9,999", "10,000 or more", "not whole", "no gold",
+)  # fmt: skip
+_SIZE_ENDS = (10, 100, 1_000, 10_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,7 @@ class Mark:
     problem_id: str
     correct: bool
     any_format: bool
+    lm_eval_strict: bool
     strict: bool
     soft: bool
     integer: bool
@@ -68,10 +80,12 @@ def mark_of(rollout: Rollout) -> Mark:
     """Reads one reply: its text, its gold, and how it ended."""
     reply = parse_reply(rollout.completion)
     works = shows_work(reply.reasoning)
+    gold, text = rollout.gold, rollout.completion
     return Mark(
         problem_id=rollout.problem_id or "",
         correct=bool(rollout.is_correct),
-        any_format=rollout.gold is not None and lm_eval_flexible(rollout.completion, rollout.gold),
+        any_format=gold is not None and lm_eval_flexible(text, gold),
+        lm_eval_strict=gold is not None and lm_eval_strict(text, gold),
         strict=reply.strict,
         soft=reply.soft,
         integer=reply.answer is not None and is_integer_numeral(reply.answer),
@@ -134,7 +148,9 @@ class Row:
     any_format: Interval
     strict: Interval
     adherence: Interval
+    valid_steps: Interval
     consistency: Interval | None
+    answer_consistency: Interval | None
 
     def to_json(self) -> dict[str, Any]:
         """The row, each interval as an object."""
@@ -143,15 +159,33 @@ class Row:
             "any_format": self.any_format,
             "strict": self.strict,
             "adherence": self.adherence,
+            "valid_steps": self.valid_steps,
             "consistency": self.consistency,
+            "answer_consistency": self.answer_consistency,
         }
         shown = {name: found and found.to_json() for name, found in intervals.items()}
         return {"label": self.label, "problems": self.n, **shown}
 
 
 def steps_label(problem: Problem) -> str:
-    """How many steps a problem takes, in words."""
+    """How many steps a problem takes, in words; the few beyond :data:`MOST_STEPS` are one kind."""
+    if problem.difficulty > MOST_STEPS:
+        return f"more than {MOST_STEPS} steps"
     return "1 step" if problem.difficulty == 1 else f"{problem.difficulty} steps"
+
+
+def answer_size_label(problem: Problem) -> str:
+    """How large the right answer is, in powers of ten.
+
+    >>> answer_size_label(Problem("p", "How many?", "", "-1,450", 1))
+    '1,000 to 9,999'
+    """
+    gold = read_answer(problem.answer)
+    if gold is None:
+        return ANSWER_SIZES[-1]
+    if gold.denominator != 1:
+        return ANSWER_SIZES[-2]
+    return ANSWER_SIZES[sum(abs(gold) >= end for end in _SIZE_ENDS)]
 
 
 def structure_label(problem: Problem) -> str | None:
@@ -180,7 +214,9 @@ def rows(
                 any_format=share(members, "any_format"),
                 strict=share(members, "strict"),
                 adherence=share(members, "adheres"),
+                valid_steps=share(members, "valid_steps"),
                 consistency=consistency(members),
+                answer_consistency=consistency(members, keeps_answer),
             )
         )
     return table

@@ -6,8 +6,10 @@ the answer rule of :mod:`abacist.task.answers` only. "Any-format accuracy" in th
 :func:`lm_eval_flexible`, quirks included: ``18.00`` is not ``18``, a stray ``...`` can be taken
 for the answer, and ``12 or 13`` counts as 13.
 
-Rule: EleutherAI lm-evaluation-harness, task ``gsm8k`` version 3. Only its filters and its string
-comparison are here, not its prompt or its stop strings. Linear in the length of the text.
+Rule: EleutherAI lm-evaluation-harness 0.4.13, task ``gsm8k`` version 3; a contract test compares
+every verdict with the harness itself. Its prompt is not here. Its stop strings are, as
+:func:`until_stop`: a base model that goes on to invent the next question is cut there by the
+harness, which moves the last number. Linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import re
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _NOTHING_FOUND = "[invalid]"
+_STOP = re.compile(r"Question:|</s>|<\|im_end\|>")
 
 
 def lm_eval_strict(text: str, gold: str) -> bool:
@@ -39,6 +42,15 @@ def lm_eval_flexible(text: str, gold: str) -> bool:
     for match in _FLEXIBLE.finditer(text):
         last = match
     return _same(last[0] if last else _NOTHING_FOUND, gold)
+
+
+def until_stop(text: str) -> str:
+    """``text`` up to the first of the harness's stop strings for this task.
+
+    >>> until_stop("#### 18\\n\\nQuestion: Ada has 3 eggs.")
+    '#### 18\\n\\n'
+    """
+    return _STOP.split(text, maxsplit=1)[0]
 
 
 def _same(picked: str, gold: str) -> bool:

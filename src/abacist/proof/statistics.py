@@ -1,11 +1,18 @@
-"""The four figures a verdict rests on: a share, a mean, a paired change, a paired test.
+"""The figures a verdict rests on: a share, a mean, a paired change, a paired test.
 
 Every figure comes back as an :class:`Interval` that carries its 95 % bounds, the number of
 independent units behind it, and the method, so that no number travels without its doubt. The
-methods are closed formulas: the same data give the same bounds, without a seed.
+methods are closed formulas: the same data give the same bounds, without a seed. Those that draw
+are in :mod:`abacist.proof.resampling`.
 
 The unit is the **problem**. Several sampled replies to one problem are not independent; they
 count as one cluster, never as several problems.
+
+Where 95 % means 93 to 97 % was simulated (``tests/unit/test_coverage.py``): shares with at least
+five problems expected right and five wrong; paired changes of at least 50 problems of which ten
+are expected to change; figures of several seeds from three seeds on. Below that a paired change
+errs on the safe side (its interval is too wide), and a share of almost nothing or almost
+everything is covered in 91 % of cases or more.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -74,12 +82,14 @@ def proportion(outcomes: Sequence[bool]) -> Interval:
     >>> share.value, round(share.low, 3), round(share.high, 3), share.n
     (0.3, 0.219, 0.396, 100)
     """
+    return _wilson(sum(outcomes), len(outcomes))
+
+
+def _wilson(true: int, n: int) -> Interval:
     method = "Wilson"
-    if not outcomes:
+    if not n:
         return _unknown(method)
-    n = len(outcomes)
-    share = sum(outcomes) / n
-    return Interval(share, *_wilson_bounds(share, n), n, method)
+    return Interval(true / n, *_wilson_bounds(true / n, n), n, method)
 
 
 def clustered_proportion(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> Interval:
@@ -146,15 +156,28 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool]) -> Interval
     (0.5, True, 100)
     """
     pairs = list(zip(before, after, strict=True))
-    n = len(pairs)
-    gained, lost = pairs.count((False, True)), pairs.count((True, False))
-    both, neither = pairs.count((True, True)), pairs.count((False, False))
+    return paired_counts(
+        pairs.count((True, True)),
+        pairs.count((False, True)),
+        pairs.count((True, False)),
+        pairs.count((False, False)),
+    )
+
+
+def paired_counts(both: int, gained: int, lost: int, neither: int) -> Interval:
+    """:func:`paired_difference`, of how many problems were right both times, gained, lost, or
+    right neither time."""
+    method = "Newcombe, paired"
+    n = both + gained + lost + neither
+    if not n:
+        return _unknown(method)
     spread = math.sqrt((both + lost) * (gained + neither) * (both + gained) * (lost + neither))
     product = float(both * neither - gained * lost)
     if product > 0:
         product = max(0.0, product - n / 2)  # Newcombe's continuity correction
     correlation = product / spread if spread else 0.0
-    return _square_and_add(proportion(before), proportion(after), correlation, "Newcombe, paired")
+    first, second = (_wilson(true, n) for true in (both + lost, both + gained))
+    return _square_and_add(first, second, correlation, method)
 
 
 def clustered_difference(
@@ -168,7 +191,7 @@ def clustered_difference(
     first, second = zip(*means, strict=True) if means else ((), ())
     varies = len(set(first)) > 1 and len(set(second)) > 1
     correlation = float(stats.pearsonr(first, second).statistic) if varies else 0.0
-    return _square_and_add(before, after, correlation, "Newcombe, paired and clustered")
+    return _square_and_add(before, after, correlation, "Newcombe, clustered")
 
 
 def _square_and_add(before: Interval, after: Interval, correlation: float, method: str) -> Interval:
@@ -182,6 +205,62 @@ def _square_and_add(before: Interval, after: Interval, correlation: float, metho
     low = difference - joined(after.value - after.low, before.high - before.value)
     high = difference + joined(after.high - after.value, before.value - before.low)
     return Interval(difference, max(-1.0, low), min(1.0, high), after.n, method)
+
+
+def net_change(gained: int, lost: int, n: int) -> Interval:
+    """The share of ``n`` problems gained less that lost, from these counts alone.
+
+    The adjusted Wald interval of Agresti and Min (Statistics in Medicine 24, 2005): half an
+    observation is added to each cell of the paired table. For a part of a change, where nobody
+    knows how many of the other problems would have been right both times.
+
+    >>> part = net_change(12, 2, 300)
+    >>> round(part.value, 4), round(part.low, 4), round(part.high, 4)
+    (0.0333, 0.0083, 0.058)
+    """
+    method = "Agresti-Min, paired"
+    if not n:
+        return _unknown(method)
+    up, down, size = gained + 0.5, lost + 0.5, n + 2
+    centre = (up - down) / size
+    half = Z * math.sqrt(up + down - (up - down) ** 2 / size) / size
+    return Interval(
+        (gained - lost) / n, max(-1.0, centre - half), min(1.0, centre + half), n, method
+    )
+
+
+def crossed_mean(rows: Sequence[Sequence[float]]) -> Interval:
+    """The mean of a table with a row for each seed and a column for each problem.
+
+    Its bounds are those for *new* problems and *new* seeds. Both vary, and each by itself is too
+    narrow: seeds differ on the same problems, and problems differ for the same seed. Student's
+    half-width between problems and Student's half-width between seeds are squared and added;
+    the part of the second that is only the scatter of single cells, which the first holds
+    already, is taken off (with two seeds, too few to tell it, it is left in). ``n`` counts
+    problems. The bounds are nan with one seed or one problem. Where all cells are alike nothing
+    tells how much they vary: a table of 1, 0 or -1 alone gets the bounds of :func:`net_change`.
+    """
+    method = f"Student, problems crossed with {len(rows)} seeds"
+    table = np.asarray(rows, dtype=float)
+    if table.size == 0:
+        return _unknown(method)
+    seeds, problems = table.shape
+    mean = float(table.mean())
+    if np.ptp(table) == 0 and mean in (-1, 0, 1):
+        return net_change(problems * (mean == 1), problems * (mean == -1), problems)
+    if seeds < 2 or problems < 2:
+        return Interval(mean, math.nan, math.nan, problems, method)
+    by_problem, by_seed = table.mean(axis=0), table.mean(axis=1)
+    between_problems = float(by_problem.var(ddof=1)) / problems
+    between_seeds = float(by_seed.var(ddof=1)) / seeds
+    scatter = table - by_problem[None, :] - by_seed[:, None] + mean
+    of_cells = float((scatter**2).sum()) / ((seeds - 1) * (problems - 1)) / (seeds * problems)
+    own = max(0.0, between_seeds - of_cells) if seeds > 2 else between_seeds
+    half = math.sqrt(
+        float(stats.t.ppf(TAIL, problems - 1)) ** 2 * between_problems
+        + float(stats.t.ppf(TAIL, seeds - 1)) ** 2 * own
+    )
+    return Interval(mean, mean - half, mean + half, problems, method)
 
 
 def mcnemar(gained: int, lost: int) -> float:

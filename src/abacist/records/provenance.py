@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from abacist.records.secrets import REDACTED, without_secrets
 from abacist.task.problems import Problem
 
 MANIFEST_FORMAT = "abacist-run"
@@ -29,7 +30,6 @@ RECORDED_PACKAGES = (
     "datasets",
     "tokenizers",
 )
-REDACTED = "<redacted>"
 
 # "max_new_tokens" and "tokenizer_name" are no secrets.
 _SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNORECASE)
@@ -58,7 +58,7 @@ def build_manifest(
         "seed": seed,
         "argv": scrub_argv(argv),
         "data": {
-            "source": None if source is None else _SECRET_TEXT.sub(REDACTED, source),
+            "source": None if source is None else without_secrets(source),
             "problems": None if problems is None else len(problems),
             "sha256": None if problems is None else data_fingerprint(problems),
         },
@@ -105,7 +105,7 @@ def scrub_argv(argv: Sequence[str]) -> list[str]:
         if equals and _NAME.fullmatch(name) and names_a_secret(name):
             word = f"{name}={REDACTED}"
         scrubbed.append(word)
-    return [_SECRET_TEXT.sub(REDACTED, word) for word in scrubbed]
+    return [without_secrets(_SECRET_TEXT.sub(REDACTED, word)) for word in scrubbed]
 
 
 def _package_versions() -> dict[str, str | None]:

@@ -143,6 +143,12 @@ class RunDir:
         """Write what ``provenance.build_manifest`` made. From then on the directory is a run."""
         write_json(self.manifest_path, manifest)
 
+    def clear_half_written(self) -> None:
+        """Remove what :func:`write_aside` was writing when its process died. Lock the run first."""
+        for folder in (self.path, self.rollouts_dir, self.evals_dir, *self.evals_dir.glob("*/")):
+            for path in folder.glob(".*.tmp"):
+                path.unlink()
+
     def read_manifest(self) -> dict[str, Any]:
         """The manifest. Raises RunError if there is none, it is damaged, or it is too new."""
         if not self.path.is_dir():

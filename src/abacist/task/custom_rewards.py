@@ -1,18 +1,20 @@
 """A user's own reward functions: import them by name, and name them when they go wrong.
 
 A reward that raises deep in a trainer, or hands back NaN, costs hours; TRL turns an infinite or NaN
-reward into zero gradients without a word. :func:`checked` wraps a reward so that what is wrong is
-said at once, with the reward's name and the sample.
+reward into zero gradients without a word, and one that hangs stops a run for ever. :func:`checked`
+wraps a reward so that what is wrong is said at once, with the reward's name and the sample.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import inspect
 import math
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -22,6 +24,7 @@ from typing import Any
 
 from abacist.errors import RewardError
 from abacist.task.reply import completion_text
+from abacist.task.watchdog import TimeIsUp, call_within, slice_of
 
 RewardFunc = Callable[..., "list[float] | list[float | None]"]
 
@@ -29,6 +32,7 @@ MAX_REWARD = 1e30  # beyond this, sums and squares overflow in float32
 _HOW_TO_NAME = "Name your own reward as module.function or path/to/file.py:function."
 _HOW_TO_WRITE = "A reward is `def f(prompts, completions, **columns) -> list[float]`."
 _MAX_RETRIED = 256  # samples that are tried one by one to find the one that makes a reward raise
+DEFAULT_TIMEOUT_SECONDS = 120.0
 
 
 def import_reward(name: str) -> Callable[..., Any]:
@@ -110,8 +114,11 @@ def _refuse_wrong_signature(func: Any, name: str) -> None:
         ) from error
 
 
-def checked(func: Callable[..., Any]) -> Callable[..., Any]:
-    """``func``, raising RewardError when it raises or returns something that is no list of rewards.
+def checked(
+    func: Callable[..., Any], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> Callable[..., Any]:
+    """``func``, raising RewardError when it raises or returns something that is no list of rewards,
+    or takes longer than ``timeout_seconds`` for one batch (0: however long it takes).
 
     What it returns is then a list of floats and Nones (not applicable, as in TRL). The wrapper has
     the name of ``func`` and can be pickled if ``func`` can. Coroutine functions stay awaitable.
@@ -121,12 +128,13 @@ def checked(func: Callable[..., Any]) -> Callable[..., Any]:
     is_async = inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(
         getattr(func, "__call__", None)  # noqa: B004  an instance with an async __call__
     )
-    return _CheckedAsync(func) if is_async else _CheckedSync(func)
+    return (_CheckedAsync if is_async else _CheckedSync)(func, timeout_seconds)
 
 
 class _Checked:
-    def __init__(self, func: Callable[..., Any]) -> None:
+    def __init__(self, func: Callable[..., Any], timeout_seconds: float) -> None:
         self.func = func
+        self.timeout_seconds = timeout_seconds
         while isinstance(func, partial):
             func = func.func
         self.__name__ = str(getattr(func, "__name__", type(func).__name__))
@@ -177,46 +185,104 @@ class _Checked:
             "A reward must accept any text a model can write; return None where it does not apply.",
         )
 
+    def _took_too_long(self, sample: int | None, completions: Sequence[Any]) -> RewardError:
+        place = f"a batch of {len(completions)} samples, though on none of them alone"
+        if sample is not None:
+            place = f"sample {sample}, {_short(repr(completion_text(completions[sample])))}"
+        return RewardError(
+            f"The reward '{self.__name__}' was stopped after {self.timeout_seconds:g} seconds: it "
+            f"hangs on {place}.",
+            "Bound what it does: a regular expression that backtracks, a request without a "
+            "time-out. If it is only slow, raise --reward_timeout_seconds (0: no limit).",
+        )
+
 
 class _CheckedSync(_Checked):
     def __call__(
         self, prompts: Any, completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
+        everything = {"prompts": prompts, "completions": completions, **columns}
         try:
-            rewards = self.func(prompts=prompts, completions=completions, **columns)
+            rewards = call_within(self.timeout_seconds, partial(self.func, **everything))
+        except TimeIsUp:
+            raise self._took_too_long(self._slow_sample(everything), completions) from None
         except Exception as error:
-            sample = self._failing_sample(prompts, completions, columns)
-            raise self._raised(error, sample, completions) from error
+            raise self._raised(error, self._failing_sample(everything), completions) from error
         return self._usable(rewards, completions)
 
-    def _failing_sample(
-        self, prompts: Any, completions: Sequence[Any], columns: dict[str, Any]
-    ) -> int | None:
+    def _failing_sample(self, everything: dict[str, Any]) -> int | None:
         """The first sample on which the reward raises when it gets that one alone."""
-        everything = {"prompts": prompts, "completions": completions, **columns}
-        count = len(completions)
+        count = len(everything["completions"])
         for sample in range(min(count, _MAX_RETRIED)):
-            alone = {
-                key: [value[sample]] if isinstance(value, list) and len(value) == count else value
-                for key, value in everything.items()
-            }
             try:
-                self.func(**alone)
+                self._alone(everything, sample)
+            except TimeIsUp:
+                return None
             except Exception:
                 return sample
         return None
+
+    def _slow_sample(self, everything: dict[str, Any]) -> int | None:
+        """The first sample that alone takes a good part of the time the whole batch may take."""
+        count = len(everything["completions"])
+        deadline = time.monotonic() + 2 * self.timeout_seconds
+        for sample in range(count):
+            if time.monotonic() > deadline:
+                break
+            try:
+                self._alone(everything, sample)
+            except TimeIsUp:
+                return sample
+            except Exception:  # what it says of one sample alone is not what is asked here
+                continue
+        return None
+
+    def _alone(self, everything: dict[str, Any], sample: int) -> None:
+        one = slice_of(everything, sample, len(everything["completions"]))
+        call_within(self.timeout_seconds / 4, partial(self.func, **one))
 
 
 class _CheckedAsync(_Checked):
     async def __call__(
         self, prompts: Any, completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
-        call: Awaitable[Any] = self.func(prompts=prompts, completions=completions, **columns)
+        everything = {"prompts": prompts, "completions": completions, **columns}
         try:
-            rewards = await call
+            rewards = await self._within(self.timeout_seconds, everything)
+        except TimeIsUp:
+            sample = await self._slow_sample(everything)
+            raise self._took_too_long(sample, completions) from None
         except Exception as error:
             raise self._raised(error, None, completions) from error
         return self._usable(rewards, completions)
+
+    async def _within(self, seconds: float, everything: dict[str, Any]) -> Any:
+        call: Awaitable[Any] = self.func(**everything)
+        task = asyncio.ensure_future(call)
+        # Not `wait_for`: a TimeoutError of the reward's own must not be taken for ours.
+        done, _ = await asyncio.wait({task}, timeout=seconds or None)
+        if not done:
+            task.cancel()
+            raise TimeIsUp
+        return task.result()
+
+    async def _slow_sample(self, everything: dict[str, Any]) -> int | None:
+        """The first sample that alone takes a good part of the time; all are tried at once."""
+        count = len(everything["completions"])
+        calls = (
+            self._within(self.timeout_seconds / 4, slice_of(everything, sample, count))
+            for sample in range(min(count, _MAX_RETRIED))
+        )
+        outcomes = await asyncio.gather(*map(_outcome, calls))
+        return next((i for i, error in enumerate(outcomes) if isinstance(error, TimeIsUp)), None)
+
+
+async def _outcome(call: Awaitable[Any]) -> BaseException | None:
+    try:
+        await call
+    except (Exception, TimeIsUp) as error:
+        return error
+    return None
 
 
 def _short(text: str, limit: int = 160) -> str:

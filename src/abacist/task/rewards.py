@@ -26,7 +26,12 @@ from typing import Any
 from abacist.errors import RewardError
 from abacist.task import gist
 from abacist.task.answers import is_integer_numeral, same_answer
-from abacist.task.custom_rewards import RewardFunc, checked, import_reward
+from abacist.task.custom_rewards import (
+    DEFAULT_TIMEOUT_SECONDS,
+    RewardFunc,
+    checked,
+    import_reward,
+)
 from abacist.task.reply import (
     ANSWER_CLOSE,
     REASONING_CLOSE,
@@ -136,12 +141,14 @@ _NAMED: dict[str, RewardFunc] = {
 }
 
 
-def load_reward_funcs(names: Sequence[str]) -> list[Callable[..., Any]]:
+def load_reward_funcs(
+    names: Sequence[str], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+) -> list[Callable[..., Any]]:
     """The reward functions with these names, in their order.
 
     A name is one of the five, a gist alias of one ("int_reward_func"), a historic one
     ("gist.int_reward_func"), a set ("default", "gist"), or a user's own, as ``module.function`` or
-    ``path/to/file.py:function``; a user's own comes :func:`checked`.
+    ``path/to/file.py:function``; a user's own comes :func:`checked`, and with a time limit a batch.
 
     Raises RewardError for a name that is unknown or given twice, and for a function that cannot be
     imported or called.
@@ -151,7 +158,7 @@ def load_reward_funcs(names: Sequence[str]) -> list[Callable[..., Any]]:
     """
     if isinstance(names, str):
         names = [names]
-    funcs = [func for name in names for func in _resolve(name)]
+    funcs = [func for name in names for func in _resolve(name, timeout_seconds)]
     seen: set[str] = set()
     for func in funcs:
         if func.__name__ in seen:
@@ -163,13 +170,13 @@ def load_reward_funcs(names: Sequence[str]) -> list[Callable[..., Any]]:
     return funcs
 
 
-def _resolve(name: str) -> Sequence[Any]:
+def _resolve(name: str, timeout_seconds: float) -> Sequence[Any]:
     if name in REWARD_SETS:
         return REWARD_SETS[name]
     if name in _NAMED:
         return (_NAMED[name],)
     if ("." in name and not name.startswith("gist.")) or ":" in name:
-        return (checked(import_reward(name)),)
+        return (checked(import_reward(name), timeout_seconds),)
     close = get_close_matches(name, [*_NAMED, *REWARD_SETS], n=1)
     raise RewardError(
         f"There is no reward '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""),

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from abacist.records.secrets import without_secrets
 from abacist.view.plaintext import visible
 from abacist.view.readings import REWARD_MAXIMA, Pace, Step, measured_words
 
@@ -119,7 +120,8 @@ class Live:
         self._reset()
 
     def _print(self, text: str, style: str = "") -> None:
-        self.console.print(Text(visible(text), style=style), soft_wrap=True)
+        said = visible(without_secrets(text))
+        self.console.print(Text(said, style=style), soft_wrap=True)
 
     def _print_pending(self) -> None:
         if self._pending:

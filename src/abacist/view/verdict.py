@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from abacist.proof.compare import Comparison, Example, Paired, changes
+from abacist.proof.compare import NO_CONTROL, Comparison, Example, Paired, changes
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import Rollout
 from abacist.view.plaintext import excerpt, fold
@@ -67,10 +67,12 @@ def headline(comparison: Comparison, asked: str = "problems it never saw") -> st
     """The verdict in one sentence, and a second where the first could be taken for more."""
     accuracy = comparison.accuracy
     said = {"learned": "Learned", "worse": "Got worse", "unproven": "No proven change"}
+    control = f"Control, {comparison.control} rewards. " if comparison.control != NO_CONTROL else ""
     sentence = (
-        f"{said[judgement(accuracy)]}: {percent(accuracy.before)} → {percent(accuracy.after)} "
-        f"correct on {accuracy.change.n:,} {asked}, {points(accuracy.change.value)} points "
-        f"{bracket(accuracy.change)}, {_p(accuracy.p_value)}; "
+        f"{control}{said[judgement(accuracy)]}: "
+        f"{percent(accuracy.before)} → {percent(accuracy.after)} correct on "
+        f"{accuracy.change.n:,} {asked}, {points(accuracy.change.value)} points "
+        f"{bracket(accuracy.change)}, {p_words(accuracy.p_value)}; "
         f"gained {len(accuracy.gained)}, lost {len(accuracy.lost)}."
     )
     if judgement(accuracy) == "unproven" and accuracy.gained + accuracy.lost:
@@ -126,21 +128,27 @@ def _change(paired: Paired) -> str:
 def _examples(examples: list[Example]) -> list[list[str]]:
     sections = []
     for number, example in enumerate(examples, start=1):
-        problem = example.problem
-        kind = ", an unseen structure" if problem.unseen_structure else ""
-        lines = [f"Example {number}: {example.outcome}{kind}"]
-        lines += [f"  {line}" for line in excerpt(problem.question, WIDTH - 2)]
-        gold = " ".join(excerpt(problem.answer, WIDTH - 20, characters=60, lines=1))
-        lines.append(f"  The right answer is {gold}.")
-        lines += _reply("before", example.before) + _reply("after", example.after)
-        sections.append(lines)
+        heading, lines = example_lines(number, example)
+        sections.append([heading, *(f"  {line}" for line in lines)])
     return sections
+
+
+def example_lines(
+    number: int, example: Example, sides: tuple[str, str] = ("before", "after")
+) -> tuple[str, list[str]]:
+    """The heading of an example, and its lines: the question, the gold, and both replies."""
+    problem = example.problem
+    kind = ", an unseen structure" if problem.unseen_structure else ""
+    gold = " ".join(excerpt(problem.answer, WIDTH - 20, characters=60, lines=1))
+    lines = [*excerpt(problem.question, WIDTH - 2), f"The right answer is {gold}."]
+    lines += _reply(sides[0], example.before) + _reply(sides[1], example.after)
+    return f"Example {number}: {example.outcome}{kind}", lines
 
 
 def _reply(when: str, rollout: Rollout) -> list[str]:
     outcome = "right" if rollout.is_correct else "wrong"
     lines = excerpt(rollout.completion, WIDTH - 6) if rollout.completion.strip() else ["(nothing)"]
-    return [f"  {when}, {outcome}:", *(f"    | {line}" for line in lines)]
+    return [f"{when}, {outcome}:", *(f"  | {line}" for line in lines)]
 
 
 def verdict_json(
@@ -173,6 +181,7 @@ def verdict_json(
     ]
     return {
         "judgement": judgement(comparison.accuracy),
+        "control": comparison.control,
         "headline": headline(comparison, asked),
         "greedy": comparison.to_json(),
         "sampled": sampled,
@@ -180,7 +189,8 @@ def verdict_json(
     }
 
 
-def _p(value: float) -> str:
+def p_words(value: float) -> str:
+    """A p-value as ``"p=0.031"``, bounded rather than printed as zero."""
     if value < TINY_P:
         return f"p<{TINY_P:.0e}"
     return f"p={value:.2g}"

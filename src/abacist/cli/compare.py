@@ -1,0 +1,280 @@
+"""``abacist compare A B``: is B better than A on the same problems, and by how much?
+
+Exit code 3 says "not better", so that the verb can stand as a gate before a release.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abacist.cli import console
+from abacist.cli.ask import not_negative, positive
+from abacist.cli.flags import Parser
+from abacist.errors import UsageError
+
+if TYPE_CHECKING:
+    from abacist.proof.compare import Comparison
+    from abacist.proof.sides import Side
+    from abacist.view.sheet import Block
+
+NOT_BETTER = 3
+ALLOWABLE = ("prompt", "shots", "budget", "sampling")
+
+
+@dataclass
+class Result:
+    """What a comparison comes to: a page for people, a document for machines, and the lowest
+    that the gain is believed to be (None where its test or its control speaks against it)."""
+
+    page: list[Block]
+    document: dict[str, Any]
+    sure_gain: float | None
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb; returns 3 when B is not better than A (by ``--at_least`` points)."""
+    options = _parser().read(argv)
+    _refuse_contradictions(options)
+    with console.stdout_for(result_only=options.json) as stdout:
+        from abacist.view.sheet import as_markdown, as_text
+
+        if options.shots is not None:
+            result = _by_shots(options)
+        elif options.seeds is not None:
+            result = _of_seeds(options)
+        else:
+            result = _of_pair(options)
+        margin = options.at_least / 100
+        better = result.sure_gain is not None and result.sure_gain > margin
+        closing = _closing(better, options)
+        page = [*result.page, closing]
+        document = {
+            "better": better,
+            "at_least_points": options.at_least,
+            "headline": result.page[0],
+            **result.document,
+        }
+        if options.markdown is not None:
+            from abacist.records.rundir import write_aside
+
+            write_aside(Path(options.markdown), as_markdown("Comparison", page).encode())
+        if options.json:
+            console.print_json(document, stdout)
+        else:
+            print(as_text(page), file=stdout)
+    return 0 if better else NOT_BETTER
+
+
+def _closing(better: bool, options: Namespace) -> str:
+    by = f" by more than {options.at_least:g} points" if options.at_least else ""
+    who = "B is", "A"
+    if options.shots is not None:
+        who = "The trained policy is", "its base at every number of shots"
+    than = who[1] + (" and its control" if options.control is not None else "")
+    if better:
+        return f"{who[0]} better than {than}{by}: exit code 0."
+    return f"{who[0]} not proven better than {than}{by}: exit code {NOT_BETTER}."
+
+
+def _of_pair(options: Namespace) -> Result:
+    from abacist.proof.alike import other_circumstances
+    from abacist.proof.compare import compare
+    from abacist.proof.sides import AFTER, BEFORE, load_side
+    from abacist.view.comparison import pair_page
+
+    first, *rest = options.evaluations
+    second = rest[0] if rest else first
+    a = load_side(first, AFTER if rest else BEFORE, sampled=options.sampled)
+    b = load_side(second, AFTER, sampled=options.sampled)
+    allowed = options.allow_different
+    found = compare(a.evaluation, b.evaluation, control=b.control, allow_different=allowed)
+    page = pair_page(found, (a.name, b.name), num_examples=options.examples)
+    notes = other_circumstances(a.evaluation, b.evaluation)
+    document: dict[str, Any] = {
+        "a": a.name,
+        "b": b.name,
+        "comparison": found.to_json(),
+        "examples": _examples(found, options.examples),
+    }
+    sure_gain = _sure_gain(found)
+    if options.control is not None:
+        beside, against = _beside_control(options, a, b, found)
+        document["control"] = beside.document
+        page[2:2] = beside.page
+        notes += against
+        sure_gain = _least(sure_gain, beside.sure_gain)
+    page += [f"Note: {note}" for note in notes]
+    return Result(page, document | {"notes": notes}, sure_gain)
+
+
+def _beside_control(
+    options: Namespace, a: Side, b: Side, real: Comparison
+) -> tuple[Result, list[str]]:
+    """The control's own gain over A, and what the real run gains over the control."""
+    from abacist.proof.compare import compare
+    from abacist.proof.sides import AFTER, load_side, other_settings
+    from abacist.view.methods import control_blocks
+
+    c = load_side(options.control, AFTER, sampled=options.sampled)
+    allowed = options.allow_different
+    gain = compare(a.evaluation, c.evaluation, control=c.control, allow_different=allowed)
+    beyond = compare(c.evaluation, b.evaluation, control=b.control, allow_different=allowed)
+    notes = []
+    if c.control == "none":
+        notes.append(f"{c.name} was not trained as a control (--control random or format).")
+    if apart := other_settings(b, c, of_control=True):
+        notes.append(f"run and control differ in more than their rewards: {apart}.")
+    document = {"name": c.name, "gain": gain.to_json(), "real_minus_control": beyond.to_json()}
+    page = control_blocks(real, gain, beyond, c.name)
+    return Result(page, document, _sure_gain(beyond)), notes
+
+
+def _of_seeds(options: Namespace) -> Result:
+    from abacist.proof.compare import compare
+    from abacist.proof.seeds import combine
+    from abacist.proof.sides import AFTER, BEFORE, load_side, other_settings
+    from abacist.view.methods import seeds_page
+
+    runs = options.seeds
+    afters = [load_side(one, AFTER, sampled=options.sampled) for one in runs]
+    if options.evaluations:
+        befores = [load_side(options.evaluations[0], AFTER, sampled=options.sampled)] * len(runs)
+    else:
+        befores = [load_side(one, BEFORE, sampled=options.sampled) for one in runs]
+    allowed = options.allow_different
+    comparisons = [
+        compare(a.evaluation, b.evaluation, control=b.control, allow_different=allowed)
+        for a, b in zip(befores, afters, strict=True)
+    ]
+    names = [side.name for side in afters]
+    found = combine(names, comparisons, allow_different=allowed)
+    notes = [
+        f"{other.name} differs from {names[0]} in more than its seed: {apart}."
+        for other in afters[1:]
+        if (apart := other_settings(afters[0], other))
+    ]
+    seeds = [side.settings.get("seed") for side in afters if side.settings]
+    if len(set(seeds)) < len(seeds):
+        notes.append(f"some runs have the same seed: {', '.join(map(str, seeds))}.")
+    a_name = befores[0].name if options.evaluations else "each run, before training"
+    page = [*seeds_page(found, a_name), *(f"Note: {note}" for note in notes)]
+    document = {"a": a_name, "b": names, "seeds": found.to_json(), "notes": notes}
+    return Result(page, document, found.combined.low)
+
+
+def _by_shots(options: Namespace) -> Result:
+    from abacist.learning.fewshot import measure_shots
+    from abacist.policy.loading import quiet_libraries
+    from abacist.view.live import Live
+    from abacist.view.methods import shots_page
+
+    quiet_libraries()
+    path = Path(options.evaluations[0]).expanduser()
+    with Live() as watcher:
+        found = measure_shots(path, sorted(set(options.shots)), watcher)
+    page = shots_page(found, str(path))
+    document = {"run": str(path), "shots": {n: one.to_json() for n, one in found.items()}}
+    gains = [_sure_gain(one) for one in found.values()]
+    return Result(page, document, _least(*gains))
+
+
+def _sure_gain(found: Comparison) -> float | None:
+    return found.accuracy.change.low if found.accuracy.is_better else None
+
+
+def _least(*gains: float | None) -> float | None:
+    known = [gain for gain in gains if gain is not None]
+    return min(known) if len(known) == len(gains) else None
+
+
+def _examples(found: Comparison, count: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "outcome": example.outcome,
+            "problem_id": example.problem.problem_id,
+            "question": example.problem.question,
+            "gold": example.problem.answer,
+            "a": example.before.completion,
+            "b": example.after.completion,
+        }
+        for example in found.examples(count)
+    ]
+
+
+def _refuse_contradictions(options: Namespace) -> None:
+    """UsageError for what cannot be meant together, before anything is loaded."""
+    given, seeds = options.evaluations, options.seeds
+    if options.shots is not None:
+        if len(given) != 1 or seeds is not None or options.control is not None:
+            raise UsageError("--shots is about one run", "abacist compare RUN --shots 0 1 8")
+        return
+    if seeds is not None:
+        if options.control is not None:
+            raise UsageError(
+                "--control stands beside one run, and --seeds are several",
+                "Compare each with the control: abacist compare RUN --control CONTROL",
+            )
+        options.evaluations, options.seeds = given[:1], [*given[1:], *seeds]
+        named = [Path(one).resolve() for one in (*options.evaluations, *options.seeds)]
+        if len(options.seeds) < 2:
+            raise UsageError(
+                "--seeds takes the runs of one method, two or more",
+                "abacist compare BASE --seeds RUN_0 RUN_1 RUN_2",
+            )
+        if len(set(named)) < len(named):
+            raise UsageError("one run was named twice", "Each seed's run counts once.")
+        return
+    if not given:
+        raise UsageError("there is nothing to compare", "abacist compare RUN, or compare A B")
+    if len(given) > 2:
+        raise UsageError(
+            f"{len(given)} evaluations were named, and a comparison has two sides",
+            "If the first is the base, and the others are one method with several seeds, "
+            "add --seeds.",
+        )
+
+
+def _shots(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "compare",
+        "Compares two evaluations of the same problems, problem by problem. A run stands for its "
+        "evaluation after training; named alone, it is compared with its own before training.",
+        "examples:\n"
+        "  abacist compare runs/tiny-001\n"
+        "  abacist compare runs/tiny-001 runs/tiny-002\n"
+        "  abacist compare runs/a/evals/before --seeds runs/a runs/b runs/c\n"
+        "  abacist compare runs/tiny-001 --control runs/random-001\n"
+        "  abacist compare runs/tiny-001 --shots 0 1 8\n\n"
+        "exit code: 0 B is better, 3 it is not (or not proven to be)",
+    )
+    parser.add_argument("evaluations", metavar="A B", nargs="*",
+                        help="runs, or folders that hold evaluation.json")  # fmt: skip
+    parser.add_argument("--seeds", nargs="*", metavar="RUN",
+                        help="one method with several seeds; without A, each run against its own "
+                        "before training")  # fmt: skip
+    parser.add_argument("--control", metavar="RUN",
+                        help="a run on placebo rewards (abacist train --control random): B must "
+                        "beat it too")  # fmt: skip
+    parser.add_argument("--shots", nargs="+", type=_shots, metavar="N",
+                        help="measure A's base and A with so many worked examples in the prompt; "
+                        "results are kept in the run")  # fmt: skip
+    parser.add_argument("--sampled", action="store_true",
+                        help="of a run, the sampled evaluations, not the greedy ones")  # fmt: skip
+    parser.add_argument("--allow_different", nargs="+", default=[], choices=ALLOWABLE,
+                        metavar="WHAT", help="compare although these differ: "
+                        + ", ".join(ALLOWABLE))  # fmt: skip
+    parser.add_argument("--at_least", type=not_negative, default=0.0, metavar="POINTS",
+                        help="how much better B must surely be (0)")  # fmt: skip
+    parser.add_argument("--examples", type=_shots, default=3, metavar="N",
+                        help="problems to show with both replies (3)")  # fmt: skip
+    parser.add_argument("--markdown", metavar="FILE", help="write the page there too, as Markdown")
+    parser.add_argument("--json", action="store_true",
+                        help="one JSON object on stdout, all else on stderr")  # fmt: skip
+    return parser

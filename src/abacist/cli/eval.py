@@ -1,0 +1,132 @@
+"""``abacist eval MODEL|RUN``: how good is it, how sure is that, and under which conditions?"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from abacist.cli import console
+from abacist.cli.ask import not_negative, positive
+from abacist.cli.flags import Parser
+from abacist.errors import UsageError
+
+if TYPE_CHECKING:
+    from abacist.proof.evaluation import Evaluation
+
+SPLITS = ("test", "train", "selection", "heldout", "all")
+
+
+def run(argv: list[str]) -> int:
+    """Run the verb; a model that gets nothing right is a result and no failure."""
+    options = vars(_parser().read(argv))
+    as_json = options.pop("json")
+    if options["num_samples"] == 1 and options["temperature"] is not None:
+        raise UsageError(
+            "--temperature is of the sampled replies, and there are none",
+            "Say how many with --num_samples 4; the greedy reply is always asked for.",
+        )
+    if options["temperature"] is None:
+        options["temperature"] = 1.0
+    if options["native_prompt"] and (options["system_prompt"] or options["prefill"]):
+        raise UsageError(
+            "--native_prompt is a prompt of its own",
+            "Leave out --system_prompt and --prefill, or --native_prompt.",
+        )
+    with console.stdout_for(result_only=as_json) as stdout:
+        from abacist.delivery.examine import examine
+        from abacist.delivery.examtask import Request
+        from abacist.view.evaltext import evaluation_json, evaluation_text
+        from abacist.view.live import Live
+
+        with Live() as watcher:
+            found = examine(Request(**options), watcher=watcher, render=_write)
+        if as_json:
+            figures = evaluation_json(found.greedy, found.sampled)
+            console.print_json({"path": found.path, **figures}, stdout)
+        else:
+            print("\n" + evaluation_text(found.greedy, found.sampled))
+            print(f"\nFigures, replies and plot are in {found.path}.")
+    return 0
+
+
+def _write(folder: Path, greedy: Evaluation, sampled: Evaluation | None) -> None:
+    from abacist.records.rundir import write_aside
+    from abacist.view.charts import save_difficulty_chart
+    from abacist.view.evaltext import PLOT_NAME, evaluation_markdown
+
+    text = evaluation_markdown(greedy, sampled)
+    write_aside(folder / "evaluation.md", text.encode("utf-8", "backslashreplace"))
+    save_difficulty_chart(folder / PLOT_NAME, greedy, sampled)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "eval",
+        "Measures a model on problems with known answers: every figure with its 95 % interval, by "
+        "difficulty, with the replies behind it. A run is asked as it was trained, on its own "
+        "held-out problems, unless you say otherwise. Killed, the same command goes on.",
+        "examples:\n  abacist eval tiny --num_samples 4\n"
+        "  abacist eval runs/qwen2.5-1.5b-001 --dataset_name openai/gsm8k --split test\n"
+        "  abacist eval Qwen/Qwen2.5-1.5B-Instruct --native_prompt",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run, a Hub id, a folder, an adapter, or "
+                        "tiny")  # fmt: skip
+    problems = parser.add_argument_group("problems")
+    add = problems.add_argument
+    add("--dataset_name", metavar="DATA", help="Hub id, folder, file, generated or gsm_symbolic "
+        "(a run's own; tiny: generated; else openai/gsm8k)")  # fmt: skip
+    add("--dataset_config", metavar="NAME", help="its configuration on the Hub")
+    add("--split", choices=SPLITS, help="which part (a run's own data and generated: heldout; a "
+        "file: all; else test)")  # fmt: skip
+    add("--num_problems", type=positive, metavar="N", help="at most so many (all)")
+    add("--perturb", type=_seed, metavar="SEED", help="the same problems with other numbers")
+    add("--question_column", default="question", metavar="NAME", help="(question)")
+    add("--answer_column", default="answer", metavar="NAME", help="(answer)")
+    add("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read; rows "
+        "without gold are kept and counted")  # fmt: skip
+    prompt = parser.add_argument_group("prompt")
+    add = prompt.add_argument
+    add("--system_prompt", metavar="TEXT", help="default, none, or your own (as trained)")
+    add("--num_shots", metavar="N", help="worked examples in the prompt (as trained, else 0)")
+    add("--shots_file", metavar="FILE", help="take the examples from this file")
+    add("--prefill", default="", metavar="TEXT", help="opens every reply and counts as part of it")
+    add("--native_prompt", action="store_true", help="the model's own best-known prompt: the "
+        "honest baseline")  # fmt: skip
+    replies = parser.add_argument_group("replies")
+    add = replies.add_argument
+    add("--max_completion_length", type=positive, metavar="N", help="tokens a reply may have (as "
+        "trained, else 512)")  # fmt: skip
+    add("--num_samples", type=positive, default=1, metavar="K", help="sampled replies to each "
+        "problem, beside the greedy one, if more than 1")  # fmt: skip
+    add("--temperature", type=_above_zero, metavar="T", help="of the sampled ones (1)")
+    add("--batch_size", type=positive, default=64, metavar="N", help="replies in work at a time "
+        "(64); changes no figure in float32")  # fmt: skip
+    add("--seed", type=_seed, default=0, metavar="N", help="of sampling (0)")
+    result = parser.add_argument_group("result")
+    add = result.add_argument
+    add("--output_dir", type=Path, metavar="DIR", help="where it is kept (a new folder in the "
+        "run's evals/, or in evals/)")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace an evaluation that stands there")
+    add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
+    loading = parser.add_argument_group("loading")
+    add = loading.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
+    add("--attn_implementation", default="auto", metavar="NAME", help="auto, flash_attention_2, "
+        "sdpa or eager")  # fmt: skip
+    add("--revision", metavar="REV", help="branch, tag or commit on the Hub")
+    return parser
+
+
+def _above_zero(text: str) -> float:
+    value = not_negative(text)
+    if value == 0:
+        raise ArgumentTypeError("0 is greedy, and the greedy reply is always asked for")
+    return value
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)

@@ -1,0 +1,222 @@
+"""What a run will need of memory, part by part, and what there is.
+
+Two phases alternate. A *rollout* holds the merged copy of the weights that our engine decodes with
+and the keys and values of every reply in work; a *training* pass holds gradients and whatever the
+forward keeps for the backward. They share the weights, the adapter and the optimizer's state,
+so the peak of a run is the larger of the two.
+
+Sizes of weights come from the loaded tensors, what a forward keeps from a measurement
+(``activations``); what is short-lived (logits of a chunk, one layer's gradients) is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
+
+from abacist.learning import fastpath
+from abacist.learning.dryrun.activations import Forward
+
+SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and short-lived tensors
+
+_CGROUP = Path("/sys/fs/cgroup")
+_LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # as in policy.head
+_LEAST_TOKENS_AT_ONCE = 128
+_PREFILL_TOKENS = 8192  # as in policy.cache
+_LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that takes memory: for the whole run, or only while a phase lasts."""
+
+    name: str
+    bytes: int
+    phase: str = "both"  # both, rollout or training
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The parts, and how many bytes there are for them on ``device``."""
+
+    parts: tuple[Part, ...]
+    available_bytes: int
+    device: str
+
+    @property
+    def rollout_bytes(self) -> int:
+        """The peak while replies are written."""
+        return sum(part.bytes for part in self.parts if part.phase != "training")
+
+    @property
+    def training_bytes(self) -> int:
+        """The peak of a forward and backward pass."""
+        return sum(part.bytes for part in self.parts if part.phase != "rollout")
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak of the run."""
+        return max(self.rollout_bytes, self.training_bytes)
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What is held before the first step: the weights, with the adapter's."""
+        return sum(part.bytes for part in self.parts if part.name in ("weights", "adapter"))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak leaves a tenth of the memory free."""
+        return self.peak_bytes <= SAFE_FRACTION * self.available_bytes
+
+
+def plan_memory(trainer: Any, forward: Forward, prompt_tokens: int, eval_rows: int) -> Memory:
+    """Every part for the trainer's settings; ``prompt_tokens`` is the longest prompt."""
+    args, model = trainer.args, trainer.model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adapter = _bytes(trained) if isinstance(model, PeftModel) else 0
+    everything = _bytes([*model.parameters(), *model.buffers()])
+    parts = [
+        Part("weights", everything - adapter),
+        Part("adapter", adapter),
+        Part("optimizer state", _optimizer_bytes(args.optim, trained)),
+        Part("gradients", _bytes(trained), "training"),
+        *_rollout_parts(trainer, prompt_tokens, eval_rows),
+        *_training_parts(trainer, forward),
+    ]
+    if args.beta and not isinstance(model, PeftModel):
+        parts.insert(2, Part("reference model", everything))
+    device = trainer.model.device
+    return Memory(
+        tuple(part for part in parts if part.bytes),
+        available_bytes(device, everything),
+        str(device),
+    )
+
+
+def with_micro_batch(
+    memory: Memory, trainer: Any, forward: Forward, rows: int, checkpointing: bool
+) -> Memory:
+    """The same plan with another micro-batch, or with gradient checkpointing on or off."""
+    others = [p for p in memory.parts if p.name not in _TRAINING_NAMES]
+    changed = _training_parts(trainer, forward, rows=rows, checkpointing=checkpointing)
+    return replace(memory, parts=(*others, *changed))
+
+
+_TRAINING_NAMES = ("activations", "backward of one layer", "logits of a chunk")
+
+
+def _training_parts(
+    trainer: Any, forward: Forward, rows: int | None = None, checkpointing: bool | None = None
+) -> list[Part]:
+    args, model = trainer.args, trainer.model
+    rows = args.per_device_train_batch_size if rows is None else rows
+    checkpointing = args.gradient_checkpointing if checkpointing is None else checkpointing
+    config = model.config.get_text_config()
+    layers, vocabulary = config.num_hidden_layers, config.vocab_size
+    hidden = config.hidden_size * _base(model).get_input_embeddings().weight.element_size()
+    kept = forward.kept_bytes(rows, hidden, layers, bool(checkpointing))
+    device = trainer.model.device.type
+    at_once = max(_LEAST_TOKENS_AT_ONCE, _LOGITS_AT_ONCE.get(device, 2**27) // vocabulary)
+    chunk = min(at_once, rows * forward.completion_tokens)
+    # What a layer kept is freed while its gradients are made: about half of it is there at once.
+    layer = rows / forward.group_size * forward.group_bytes / layers / 2
+    return [
+        Part("activations", int(kept), "training"),
+        Part("backward of one layer", int(layer), "training"),
+        Part("logits of a chunk", chunk * vocabulary * 4 * _LOGIT_COPIES, "training"),
+    ]
+
+
+def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Part]:
+    args, model = trainer.args, trainer.model
+    config = model.config.get_text_config()
+    if args.use_vllm:
+        if args.vllm_mode != "colocate":
+            return []
+        total = total_bytes(trainer.model.device)
+        return [Part("vLLM", int(args.vllm_gpu_memory_utilization * total), "rollout")]
+    weight = _base(model).get_input_embeddings().weight
+    heads = config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    each_token = 2 * config.num_hidden_layers * heads * size * weight.element_size()
+    rows = int(args.generation_batch_size)
+    prompts = rows // trainer.num_generations
+    budget = trainer.max_completion_length
+    lean = fastpath.rollout_obstacle(trainer) is None
+    cache = rows * budget + (prompts if lean else rows) * prompt_tokens
+    # Measuring held-out problems writes one reply to each prompt.
+    cache = max(cache, eval_rows * (budget + prompt_tokens))
+    rows = max(rows, eval_rows)
+    reading = min(_PREFILL_TOKENS, rows * prompt_tokens) if lean else rows * prompt_tokens
+    wide = 6 * config.hidden_size + 3 * config.intermediate_size
+    merged = _lean_bytes(_base(model)) if lean else 0
+    return [
+        Part("merged copy to decode with", merged, "rollout"),
+        Part("KV cache", cache * each_token, "rollout"),
+        Part("reading prompts", reading * wide * weight.element_size(), "rollout"),
+        Part("next-token logits", rows * config.vocab_size * 4 * _LOGIT_COPIES, "rollout"),
+    ]
+
+
+def _lean_bytes(model: Any) -> int:
+    """What ``policy.lean`` copies: fused and adapted projections, and all that oneDNN lays out."""
+    total = 0
+    for name, module in model.named_modules():
+        adapted = isinstance(module, LoraLayer)
+        linear = module.get_base_layer() if adapted else module
+        if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
+            continue
+        is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
+        is_packed = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
+        if adapted or is_fused or is_packed:
+            total += _bytes([linear.weight])
+    return total
+
+
+def _optimizer_bytes(name: Any, trained: Iterable[torch.Tensor]) -> int:
+    """Adam's two moments, in the dtype of the weights, unless ``name`` says otherwise."""
+    kind = str(getattr(name, "value", name))
+    if "adafactor" in kind or kind == "sgd":
+        return 0
+    moments = 1 if any(word in kind for word in ("lion", "rmsprop", "adagrad")) else 2
+    return sum(moments * p.numel() * (1 if "8bit" in kind else p.element_size()) for p in trained)
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of tensors, those that are one and the same counted once."""
+    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
+
+
+def available_bytes(device: torch.device, held_bytes: int = 0) -> int:
+    """What can still be had on ``device``, and what this process holds there already."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device))
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    free = int(psutil.virtual_memory().available)
+    try:  # in a container the machine's own figures mislead
+        limit = int((_CGROUP / "memory.max").read_text())
+        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return free + held_bytes
+
+
+def total_bytes(device: torch.device) -> int:
+    """All the memory of ``device``."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return int(psutil.virtual_memory().total)

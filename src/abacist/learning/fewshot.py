@@ -1,0 +1,144 @@
+"""Does a gain depend on how many worked examples stand in the prompt?
+
+Training under one prompt can teach a model to follow that prompt. So base and trained policy are
+asked the problems of the run's own verdict again, greedily, with other numbers of examples, all
+else as it was. What has been measured is kept in ``evals/shots-N`` of the run, and not measured
+twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from abacist.errors import AbacistError, ModelError
+from abacist.learning.config import Config, load_config
+from abacist.learning.task import load_task
+from abacist.learning.tracking import Watcher
+from abacist.policy.loading import Policy, load_policy
+from abacist.proof.alike import refuse_unlike
+from abacist.proof.compare import Comparison, compare
+from abacist.proof.evaluate import Evaluation, evaluate
+from abacist.proof.sides import AFTER, BEFORE, load_side
+from abacist.records.rundir import RunDir
+from abacist.task.problems import Problem
+from abacist.task.prompts import Shots, build_messages, system_text
+
+
+def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[int, Comparison]:
+    """Base against trained policy at each number of worked examples.
+
+    Raises RunError for no run, an unfinished one, or one that is being written; ModelError if the
+    examples do not fit the model's context; DataError if there are too few to show.
+    """
+    run = RunDir.open(path)
+    own = {when: load_side(str(path), when).evaluation for when in (BEFORE, AFTER)}
+    config = load_config(None, str(run.config_path), [])
+    found: dict[int, dict[str, Evaluation]] = {}
+    missing: dict[int, list[str]] = {}
+    for count in counts:
+        kept = {when: _kept(run, config, own[when], count, when) for when in own}
+        found[count] = {when: one for when, one in kept.items() if one is not None}
+        missing[count] = [when for when, one in kept.items() if one is None]
+    if any(missing.values()):
+        run.lock()
+        try:
+            for when in (BEFORE, AFTER):
+                wanted = [count for count in counts if when in missing[count]]
+                if wanted:
+                    for count, one in _measure(run, config, own[when], wanted, when, watcher):
+                        found[count][when] = one
+        finally:
+            run.release()
+    control = config.script.control
+    return {
+        count: compare(found[count][BEFORE], found[count][AFTER], control=control)
+        for count in counts
+    }
+
+
+def _kept(run: RunDir, config: Config, own: Evaluation, count: int, when: str) -> Evaluation | None:
+    """What was measured already: by the run itself, or by an earlier call."""
+    if config.script.num_shots == str(count):
+        return own
+    folder = _folder(run, count, when)
+    if not (folder / "evaluation.json").is_file():
+        return None
+    evaluation = Evaluation.load(folder)
+    try:
+        refuse_unlike(own, evaluation, allow_different=("shots",))
+    except AbacistError:  # of another verdict: measured anew
+        return None
+    return evaluation
+
+
+def _measure(
+    run: RunDir, config: Config, own: Evaluation, counts: list[int], when: str, watcher: Watcher
+) -> list[tuple[int, Evaluation]]:
+    name = config.model.model_name_or_path if when == BEFORE else str(run.path)
+    watcher.stage(f"Measuring {'the base' if when == BEFORE else 'the trained policy'}: {name}")
+    policy = load_policy(
+        name,
+        dtype=config.model.dtype,
+        device="cpu" if config.training.use_cpu else config.model.device,
+        attn_implementation=config.model.attn_implementation,
+        revision=config.model.model_revision if when == BEFORE else None,
+    )
+    measured = []
+    for count in counts:
+        shots = _shots(config, count)
+        _refuse_too_long(policy, own, config, shots)
+        progress = partial(_tell, watcher, f"{when} training, {count} shots")
+        evaluation = evaluate(
+            policy,
+            own.problems,
+            system_prompt=system_text(config.script.system_prompt),
+            shots=shots,
+            max_completion_tokens=own.settings.max_completion_tokens,
+            batch_size=config.script.eval_batch_size,
+            progress=progress,
+            run_id=run.run_id,
+        )
+        evaluation.save(_folder(run, count, when))
+        measured.append((count, evaluation))
+    return measured
+
+
+def _tell(watcher: Watcher, label: str, done: int, total: int) -> None:
+    watcher.progress(done, total, label)
+
+
+def _shots(config: Config, count: int) -> Shots:
+    """The examples the run itself would have had with so many shots."""
+    script = config.script
+    chosen, script.num_shots = script.num_shots, str(count)
+    try:
+        return load_task(config).shots
+    finally:
+        script.num_shots = chosen
+
+
+def _refuse_too_long(policy: Policy, own: Evaluation, config: Config, shots: Shots) -> None:
+    budget = own.settings.max_completion_tokens
+
+    def tokens(problem: Problem) -> int:
+        messages = build_messages(
+            problem.question,
+            system_prompt=system_text(config.script.system_prompt),
+            shots=shots,
+            problem_id=problem.problem_id,
+        )
+        return len(policy.chat.encode(messages))
+
+    longest = max(map(tokens, own.problems))
+    if longest + budget > policy.context_tokens:
+        raise ModelError(
+            f"With {len(shots)} examples a prompt takes {longest} tokens and a reply up to "
+            f"{budget}; the model's context holds {policy.context_tokens}.",
+            "Ask for fewer --shots.",
+        )
+
+
+def _folder(run: RunDir, count: int, when: str) -> Path:
+    return run.evals_dir / f"shots-{count}" / when

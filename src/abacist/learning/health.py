@@ -1,0 +1,189 @@
+"""A run is never silently wrong: faults are told while it trains, and a poisoned step is refused.
+
+One NaN gradient turns every weight it touches into NaN, and transformers then logs an invented,
+finite loss. So :class:`Guard` looks at the gradient between backward pass and optimizer step: if it
+is not finite, the gradients are dropped before the optimizer sees them, and weights and optimizer
+stay as they were. Everything else it knows it reads from the log, by the rules of
+``learning.symptoms``, and says once.
+
+The cost of a step: two norms over what is trained, and some sums over numbers already logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from abacist.errors import ModelError, TrainingError
+from abacist.learning.config import Config
+from abacist.learning.course import Facts
+from abacist.learning.pathologies import Diagnosis, Watch
+from abacist.learning.tracking import Watcher
+
+MOST_REFUSED_IN_A_ROW = 10
+NOT_FINITE = "not finite"
+
+
+class Guard(TrainerCallback):
+    """Watches over a training.
+
+    A fault that ends the run is raised by :meth:`check` after ``trainer.train()`` has returned, so
+    that the state before it is saved like any other.
+
+    Args:
+        facts: what is settled before the first step.
+        watcher: who is told of each fault, once.
+        nan_policy: ``stop`` ends the run at the first refused step, ``skip`` goes on without it
+            until :data:`MOST_REFUSED_IN_A_ROW` of them follow each other.
+        max_silent_steps: ends a run after so many steps in a row in which no group carried a
+            signal; 0 never does.
+    """
+
+    def __init__(
+        self,
+        facts: Facts,
+        watcher: Watcher,
+        *,
+        nan_policy: str = "stop",
+        max_silent_steps: int = 0,
+    ) -> None:
+        self.facts = facts
+        self.watcher = watcher
+        self.nan_policy = nan_policy
+        self.max_silent_steps = max_silent_steps
+        self.watch = Watch(facts)
+        self.fault: TrainingError | None = None
+        self._refused = 0  # since the last log
+        self._refused_in_a_row = 0
+
+    @classmethod
+    def of(cls, config: Config, model: Any, watcher: Watcher) -> Guard:
+        """The guard that a configuration asks for."""
+        parameters = sum(weight.numel() for weight in model.parameters())
+        settings = vars(config.training) | vars(config.model)
+        return cls(
+            Facts.of(settings, parameters),
+            watcher,
+            nan_policy=config.script.nan_policy,
+            max_silent_steps=config.script.max_silent_steps,
+        )
+
+    def attach(self, trainer: Trainer) -> None:
+        """Stand before everyone who writes the log down: it is corrected here."""
+        trainer.callback_handler.callbacks.insert(0, self)
+
+    def check(self) -> None:
+        """Raise the :class:`TrainingError` that ended the training, if one did."""
+        if self.fault is not None:
+            raise self.fault
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A resumed run is judged as a whole; what was said before the stop is not said again.
+        for row in state.log_history:
+            self.watch.see(row)
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        if args.fp16:  # its gradient scaler refuses such steps itself, as a matter of course
+            return
+        trained = [weight for weight in model.parameters() if weight.grad is not None]
+        if all_finite(weight.grad for weight in trained):
+            self._refused_in_a_row = 0
+            return
+        step = state.global_step + 1
+        where = _first_broken(model, of_gradient=True)
+        for weight in trained:
+            weight.grad = None  # so that no optimizer has anything to do
+        self._refused += 1
+        self._refused_in_a_row += 1
+        found = f"At step {step} the gradient is not a finite number (first in {where})"
+        if self.nan_policy == "skip" and self._refused_in_a_row <= MOST_REFUSED_IN_A_ROW:
+            self.watcher.note(f"{found}: the step was refused, the weights are as they were.")
+            return
+        also = f", for the {self._refused_in_a_row}th time in a row" if self._refused > 1 else ""
+        self.fault = TrainingError(
+            f"{found}{also}. The step was refused: the weights are as they were before it, and "
+            f"are saved as checkpoint-{step}.",
+            "Lower --learning_rate, take bfloat16 or float32 in place of float16, look for a "
+            "reward of extreme size; or go on without such steps: --nan_policy skip.",
+        )
+
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        # The gradient was finite and the weights are not: only the step's own size can do that.
+        trained = (weight for weight in model.parameters() if weight.requires_grad)
+        if self.fault is None and not all_finite(trained):
+            raise TrainingError(
+                f"Step {state.global_step + 1} made the weights overflow "
+                f"({_first_broken(model, of_gradient=False)}). They are not saved: the newest "
+                "checkpoint holds the last good ones.",
+                "Lower --learning_rate.",
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.fault is not None:
+            control.should_save = control.should_training_stop = control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not logs:
+            return
+        was_told = self._refused > 0
+        if self._refused and "loss" in logs:
+            # transformers filled the gap with an average; what was not measured is not a number.
+            mended = {"loss": float("nan"), "refused_steps": self._refused}
+            for record in (logs, *state.log_history[-1:]):
+                record.update(mended)
+            self._refused = 0
+        for diagnosis in self.watch.see({**logs, "step": state.global_step}):
+            if not (was_told and diagnosis.name == NOT_FINITE):
+                self.watcher.note(told(diagnosis))
+        silent = self.watch.silent_steps
+        hopeless = 0 < self.max_silent_steps <= silent and not self.watch.course.is_solved()
+        if hopeless and self.fault is None and state.global_step < state.max_steps:
+            control.should_training_stop = control.should_save = True
+            self.fault = TrainingError(
+                f"In the last {silent} steps no group had replies of different rewards, so nothing "
+                f"could be learned; stopped at step {state.global_step}.",
+                "See what is paid and for what (rollouts/*.parquet, `abacist doctor RUN`): easier "
+                "or harder problems, --num_shots, a longer --max_completion_length. "
+                "--max_silent_steps 0 goes on regardless.",
+            )
+
+
+def told(diagnosis: Diagnosis) -> str:
+    """A diagnosis as the lines that a person reads while the run goes on."""
+    return f"warning at step {diagnosis.first_step}: {diagnosis}"
+
+
+def refuse_broken_weights(model: Any, name: str) -> None:
+    """Raises ModelError if any weight is NaN or infinite, as in a copy that was damaged."""
+    if not all_finite(model.parameters()):
+        where = _first_broken(model, of_gradient=False)
+        raise ModelError(
+            f"The weights of '{name}' hold numbers that are not finite (first in {where}).",
+            "The copy is damaged or was trained into NaN: fetch it again, or take an earlier one.",
+        )
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether every number in every tensor is finite; one pass, and one answer from the device."""
+    floating = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if not floating:
+        return True
+    # The largest magnitude, unlike a sum of squares, cannot overflow by itself.
+    norms = torch._foreach_norm(floating, float("inf"))
+    device = norms[0].device
+    return bool(torch.stack([norm.float().to(device) for norm in norms]).isfinite().all())
+
+
+def _first_broken(model: Any, *, of_gradient: bool) -> str:
+    for name, weight in model.named_parameters():
+        tensor = weight.grad if of_gradient else weight
+        if tensor is not None and not all_finite([tensor]):
+            return str(name)
+    return "an unnamed weight"

@@ -1,0 +1,249 @@
+"""Taking up a run of ``abacist train`` again: which run, whether it may, and from where.
+
+A resumed run promises to end as if it had never been stopped. That holds only if it is the
+same run: what it is made of (settings, data, rewards, weights at the start) is compared with
+what the run directory recorded, and any difference is refused unless it is forced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abacist.errors import AbacistError, RunError
+from abacist.learning import checkpoints
+from abacist.learning.config import Config, load_config
+from abacist.learning.exactstate import KEPT_LINES, cut_after
+from abacist.learning.stopping import Interrupted, StopNow
+from abacist.learning.tracking import Watcher
+from abacist.proof.compare import Comparison, compare
+from abacist.proof.evaluate import Evaluation
+from abacist.records.provenance import scrub_argv
+from abacist.records.rundir import RunDir
+from abacist.task.problems import Problem
+
+
+@dataclass
+class Run:
+    """A training: where it is and how it was judged (None without held-out problems)."""
+
+    path: Path
+    before: Evaluation | None
+    after: Evaluation | None
+    sampled_before: Evaluation | None
+    sampled_after: Evaluation | None
+    comparison: Comparison | None
+    stopped: str | None = None
+    """Why and where training stopped before its end; None if it did not."""
+
+
+# Settings that change what is kept, shown or told, never what is learned or measured.
+NO_DIFFERENCE = {
+    "resume_from_checkpoint", "output_dir", "overwrite", "force", "max_hours", "report_to",
+    "run_name", "project", "trackio_space_id", "disable_tqdm", "log_level", "logging_steps",
+    "logging_first_step", "log_completions", "num_completions_to_print", "save_steps",
+    "save_total_limit", "save_strategy", "keep_rollouts", "vllm_canary_steps", "nan_policy",
+    "max_silent_steps", "reward_timeout_seconds",
+}  # fmt: skip
+_OPTIMIZERS_OWN = " (even with --force the optimizer keeps its own, from the checkpoint)"
+_CONSEQUENCES = {
+    "max_steps": " (the learning rate's schedule depends on it)",
+    "num_train_epochs": " (the learning rate's schedule depends on it)",
+    "weight_decay": _OPTIMIZERS_OWN,
+    "adam_beta1": _OPTIMIZERS_OWN,
+    "adam_beta2": _OPTIMIZERS_OWN,
+    "adam_epsilon": _OPTIMIZERS_OWN,
+}
+# How many values of every weight tensor are looked at to tell one model from another.
+SAMPLED_VALUES = 64
+
+
+def is_finished(config: Config) -> bool:
+    """Whether ``config`` resumes a run that has reached its end, its verdict included."""
+    run = RunDir.open(Path(str(config.training.output_dir)))
+    return bool(run.read_manifest().get("finished")) and not setting_differences(config, run)
+
+
+def finished(config: Config, watcher: Watcher) -> Run:
+    """What a finished run found, read again: nothing is done."""
+    run = RunDir.open(Path(str(config.training.output_dir)))
+    watcher.note(f"{run.path} is finished already: nothing to resume, and nothing was done")
+    found = {
+        kind: Evaluation.load(run.evals_dir / kind) if (run.evals_dir / kind).is_dir() else None
+        for kind in ("before", "after", "before-sampled", "after-sampled")
+    }
+    before, after = found["before"], found["after"]
+    comparison = compare(before, after) if before and after else None
+    return Run(run.path, before, after, found["before-sampled"], found["after-sampled"], comparison)
+
+
+def open_run(config: Config, watcher: Watcher) -> RunDir:
+    """The run that ``config`` resumes, locked, without what a killed process left half written.
+
+    Raises RunError if it is none, if another process is writing it, or if it was begun with other
+    settings (see :func:`setting_differences`).
+    """
+    run = RunDir.open(Path(str(config.training.output_dir)))
+    run.lock()
+    try:
+        run.clear_half_written()
+        checkpoints.clear_leftovers(run.path)
+        refuse(setting_differences(config, run), config, run, watcher)
+    except BaseException:
+        run.release()
+        raise
+    return run
+
+
+def setting_differences(config: Config, run: RunDir) -> list[str]:
+    """Settings of ``config`` that the run was not begun with, as ``name: then → now``."""
+    if not run.config_path.exists():
+        raise RunError(
+            f"{run.path}: it has no config.yaml, so it was stopped before it began.",
+            "Start it again: abacist train --overwrite, with the same --output_dir.",
+        )
+    begun = load_config(None, str(run.config_path), [])
+    names = (begun.settings.keys() | config.settings.keys()) - NO_DIFFERENCE
+    found = []
+    for name in sorted(names):
+        then, now = _effective(begun, name), _effective(config, name)
+        if then != now:
+            found.append(f"{name}: {then} → {now}{_CONSEQUENCES.get(name, '')}")
+    return found
+
+
+def ingredient_differences(made_of: Mapping[str, Any], begun: Mapping[str, Any]) -> list[str]:
+    """What two manifests say of data, rewards and first weights, where it differs."""
+    words = {
+        "data": "the problems are others (compare their source)",
+        "rewards": "the code of a reward is another",
+        "model": "the weights at the start are others",
+    }
+    return [
+        f"{name}: {text}"
+        for name, text in words.items()
+        if name in begun and begun[name] != made_of.get(name)
+    ]
+
+
+def refuse(differences: Sequence[str], config: Config, run: RunDir, watcher: Watcher) -> None:
+    """Raise RunError with the list of differences, or say it if ``--force`` was given."""
+    if not differences:
+        return
+    if not config.script.force:
+        raise RunError(
+            f"{run.path} is not resumed, because it was begun with something else:\n    "
+            + "\n    ".join(differences),
+            "Leave these flags out to resume it as it was, start a new run, or go on regardless "
+            "with --force:\nthe result is then no longer that of one configuration.",
+        )
+    watcher.note("  forced, although the run was begun with something else:")
+    for line in differences:
+        watcher.note(f"    {line}")
+
+
+def fingerprints(model: Any, rewards: Sequence[Any]) -> dict[str, Any]:
+    """What tells a changed model or reward apart, for the manifest of a run."""
+    return {"model": {"sha256": _weights_sum(model)}, "rewards": list(map(_reward_sum, rewards))}
+
+
+def note_resumption(
+    config: Config, run: RunDir, made_of: Mapping[str, Any], watcher: Watcher
+) -> None:
+    """Check the ingredients, warn of other versions, and record in the manifest that it goes on."""
+    begun = run.read_manifest()
+    found = ingredient_differences(made_of, begun)
+    refuse(found, config, run, watcher)
+    for package, version in begun["versions"].items():
+        now = made_of["versions"].get(package)
+        if now != version:
+            watcher.note(f"  {package} was {version} and is {now}: the last bits may differ")
+    forced = [*setting_differences(config, run), *found]
+    entry = {"argv": scrub_argv(made_of["argv"]), "forced": forced}
+    resumed = [*begun.get("resumed", []), entry]
+    run.write_manifest(begun | {"finished": False, "resumed": resumed})
+
+
+def checkpoint_to_resume(config: Config, run: RunDir, watcher: Watcher) -> str | None:
+    """What to hand to ``Trainer.train``; None to begin anew, because no step was ever saved."""
+    wanted = str(config.training.resume_from_checkpoint)
+    if checkpoints.checkpoints_of(run.path):
+        is_run = Path(wanted).is_dir() and checkpoints.step_of(Path(wanted)) < 0
+        return "latest" if is_run else wanted
+    cut_after(run.path, 0, dict.fromkeys(KEPT_LINES, 0))
+    watcher.note("  no checkpoint was made yet, so training begins at its first step")
+    return None
+
+
+def measured_before(
+    run: RunDir, heldout: Sequence[Problem]
+) -> tuple[Evaluation, Evaluation] | None:
+    """The measurements before training, if the run has both, on these problems."""
+    try:
+        greedy, sampled = (
+            Evaluation.load(run.evals_dir / name) for name in ("before", "before-sampled")
+        )
+    except (AbacistError, OSError):
+        return None
+    same = [problem.problem_id for problem in greedy.problems] == [p.problem_id for p in heldout]
+    return (greedy, sampled) if same else None
+
+
+def interrupted(stop: StopNow, where: str, run: RunDir) -> Interrupted:
+    """The error for a run that a signal ended: where it stands, and how it goes on."""
+    assert stop.signal_number is not None
+    return Interrupted(
+        f"stopped by {stop.reason} {where_stopped(stop, where)}",
+        f"Go on with:  abacist train --resume {run.path}",
+        stop.signal_number,
+    )
+
+
+def where_stopped(stop: StopNow, otherwise: str) -> str:
+    """Where a run stands after a stop, as the end of a sentence; ``otherwise`` outside training."""
+    if stop.max_steps == 0:
+        return otherwise
+    place = f"after step {stop.step} of {stop.max_steps}"
+    if stop.checkpoint is None:
+        return f"{place}; nothing was saved, since save_strategy is no"
+    return f"{place}; its state is in {stop.checkpoint}"
+
+
+def _effective(config: Config, name: str) -> Any:
+    for part in (config.training, config.model, config.script):
+        if hasattr(part, name):
+            value = getattr(part, name)
+            return getattr(value, "value", value)
+    return None
+
+
+def _weights_sum(model: Any) -> str:
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype};".encode())
+        flat = weight.detach().reshape(-1)
+        places = torch.linspace(0, max(len(flat) - 1, 0), SAMPLED_VALUES).long()[: len(flat)]
+        digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _reward_sum(reward: Any) -> str:
+    """A reward's name; of a user's own also a sum of the file it stands in."""
+    inner = reward
+    while hasattr(inner, "func"):  # checked(), functools.partial
+        inner = inner.func
+    name = str(getattr(inner, "__name__", type(inner).__name__))
+    module = str(getattr(inner, "__module__", ""))
+    if module.split(".")[0] == "abacist":
+        return name
+    try:
+        source = Path(str(inspect.getsourcefile(inner))).read_bytes()
+    except (TypeError, OSError):
+        return name
+    return f"{name} {hashlib.sha256(source).hexdigest()}"

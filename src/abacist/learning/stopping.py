@@ -1,0 +1,138 @@
+"""Stopping a run without losing it: signals and a limit of hours.
+
+The first SIGTERM or Ctrl-C ends the run at the next moment at which nothing is half changed. While
+completions are sampled and gradients computed that is at once: the step under way is
+given up and the state after the last whole step is saved. While weights change, metrics are
+written or a checkpoint is made, it is when that is done. A second Ctrl-C stops there and then;
+what is on disk is whole either way.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from abacist.errors import AbacistError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_CALLED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class StopNow(BaseException):
+    """Raised where a run is to stop. Not an Exception: nothing on the way may swallow it.
+
+    ``signal_number`` is None when the hours are used up; ``checkpoint`` is set once the state has
+    been saved.
+    """
+
+    def __init__(self, signal_number: int | None) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+        self.checkpoint: Path | None = None
+        self.step = 0
+        self.max_steps = 0
+
+    @property
+    def reason(self) -> str:
+        """What stopped the run, as words."""
+        if self.signal_number is None:
+            return "--max_hours"
+        return _CALLED.get(signal.Signals(self.signal_number), str(self.signal_number))
+
+
+class Interrupted(AbacistError):
+    """A run that a signal ended. Its exit code is the shell's: 130 Ctrl-C, 143 SIGTERM."""
+
+    def __init__(self, message: str, hint: str, signal_number: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signal_number
+
+
+class StopRequests:
+    """Hears signals, and counts hours, for one run. A context manager.
+
+    Outside :meth:`deferred` a signal raises :class:`StopNow` wherever the run is. Inside, it
+    waits for the next :meth:`check`, or for an :meth:`at_once` section. Does nothing outside
+    the main thread, where signals cannot be heard.
+    """
+
+    def __init__(self, max_hours: float | None = None) -> None:
+        self.began = time.monotonic()
+        self.max_seconds = None if max_hours is None else max_hours * 3600
+        self.requested: int | None = None
+        self.where = "before its first step, when there was nothing to save"
+        self._may_raise = True
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
+        self._last_check = self.began
+
+    def __enter__(self) -> StopRequests:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A section in which a signal waits."""
+        before, self._may_raise = self._may_raise, False
+        try:
+            yield
+        finally:
+            self._may_raise = before
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A section inside a deferred one that may be left anywhere."""
+        before, self._may_raise = self._may_raise, True
+        try:
+            if self.requested is not None:
+                raise StopNow(self.requested)
+            yield
+        finally:
+            self._may_raise = before
+
+    def check(self) -> None:
+        """Between two steps. Raises :class:`StopNow` if a signal waits, or if another step as
+        long as the last one would pass the limit of hours."""
+        now = time.monotonic()
+        last_step_seconds, self._last_check = now - self._last_check, now
+        if self.requested is not None:
+            raise StopNow(self.requested)
+        if self.max_seconds is not None and now - self.began + last_step_seconds > self.max_seconds:
+            raise StopNow(None)
+
+    def end_of_training(self) -> None:
+        """The trained model is saved. Raises :class:`StopNow` if a signal came in the last step."""
+        self.where = "after its last step, before its verdict; what it learned is saved"
+        if self.requested is not None:
+            raise StopNow(self.requested)
+
+    def start_of_training(self) -> None:
+        """What came before is not the length of a step."""
+        self._last_check = time.monotonic()
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker of a data loader, forked with this handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if self.requested is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return  # supervisors repeat SIGTERM; the first is being obeyed
+        self.requested = number
+        if self._may_raise:
+            raise StopNow(number)

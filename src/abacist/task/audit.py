@@ -1,0 +1,285 @@
+"""What can these rewards be made to pay for? Asked before a GPU hour is spent.
+
+:func:`audit` runs a reward set, ours or a user's own, over every gold rendered in every
+legitimate form, over rewritings that keep its value and that change it (``renderings``), and over
+replies that try to be paid without solving anything (``hacks``). What they earned goes into a
+``ledger``, from which ``judgement`` reads findings; ``conditions`` adds those on length and time.
+
+Nothing is assumed of a reward but TRL's calling convention: which rewards pay for the answer is
+seen from what they pay (``calibration``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from abacist.errors import DataError, UsageError
+from abacist.task.calibration import Calibration, calibrate
+from abacist.task.conditions import (
+    LENGTHS_CHARS,
+    SHORTER_LENGTHS_CHARS,
+    columns_of,
+    length_findings,
+    mishap_findings,
+    shape_findings,
+    stress_findings,
+)
+from abacist.task.findings import Audit, Earned, Finding, Kind, Severity
+from abacist.task.gist import gist_gold
+from abacist.task.hacks import blind, lists, workless
+from abacist.task.judgement import Bench, findings
+from abacist.task.ledger import Ledger
+from abacist.task.problems import Problem, draw
+from abacist.task.renderings import (
+    Role,
+    Variant,
+    edge_problems,
+    layouts,
+    rewritten,
+    wrong_solutions,
+)
+from abacist.task.rewards import REWARD_SETS, load_reward_funcs
+from abacist.task.trial import Trial
+
+NUM_CALIBRATION_PROBLEMS = 24
+NUM_LENGTH_PROBLEMS = 100
+NUM_HACKED_PROBLEMS = 1_000  # hacks hardly depend on the problem
+NUM_REPLIES_NEEDED = 2_000  # below that many an audit is not worth its name
+Progress = Callable[[int, int, str], None]
+
+
+def audit(
+    rewards: Sequence[str | Callable[..., Any]],
+    problems: Sequence[Problem],
+    weights: Sequence[float] | None = None,
+    *,
+    max_seconds: float = 300.0,
+    thorough: bool = True,
+    on_progress: Progress | None = None,
+) -> Audit:
+    """What the reward set pays for, tried on ``problems`` and a few made-up ones.
+
+    ``rewards`` are functions or names, as for ``--reward_funcs``. After ``max_seconds`` the
+    problems that are left are not tried, and the audit says so. ``thorough=False`` stresses with
+    shorter texts. ``on_progress(done, total, label)`` is told how far it is.
+
+    A reward that raises, hangs or wants a column that is not there is a finding. Raises RewardError
+    for a name that means no reward, UsageError for weights of another number, DataError without
+    problems.
+    """
+    funcs = [
+        func
+        for one in rewards
+        for func in (load_reward_funcs([one]) if isinstance(one, str) else [one])
+    ]
+    if not funcs:
+        raise UsageError("There are no rewards to audit.", "Name some with --reward_funcs.")
+    if weights is not None and len(weights) != len(funcs):
+        raise UsageError(
+            f"{len(weights)} reward weights were given for {len(funcs)} rewards.",
+            "Give --reward_weights one number for each.",
+        )
+    if not problems:
+        raise DataError("There are no problems to audit the rewards on.", "Give at least one.")
+    inspection = _Inspection(funcs, weights or [1.0] * len(funcs), problems, thorough)
+    return inspection.run(max_seconds, on_progress)
+
+
+class _Inspection:
+    def __init__(
+        self,
+        funcs: Sequence[Callable[..., Any]],
+        weights: Sequence[float],
+        problems: Sequence[Problem],
+        thorough: bool,
+    ) -> None:
+        self.thorough = thorough
+        limit_seconds = 10.0 if thorough else 4.0  # of one call, for one problem
+        ours = {func for one_set in REWARD_SETS.values() for func in one_set}
+        self.all_trials = [  # ours are known to end, and arming the watchdog takes time
+            Trial(func, 0.0 if func in ours else limit_seconds) for func in funcs
+        ]
+        self.all_weights = tuple(map(float, weights))
+        self.problems = draw(problems, seed=0, purpose="audit")
+        self.edges = edge_problems()
+        if any(func in REWARD_SETS["gist"] for func in funcs):
+            # The historic rewards expect golds that were cleaned when the data was read.
+            self.problems = [_cleaned(problem) for problem in self.problems]
+            self.edges = [_cleaned(problem) for problem in self.edges]
+        self.findings: list[Finding] = []
+        self.remarks: list[str] = []
+        self.keep_usable()
+
+    def keep_usable(self) -> None:
+        """Go on with the rewards that can be called."""
+        kept = [
+            (trial, weight)
+            for trial, weight in zip(self.all_trials, self.all_weights, strict=True)
+            if trial.is_usable
+        ]
+        self.trials = [trial for trial, _ in kept]
+        self.weights = [weight for _, weight in kept]
+
+    def run(self, max_seconds: float, on_progress: Progress | None) -> Audit:
+        deadline = time.monotonic() + max_seconds
+        sample = self.problems[:NUM_CALIBRATION_PROBLEMS]
+        self._drop_too_slow(sample[0], max_seconds)
+        self._drop_undetermined(sample[:4])
+        calibration = calibrate(sample, self.pay)
+        calibration = calibration.of_usable([trial.is_usable for trial in self.trials])
+        self.keep_usable()
+        ledger = self._fill(calibration, deadline, on_progress)
+        while ledger is None:  # one of the rewards hung too often: again, without it
+            calibration = calibration.of_usable([trial.is_usable for trial in self.trials])
+            self.keep_usable()
+            ledger = self._fill(calibration, deadline, on_progress)
+        if self.trials:
+            names = [trial.name for trial in self.trials]
+            is_whole = len(self.trials) == len(self.all_trials)
+            bench = Bench(ledger, names, calibration.answer_rewards, calibration.home,
+                          calibration.wrong, is_whole)  # fmt: skip
+            self.findings += findings(bench)
+            self._try_limits()
+            earned = _earned(bench)
+        else:
+            names, earned = [], []
+        for trial in self.all_trials:
+            self.findings += mishap_findings(trial)
+        order = list(Severity)
+        return Audit(
+            rewards=tuple(trial.name for trial in self.all_trials),
+            weights=self.all_weights,
+            num_problems=ledger.num_problems,
+            num_problems_given=len(self.problems),
+            num_replies=ledger.num_replies,
+            home=calibration.home,
+            answer_rewards=tuple(names[number] for number in sorted(calibration.answer_rewards)),
+            nominal_maximum=ledger.nominal if names else 0.0,
+            reachable_maximum=ledger.most_total if names else 0.0,
+            earned=tuple(earned),
+            findings=tuple(sorted(self.findings, key=lambda one: order.index(one.severity))),
+            remarks=tuple(self.remarks),
+        )
+
+    def pay(self, problem: Problem, variants: Sequence[Variant]) -> list[list[float | None]]:
+        """The weighted pay of each reward (first index) for each variant."""
+        texts = [variant.text for variant in variants]
+        names = [variant.name for variant in variants]
+        columns = columns_of(problem)
+        return [
+            [
+                None if paid is None else paid * weight
+                for paid in trial.pay(texts, problem.question, columns, names)
+            ]
+            for trial, weight in zip(self.trials, self.weights, strict=True)
+        ]
+
+    def _drop_too_slow(self, problem: Problem, max_seconds: float) -> None:
+        """A reward that asks a model over the network, say, cannot be tried on every reply."""
+        variants = list(layouts(problem))
+        texts = [variant.text for variant in variants]
+        names = [variant.name for variant in variants]
+        for trial in self.trials:
+            if not trial.limit_seconds:
+                continue  # one of ours
+            start = time.monotonic()
+            trial.pay(texts, problem.question, columns_of(problem), names)
+            seconds_each = (time.monotonic() - start) / len(variants)
+            if trial.is_usable and seconds_each * NUM_REPLIES_NEEDED > max_seconds:
+                trial.is_usable = False
+                self.remarks.append(
+                    f"“{trial.name}” takes {seconds_each:.2g} s a reply, too long to be tried in "
+                    f"{max_seconds:g} s: it is left out."
+                )
+        self.keep_usable()
+
+    def _drop_undetermined(self, sample: Sequence[Problem]) -> None:
+        """A reward that pays by chance proves nothing: name it and leave it out."""
+        for problem in sample:
+            variants = list(layouts(problem))
+            first, second = self.pay(problem, variants), self.pay(problem, variants)
+            for trial, once, again in zip(self.trials, first, second, strict=True):
+                if trial.is_usable and once != again:
+                    trial.is_usable = False
+                    self.findings.append(
+                        Finding.of(
+                            Kind.NOT_DETERMINISTIC,
+                            "the same replies, put to it twice, earned differently; it is left out "
+                            "of everything else here",
+                            trial.name,
+                        )
+                    )
+            self.keep_usable()
+
+    def _fill(
+        self, calibration: Calibration, deadline: float, on_progress: Progress | None
+    ) -> Ledger | None:
+        """The ledger of all problems there is time for; None if a reward gave up on the way."""
+        ledger = Ledger(len(self.trials), calibration.honest)
+        ledger.bars = calibration.bars
+        if not self.trials:
+            return ledger
+        # Real golds first, for the examples that findings show.
+        everything = [*self.problems[:4], *self.edges, *self.problems[4:]]
+        for done, problem in enumerate(everything):
+            if done > 4 + len(self.edges) and time.monotonic() > deadline:
+                self.remarks.append(
+                    f"Time ran out after {ledger.num_problems:,} of {len(self.problems):,} "
+                    "problems, drawn at random."
+                )
+                break
+            variants = _variants(problem, calibration, with_hacks=done < NUM_HACKED_PROBLEMS)
+            pays = self.pay(problem, variants)
+            if not all(trial.is_usable for trial in self.trials):
+                return None
+            ledger.add(variants, pays, is_edge=problem in self.edges)
+            if on_progress and (done % 50 == 49 or done + 1 == len(everything)):
+                on_progress(done + 1, len(everything), "problems audited")
+        return ledger
+
+    def _try_limits(self) -> None:
+        lengths = LENGTHS_CHARS if self.thorough else SHORTER_LENGTHS_CHARS
+        count = NUM_LENGTH_PROBLEMS if self.thorough else 10
+        self.findings += length_findings(self.trials, self.weights, self.problems[:count])
+        for trial in self.trials:
+            self.findings += stress_findings(trial, self.problems[0], lengths)
+            self.findings += shape_findings(trial, self.problems[0])
+
+
+def _variants(problem: Problem, calibration: Calibration, *, with_hacks: bool) -> list[Variant]:
+    """Everything that depends on the gold; hacks and strangers' layouts on the first problems."""
+    variants = [
+        *layouts(problem),
+        *wrong_solutions(problem),
+        *rewritten(problem, calibration.home),
+        *workless(problem),
+    ]
+    if with_hacks:
+        return [*variants, *blind(problem), *lists(problem)]
+    needed = (calibration.honest, calibration.wrong)
+    return [
+        variant
+        for variant in variants
+        if variant.role not in (Role.OTHER_LAYOUT, Role.WRONG) or variant.name in needed
+    ]
+
+
+def _cleaned(problem: Problem) -> Problem:
+    return replace(problem, answer=gist_gold(problem.answer))
+
+
+def _earned(bench: Bench) -> list[Earned]:
+    """The lines of the audit's table."""
+    ledger = bench.ledger
+    rows = {
+        "a right solution": bench.honest,
+        "a right solution, best layout": ledger.of(Role.LAYOUT, Role.OTHER_LAYOUT)[0],
+        "a wrong solution": ledger.rows[bench.wrong],
+        "right without work, best": ledger.of(Role.WORKLESS)[0],
+        "a list with the right one, best": ledger.of(Role.LIST)[0],
+        "without the answer, best": ledger.of(Role.BLIND)[0],
+    }
+    return [Earned.of(label, row, list(bench.names)) for label, row in rows.items()]

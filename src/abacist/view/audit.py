@@ -1,0 +1,94 @@
+"""An audit for a person: the verdict, what each kind of reply earns, then every finding.
+
+Plain text, at most 100 columns wide. Names and messages may come from a user's reward or from a
+data set, so they are made harmless before they are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from abacist.task.findings import Audit, Finding, Severity
+from abacist.view.plaintext import cut_middle, fold, visible
+
+WIDTH = 100
+INDENT = 9  # the width of "warning  "
+LABEL_COLUMNS = 33
+MAX_COLUMNS = 6  # rewards that have a column of their own
+MAX_EVIDENCE_CHARS = 900
+
+
+def audit_text(audit: Audit, data: str) -> str:
+    """The whole audit; ``data`` names the problems: "generated problems"."""
+    sections = [_verdict(audit), _tried(audit, data)]
+    if audit.earned:
+        sections.append(_table(audit))
+    if audit.findings:
+        sections.append([line for one in audit.findings for line in _finding(one)])
+    sections += [fold(visible(remark), WIDTH) for remark in audit.remarks]
+    return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def _verdict(audit: Audit) -> list[str]:
+    unsound = [one for one in audit.findings if one.severity is Severity.UNSOUND]
+    warnings = len(audit.findings) - len(unsound)
+    tail = f", and {warnings} warning{'s' * (warnings != 1)}" if warnings else ""
+    if unsound:
+        return fold(f"Not sound: {unsound[0].kind.sentence[0].lower()}"
+                    f"{unsound[0].kind.sentence[1:-1]}{tail}.", WIDTH)  # fmt: skip
+    if warnings:
+        return [f"Sound, with {warnings} warning{'s' * (warnings != 1)}."]
+    return ["Sound: nothing was found."]
+
+
+def _tried(audit: Audit, data: str) -> list[str]:
+    weights = "" if set(audit.weights) == {1.0} else f", weights {_numbers(audit.weights)}"
+    given = audit.num_problems_given
+    count = f"{audit.num_problems:,}" + (f" of {given:,}" if given != audit.num_problems else "")
+    lines = [
+        f"rewards: {', '.join(audit.rewards)}{weights}",
+        f"tried on {audit.num_replies:,} replies to {count} {data} and 4 made-up ones",
+    ]
+    if audit.earned:
+        paying = ", ".join(audit.answer_rewards)
+        where = f"{paying} (in the layout “{audit.home}”)" if paying else "none"
+        lines.append(f"pays for the answer: {where}")
+        nominal, reached = audit.nominal_maximum, audit.reachable_maximum
+        same = abs(nominal - reached) < 1e-9
+        lines.append(
+            f"at most: {nominal:g}, and a reply can earn {'it' if same else f'{reached:g}'}"
+        )
+    return [piece for line in lines for piece in fold(visible(line), WIDTH)]
+
+
+def _table(audit: Audit) -> list[str]:
+    names = list(audit.earned[0].rewards)[:MAX_COLUMNS]
+    heads = [_head(name) for name in names]
+    width = max(7, *map(len, heads))
+    if LABEL_COLUMNS + 7 + len(heads) * (width + 1) > WIDTH:
+        width = max(7, (WIDTH - LABEL_COLUMNS - 7) // len(heads) - 1)
+    cells = [head[:width].rjust(width) for head in heads]
+    lines = [" ".join([f"{'earned on average':<{LABEL_COLUMNS}}", f"{'total':>6}", *cells])]
+    for row in audit.earned:
+        numbers = [f"{row.rewards[name]:>{width}.2f}" for name in names]
+        lines.append(
+            " ".join([f"  {row.label:<{LABEL_COLUMNS - 2}}", f"{row.total:6.2f}", *numbers])
+        )
+        lines.append(f"    {visible(row.reply)}")
+    return lines
+
+
+def _head(name: str) -> str:
+    return visible(name).removesuffix("_reward_func").removesuffix("_format")
+
+
+def _finding(finding: Finding) -> list[str]:
+    about = f"{', '.join(finding.rewards)}: " if finding.rewards else ""
+    evidence = cut_middle(finding.evidence, MAX_EVIDENCE_CHARS)
+    texts = (finding.kind.sentence, about + evidence)
+    first, *more = [line for text in texts for line in fold(visible(text), WIDTH - INDENT)]
+    return [f"{finding.severity:<{INDENT}}{first}", *(" " * INDENT + line for line in more)]
+
+
+def _numbers(numbers: Sequence[float]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)

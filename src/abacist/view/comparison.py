@@ -1,0 +1,184 @@
+"""What ``abacist compare`` shows: two evaluations, paired, every number with n, interval, method.
+
+A page is a list of blocks of :mod:`abacist.view.sheet`, so text and Markdown cannot disagree. A is
+what is compared with, B what is judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from abacist.proof.change import SIGN_FLIP, Paired
+from abacist.proof.compare import NO_CONTROL, Comparison
+from abacist.proof.metrics import SHARES
+from abacist.proof.resampling import SMALLEST_P
+from abacist.proof.split import Part
+from abacist.proof.statistics import Interval
+from abacist.view.sheet import Block, Quote, Table, one_line
+from abacist.view.tables import bracket, percent, points
+from abacist.view.verdict import example_lines, p_words
+
+IDS_SHOWN = 10
+_ID_COLUMNS = 40
+
+PARTS_NOTE = (
+    "The parts say what the replies that became right (or stopped being right) are on the other "
+    "side: format, the right number stood at the end, but in no answer block; parser, there was an "
+    "answer block, and our rule and lm-eval's flexible one read the reply differently; reasoning, "
+    "no rule found the right number. They add up to the difference."
+)
+
+
+def pair_page(
+    comparison: Comparison, names: tuple[str, str], *, num_examples: int = 3
+) -> list[Block]:
+    """The whole page of B against A; ``names`` are those of A and B."""
+    return [
+        headline(comparison.accuracy),
+        sides({"A": names[0], "B": names[1]}),
+        *control_remark({"B": comparison.control}),
+        accuracy_table(comparison),
+        split_table(comparison.split),
+        PARTS_NOTE,
+        kinds_table({label: pair.change for label, pair in comparison.by_kind().items()},
+                    {label: (pair.before, pair.after)
+                     for label, pair in comparison.by_kind().items()}),
+        measures_table(comparison),
+        *changed_problems(comparison.accuracy),
+        *(Quote(*example_lines(number, example, ("A", "B")))
+          for number, example in enumerate(comparison.examples(num_examples), start=1)),
+    ]  # fmt: skip
+
+
+def headline(paired: Paired, subject: str = "") -> str:
+    """The comparison in one sentence, and a second where the first could be taken for more."""
+    said = "Better" if paired.is_better else "Worse" if paired.is_worse else "Not proven better"
+    sentence = (
+        f"{said}{subject}: {percent(paired.before)} → {percent(paired.after)} correct on "
+        f"{paired.change.n:,} problems, {points(paired.change.value)} points "
+        f"{bracket(paired.change)}, {p_text(paired)}; "
+        f"gained {len(paired.gained)}, lost {len(paired.lost)}."
+    )
+    if said == "Not proven better" and paired.gained + paired.lost:
+        sentence += " Chance alone can make a difference like this."
+    return sentence
+
+
+def p_text(paired: Paired) -> str:
+    """The p-value, with its bound where the test that draws can find no smaller one."""
+    if paired.test == SIGN_FLIP and paired.p_value <= SMALLEST_P:
+        return f"p≤{SMALLEST_P:.0e}"
+    return p_words(paired.p_value)
+
+
+def sides(names: Mapping[str, str]) -> Table:
+    """Who is who."""
+    rows = [(letter, one_line(name, 90)) for letter, name in names.items()]
+    return Table(("compared", ""), rows, has_words=True)
+
+
+def control_remark(controls: Mapping[str, str]) -> list[Block]:
+    """Says of each side that was trained on placebo rewards that it was; nothing of others."""
+    return [
+        f"{name} is a control, trained on {control} rewards: what it gains does not come from "
+        "being paid for right answers."
+        for name, control in controls.items()
+        if control != NO_CONTROL
+    ]
+
+
+def accuracy_table(comparison: Comparison) -> Table:
+    """Accuracy on both sides, the difference by formula and by resampling, and the test."""
+    paired = comparison.accuracy
+    changed = len(paired.gained) + len(paired.lost)
+    rows = [
+        ("A", percent(paired.before), plain_bracket(paired.before), *tail(paired.before)),
+        ("B", percent(paired.after), plain_bracket(paired.after), *tail(paired.after)),
+        difference_row("B - A", paired.change),
+        difference_row("B - A, by resampling", comparison.resampled),
+        ("could it be chance?", p_text(paired), "", f"{changed:,}", paired.test),
+    ]
+    kind = "sampled" if comparison.is_sampled else "greedy"
+    return Table((f"correct, {kind}", "", "95 % interval", "n", "method"), rows, has_words=True)
+
+
+def split_table(split: Mapping[str, Part]) -> Table:
+    """The change by where it comes from; the parts add up to the last line."""
+    rows = []
+    for name, part in split.items():
+        gained, lost = f"{len(part.gained):,}", f"{len(part.lost):,}"
+        value, interval = points(part.change.value), bracket(part.change)
+        rows.append((name, value, interval, gained, lost, *tail(part.change)))
+    total = math.fsum(part.change.value for part in split.values())
+    rows.append(("in all", points(total), "", "", "", "", ""))
+    heading = ("of which", "points", "95 % interval", "gained", "lost", "n", "method")
+    return Table(heading, rows, has_words=True)
+
+
+def kinds_table(
+    changes: Mapping[str, Interval], sides: Mapping[str, tuple[Interval, Interval]] | None = None
+) -> Table:
+    """Accuracy by number of steps and by structure; A and B too where ``sides`` has them."""
+    rows = []
+    for label, change in changes.items():
+        both = [percent(side) for side in sides[label]] if sides else []
+        value = (points(change.value), bracket(change))
+        rows.append((label, *both, *value, *tail(change)))
+    heading = ("correct by difficulty", *(["A", "B"] if sides else []), "points", "95 % interval")
+    return Table((*heading, "n", "method"), rows, has_words=True)
+
+
+def measures_table(comparison: Comparison) -> Table:
+    """Every other figure that both evaluations have."""
+    before, after = comparison.before.figures, comparison.after.figures
+    labels = {
+        **{name: label for name, label in SHARES.items() if name != "correct"},
+        "lm_eval_strict": "lm-eval's strict filter",
+        "format_consistency": "all in strict format",
+        "answer_consistency": "all say the same",
+    }
+    rows = []
+    for name, label in labels.items():
+        if change := comparison.changes.get(name):
+            both = percent(before[name]), percent(after[name])
+            rows.append((label, *both, points(change.value), bracket(change), *tail(change)))
+    tokens = comparison.changes["completion_tokens"]
+    lengths = [f"{side['completion_tokens'].value:.1f}" for side in (before, after)]
+    interval = f"[{tokens.low:+.1f}, {tokens.high:+.1f}]"
+    rows.append(("tokens a reply", lengths[0], lengths[1], f"{tokens.value:+.1f}", interval,
+                 *tail(tokens)))  # fmt: skip
+    heading = ("also measured", "A", "B", "B - A", "95 % interval", "n", "method")
+    return Table(heading, rows, has_words=True)
+
+
+def changed_problems(paired: Paired) -> list[Block]:
+    """The ids of the problems that were gained and lost, the first few of each."""
+    return [
+        f"{said} {len(ids):,}: {_few(ids)}"
+        for said, ids in (("Gained", paired.gained), ("Lost", paired.lost))
+        if ids
+    ]
+
+
+def difference_row(label: str, change: Interval) -> tuple[str, ...]:
+    """A difference with everything that belongs to it."""
+    return label, points(change.value), bracket(change), *tail(change)
+
+
+def tail(interval: Interval) -> tuple[str, str]:
+    """What no number goes without: n and method."""
+    return f"{interval.n:,}", interval.method
+
+
+def plain_bracket(interval: Interval) -> str:
+    """The bounds of a share, in per cent."""
+    if not math.isfinite(interval.low):
+        return "-"
+    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _few(ids: Sequence[str]) -> str:
+    shown = ", ".join(one_line(one, _ID_COLUMNS) for one in ids[:IDS_SHOWN])
+    more = len(ids) - IDS_SHOWN
+    return f"{shown} and {more:,} more (--json names all)." if more > 0 else f"{shown}."

@@ -1,0 +1,102 @@
+"""A page of paragraphs and tables, written once and shown as plain text or as Markdown.
+
+Whatever comes from a model or from foreign data has to pass ``view.plaintext`` on its way here;
+what Markdown would take for markup in a cell or a paragraph is escaped here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+
+from abacist.view.plaintext import cut_middle, fold, visible
+
+WIDTH = 100
+_MARKUP = re.compile(r"([\\`*_\[\]<>|#])")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under a heading, whose first cell is the title. Numbers stand under one another;
+    the first column, and the last if ``has_words``, are words."""
+
+    heading: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    has_words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A heading and lines that are shown exactly as they are."""
+
+    heading: str
+    lines: Sequence[str]
+
+
+Block = str | Table | Quote
+
+
+def as_text(blocks: Iterable[Block]) -> str:
+    """The page as plain text, blocks parted by a blank line, no line ending in white space."""
+    return "\n\n".join("\n".join(_text(block)) for block in blocks)
+
+
+def as_markdown(title: str, blocks: Iterable[Block]) -> str:
+    """The page as Markdown (with GitHub's tables) under a heading, ending in a newline."""
+    parts = [f"# {_escaped(title)}", *("\n".join(_markdown(block)) for block in blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def one_line(text: str, columns: int) -> str:
+    """Foreign text as one harmless line of at most so many columns; the end is kept, because
+    there paths differ.
+
+    >>> one_line("a long way to go", 9)
+    '…ay to go'
+    """
+    line = " ".join(visible(cut_middle(text, 4 * columns)).split())
+    while cell_len(line) > columns:
+        line = "…" + line[2:]
+    return line
+
+
+def _text(block: Block) -> list[str]:
+    if isinstance(block, str):
+        return fold(block, WIDTH)
+    if isinstance(block, Quote):
+        return [block.heading, *(f"  {line}".rstrip() for line in block.lines)]
+    rows = [block.heading, *((f"  {row[0]}", *row[1:]) for row in block.rows)]
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(len(block.heading))]
+    last = len(widths) - 1
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            space = " " * (width - cell_len(cell))
+            words = column == 0 or (column == last and block.has_words)
+            cells.append(cell + space if words else space + cell)
+        return "  ".join(cells).rstrip()
+
+    return [line(row) for row in rows]
+
+
+def _markdown(block: Block) -> list[str]:
+    if isinstance(block, str):
+        return [_escaped(block)]
+    if isinstance(block, Quote):
+        # An indented block, because no text can break out of one.
+        return [f"**{_escaped(block.heading)}**", "", *(f"    {line}" for line in block.lines)]
+    last = len(block.heading) - 1
+    rule = [
+        "---" if column == 0 or (column == last and block.has_words) else "---:"
+        for column in range(last + 1)
+    ]
+    heading, *rows = (tuple(map(_escaped, row)) for row in (block.heading, *block.rows))
+    return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+
+
+def _escaped(text: str) -> str:
+    return _MARKUP.sub(r"\\\1", text)

@@ -1,0 +1,167 @@
+"""A run that is stopped, killed or damaged, and taken up again from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from abacist.cli.main import main
+from abacist.learning.checkpoints import checkpoints_of, defect
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+FLAGS = ["--max_steps", "5", "--save_steps", "2", "--num_heldout_problems", "6"]
+FLAGS += ["--num_selection_problems", "0", "--num_train_problems", "40", "--logging_steps", "1"]
+FLAGS += ["--per_device_train_batch_size", "8", "--num_generations", "4"]
+FLAGS += ["--max_completion_length", "24"]
+SAME = ("adapter_model.safetensors", "metrics.jsonl", "config.yaml", "evals", "rollouts")
+Captured = pytest.CaptureFixture[str]
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What a resumed run must have in common with the uninterrupted one."""
+    files = [path for name in SAME for path in [run / name, *(run / name).rglob("*")]]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert main(["train", "--output_dir", str(run), *FLAGS]) == 0
+    return run
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    """``abacist train`` in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    source = str(Path(__file__).parents[2] / "src")
+    environment["PYTHONPATH"] = os.pathsep.join([source, environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "abacist", "train", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+
+def resumed_until(run: Path, steps: int, number: int) -> int:
+    """The exit code of a resume that this process's own signal ends once ``steps`` are logged."""
+
+    def send() -> None:
+        while lines(run / "metrics.jsonl") < steps:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+    return main(["train", "--resume", str(run)])
+
+
+def lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def test_sigterm_ctrl_c_and_kill_in_one_run_change_no_byte_of_its_result(
+    whole: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    first = start("--output_dir", str(run), *FLAGS)
+    while not (run / "config.yaml").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)  # while it measures, before the first step
+    assert main(["train", "--resume", str(run)]) == 1
+    assert "is writing this run" in capsys.readouterr().err
+    first.kill()
+    first.wait()
+    for steps, number, name, code in (
+        (1, signal.SIGTERM, "SIGTERM", 143),
+        (3, signal.SIGINT, "Ctrl-C", 130),
+    ):
+        assert resumed_until(run, steps, number) == code
+        said = capsys.readouterr().err
+        assert f"stopped by {name} after step" in said and f"abacist train --resume {run}" in said
+        assert all(defect(path) is None for path in checkpoints_of(run))
+    assert main(["train", "--resume", str(run)]) == 0
+    assert contents(run) == contents(whole)
+    assert not list(run.rglob(".*"))
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Path, capsys: Captured) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert main(["train", "--resume", str(whole), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "finished already" in said.err and json.loads(said.out)["verdict"]
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_max_hours_saves_and_says_how_to_go_on(
+    whole: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "--output_dir", str(run), *FLAGS, "--max_hours", "1e-9"]) == 0
+    said = capsys.readouterr().out
+    assert "Stopped by --max_hours after step 1 of 5" in said
+    assert f"train --resume {run}" in said
+    assert main(["train", "--resume", str(run / "checkpoint-1"), "--max_hours", "10"]) == 0
+    assert {n: b for n, b in contents(run).items() if n != "config.yaml"} == {
+        n: b for n, b in contents(whole).items() if n != "config.yaml"
+    }
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(
+    whole: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    forget_the_end(run)
+    content = bytearray((run / "checkpoint-5" / "optimizer.pt").read_bytes())
+    content[len(content) // 2] ^= 4
+    (run / "checkpoint-5" / "optimizer.pt").write_bytes(content)
+    assert main(["train", "--resume", str(run / "checkpoint-5")]) == 1
+    refused = capsys.readouterr().err
+    assert "is not resumed" in refused and "optimizer.pt" in refused
+    assert main(["train", "--resume", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "checkpoint-5 is passed over" in said and "optimizer.pt" in said
+    assert "checkpoint-4: step 4 of 5" in said
+    assert contents(run) == contents(whole)
+
+
+def forget_the_end(run: Path) -> None:
+    """As if the run had been killed right after its last checkpoint."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["finished"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(run / "evals" / "after")
+    (run / "adapter_model.safetensors").unlink()
+
+
+def test_another_configuration_is_refused_with_the_list_and_forced_on_request(
+    whole: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    changed = ["--seed", "5", "--learning_rate", "1e-4", "--max_steps", "6"]
+    before = contents(run)
+    assert main(["train", "--resume", str(run), *changed]) == 1
+    refused = capsys.readouterr().err
+    assert "seed: 0 → 5" in refused and "learning_rate: 0.0015 → 0.0001" in refused
+    assert "max_steps: 5 → 6 (the learning rate's schedule depends on it)" in refused
+    assert "--force" in refused and contents(run) == before
+    assert main(["train", "--resume", str(run), "--max_steps", "6", "--force"]) == 0
+    assert "checkpoint-5: step 5 of 6" in capsys.readouterr().out
+    assert json.loads((run / "manifest.json").read_text())["resumed"][0]["forced"]
+    assert lines(run / "metrics.jsonl") == 7  # six steps and the summary
+
+
+def test_what_cannot_be_resumed_says_why(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["train", "--resume", str(tmp_path / "none")]) == 1
+    assert "no such run" in capsys.readouterr().err
+    assert main(["train", "--resume"]) == 2
+    assert main(["train", "--resume_from_checkpoint", "latest"]) == 2
+    assert "of which run" in capsys.readouterr().err

@@ -1,0 +1,70 @@
+"""The page and the plot of an evaluation: complete, harmless, and at most 100 columns wide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from abacist.proof.evaluation import Evaluation
+from abacist.view.charts import save_difficulty_chart
+from abacist.view.evaltext import evaluation_markdown, evaluation_text, headline
+from evaluated import BARE, GOOD, SILENT, WRONG, evaluation, problem
+
+
+@pytest.fixture
+def pair() -> tuple[Evaluation, Evaluation]:
+    problems = [problem(n, 1 + n % 4, bool(n % 2)) for n in range(24)]
+    greedy = evaluation([GOOD, WRONG, BARE, SILENT] * 6, problems)
+    sampled = evaluation(
+        [[GOOD, WRONG], [GOOD, GOOD], [BARE, SILENT], [WRONG, WRONG]] * 6, problems
+    )
+    return replace(greedy, conditions={"model": "m\x1b[2J", "date": "none"}), sampled
+
+
+def test_the_page_fits_a_terminal_and_holds_nothing_that_acts(
+    pair: tuple[Evaluation, Evaluation],
+) -> None:
+    text = evaluation_text(*pair)
+    assert max(map(len, text.split("\n"))) <= 100
+    assert "\x1b" not in text and "\x1b" not in evaluation_markdown(*pair)
+    for wanted in ("pass@1", "by steps", "by size of the answer", "unseen structures"):
+        assert wanted in text
+
+
+def test_the_table_across_difficulty_holds_structure_steps_accuracy_and_consistency(
+    pair: tuple[Evaluation, Evaluation],
+) -> None:
+    lines = evaluation_text(*pair).split("\n")
+    start = next(n for n, line in enumerate(lines) if line.startswith("by steps"))
+    for name in ("n", "correct", "adherence", "valid steps", "same format", "same answer"):
+        assert name in lines[start]
+    rows = [line.split("  ") for line in lines[start + 1 : start + 5]]
+    assert [row[1].strip() for row in rows] == ["1 step", "2 steps", "3 steps", "4 steps"]
+    assert all(" 6  " in line and line.count("[") == 5 for line in lines[start + 1 : start + 5])
+
+
+def test_without_samples_there_is_no_consistency(pair: tuple[Evaluation, Evaluation]) -> None:
+    assert "same format  " not in evaluation_text(pair[0])
+
+
+def test_a_native_prompt_is_told_with_the_figure_that_may_be_compared() -> None:
+    found = evaluation([GOOD, WRONG])
+    native = replace(found, settings=replace(found.settings, native_prompt=True))
+    assert "in its own best-known prompt: 50.0 %" in headline(native)
+    assert "in the form asked for" in evaluation_text(native)
+
+
+def test_the_same_evaluation_gives_the_same_plot(
+    pair: tuple[Evaluation, Evaluation], tmp_path: Path
+) -> None:
+    for name in ("one.png", "two.png"):
+        save_difficulty_chart(tmp_path / name, *pair)
+    first = (tmp_path / "one.png").read_bytes()
+    assert first.startswith(b"\x89PNG") and first == (tmp_path / "two.png").read_bytes()
+
+
+def test_one_problem_makes_a_plot_too(tmp_path: Path) -> None:
+    save_difficulty_chart(tmp_path / "one.png", evaluation([SILENT]), None)
+    assert (tmp_path / "one.png").stat().st_size > 1_000

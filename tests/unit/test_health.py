@@ -1,0 +1,306 @@
+"""Each way in which a run can be silently wrong is named, and a healthy run is left in peace."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abacist.errors import ModelError, TrainingError
+from abacist.learning.course import Course, Facts
+from abacist.learning.health import Guard, all_finite, refuse_broken_weights
+from abacist.learning.pathologies import Watch
+from abacist.learning.symptoms import RULES, rate_out_of_band
+from abacist.learning.tracking import Silent
+from faults import fault
+
+STEPS = 60
+FACTS = Facts(learning_rate=1e-4, problems_per_step=8, max_steps=STEPS, max_completion_length=96)
+Row = dict[str, Any]
+
+
+def healthy(step: int) -> Row:
+    """A row as a run that learns logs it: up from 0.5 to 1.7 of 2, as facts.md describes."""
+    share = min(1.0, step / 40)
+    return {
+        "step": step,
+        "loss": 0.01,
+        "grad_norm": 0.05,
+        "learning_rate": 1e-4,
+        "reward": 1.0 + 2 * share,
+        "reward_std": 1.0,
+        "rewards/correctness/mean": 0.5 + 1.2 * share,
+        "rewards/correctness/std": 0.9,
+        "rewards/strict_format/mean": 0.2 + 0.3 * share,
+        "rewards/strict_format/std": 0.25 * (1.001 - share),
+        "completions/clipped_ratio": 0.02,
+        "completions/mean_length": 40.0 + 10 * share,
+        "frac_reward_zero_std": 0.1 + 0.5 * share,
+        "entropy": 0.1 * (1.05 - share),
+    }
+
+
+def wrong(**changes: Callable[[int], Any] | Any) -> Callable[[int], Row]:
+    """A run that is healthy but for some metrics (``__`` stands for ``/``)."""
+
+    def row(step: int) -> Row:
+        changed = {
+            name.replace("__", "/"): value(step) if callable(value) else value
+            for name, value in changes.items()
+        }
+        return healthy(step) | changed
+
+    return row
+
+
+FLAT = {"rewards__correctness__mean": 0.4, "reward": 1.0}
+UNSOLVED = FLAT | {"entropy": 0.1}
+GOES_ON = "a warning with evidence and remedy; the run goes on"
+
+
+def ill(cause: str, name: str, row: Callable[[int], Row]) -> Any:
+    return pytest.param(name, row, id=cause, marks=fault("training", cause, GOES_ON, 0))
+
+
+ILLNESSES = [
+    ill("no group has replies of different rewards", "no signal",
+        wrong(frac_reward_zero_std=1.0, **UNSOLVED)),
+    ill("a reward always pays the same", "dead reward",
+        wrong(rewards__mine__mean=0.3, rewards__mine__std=0.0)),
+    ill("a reward never applies", "dead reward",
+        wrong(rewards__mine__mean=None, rewards__mine__std=None)),
+    ill("a reward falls to 0 and stays there", "dead reward",
+        wrong(rewards__mine__mean=lambda s: 0.3 if s < 20 else 0.0, rewards__mine__std=0.0)),
+    ill("no reply ever ends by itself (template, stop token)", "never stops",
+        wrong(completions__clipped_ratio=1.0, **UNSOLVED)),
+    ill("most replies are cut at the budget", "cut replies",
+        wrong(completions__clipped_ratio=lambda s: 0.1 if s < 9 else 0.8)),
+    ill("format rewards rise and accuracy does not", "format only", wrong(**UNSOLVED)),
+    ill("replies collapse in length without a gain", "length",
+        wrong(completions__mean_length=lambda s: 60 / s, **UNSOLVED)),
+    ill("replies grow in length without a gain", "length",
+        wrong(completions__mean_length=lambda s: 30.0 + 5 * s, **UNSOLVED)),
+    ill("entropy collapses without a gain", "entropy",
+        wrong(entropy=lambda s: 0.5 / s**2, frac_reward_zero_std=0.7, **FLAT)),
+    ill("entropy rises without a gain", "entropy",
+        wrong(entropy=lambda s: 0.1 * s, **FLAT)),
+    ill("the policy drifts away from its reference (KL)", "KL drift",
+        wrong(kl=lambda s: 0.01 * 1.2**s)),
+    ill("the logged gradient is not finite", "not finite",
+        wrong(grad_norm=lambda s: None if s == 30 else 0.05)),
+    ill("the gradient explodes", "gradient", wrong(grad_norm=lambda s: 0.05 if s < 40 else 50.0)),
+    ill("the sampling engine and the model disagree", "two engines",
+        wrong(**{"sampling__sampling_logp_difference__mean": 0.4})),
+]  # fmt: skip
+
+
+def told(row: Callable[[int], Row], facts: Facts = FACTS) -> list[str]:
+    watch = Watch(facts)
+    return [found.name for step in range(1, STEPS + 1) for found in watch.see(row(step))]
+
+
+@pytest.mark.parametrize(("name", "row"), ILLNESSES)
+def test_every_illness_is_named_once_and_alone(name: str, row: Callable[[int], Row]) -> None:
+    found = told(row)
+    assert found.count(name) == 1
+    # A run that fails in one way mostly fails to improve, and then its format may still rise.
+    assert set(found) <= {name, "format only"}
+
+
+def test_every_rule_has_a_run_that_it_finds() -> None:
+    covered = {parameter.values[0] for parameter in ILLNESSES}
+    assert covered | {"held-out fall", "learning rate"} == set(RULES)
+
+
+def test_a_healthy_run_is_left_in_peace() -> None:
+    assert told(healthy) == []
+
+
+def test_a_solved_task_is_no_illness() -> None:
+    solved = wrong(
+        rewards__correctness__mean=lambda s: 0.5 if s < 6 else 1.95,
+        frac_reward_zero_std=lambda s: 0.1 if s < 6 else 1.0,
+        entropy=lambda s: 0.1 if s < 6 else 1e-4,
+    )
+    assert told(solved) == []
+
+
+@pytest.mark.parametrize(("name", "row"), ILLNESSES[:9])
+def test_two_steps_are_never_enough_for_what_needs_a_stretch(
+    name: str, row: Callable[[int], Row]
+) -> None:
+    watch = Watch(FACTS)
+    assert [found.name for step in (1, 2) for found in watch.see(row(step))] == []
+
+
+def test_a_row_that_speaks_for_ten_steps_counts_as_ten() -> None:
+    watch = Watch(FACTS)
+    row = wrong(frac_reward_zero_std=1.0, **UNSOLVED)
+    assert [found.name for found in watch.see(row(10))] == ["no signal"]
+
+
+@fault("training", "held-out accuracy falls while the reward rises", GOES_ON, 0)
+def test_a_fall_of_held_out_accuracy_is_named_with_the_step_to_go_back_to() -> None:
+    watch = Watch(FACTS)
+    for step in range(1, STEPS + 1):
+        watch.see(healthy(step))
+        if step % 20 == 0:
+            watch.see({"step": step, "eval_accuracy": 0.7 - step / 200})
+    assert "step 20" in watch.found["held-out fall"].evidence
+
+
+@fault("training", "the learning rate is out of the band of LoRA or full fine-tuning", GOES_ON, 0)
+def test_a_learning_rate_is_judged_by_what_is_trained() -> None:
+    big = 1_500_000_000
+    for lora, rate, is_fine in [
+        (True, 4e-5, True), (True, 1e-6, False), (True, 5e-3, False),
+        (False, 1e-6, True), (False, 4e-4, False), (False, 1e-9, False),
+    ]:  # fmt: skip
+        facts = Facts(learning_rate=rate, uses_lora=lora, parameters=big)
+        assert (rate_out_of_band(facts) is None) is is_fine, (lora, rate)
+    assert rate_out_of_band(Facts(learning_rate=1.5e-3, parameters=1_900_000)) is None
+    assert rate_out_of_band(Facts(learning_rate=math.nan)) is None
+    said = told(healthy, Facts(learning_rate=1e-7, max_steps=STEPS, problems_per_step=8))
+    assert said == ["learning rate"]
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2),
+    max_leaves=3,
+)
+NAMES = st.sampled_from([*healthy(1), "kl", "eval_accuracy", "rewards/x/mean", "refused_steps"])
+
+
+@given(st.lists(st.dictionaries(NAMES, ANYTHING), max_size=12))
+def test_no_row_of_any_kind_is_fatal_to_the_watch(rows: list[Row]) -> None:
+    watch = Watch(FACTS)
+    for step, row in enumerate(rows, 1):
+        watch.see(healthy(step) | row | {"step": step})
+
+
+def test_a_run_of_epochs_has_the_patience_of_a_long_one() -> None:
+    assert Course(Facts.of({"max_steps": -1, "num_generations": 8})).patience_steps == 40
+
+
+SETTINGS = ["learning_rate", "num_generations", "max_steps", "use_peft", "max_grad_norm"]
+
+
+@given(st.dictionaries(st.sampled_from(SETTINGS), ANYTHING))
+def test_no_settings_of_any_kind_are_fatal_to_the_facts(settings: Row) -> None:
+    assert Facts.of(settings).problems_per_step >= 1
+
+
+# The guard
+
+
+def trained() -> torch.nn.Module:
+    model = torch.nn.Linear(3, 2)
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    return model
+
+
+ARGS = SimpleNamespace(fp16=False)
+
+
+def state(step: int = 4) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=STEPS, log_history=[healthy(step)])
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_poisoned_gradient_never_reaches_the_optimizer(poison: float, policy: str) -> None:
+    model = trained()
+    before = [weight.detach().clone() for weight in model.parameters()]
+    optimizer = torch.optim.AdamW(model.parameters())
+    guard = Guard(FACTS, Silent(), nan_policy=policy)
+    model.weight.grad[0, 1] = poison
+    guard.on_pre_optimizer_step(ARGS, state(), None, model=model)
+    optimizer.step()
+    assert all(map(torch.equal, before, model.parameters())) and not optimizer.state
+    if policy == "skip":
+        guard.check()
+    else:
+        with pytest.raises(TrainingError, match=r"At step 5 .*first in weight"):
+            guard.check()
+
+
+def test_a_sound_gradient_passes_untouched() -> None:
+    model = trained()
+    guard = Guard(FACTS, Silent())
+    guard.on_pre_optimizer_step(ARGS, state(), None, model=model)
+    guard.on_optimizer_step(ARGS, state(), None, model=model)
+    guard.check()
+    assert all(bool((weight.grad == 1).all()) for weight in model.parameters())
+
+
+def test_skipping_ends_when_every_step_is_poisoned() -> None:
+    guard = Guard(FACTS, Silent(), nan_policy="skip")
+    for step in range(11):
+        guard.check()
+        model = trained()
+        model.bias.grad[0] = math.nan
+        guard.on_pre_optimizer_step(ARGS, state(step), None, model=model)
+    with pytest.raises(TrainingError, match="in a row"):
+        guard.check()
+
+
+@fault("training", "a step makes the weights overflow",
+       "the step; nothing is saved, the last checkpoint stands")  # fmt: skip
+def test_weights_that_overflow_end_the_run_before_they_are_saved() -> None:
+    model = trained()
+    model.weight.data[1, 1] = math.inf
+    with pytest.raises(TrainingError, match=r"Step 5 made the weights overflow \(weight\)"):
+        Guard(FACTS, Silent()).on_optimizer_step(ARGS, state(), None, model=model)
+
+
+def test_a_refused_step_is_logged_as_one_and_never_with_an_invented_loss() -> None:
+    guard = Guard(FACTS, Silent(), nan_policy="skip")
+    model = trained()
+    model.bias.grad[0] = math.nan
+    guard.on_pre_optimizer_step(ARGS, state(), None, model=model)
+    logs, after = healthy(5), state(5)
+    guard.on_log(ARGS, after, None, logs=logs)
+    for kept in (logs, after.log_history[-1]):
+        assert math.isnan(kept["loss"]) and kept["refused_steps"] == 1
+    logs = healthy(6)
+    guard.on_log(ARGS, state(6), None, logs=logs)
+    assert logs["loss"] == 0.01 and "refused_steps" not in logs
+
+
+def test_all_finite_sees_every_tensor_and_is_not_fooled_by_large_ones() -> None:
+    large = torch.full((4,), 3e38)
+    assert all_finite([large, torch.zeros(0), torch.tensor([6e4]).half()])
+    assert not all_finite([large, torch.tensor([0.0, math.nan]), large])
+
+
+@fault("model", "the weights of the model hold NaN", "the model and the weight")
+def test_broken_weights_are_refused_by_name() -> None:
+    model = torch.nn.Linear(2, 2)
+    refuse_broken_weights(model, "mine")
+    model.bias.data[0] = math.nan
+    with pytest.raises(ModelError, match=r"'mine' hold numbers .* \(first in bias"):
+        refuse_broken_weights(model, "mine")
+
+
+def test_the_watch_reads_what_was_written_as_it_read_what_was_logged(tmp_path: Path) -> None:
+    from abacist.learning.tracking import append_json_line
+
+    row = wrong(grad_norm=lambda s: math.nan if s == 30 else 0.05)
+    live, later = Watch(FACTS), Watch(FACTS)
+    path = tmp_path / "metrics.jsonl"
+    for step in range(1, STEPS + 1):
+        live.see(row(step))
+        append_json_line(path, row(step))
+    for line in path.read_text().splitlines():
+        later.see(json.loads(line))
+    assert live.found == later.found and set(live.found) == {"not finite"}

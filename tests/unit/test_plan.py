@@ -1,0 +1,271 @@
+"""The plan of a run: what it predicts is what is measured, and what it advises follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abacist.learning.config import Config, load_config
+from abacist.learning.dryrun import advice, memory
+from abacist.learning.dryrun.activations import Forward, _saved_bytes, measure_forward
+from abacist.learning.dryrun.memory import Memory, Part
+from abacist.learning.dryrun.probe import Probe
+from abacist.learning.dryrun.schedule import total_steps
+from abacist.learning.dryrun.solverates import GROUP_SIZES, SolveRates
+from abacist.learning.judge import Judge
+from abacist.learning.plan import Plan, _trial_of
+from abacist.learning.tracking import Silent
+from abacist.learning.train import load_parts, make_trainer
+from abacist.policy import cache, head
+from abacist.policy.lean import LeanNetwork
+from abacist.proof.statistics import Interval
+from abacist.records.rundir import RunDir
+from abacist.view.plantext import WIDTH, plan_text
+
+GIB = 2**30
+SMALL = ["--num_train_problems", "24", "--num_heldout_problems", "0", "--eval_strategy", "no",
+         "--per_device_train_batch_size", "16"]  # fmt: skip
+
+rates = st.integers(1, 12).flatmap(
+    lambda samples: st.lists(st.integers(0, samples), min_size=1, max_size=40).map(
+        lambda solved: SolveRates(solved, samples)
+    )
+)
+
+
+@given(rates)
+def test_larger_groups_are_never_predicted_to_be_mixed_less_often(found: SolveRates) -> None:
+    shares = [found.predicted_mixed(size).value for size in GROUP_SIZES]
+    assert shares == sorted(shares)
+    for size in GROUP_SIZES:
+        share = found.predicted_mixed(size)
+        assert 0 <= share.low <= share.high <= 1 and share.n == len(found.solved)
+
+
+@given(rates)
+def test_the_prediction_knows_no_right_from_wrong(found: SolveRates) -> None:
+    mirrored = SolveRates([found.samples - right for right in found.solved], found.samples)
+    assert mirrored.predicted_mixed(16).value == pytest.approx(found.predicted_mixed(16).value)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.3, 0.5), (2, 2), (0.1, 2)])
+def test_the_interval_holds_the_true_share_about_as_often_as_it_says(
+    first: float, second: float
+) -> None:
+    generator = np.random.default_rng(0)
+    population = generator.beta(first, second, 100_000)
+    hits = {size: 0 for size in GROUP_SIZES}
+    rounds = 100
+    for _ in range(rounds):
+        solved = generator.binomial(8, generator.beta(first, second, 32))
+        found = SolveRates([int(right) for right in solved], 8)
+        for size in GROUP_SIZES:
+            true = np.mean(1 - population**size - (1 - population) ** size)
+            share = found.predicted_mixed(size)
+            hits[size] += bool(share.low <= true <= share.high)
+    # 95 in 100 claimed; the standard deviation of this count is 2.2.
+    assert min(hits.values()) >= 88
+
+
+def test_without_one_right_reply_it_is_not_certain_that_none_will_come() -> None:
+    share = SolveRates([0] * 32, 8).predicted_mixed(32)
+    assert share.low < 0.01 and 0.1 < share.high < 0.4
+
+
+class Assembled:
+    """A run of the built-in model as the dry run assembles it, in a folder of the test's."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        config = load_config(None, None, [*SMALL, *flags])
+        task, rewards, self.policy = load_parts(config, Silent())
+        run = RunDir(folder)
+        trial = _trial_of(config, folder)
+        judge = Judge(trial, task, run, Silent())
+        self.config, self.task = config, task
+        self.trainer: Any = make_trainer(trial, task, self.policy, rewards, run, judge, Silent())
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Assembled:
+    return Assembled(tmp_path_factory.mktemp("plan"))
+
+
+@pytest.mark.parametrize("flags", [[], ["--no_use_fast_path"], ["--no_use_peft"]])
+def test_what_a_full_batch_keeps_is_foretold_by_small_ones(
+    flags: list[str], tmp_path: Path
+) -> None:
+    trainer = Assembled(tmp_path, *flags).trainer
+    forward = measure_forward(trainer, prompt_tokens=50, completion_tokens=96)
+    hidden, layers = 192 * 4, 4
+    foretold = forward.kept_bytes(16, hidden, layers, checkpointing=False)
+    kept = _saved_bytes(trainer, 2, 8, 50, 96)
+    assert foretold == pytest.approx(kept, rel=0.05)
+    assert forward.kept_bytes(16, hidden, layers, checkpointing=True) < foretold
+
+
+def test_the_measurement_leaves_weights_and_gradients_as_they_were(tiny: Assembled) -> None:
+    before = {name: p.detach().clone() for name, p in tiny.trainer.model.named_parameters()}
+    measure_forward(tiny.trainer, 40, 32)
+    for name, weight in tiny.trainer.model.named_parameters():
+        assert torch.equal(before[name], weight) and weight.grad is None
+
+
+def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) -> None:
+    model: Any = tiny.trainer.model
+    with torch.inference_mode():
+        network = LeanNetwork(model, 8)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[int, int] = {}
+    # Packed weights have no storage to ask, but the shapes of what they were made of.
+    for layer in network._layers:
+        for product in (layer.query_key_value, layer.attention_out, layer.down):
+            found[id(product)] = product.weight.numel() * product.weight.element_size()
+    projections = sum(found.values())
+    config = model.config
+    gated = 2 * config.num_hidden_layers * config.hidden_size * config.intermediate_size * 4
+    head_bytes = config.vocab_size * config.hidden_size * 4 if network.head.is_packed else 0
+    assert own and memory._lean_bytes(model.get_base_model()) == projections + gated + head_bytes
+
+
+def test_the_constants_it_borrows_are_those_of_the_engine_and_the_head() -> None:
+    assert memory._PREFILL_TOKENS == cache._PREFILL_TOKENS
+    assert head._CHUNK_ELEMENTS == memory._LOGITS_AT_ONCE
+
+
+def test_the_parts_add_up_and_checkpointing_and_small_batches_need_less(tiny: Assembled) -> None:
+    forward = measure_forward(tiny.trainer, 50, 96)
+    found = memory.plan_memory(tiny.trainer, forward, 50, eval_rows=0)
+    shared = sum(part.bytes for part in found.parts if part.phase == "both")
+    assert found.training_bytes == shared + sum(
+        part.bytes for part in found.parts if part.phase == "training"
+    )
+    own = sum(p.numel() * p.element_size() for p in tiny.trainer.model.parameters())
+    assert found.loaded_bytes == pytest.approx(own, rel=0.01)
+
+    def changed(rows: int, checkpointing: bool) -> int:
+        return memory.with_micro_batch(
+            found, tiny.trainer, forward, rows, checkpointing
+        ).training_bytes
+
+    assert changed(16, False) == found.training_bytes
+    assert changed(8, False) < changed(16, False) and changed(16, True) < changed(16, False)
+
+
+def interval(value: float) -> Interval:
+    return Interval(value, value, value, 32, "told")
+
+
+def planned(solved: list[int], **told: Any) -> Plan:
+    """A plan with these solve rates, plenty of memory, and whatever else is told."""
+    shares = {"correct": 0.5, "any_format": 0.5, "strict": 0.5, "adheres": 0.5, "stopped": 1.0}
+    shares |= told.pop("figures", {})
+    probe = Probe(
+        rates=SolveRates(solved, 8),
+        figures={name: interval(value) for name, value in shares.items()},
+        rewards={"correctness": interval(1.0)},
+        varied=interval(told.pop("varied", 0.5)),
+        lengths=told.pop("lengths", (60,) * 256),
+        seconds=2.0,
+    )
+    there = told.pop("available_bytes", 8 * GIB)
+    parts = (Part("weights", GIB), Part("KV cache", GIB, "rollout"))
+    return Plan(
+        model="\x1b[2Jmine", steps=60, problems_per_step=2, num_generations=8, budget_tokens=96,
+        longest_prompt_tokens=50, memory=Memory(parts, there, "cpu"), burst=None, seconds={},
+        checkpoint_bytes=0, probe=probe,
+    )  # fmt: skip
+
+
+def advised(plan: Plan, tiny: Assembled, config: Config | None = None) -> dict[str, Any]:
+    forward = Forward(0.0, 1e6, 100, 8, 96)
+    found = advice.recommend(plan, config or tiny.config, tiny.trainer, forward, 2048)
+    return {one.setting: one for one in found}
+
+
+def test_larger_groups_are_advised_where_they_would_be_mixed_and_not_where_none_would(
+    tiny: Assembled,
+) -> None:
+    some = advised(planned([1] * 8 + [0] * 24), tiny)["num_generations"]
+    assert some.flags.startswith("--num_generations ") and "not" in some.reason
+    assert advised(planned([0] * 32), tiny)["num_generations"].flags == ""
+    assert advised(planned([8] * 32), tiny)["num_generations"].flags == ""
+    assert advised(planned([4] * 32), tiny)["num_generations"].flags == ""
+
+
+def test_the_flags_it_gives_are_taken_by_train(tiny: Assembled) -> None:
+    plan = planned(
+        [1] * 8 + [0] * 24, figures={"stopped": 0.5}, lengths=(96,) * 256, available_bytes=2**20
+    )
+    flags = [one.flags for one in advised(plan, tiny).values() if one.flags]
+    assert len(flags) >= 3
+    for given_flags in flags:
+        load_config("tiny", None, [*SMALL, *given_flags.split()])
+
+
+def test_a_budget_that_cuts_is_raised_and_one_that_is_never_used_is_lowered(
+    tiny: Assembled,
+) -> None:
+    cut = advised(planned([4] * 32, figures={"stopped": 0.5}, lengths=(96,) * 256), tiny)
+    assert cut["max_completion_length"].flags == "--max_completion_length 192"
+    idle = advised(planned([4] * 32, lengths=(20,) * 256), tiny)
+    assert idle["max_completion_length"].flags == "--max_completion_length 32"
+    assert advised(planned([4] * 32), tiny)["max_completion_length"].flags == ""
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"solved": [8] * 32}, "little to learn"),
+        ({"solved": [0] * 32, "figures": {"any_format": 0.0}}, "too hard"),
+        ({"solved": [0] * 32, "figures": {"any_format": 0.4}}, "format comes first"),
+        ({"solved": [4] * 32, "figures": {"stopped": 0.0}}, "cut off"),
+        ({"solved": [4] * 32, "figures": {"strict": 0.0}}, "never seen"),
+        ({"solved": [4] * 32, "varied": 0.0}, "gradient is 0"),
+        ({"solved": [4] * 32, "available_bytes": GIB}, "Memory"),
+    ],
+)
+def test_what_would_teach_nothing_or_break_is_warned_of(
+    told: dict[str, Any], said: str, tiny: Assembled
+) -> None:
+    assert any(said in warning for warning in advice.warn(planned(**told), tiny.config))
+
+
+def test_a_healthy_plan_warns_of_nothing_but_the_steps_it_could_not_take(tiny: Assembled) -> None:
+    warnings = advice.warn(planned([4] * 32), tiny.config)
+    assert len(warnings) == 1 and warnings[0].startswith("Memory")  # planned() has no burst
+
+
+def test_the_screen_is_narrow_and_shows_no_control_character(tiny: Assembled) -> None:
+    plan = planned([0, 4, 8] * 10)
+    plan = replace(plan, warnings=tuple(advice.warn(plan, tiny.config)))
+    text = plan_text(replace(plan, recommendations=tuple(advised(plan, tiny).values())))
+    assert max(map(len, text.split("\n"))) <= WIDTH and "\x1b" not in text
+    assert "does not fit" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        (["--max_steps", "7"], 7),
+        (["--max_steps", "-1", "--num_train_epochs", "1"], 12),
+        (["--max_steps", "-1", "--num_train_epochs", "2", "--num_iterations", "2"], 48),
+        (["--max_steps", "-1", "--num_train_epochs", "1", "--gradient_accumulation_steps", "2"], 6),
+    ],
+)
+def test_the_number_of_steps_is_the_one_that_training_will_take(
+    flags: list[str], steps: int, tmp_path: Path
+) -> None:
+    run = Assembled(tmp_path, *flags)
+    assert total_steps(run.config, 24) == steps
+    if "--max_steps" in flags and "7" not in flags:
+        args = run.trainer.args
+        micro_batches = len(run.trainer.get_train_dataloader())
+        told = run.trainer.set_initial_training_values(args, run.trainer.get_train_dataloader())
+        assert steps in told, (micro_batches, told)

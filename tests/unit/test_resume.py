@@ -1,0 +1,231 @@
+"""Exact resume: a sample of tests/soak/resume_matrix.py, and what a plain script may count on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from abacist.errors import RunError
+from abacist.learning import checkpoints
+from abacist.learning.checkpoints import MANIFEST_NAME, checkpoints_of, defect, seal, step_of
+from abacist.learning.trainer import GRPOTrainer
+from soak.resume_matrix import (
+    BASE,
+    Case,
+    by_name,
+    complete,
+    differences,
+    length_reward,
+    make_trainer,
+    resume_from,
+    stop_in_step,
+)
+
+STEPS = {"max_steps": 6, "max_completion_length": 4}
+SAMPLE = (
+    ("kl from an adapter", 5),  # inside the second epoch
+    ("two steps a generation, two iterations, accumulation", 3),  # completions still to be used
+    ("reference sync", 4),
+    ("solve rates, accumulation, short epochs", 3),
+    ("workers", 4),  # between two epochs
+    ("logs by epoch", 4),  # before the epoch's own log and evaluation
+)
+Lookalike = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import lookalikes
+
+    folder = tmp_path_factory.mktemp("model") / "qwen"
+    return lookalikes.build("qwen2.5-instruct", folder, size=32)
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return complete(by_name("lora"), model, tmp_path_factory.mktemp("whole") / "run", **STEPS)
+
+
+@pytest.mark.parametrize(("name", "step"), SAMPLE)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_byte(
+    name: str, step: int, model: Path, tmp_path: Path
+) -> None:
+    case = by_name(name)
+    uninterrupted = complete(case, model, tmp_path / "whole" / "run", **STEPS)
+    steps = [step_of(path) for path in checkpoints_of(uninterrupted)]
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
+    resumed = resume_from(case, model, uninterrupted, step, tmp_path / "again" / "run", **STEPS)
+    assert differences(uninterrupted, resumed) == []
+
+
+def test_a_resume_with_another_state_is_told_from_an_exact_one(
+    whole: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The comparison itself must be able to fail.
+    from abacist.learning import exactstate
+
+    monkeypatch.setattr(exactstate, "set_random_state", lambda saved: torch.manual_seed(7))
+    case = by_name("lora")
+    resumed = resume_from(case, model, whole, 2, tmp_path / "run", **STEPS)
+    assert {"adapter_model.safetensors", "metrics.jsonl"} <= set(differences(whole, resumed))
+
+
+def test_a_stop_inside_a_step_takes_the_step_back_and_loses_nothing(
+    model: Path, tmp_path: Path
+) -> None:
+    case = Case("stop", {"gradient_accumulation_steps": 2, "problem_sampling": "solve_rate"})
+    uninterrupted = complete(case, model, tmp_path / "whole" / "run", **STEPS)
+    run = tmp_path / "again" / "run"
+    stop = stop_in_step(case, model, run, 4, **STEPS)  # the second half of step 2
+    assert (stop.step, stop.max_steps, stop.checkpoint) == (1, 6, run / "checkpoint-1")
+    assert stop_in_step(case, model, run, 5, **STEPS).step == 3
+    trainer = make_trainer(case, model, run, **STEPS)
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    assert differences(uninterrupted, run) == []
+
+
+def plain_trainer(model: Path, run: Path, **settings: Any) -> GRPOTrainer:
+    """A script that changed one import of TRL's and nothing else."""
+    plain = {key: value for key, value in BASE.items() if key != "keep_rollouts"}
+    return GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        reward_funcs=[length_reward],
+        args=trl.GRPOConfig(output_dir=str(run), **{**plain, "max_steps": 3, **settings}),
+        train_dataset=Dataset.from_list([{"prompt": f"{n} + 1?"} for n in range(8)]),
+        processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
+    )
+
+
+def length_reward_of_text(completions: list[str], **columns: Any) -> list[float]:
+    return [len(set(text)) / 10 for text in completions]
+
+
+def test_a_plain_script_resumes_from_its_newest_sound_checkpoint(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(globals(), "length_reward", length_reward_of_text)
+    run = tmp_path / "run"
+    trainer = plain_trainer(model, run)
+    trainer.train()
+    weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    (run / "checkpoint-3" / "optimizer.pt").write_bytes(b"")
+    shutil.rmtree(run / "checkpoint-2")
+    again = plain_trainer(model, run)
+    again.train(resume_from_checkpoint=True)
+    assert all(torch.equal(tensor, weights[n]) for n, tensor in again.model.state_dict().items())
+    assert "checkpoint-3 is passed over" in caplog.text and "optimizer.pt" in caplog.text
+    assert "checkpoint-1: step 1 of 3" in caplog.text
+    with pytest.raises(RunError, match="no sound checkpoint"):
+        plain_trainer(model, tmp_path / "none").train(resume_from_checkpoint=True)
+
+
+def test_a_script_may_go_on_in_another_folder_whose_records_are_left_alone(
+    whole: Path, model: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    mine = "x" * 9000
+    (run / "metrics.jsonl").write_text(mine)
+    trainer = make_trainer(by_name("lora"), model, run, **STEPS)
+    trainer.train(resume_from_checkpoint=str(whole / "checkpoint-4"))
+    assert (run / "metrics.jsonl").read_text().startswith(mine)
+    assert [step_of(path) for path in checkpoints_of(run)] == [5, 6]
+    name = "checkpoint-6/adapter_model.safetensors"
+    assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_without_saving_there_is_no_checkpoint_not_even_the_first(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "length_reward", length_reward_of_text)
+    plain_trainer(model, tmp_path / "run", save_strategy="no", max_steps=1).train()
+    assert checkpoints_of(tmp_path / "run") == []
+
+
+def test_resuming_a_finished_training_makes_no_step(
+    whole: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_step(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a step was made")
+
+    monkeypatch.setattr(GRPOTrainer, "training_step", no_step)
+    resumed = resume_from(by_name("lora"), model, whole, 6, tmp_path / "run", **STEPS)
+    assert differences(whole, resumed) == []
+
+
+class Payload:
+    """Runs code when it is unpickled by anything but a weights-only loader."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.witness,)
+
+
+@pytest.mark.parametrize("name", ["grpo_state.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_payload_in_a_checkpoint_runs_nothing(
+    name: str, whole: Path, model: Path, tmp_path: Path
+) -> None:
+    witness, run = tmp_path / "it ran", tmp_path / "run"
+    payload = pickle.dumps(Payload(witness))
+    assert (pickle.loads(payload), witness.exists())[1]
+    witness.unlink()
+    shutil.copytree(whole / "checkpoint-6", run / "checkpoint-6")
+    (run / "checkpoint-6" / name).write_bytes(payload)
+    (run / "checkpoint-6" / "training_args.bin").write_bytes(payload)
+    (run / "checkpoint-6" / MANIFEST_NAME).unlink()
+    seal(run / "checkpoint-6", 6)  # its sums are right: only the loader stands between
+    trainer = make_trainer(by_name("lora"), model, run, **STEPS)
+    if name == "rng_state.pth":  # TRL's, which is not read
+        trainer.train(resume_from_checkpoint=True)
+    else:
+        with pytest.raises(RunError, match=r"cannot be (read|loaded)"):
+            trainer.train(resume_from_checkpoint=True)
+    assert not witness.exists()
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, save = tmp_path / "run", torch.save
+
+    def full(value: Any, place: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-2" in str(place) and "optimizer" in str(place):
+            raise OSError(errno.ENOSPC, "No space left on device", str(place))
+        save(value, place, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", full)
+    run.mkdir()
+    with pytest.raises(RunError, match=r"checkpoint-2 was not saved: the disk .* is full"):
+        make_trainer(by_name("lora"), model, run, **STEPS).train()
+    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-0", "checkpoint-1"]
+    assert all(defect(path) is None for path in checkpoints_of(run))
+    assert not list(run.glob(f"{checkpoints.ASIDE}*"))
+
+
+def test_another_learning_rate_at_resume_takes_effect(
+    whole: Path, model: Path, tmp_path: Path
+) -> None:
+    case = by_name("lora")
+    resumed = resume_from(
+        case, model, whole, 3, tmp_path / "run", **STEPS, learning_rate=BASE["learning_rate"] / 2
+    )
+    rates = [
+        [json.loads(line).get("learning_rate") for line in (run / "metrics.jsonl").open()]
+        for run in (whole, resumed)
+    ]
+    assert rates[0][:3] == rates[1][:3]
+    assert rates[1][3:6] == pytest.approx([rate / 2 for rate in rates[0][3:6]])
