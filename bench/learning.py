@@ -24,7 +24,7 @@ import torch
 from abacist.learning.config import load_config
 from abacist.learning.train import train
 from abacist.policy.loading import Policy, load_policy
-from abacist.proof.compare import compare
+from abacist.proof.comparison.compare import compare
 from abacist.proof.evaluate import Evaluation, evaluate
 from abacist.task.problems import Problem, load_problems
 from abacist.view.live import Live

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from abacist.learning.arguments import GRPOConfig
     from abacist.learning.train import train
     from abacist.learning.trainer import GRPOTrainer
-    from abacist.proof.compare import compare
+    from abacist.proof.comparison.compare import compare
     from abacist.proof.evaluate import evaluate
     from abacist.records.rollout import Rollout
     from abacist.task.answers import same_answer
-    from abacist.task.audit import audit
+    from abacist.task.audit.audit import audit
     from abacist.task.problems import Problem, load_problems
     from abacist.task.reply import parse_reply
     from abacist.task.rewards import correctness, integer, soft_format, strict_format, xml_count
@@ -51,8 +51,8 @@ _HOME = {
     "GRPOTrainer": "abacist.learning.trainer",
     "Problem": "abacist.task.problems",
     "Rollout": "abacist.records.rollout",
-    "audit": "abacist.task.audit",
-    "compare": "abacist.proof.compare",
+    "audit": "abacist.task.audit.audit",
+    "compare": "abacist.proof.comparison.compare",
     "correctness": "abacist.task.rewards",
     "evaluate": "abacist.proof.evaluate",
     "integer": "abacist.task.rewards",

@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 import abacist
 from abacist.errors import DataError, RewardError, UsageError
 from abacist.task.answers import gold_text, read_answer, same_answer
-from abacist.task.audit import _Inspection, audit
-from abacist.task.conditions import length_advantages, stress_findings
-from abacist.task.findings import Audit, Finding, Kind
+from abacist.task.audit.audit import _Inspection, audit
+from abacist.task.audit.conditions import length_advantages, stress_findings
+from abacist.task.audit.findings import Audit, Finding, Kind
+from abacist.task.audit.renderings import ASKED, layouts, numeral, other_value, same_value
+from abacist.task.audit.trial import MishapKind, Trial
 from abacist.task.problems import Problem, load_problems
-from abacist.task.renderings import ASKED, layouts, numeral, other_value, same_value
 from abacist.task.reply import completion_text, parse_reply
 from abacist.task.rewards import correctness, integer
-from abacist.task.trial import MishapKind, Trial
 from abacist.view.audit import WIDTH, audit_text
 
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
@@ -331,7 +331,7 @@ def test_bad_input_is_said_in_words() -> None:
 
 
 def test_out_of_time_it_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abacist.task.audit.NUM_REPLIES_NEEDED", 0)
+    monkeypatch.setattr("abacist.task.audit.audit.NUM_REPLIES_NEEDED", 0)
     found = short("default", max_seconds=1e-9)
     assert found.num_problems == 5
     assert "Time ran out after 5 of 12 problems" in found.remarks[0]

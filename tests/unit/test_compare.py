@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abacist.errors import AbacistError
-from abacist.proof.compare import Comparison, changes, compare
+from abacist.proof.comparison.compare import Comparison, changes, compare
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.statistics import mcnemar
 from abacist.task.problems import Problem

@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from abacist.proof.change import Paired
-from abacist.proof.resampling import bootstrap_mean
+from abacist.proof.comparison.change import Paired
+from abacist.proof.comparison.resampling import bootstrap_mean
 from abacist.proof.statistics import (
     Interval,
     clustered_difference,

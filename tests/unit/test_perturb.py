@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abacist.task.arithmetic import evaluate
-from abacist.task.perturb import Refusal, perturb, perturb_all
 from abacist.task.problems import Problem, load_problems, normalise_question
 from abacist.task.steps import equations
-from abacist.task.storynumbers import numerals, story_numbers
+from abacist.task.variants.perturb import Refusal, perturb, perturb_all
+from abacist.task.variants.storynumbers import numerals, story_numbers
+from abacist.task.variants.worked import read_steps
 from abacist.task.wordproblems import Step, Story, record, stories
-from abacist.task.worked import read_steps
 
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
 needs_gsm8k = pytest.mark.skipif(

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from abacist.errors import AbacistError, UsageError
-from abacist.proof.compare import Comparison, compare
-from abacist.proof.seeds import SeedsComparison, combine
+from abacist.proof.comparison.compare import Comparison, compare
+from abacist.proof.comparison.seeds import SeedsComparison, combine
 from evaluated import BARE, GOOD, WRONG, evaluation, problem
 
 PROBLEMS = [problem(n, difficulty=1 + n % 2) for n in range(60)]

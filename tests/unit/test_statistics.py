@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from abacist.proof.resampling import bootstrap_mean, sign_flip
+from abacist.proof.comparison.resampling import bootstrap_mean, sign_flip
 from abacist.proof.statistics import (
     Interval,
     clustered_difference,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from abacist.proof.compare import Comparison, compare
+from abacist.proof.comparison.compare import Comparison, compare
 from abacist.view.verdict import WIDTH, headline, verdict_json, verdict_text
 from evaluated import BARE, GOOD, SILENT, WORKLESS, WRONG, evaluation, problem
 

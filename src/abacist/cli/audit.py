@@ -16,7 +16,7 @@ def run(argv: list[str]) -> int:
     """Run the verb."""
     options = _parser().read(argv)
     with console.stdout_for(result_only=options.json) as stdout:
-        from abacist.task.audit import audit
+        from abacist.task.audit.audit import audit
         from abacist.task.problems import load_problems
         from abacist.task.rewards import load_reward_funcs
         from abacist.view.audit import audit_text

@@ -16,8 +16,8 @@ from abacist.cli.flags import Parser
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
-    from abacist.proof.compare import Comparison
-    from abacist.proof.sides import Side
+    from abacist.proof.comparison.compare import Comparison
+    from abacist.proof.comparison.sides import Side
     from abacist.view.sheet import Block
 
 NOT_BETTER = 3
@@ -80,9 +80,9 @@ def _closing(better: bool, options: Namespace) -> str:
 
 
 def _of_pair(options: Namespace) -> Result:
-    from abacist.proof.alike import other_circumstances
-    from abacist.proof.compare import compare
-    from abacist.proof.sides import AFTER, BEFORE, load_side
+    from abacist.proof.comparison.alike import other_circumstances
+    from abacist.proof.comparison.compare import compare
+    from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
     from abacist.view.comparison import pair_page
 
     first, *rest = options.evaluations
@@ -114,8 +114,8 @@ def _beside_control(
     options: Namespace, a: Side, b: Side, real: Comparison
 ) -> tuple[Result, list[str]]:
     """The control's own gain over A, and what the real run gains over the control."""
-    from abacist.proof.compare import compare
-    from abacist.proof.sides import AFTER, load_side, other_settings
+    from abacist.proof.comparison.compare import compare
+    from abacist.proof.comparison.sides import AFTER, load_side, other_settings
     from abacist.view.methods import control_blocks
 
     c = load_side(options.control, AFTER, sampled=options.sampled)
@@ -133,9 +133,9 @@ def _beside_control(
 
 
 def _of_seeds(options: Namespace) -> Result:
-    from abacist.proof.compare import compare
-    from abacist.proof.seeds import combine
-    from abacist.proof.sides import AFTER, BEFORE, load_side, other_settings
+    from abacist.proof.comparison.compare import compare
+    from abacist.proof.comparison.seeds import combine
+    from abacist.proof.comparison.sides import AFTER, BEFORE, load_side, other_settings
     from abacist.view.methods import seeds_page
 
     runs = options.seeds

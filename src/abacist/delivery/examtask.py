@@ -15,9 +15,9 @@ from abacist.delivery.ask import Prompting
 from abacist.errors import DataError
 from abacist.policy.source import BUILT_IN
 from abacist.proof.native import NATIVE_COMPLETION_TOKENS, NATIVE_SHOTS, NativeForm
-from abacist.task.perturb import perturb_all
 from abacist.task.problems import Problem, load_problems
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
+from abacist.task.variants.perturb import perturb_all
 
 DEFAULT_DATASET, GENERATED = "openai/gsm8k", "generated"
 MADE_HERE = (GENERATED, "gsm_symbolic")

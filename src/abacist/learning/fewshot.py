@@ -17,10 +17,10 @@ from abacist.learning.config import Config, load_config
 from abacist.learning.task import load_task
 from abacist.learning.tracking import Watcher
 from abacist.policy.loading import Policy, load_policy
-from abacist.proof.alike import refuse_unlike
-from abacist.proof.compare import Comparison, compare
+from abacist.proof.comparison.alike import refuse_unlike
+from abacist.proof.comparison.compare import Comparison, compare
+from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
 from abacist.proof.evaluate import Evaluation, evaluate
-from abacist.proof.sides import AFTER, BEFORE, load_side
 from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 from abacist.task.prompts import Shots, build_messages, system_text

@@ -22,7 +22,7 @@ from abacist.learning.config import Config, load_config
 from abacist.learning.exactstate import KEPT_LINES, cut_after
 from abacist.learning.stopping import Interrupted, StopNow
 from abacist.learning.tracking import Watcher
-from abacist.proof.compare import Comparison, compare
+from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.evaluate import Evaluation
 from abacist.records.provenance import scrub_argv
 from abacist.records.rundir import RunDir

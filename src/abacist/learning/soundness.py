@@ -13,8 +13,8 @@ from abacist.errors import RewardError
 from abacist.learning.config import Config
 from abacist.learning.control import NONE
 from abacist.learning.tracking import Watcher
-from abacist.task.audit import audit
-from abacist.task.findings import Kind
+from abacist.task.audit.audit import audit
+from abacist.task.audit.findings import Kind
 from abacist.task.problems import Problem
 
 NUM_PROBLEMS = 30

@@ -39,7 +39,7 @@ from abacist.learning.tracking import (
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
-from abacist.proof.compare import compare
+from abacist.proof.comparison.compare import compare
 from abacist.records.provenance import build_manifest
 from abacist.records.rundir import RunDir, write_aside
 from abacist.task.gist import GIST_DEFECTS

@@ -3,7 +3,7 @@
 Every figure comes back as an :class:`Interval` that carries its 95 % bounds, the number of
 independent units behind it, and the method, so that no number travels without its doubt. The
 methods are closed formulas: the same data give the same bounds, without a seed. Those that draw
-are in :mod:`abacist.proof.resampling`.
+are in :mod:`abacist.proof.comparison.resampling`.
 
 The unit is the **problem**. Several sampled replies to one problem are not independent; they
 count as one cluster, never as several problems.

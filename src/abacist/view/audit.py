@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from abacist.task.findings import Audit, Finding, Severity
+from abacist.task.audit.findings import Audit, Finding, Severity
 from abacist.view.plaintext import cut_middle, fold, visible
 
 WIDTH = 100

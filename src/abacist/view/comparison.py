@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from abacist.proof.change import SIGN_FLIP, Paired
-from abacist.proof.compare import NO_CONTROL, Comparison
+from abacist.proof.comparison.change import SIGN_FLIP, Paired
+from abacist.proof.comparison.compare import NO_CONTROL, Comparison
+from abacist.proof.comparison.resampling import SMALLEST_P
+from abacist.proof.comparison.split import Part
 from abacist.proof.metrics import SHARES
-from abacist.proof.resampling import SMALLEST_P
-from abacist.proof.split import Part
 from abacist.proof.statistics import Interval
 from abacist.view.sheet import Block, Quote, Table, one_line
 from abacist.view.tables import bracket, percent, points

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from abacist.proof.compare import Comparison
-from abacist.proof.seeds import SeedsComparison
+from abacist.proof.comparison.compare import Comparison
+from abacist.proof.comparison.seeds import SeedsComparison
 from abacist.view.comparison import (
     PARTS_NOTE,
     control_remark,

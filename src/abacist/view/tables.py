@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from abacist.proof.compare import Comparison, changes
+from abacist.proof.comparison.compare import Comparison, changes
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES, Row
 from abacist.proof.statistics import Interval

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from abacist.proof.compare import NO_CONTROL, Comparison, Example, Paired, changes
+from abacist.proof.comparison.compare import NO_CONTROL, Comparison, Example, Paired, changes
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import Rollout
 from abacist.view.plaintext import excerpt, fold

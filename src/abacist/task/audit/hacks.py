@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from abacist.task.answers import gold_text
+from abacist.task.audit.renderings import HOMES, Role, Variant, gold_value, numeral, tagged
 from abacist.task.problems import Problem
-from abacist.task.renderings import HOMES, Role, Variant, gold_value, numeral, tagged
 from abacist.task.reply import (
     ANSWER_CLOSE,
     ANSWER_OPEN,

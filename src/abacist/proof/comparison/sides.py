@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from abacist.errors import RunError
-from abacist.proof.compare import NO_CONTROL
+from abacist.proof.comparison.compare import NO_CONTROL
 from abacist.proof.evaluation import SAMPLED, Evaluation
 from abacist.proof.unfinished import SAMPLED_FOLDER
 from abacist.records.rundir import RunDir

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from abacist.task.ledger import Row
+from abacist.task.audit.ledger import Row
 
 
 class Severity(StrEnum):

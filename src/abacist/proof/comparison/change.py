@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from abacist.proof.alike import refuse_unlike
+from abacist.proof.comparison.alike import refuse_unlike
+from abacist.proof.comparison.resampling import sign_flip
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES, by_problem, keeps_answer, keeps_format
-from abacist.proof.resampling import sign_flip
 from abacist.proof.statistics import (
     Interval,
     clustered_difference,
@@ -122,7 +122,7 @@ def changes(
     """The paired change of every figure, under the names of :attr:`Evaluation.figures`.
 
     Works for greedy and sampled evaluations: the unit is the problem, whose replies are averaged.
-    Raises AbacistError as :func:`~abacist.proof.alike.refuse_unlike` does.
+    Raises AbacistError as :func:`~abacist.proof.comparison.alike.refuse_unlike` does.
     """
     refuse_unlike(before, after, allow_different=allow_different)
     first, second = _per_problem(before), _per_problem(after)

@@ -17,9 +17,9 @@ from functools import cached_property
 from typing import Any
 
 from abacist.errors import UsageError
-from abacist.proof.alike import refuse_unlike
-from abacist.proof.compare import Comparison
-from abacist.proof.split import PARTS, differences
+from abacist.proof.comparison.alike import refuse_unlike
+from abacist.proof.comparison.compare import Comparison
+from abacist.proof.comparison.split import PARTS, differences
 from abacist.proof.statistics import Interval, clustered_mean, crossed_mean
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from abacist.task.hacks import workless
-from abacist.task.ledger import EPSILON
-from abacist.task.problems import Problem
-from abacist.task.renderings import (
+from abacist.task.audit.hacks import workless
+from abacist.task.audit.ledger import EPSILON
+from abacist.task.audit.renderings import (
     ASKED,
     HOMES,
     WRONG,
@@ -19,6 +18,7 @@ from abacist.task.renderings import (
     layouts,
     wrong_solutions,
 )
+from abacist.task.problems import Problem
 
 TELLS_APART_FRACTION = 0.8  # of the problems on which an answer reward pays more for right
 Pay = Callable[[Problem, Sequence[Variant]], "list[list[float | None]]"]

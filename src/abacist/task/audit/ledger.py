@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from abacist.task.renderings import Role, Variant
+from abacist.task.audit.renderings import Role, Variant
 
 EPSILON = 1e-9
 

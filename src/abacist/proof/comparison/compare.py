@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from abacist.proof.alike import refuse_unlike
-from abacist.proof.change import Paired, changes
+from abacist.proof.comparison.alike import refuse_unlike
+from abacist.proof.comparison.change import Paired, changes
+from abacist.proof.comparison.resampling import bootstrap_mean
+from abacist.proof.comparison.split import Part, Shares, kinds_by_problem, split_of
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import steps_label, structure_label
 from abacist.proof.native import right_in_own_form
-from abacist.proof.resampling import bootstrap_mean
-from abacist.proof.split import Part, Shares, kinds_by_problem, split_of
 from abacist.proof.statistics import Interval, clustered_proportion
 from abacist.records.rollout import Rollout
 from abacist.task.problems import Problem
@@ -109,7 +109,7 @@ class Comparison:
 
     @cached_property
     def kinds(self) -> tuple[Shares, Shares]:
-        """What the replies to each problem are, before and after: see ``proof.split``."""
+        """What the replies to each problem are, before and after: see :mod:`.split`."""
         first, second = (
             kinds_by_problem(side, _outcomes(side, "correct")) for side in (self.before, self.after)
         )

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from abacist.errors import RewardError
-from abacist.task.findings import Finding, Kind
-from abacist.task.hacks import STRESS, padded, stress
+from abacist.task.audit.findings import Finding, Kind
+from abacist.task.audit.hacks import STRESS, padded, stress
+from abacist.task.audit.renderings import gold_value, numeral, reasoning_of
+from abacist.task.audit.trial import COLUMNS, MishapKind, Trial, as_message, is_out_of_time
 from abacist.task.problems import Problem
-from abacist.task.renderings import gold_value, numeral, reasoning_of
-from abacist.task.trial import COLUMNS, MishapKind, Trial, as_message, is_out_of_time
 
 GROUP_SIZE = 8
 TRL_EPSILON = 1e-4  # TRL adds it to the standard deviation of a group

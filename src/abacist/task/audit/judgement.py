@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from abacist.task.findings import Finding, Kind
-from abacist.task.hacks import PLACES
-from abacist.task.ledger import EPSILON, Ledger, Row
-from abacist.task.renderings import ASKED, GROUPED, PLAIN_DIGITS, Role
+from abacist.task.audit.findings import Finding, Kind
+from abacist.task.audit.hacks import PLACES
+from abacist.task.audit.ledger import EPSILON, Ledger, Row
+from abacist.task.audit.renderings import ASKED, GROUPED, PLAIN_DIGITS, Role
 
 SMALL = 0.02  # of the nominal maximum: differences below this are not worth a finding
 _RIGHT_ONE = ", the right one "

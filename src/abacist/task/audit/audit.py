@@ -17,8 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from abacist.errors import DataError, UsageError
-from abacist.task.calibration import Calibration, calibrate
-from abacist.task.conditions import (
+from abacist.task.audit.calibration import Calibration, calibrate
+from abacist.task.audit.conditions import (
     LENGTHS_CHARS,
     SHORTER_LENGTHS_CHARS,
     columns_of,
@@ -27,13 +27,11 @@ from abacist.task.conditions import (
     shape_findings,
     stress_findings,
 )
-from abacist.task.findings import Audit, Earned, Finding, Kind, Severity
-from abacist.task.gist import gist_gold
-from abacist.task.hacks import blind, lists, workless
-from abacist.task.judgement import Bench, findings
-from abacist.task.ledger import Ledger
-from abacist.task.problems import Problem, draw
-from abacist.task.renderings import (
+from abacist.task.audit.findings import Audit, Earned, Finding, Kind, Severity
+from abacist.task.audit.hacks import blind, lists, workless
+from abacist.task.audit.judgement import Bench, findings
+from abacist.task.audit.ledger import Ledger
+from abacist.task.audit.renderings import (
     Role,
     Variant,
     edge_problems,
@@ -41,8 +39,10 @@ from abacist.task.renderings import (
     rewritten,
     wrong_solutions,
 )
+from abacist.task.audit.trial import Trial
+from abacist.task.gist import gist_gold
+from abacist.task.problems import Problem, draw
 from abacist.task.rewards import REWARD_SETS, load_reward_funcs
-from abacist.task.trial import Trial
 
 NUM_CALIBRATION_PROBLEMS = 24
 NUM_LENGTH_PROBLEMS = 100

@@ -1,0 +1,1 @@
+"""GSM8K with other numbers, by its calculator annotations."""
