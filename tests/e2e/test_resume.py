@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from abacist.cli.main import main
-from abacist.learning.checkpoints import checkpoints_of, defect
+from abacist.learning.resume.checkpoints import checkpoints_of, defect
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from abacist.learning.checkpoints import checkpoints_of, defect, step_of
+from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
 
 FLAGS = [
     "--max_steps", "8", "--save_steps", "2", "--num_heldout_problems", "6",
@@ -33,7 +33,7 @@ SAME = ("adapter_model.safetensors", "metrics.jsonl", "config.yaml", "evals", "r
 # Run instead of `python -m abacist`: dies at the n-th operation that a save does on the disk.
 DYING = """
 import os, shutil, signal, sys
-from abacist.learning import soundtrainer
+from abacist.learning.resume import soundtrainer
 
 left, saving = [int(sys.argv.pop(1))], []
 def counted(operation):

@@ -27,8 +27,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.checkpoints import checkpoints_of, step_of
-from abacist.learning.stopping import StopNow, StopRequests
+from abacist.learning.resume.checkpoints import checkpoints_of, step_of
+from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.tracking import MetricsLog, Silent, is_wall_clock
 from abacist.learning.trainer import GRPOTrainer
 from lookalikes import build

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abacist.errors import RunError, UsageError
-from abacist.learning import checkpoints
-from abacist.learning.checkpoints import (
+from abacist.learning.resume import checkpoints
+from abacist.learning.resume.checkpoints import (
     ASIDE,
     checkpoints_of,
     choose,

@@ -17,7 +17,7 @@ from abacist.cli.machine import GIB, Finding, State, examine
 from abacist.cli.main import main
 from abacist.cli.runsummary import summarise
 from abacist.errors import RunError
-from abacist.learning.checkpoints import seal
+from abacist.learning.resume.checkpoints import seal
 from abacist.policy import source
 from abacist.records.provenance import build_manifest
 from abacist.records.rollout import Rollout, StopReason, write_rollouts

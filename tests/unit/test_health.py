@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abacist.errors import ModelError, TrainingError
-from abacist.learning.course import Course, Facts
-from abacist.learning.health import Guard, all_finite, refuse_broken_weights
-from abacist.learning.pathologies import Watch
-from abacist.learning.symptoms import RULES, rate_out_of_band
+from abacist.learning.health.course import Course, Facts
+from abacist.learning.health.guard import Guard, all_finite, refuse_broken_weights
+from abacist.learning.health.pathologies import Watch
+from abacist.learning.health.symptoms import RULES, rate_out_of_band
 from abacist.learning.tracking import Silent
 from faults import fault
 

@@ -16,11 +16,11 @@ from abacist.learning.config import Config, load_config
 from abacist.learning.dryrun import advice, memory
 from abacist.learning.dryrun.activations import Forward, _saved_bytes, measure_forward
 from abacist.learning.dryrun.memory import Memory, Part
+from abacist.learning.dryrun.plan import Plan, _trial_of
 from abacist.learning.dryrun.probe import Probe
 from abacist.learning.dryrun.schedule import total_steps
 from abacist.learning.dryrun.solverates import GROUP_SIZES, SolveRates
 from abacist.learning.judge import Judge
-from abacist.learning.plan import Plan, _trial_of
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
 from abacist.policy import cache, head

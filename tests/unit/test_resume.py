@@ -17,8 +17,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import RunError
-from abacist.learning import checkpoints
-from abacist.learning.checkpoints import MANIFEST_NAME, checkpoints_of, defect, seal, step_of
+from abacist.learning.resume import checkpoints
+from abacist.learning.resume.checkpoints import MANIFEST_NAME, checkpoints_of, defect, seal, step_of
 from abacist.learning.trainer import GRPOTrainer
 from soak.resume_matrix import (
     BASE,
@@ -73,7 +73,7 @@ def test_a_resume_with_another_state_is_told_from_an_exact_one(
     whole: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The comparison itself must be able to fail.
-    from abacist.learning import exactstate
+    from abacist.learning.resume import exactstate
 
     monkeypatch.setattr(exactstate, "set_random_state", lambda saved: torch.manual_seed(7))
     case = by_name("lora")

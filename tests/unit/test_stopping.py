@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from abacist.learning import stopping
-from abacist.learning.stopping import StopNow, StopRequests
+from abacist.learning.resume import stopping
+from abacist.learning.resume.stopping import StopNow, StopRequests
 
 
 def send(number: int) -> None:

@@ -1,6 +1,6 @@
 """What ``abacist doctor RUN`` says of a run: what is there, how far it came, what went wrong.
 
-The course of the training is judged by the rules that watch it live (``learning.symptoms``), so a
+The course of the training is judged by the rules that watch it live (``learning.health``), so a
 run that nobody looked at, or that broke off, is explained afterwards. It only reads, and a file
 that cannot be read is a finding, not a failure.
 """
@@ -15,9 +15,9 @@ from typing import Any
 
 from abacist.cli.machine import Finding, State
 from abacist.errors import RunError
-from abacist.learning.checkpoints import checkpoints_of, defect, step_of
-from abacist.learning.course import Facts
-from abacist.learning.pathologies import Diagnosis, Watch
+from abacist.learning.health.course import Facts
+from abacist.learning.health.pathologies import Diagnosis, Watch
+from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
 from abacist.records.rollout import StopReason, read_rollouts
 from abacist.records.rundir import RunDir
 from abacist.task.reply import parse_reply

@@ -79,7 +79,7 @@ def run(argv: list[str]) -> int:
 
 def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -> int:
     """What a dry run found; 1 where the run does not fit, so that ``&&`` does not start it."""
-    from abacist.learning.plan import plan
+    from abacist.learning.dryrun.plan import plan
     from abacist.view.live import Live
     from abacist.view.plantext import plan_text
 

@@ -25,7 +25,7 @@ from transformers import HfArgumentParser
 
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
-from abacist.learning.checkpoints import run_to_resume
+from abacist.learning.resume.checkpoints import run_to_resume
 from abacist.learning.retired import RETIRED
 
 DEFAULT_RECIPE = "tiny"

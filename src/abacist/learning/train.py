@@ -20,14 +20,14 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from abacist.errors import UsageError
-from abacist.learning import resuming
 from abacist.learning.config import Config
 from abacist.learning.control import NONE, control_rewards
-from abacist.learning.health import Guard, refuse_broken_weights
+from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.judge import Judge
-from abacist.learning.resuming import Run
+from abacist.learning.resume import resuming
+from abacist.learning.resume.resuming import Run
+from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.soundness import refuse_hackable
-from abacist.learning.stopping import StopNow, StopRequests
 from abacist.learning.task import Task, check_fit, load_task
 from abacist.learning.tracking import (
     MetricsLog,

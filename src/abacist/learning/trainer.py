@@ -3,7 +3,7 @@
 A script that imports this class instead of ``trl.GRPOTrainer`` and passes a plain
 ``trl.GRPOConfig`` gets the same mathematics faster: completions from our engine, log-probabilities
 from a forward that reads each prompt once (``learning.fasttrainer``). Its checkpoints are sound,
-and a resumed run is the same run (``learning.exacttrainer``).
+and a resumed run is the same run (``learning.resume.exacttrainer``).
 What else is added is asked for: rollouts are kept when ``abacist.GRPOConfig.keep_rollouts`` says
 so, and ``evaluator`` replaces TRL's evaluation (sampled groups and their rewards) by held-out
 accuracy, measured as the verdict measures it.
@@ -25,8 +25,8 @@ from accelerate.utils import gather_object
 
 from abacist.learning import canary, sampling
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.exacttrainer import ExactTrainer
 from abacist.learning.keeping import Scored, rollouts_of
+from abacist.learning.resume.exacttrainer import ExactTrainer
 from abacist.records.rollout import write_rollouts
 
 Evaluator = Callable[[Any], Mapping[str, float]]

@@ -9,8 +9,8 @@ import textwrap
 from collections.abc import Iterator
 
 from abacist.learning.dryrun.memory import Memory
+from abacist.learning.dryrun.plan import Plan
 from abacist.learning.dryrun.solverates import GROUP_SIZES
-from abacist.learning.plan import Plan
 from abacist.view.plaintext import visible
 from abacist.view.readings import duration
 

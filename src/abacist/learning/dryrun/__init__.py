@@ -1,1 +1,1 @@
-"""What a dry run looks at, one question a file; ``learning.plan`` puts them together."""
+"""What a dry run looks at, one question a file; ``learning.dryrun.plan`` puts them together."""

@@ -19,7 +19,7 @@ from abacist.learning.dryrun.memory import SAFE_FRACTION, Memory, with_micro_bat
 from abacist.learning.dryrun.solverates import GROUP_SIZES
 
 if TYPE_CHECKING:
-    from abacist.learning.plan import Plan
+    from abacist.learning.dryrun.plan import Plan
 
 GIB = 2**30
 

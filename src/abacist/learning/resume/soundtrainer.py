@@ -1,8 +1,8 @@
 """A trainer whose saves are whole: checkpoints and the final model are written aside and moved.
 
 transformers and TRL still decide what a checkpoint holds; here they are given a hidden folder to
-write it to (``learning.checkpoints``). What a GRPO loop needs beside that is added
-(``learning.exactstate``), and the folder becomes ``checkpoint-N`` once all of it is on disk.
+write it to (``learning.resume.checkpoints``). What a GRPO loop needs beside that is added
+(``learning.resume.exactstate``), and the folder becomes ``checkpoint-N`` once all of it is on disk.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import safetensors.torch
 from transformers.trainer_utils import SaveStrategy
 
 from abacist.errors import RunError
-from abacist.learning import checkpoints, exactstate
 from abacist.learning.fasttrainer import FastTrainer
+from abacist.learning.resume import checkpoints, exactstate
 
 REFERENCE_NAME = "reference.safetensors"
 

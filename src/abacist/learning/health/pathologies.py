@@ -1,7 +1,7 @@
 """What can be wrong with a run although it does not crash: each fault by name, with its evidence.
 
 A policy-gradient run that learns nothing looks like one that does: steps pass, numbers are logged.
-:class:`Watch` reads only those numbers, so it serves a run while it trains (``learning.health``)
+:class:`Watch` reads only those numbers, so it serves a run while it trains (``guard.py``)
 and, fed from ``metrics.jsonl``, after it has ended (``abacist doctor RUN``).
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from abacist.learning.course import Course, Facts, Row, number
-from abacist.learning.symptoms import RULES
+from abacist.learning.health.course import Course, Facts, Row, number
+from abacist.learning.health.symptoms import RULES
 
 
 @dataclass(frozen=True, slots=True)

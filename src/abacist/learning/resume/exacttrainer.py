@@ -3,7 +3,7 @@
 ``trl.GRPOTrainer`` resumes exactly only at some steps of the first epoch. This class adds what
 is missing and changes nothing else: the sampler's place, completions still to be used, sums since
 the last log, the reference model and all random states come out of a checkpoint as they went in
-(``learning.exactstate``), and a stop in the middle of a step takes back what was begun.
+(``learning.resume.exactstate``), and a stop in the middle of a step takes back what was begun.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
 from abacist.errors import AbacistError, RunError
-from abacist.learning import checkpoints, exactstate
+from abacist.learning.resume import checkpoints, exactstate
+from abacist.learning.resume.soundtrainer import REFERENCE_NAME, SoundTrainer
+from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.sampling import EpochSampler
-from abacist.learning.soundtrainer import REFERENCE_NAME, SoundTrainer
-from abacist.learning.stopping import StopNow, StopRequests
 from abacist.learning.tracking import first_line
 
 logger = get_logger(__name__)

@@ -4,7 +4,7 @@ One NaN gradient turns every weight it touches into NaN, and transformers then l
 finite loss. So :class:`Guard` looks at the gradient between backward pass and optimizer step: if it
 is not finite, the gradients are dropped before the optimizer sees them, and weights and optimizer
 stay as they were. Everything else it knows it reads from the log, by the rules of
-``learning.symptoms``, and says once.
+``learning.health.symptoms``, and says once.
 
 The cost of a step: two norms over what is trained, and some sums over numbers already logged.
 """
@@ -19,8 +19,8 @@ from transformers import Trainer, TrainerCallback
 
 from abacist.errors import ModelError, TrainingError
 from abacist.learning.config import Config
-from abacist.learning.course import Facts
-from abacist.learning.pathologies import Diagnosis, Watch
+from abacist.learning.health.course import Facts
+from abacist.learning.health.pathologies import Diagnosis, Watch
 from abacist.learning.tracking import Watcher
 
 MOST_REFUSED_IN_A_ROW = 10

@@ -1,8 +1,8 @@
 """The rules by which a run is judged ill: one short function each, and what to do about it.
 
-A rule speaks of a stretch of steps (``learning.course``), and compares it with the opening where a
+A rule speaks of a stretch of steps (``course.py``), and compares it with the opening where a
 change is the fault. Thresholds were chosen so that healthy runs of the built-in model and a control
-run on random rewards are told apart. ``RULES`` is the table that ``learning.pathologies.Watch``
+run on random rewards are told apart. ``RULES`` is the table that ``pathologies.Watch``
 goes through.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from abacist.learning.course import Course, Facts, Row, Said, usual_norm
+from abacist.learning.health.course import Course, Facts, Row, Said, usual_norm
 
 Rule = Callable[[Course], "Said | None"]
 

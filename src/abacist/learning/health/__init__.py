@@ -1,0 +1,1 @@
+"""A run is never silently wrong: named pathologies with evidence and remedy."""

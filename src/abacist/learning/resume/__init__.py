@@ -1,0 +1,1 @@
+"""A run is never lost: sound checkpoints, exact state, orderly stops."""
