@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from transformers import TrainerCallback
+from transformers.integrations import WandbCallback
 
 from abacist.learning.tracking import (
     MetricsLog,
@@ -118,3 +119,19 @@ def test_only_trackers_are_shielded() -> None:
     shield_trackers(trainer, print)  # type: ignore[arg-type]
     first, second = trainer.callback_handler.callbacks
     assert first is other and isinstance(second, ShieldedTracker) and second.tracker is tracker
+
+
+@pytest.mark.parametrize("joined", [None, "a sweep's run"])
+def test_a_wandb_run_ends_with_the_training_that_began_it(joined: str | None) -> None:
+    finished: list[bool] = []
+
+    class Offline(WandbCallback):
+        def __init__(self) -> None:
+            self._wandb = SimpleNamespace(run=joined, finish=lambda: finished.append(True))
+
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+            assert not finished  # its last words come first
+
+    shielded: Any = ShieldedTracker(Offline(), pytest.fail)
+    shielded.on_train_end(None, None, None)
+    assert len(finished) == (joined is None)

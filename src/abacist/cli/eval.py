@@ -116,6 +116,11 @@ def _parser() -> Parser:
     add("--attn_implementation", default="auto", metavar="NAME", help="auto, flash_attention_2, "
         "sdpa or eager")  # fmt: skip
     add("--revision", metavar="REV", help="branch, tag or commit on the Hub")
+    add(
+        "--trust_remote_code",
+        action="store_true",
+        help="run code that comes with the model: never by default",
+    )
     return parser
 
 

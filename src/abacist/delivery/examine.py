@@ -51,7 +51,9 @@ def examine(
     watcher = watcher or Silent()
     quiet_libraries()
     watcher.stage(f"Loading {request.model}")
-    find(request.model, revision=request.revision)  # a wrong name shows before any data is read
+    trust = request.trust_remote_code
+    # A wrong name shows before any data is read.
+    find(request.model, revision=request.revision, trust_remote_code=trust)
     data = load_data(request, run_settings(request.model))
     policy = load_policy(
         request.model,
@@ -59,6 +61,7 @@ def examine(
         device=request.device,
         attn_implementation=request.attn_implementation,
         revision=request.revision,
+        trust_remote_code=trust,
     )
     form = native_form(policy) if request.native_prompt else None
     prompting = prompting_of(request, data, form)

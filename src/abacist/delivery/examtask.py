@@ -62,6 +62,7 @@ class Request:
     dtype: str = "auto"
     attn_implementation: str = "auto"
     revision: str | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)

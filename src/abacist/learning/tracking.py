@@ -106,15 +106,20 @@ class ShieldedTracker(TrainerCallback):
     """A tracker's callback whose first failure is told once and its last."""
 
     def __init__(self, tracker: TrainerCallback, warn: Callable[[str], None]) -> None:
-        self.tracker: TrainerCallback | None = tracker
+        self.tracker: Any = tracker
         self.name = type(tracker).__name__.removesuffix("Callback")
         self.warn = warn
+        self.began_run = isinstance(tracker, WandbCallback) and tracker._wandb.run is None
 
     def call(self, event: str, *args: Any, **kwargs: Any) -> Any:
         if self.tracker is None:
             return None
         try:
-            return getattr(self.tracker, event)(*args, **kwargs)
+            returned = getattr(self.tracker, event)(*args, **kwargs)
+            if event == "on_train_end" and self.began_run:
+                # Else the next training of a notebook would be logged into this one's run.
+                self.tracker._wandb.finish()
+            return returned
         except (Exception, SystemExit) as error:  # trackers raise whatever they like, even exits
             self.tracker = None
             self.warn(f"{self.name} failed and is left out from here on: {first_line(error)}")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from abacist.proof.metrics import Mark, by_problem
 from abacist.proof.repeated import majority_at, pass_at
-from abacist.proof.statistics import Interval, _wilson_bounds, proportion
+from abacist.proof.statistics import Interval, proportion, wilson_bounds
 from abacist.task.answers import read_answer
 
 
@@ -72,4 +72,4 @@ def bounded_mean(values: Sequence[float]) -> Interval:
     spread = math.fsum((value - mean) ** 2 for value in values) / n
     most = mean * (1 - mean)  # the spread of yes and no with this mean
     effective = n * most / spread if most > 0 and spread > 0 else float(n)
-    return Interval(mean, *_wilson_bounds(mean, effective), n, "Wilson, effective n")
+    return Interval(mean, *wilson_bounds(mean, effective), n, "Wilson, effective n")

@@ -65,7 +65,7 @@ def _unknown(method: str) -> Interval:
     return Interval(math.nan, math.nan, math.nan, 0, method)
 
 
-def _wilson_bounds(share: float, n: float) -> tuple[float, float]:
+def wilson_bounds(share: float, n: float) -> tuple[float, float]:
     """Wilson's score bounds; ``n`` may be fractional (an effective sample size)."""
     shrink = Z * Z / n
     centre = (share + shrink / 2) / (1 + shrink)
@@ -89,7 +89,7 @@ def _wilson(true: int, n: int) -> Interval:
     method = "Wilson"
     if not n:
         return _unknown(method)
-    return Interval(true / n, *_wilson_bounds(true / n, n), n, method)
+    return Interval(true / n, *wilson_bounds(true / n, n), n, method)
 
 
 def clustered_proportion(outcomes: Sequence[bool], clusters: Sequence[Hashable]) -> Interval:
@@ -114,7 +114,7 @@ def clustered_proportion(outcomes: Sequence[bool], clusters: Sequence[Hashable])
         design_effect = max(1.0, sum(r * r for r in residuals) / spread)
         student = float(stats.t.ppf(TAIL, count - 1))
         effective = replies / design_effect * (Z / student) ** 2
-    return Interval(share, *_wilson_bounds(share, effective), count, method)
+    return Interval(share, *wilson_bounds(share, effective), count, method)
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:

@@ -67,4 +67,5 @@ def excerpt(text: str, width: int, *, characters: int = 600, lines: int = 16) ->
         return folded
     tail = lines // 3
     head = lines - 1 - tail
-    return [*folded[:head], f"[... {len(folded) - head - tail} lines ...]", *folded[-tail:]]
+    left_out = len(folded) - head - tail
+    return [*folded[:head], f"[... {left_out} lines ...]", *folded[len(folded) - tail :]]
