@@ -1,9 +1,10 @@
 """Does the first run really teach? ``python bench/learning.py`` (about half an hour on 2 cores).
 
 Trains the recipe ``tiny`` with several seeds and measures base and trained model on the same
-fresh held-out problems (another seed than any run uses), greedy and sampled. Beside it stand two
-controls: the base forced into its careful format by a prefilled reasoning tag, and a run of
-the same budget on random rewards. Prints a table and writes JSON; every run is kept.
+fresh held-out problems (another seed than any run uses), greedy and sampled. Beside it stand three
+controls: the base forced into its careful format by a prefilled reasoning tag, and runs of the
+same budget that are paid at random (``--control random``) or for form alone (``--control
+format``). Prints a table and writes JSON; every run is kept.
 
 Nothing here is tuned on: the held-out seed is used nowhere else.
 """
@@ -12,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,12 +31,7 @@ from abacist.view.verdict import headline
 
 FRESH_SEED = 20261122
 CAREFUL_PREFILL = "<reasoning>\n"
-_rng = random.Random(0)
-
-
-def random_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """The placebo: rewards that know nothing of the completion."""
-    return [4 * _rng.random() for _ in completions]
+CONTROLS = ("random", "format")
 
 
 def measure(policy: Policy, problems: list[Problem], num_samples: int) -> dict[str, Evaluation]:
@@ -104,7 +98,6 @@ def main() -> None:
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="given to every run")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    sys.path.insert(0, str(Path(__file__).parent))  # --reward_funcs learning.random_reward
     fresh = load_problems("generated", split="heldout", limit=options.problems, seed=FRESH_SEED)
 
     base = load_policy("tiny")
@@ -118,7 +111,7 @@ def main() -> None:
     comparisons: dict[str, Any] = {}
     after: dict[str, Evaluation] = {}
     arms = [(f"seed {seed}", ["--seed", str(seed)]) for seed in options.seeds]
-    arms.append(("random", ["--reward_funcs", "learning.random_reward", "--seed", "0"]))
+    arms += [(control, ["--control", control, "--seed", "0"]) for control in CONTROLS]
     for name, flags in arms:
         folder = options.output / name.replace(" ", "-")
         path, seconds[name] = run([*flags, *options.flags], folder)
@@ -130,7 +123,9 @@ def main() -> None:
             careful, found["greedy"], allow_different=["prompt"]
         )
     for seed in options.seeds:
-        comparisons[f"seed {seed} against random"] = compare(after["random"], after[f"seed {seed}"])
+        for control in CONTROLS:
+            against = compare(after[control], after[f"seed {seed}"])
+            comparisons[f"seed {seed} against {control}"] = against
 
     print(f"\n{len(fresh)} fresh held-out problems, {options.samples} samples each where sampled\n")
     print(table(columns))
