@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -229,3 +230,19 @@ def test_another_learning_rate_at_resume_takes_effect(
     ]
     assert rates[0][:3] == rates[1][:3]
     assert rates[1][3:6] == pytest.approx([rate / 2 for rate in rates[0][3:6]])
+
+
+def test_a_resumed_run_joins_its_wandb_run_and_the_next_run_of_the_process_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from abacist.learning.resume import exactstate
+
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.delenv("WANDB_RESUME", raising=False)
+    with exactstate.joined_trackers({"tracker": {"WANDB_RUN_ID": "abc"}}):
+        assert os.environ["WANDB_RUN_ID"] == "abc" and os.environ["WANDB_RESUME"] == "allow"
+    assert "WANDB_RUN_ID" not in os.environ and "WANDB_RESUME" not in os.environ
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    with exactstate.joined_trackers({"tracker": {"WANDB_RUN_ID": "abc"}}):
+        assert os.environ["WANDB_RUN_ID"] == "mine"
+    assert os.environ["WANDB_RUN_ID"] == "mine"

@@ -14,7 +14,8 @@ import random
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -182,12 +183,25 @@ def tracker_ids() -> dict[str, str]:
     return {"WANDB_RUN_ID": str(run.id)} if run is not None else {}
 
 
-def join_trackers(saved: State) -> None:
-    """Let W&B go on with the run it knows, unless the environment says otherwise."""
-    for name, value in saved["tracker"].items():
-        if name == "WANDB_RUN_ID" and name not in os.environ:
-            os.environ[name] = str(value)
-            os.environ.setdefault("WANDB_RESUME", "allow")
+@contextmanager
+def joined_trackers(saved: State) -> Iterator[None]:
+    """Within, W&B goes on with the run it knows, unless the environment says otherwise.
+
+    Afterwards the environment is as before: the next training of this process is another run.
+    """
+    run_id = saved["tracker"].get("WANDB_RUN_ID")
+    if run_id is None or "WANDB_RUN_ID" in os.environ:
+        yield
+        return
+    given = {"WANDB_RUN_ID": str(run_id)}
+    if "WANDB_RESUME" not in os.environ:
+        given["WANDB_RESUME"] = "allow"
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
 
 
 def _completions(trainer: Any) -> State:

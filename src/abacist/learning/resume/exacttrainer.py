@@ -61,13 +61,16 @@ class ExactTrainer(SoundTrainer):
         eval_on_start = self.args.eval_on_start
         if path is not None:
             self._resumed = exactstate.load_state(path / self._state_name)
-            exactstate.join_trackers(self._resumed)
             if self._goes_on_in_place:
                 self._saved_step = checkpoints.step_of(path)
             # The run has been evaluated at its start already, unless it is still there.
             self.args.eval_on_start = eval_on_start and checkpoints.step_of(path) == 0
         try:
-            with self.stops.deferred() if self.stops else contextlib.nullcontext():
+            with contextlib.ExitStack() as held:
+                if self._resumed is not None:
+                    held.enter_context(exactstate.joined_trackers(self._resumed))
+                if self.stops:
+                    held.enter_context(self.stops.deferred())
                 return super().train(str(path) if path else None, *args, **kwargs)
         except StopNow as stop:
             self._save_stopped(stop)
