@@ -1,9 +1,10 @@
 """How near a step is to what the machine can do: matrix products and memory bandwidth.
 
 Training is bound by matrix products. Every product of a real step is recorded with its shape, the
-same shapes are run alone by ``torch.mm``, and the share is the time these would take by
-themselves over the time that training really took. Products inside a fused attention kernel
-are not recorded; recomputation by gradient checkpointing is, because it is done.
+same shapes are run alone by whichever of ``torch.mm`` and oneDNN is faster, and the share is the
+time these would take by themselves over the time that training really took. Products inside a
+fused attention kernel are not recorded; recomputation by gradient checkpointing is, because it is
+done.
 
 Decoding is bound by memory: to write one token for every row of the batch, all weights are read
 once. The share is the time that takes at the bandwidth of a plain copy (bytes read plus
@@ -20,6 +21,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from abacist.policy.products import has_onednn
+from abacist.policy.products import product as fast_product
 
 Product = tuple[int, int, int, int]  # batch, rows, inner, columns
 _OPERANDS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # where the first factor stands
@@ -45,7 +49,8 @@ class MatrixProducts(TorchDispatchMode):
                 self.counts[batch, left.shape[-2], left.shape[-1], right.shape[-1]] += 1
             elif name == "_linear_pointwise":  # oneDNN's linear on packed weights
                 inner = args[0].shape[-1]
-                self.counts[1, args[0].numel() // inner, inner, args[1].shape[0]] += 1
+                weight = args[2 if func._overloadname == "binary" else 1]
+                self.counts[1, args[0].numel() // inner, inner, weight.shape[0]] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -75,9 +80,17 @@ def _product_seconds(product: Product, dtype: torch.dtype, device: str) -> float
     right = torch.rand(batch, inner, columns, dtype=dtype, device=device)
     if batch == 1:
         left, right = left[0], right[0]
+    ways: list[Callable[[], Any]] = [lambda: left @ right]
+    if batch == 1 and has_onednn(left):
+        weight = right.t().contiguous()
+        ways.append(lambda: fast_product(left, weight))
+    return min(_best_seconds(way, device) for way in ways)
+
+
+def _best_seconds(work: Callable[[], Any], device: str) -> float:
     times: list[float] = []
     while len(times) < 3 or (sum(times) < 0.02 and len(times) < 50):
-        times.append(_seconds(lambda: left @ right, device))
+        times.append(_seconds(work, device))
     return min(times)
 
 
