@@ -16,7 +16,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint 
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 CODE    = $(wildcard src tests bench)
 
-.PHONY: help install demo check lint types test test-quick bench tiny clean
+.PHONY: help install demo check lint types test test-quick bench soak tiny clean
 
 help:
 	@echo "make demo        install and teach the built-in model, start to verdict"
@@ -24,6 +24,7 @@ help:
 	@echo "make check       lint, types, tests"
 	@echo "make test-quick  the unit and contract tests only"
 	@echo "make bench       speed and memory against stock TRL (hours; ARGS=\"--cells 'tiny/*'\" for less)"
+	@echo "make soak        every promise of docs/reliability.md, at length (an hour; ARGS=\"kills\" for a part)"
 	@echo "make tiny        remake the built-in model from nothing (see docs/lab.md)"
 	@echo "make clean       remove $(VENV) and the tools' caches (runs/ is left alone)"
 
@@ -49,6 +50,10 @@ test-quick: $(VENV)/.installed-dev
 
 bench: install
 	$(BIN)/python bench/speed.py $(ARGS)
+
+# Goes on where it was stopped; its result is written to docs/reliability.md.
+soak: $(VENV)/.installed-dev
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m soak $(ARGS)
 
 tiny: install
 	$(BIN)/python -m abacist.learning.warmstart $(ARGS)

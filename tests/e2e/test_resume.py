@@ -16,6 +16,7 @@ import pytest
 
 from abacist.cli.main import main
 from abacist.learning.resume.checkpoints import checkpoints_of, defect
+from faults import fault
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -65,6 +66,15 @@ def lines(path: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
+@fault("stops", "SIGTERM", "the step it stands after, its checkpoint, how to go on", 143)
+@fault("stops", "Ctrl-C", "the step it stands after, its checkpoint, how to go on", 130)
+@fault(
+    "run directory",
+    "a second process resumes the run that one is writing",
+    "which process is writing it",
+)
+@fault("run directory", "the process that wrote the run died and left its lock",
+       "nothing: the next one takes it over", 0)  # fmt: skip
 def test_sigterm_ctrl_c_and_kill_in_one_run_change_no_byte_of_its_result(
     whole: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -91,6 +101,7 @@ def test_sigterm_ctrl_c_and_kill_in_one_run_change_no_byte_of_its_result(
     assert not list(run.rglob(".*"))
 
 
+@fault("resume", "the run is finished already", "that nothing was done, and its verdict", 0)
 def test_a_finished_run_is_left_as_it_is(whole: Path, capsys: Captured) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     assert main(["train", "--resume", str(whole), "--json"]) == 0
@@ -99,6 +110,7 @@ def test_a_finished_run_is_left_as_it_is(whole: Path, capsys: Captured) -> None:
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+@fault("stops", "--max_hours is used up", "the step it stands after, how to go on", 0)
 def test_max_hours_saves_and_says_how_to_go_on(
     whole: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -113,6 +125,14 @@ def test_max_hours_saves_and_says_how_to_go_on(
     }
 
 
+@fault(
+    "checkpoints",
+    "the newest checkpoint is damaged, and the run is resumed",
+    "the damaged file; the checkpoint before it is taken",
+    0,
+)
+@fault("checkpoints", "a damaged checkpoint is resumed by its name",
+       "the damaged file, and that it is not resumed")  # fmt: skip
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(
     whole: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -141,6 +161,7 @@ def forget_the_end(run: Path) -> None:
     (run / "adapter_model.safetensors").unlink()
 
 
+@fault("resume", "other settings than the run was begun with", "the list of them, and --force")
 def test_another_configuration_is_refused_with_the_list_and_forced_on_request(
     whole: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -159,6 +180,8 @@ def test_another_configuration_is_refused_with_the_list_and_forced_on_request(
     assert lines(run / "metrics.jsonl") == 7  # six steps and the summary
 
 
+@fault("resume", "the run does not exist", "that there is none")
+@fault("resume", "no run is named", "that it must be", 2)
 def test_what_cannot_be_resumed_says_why(tmp_path: Path, capsys: Captured) -> None:
     assert main(["train", "--resume", str(tmp_path / "none")]) == 1
     assert "no such run" in capsys.readouterr().err

@@ -1,83 +1,51 @@
-"""Runs that are killed: at random moments, and between any two operations of a save.
+"""Runs that are ended from outside: at random moments, and before every change a save makes.
 
-Each function starts ``abacist train`` in a process of its own, ends it by SIGKILL, resumes it until
-it is through, and compares every byte of the result with that of a run that nobody killed.
-
-    PYTHONPATH=src:tests python tests/soak/kills.py [KILLS]
+Each trial starts ``abacist train``, ends it by a signal, resumes it until it is through, and
+compares every byte of the result with that of a run that nobody touched.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
+import safetensors.torch
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from abacist.learning.resume import soundtrainer
+from abacist.learning.resume.checkpoints import ASIDE, checkpoints_of, defect, step_of
+from soak import warm
+from soak.ledger import Trial
 
 FLAGS = [
-    "--max_steps", "8", "--save_steps", "2", "--num_heldout_problems", "6",
-    "--num_selection_problems", "4", "--eval_steps", "3", "--num_train_problems", "40",
+    "--max_steps", "6", "--save_steps", "2", "--num_heldout_problems", "2",
+    "--num_selection_problems", "2", "--eval_steps", "3", "--num_train_problems", "40",
     "--logging_steps", "1", "--per_device_train_batch_size", "8", "--num_generations", "4",
-    "--max_completion_length", "24",
+    "--max_completion_length", "12",
 ]  # fmt: skip
 SAVE_STEPS = 2
+SAVE_OF_STEP = 4  # the third of the run: one to keep, one to rotate away
 SAME = ("adapter_model.safetensors", "metrics.jsonl", "config.yaml", "evals", "rollouts")
-# Run instead of `python -m abacist`: dies at the n-th operation that a save does on the disk.
-DYING = """
-import os, shutil, signal, sys
-from abacist.learning.resume import soundtrainer
-
-left, saving = [int(sys.argv.pop(1))], []
-def counted(operation):
-    def call(*args, **kwargs):
-        if saving:
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return operation(*args, **kwargs)
-    return call
-
-for module, name in (
-    (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"), (os, "open"),
-):
-    setattr(module, name, counted(getattr(module, name)))
-save = soundtrainer.SoundTrainer._save_checkpoint
-def watched(self, *args):
-    if self.state.global_step == 4:  # the third of the run: one to keep, one to rotate away
-        saving.append(1)
-    save(self, *args)
-    if saving:
-        os.kill(os.getpid(), signal.SIGKILL)
-soundtrainer.SoundTrainer._save_checkpoint = watched
-from abacist.cli.main import main
-sys.exit(main(["train", *sys.argv[1:]]))
-"""
+KILLS_IN_A_RUN = 3
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link"}
+Trials = list[tuple[str, Callable[[Path], Trial]]]
 
 
 def contents(run: Path) -> dict[str, bytes]:
     """What a resumed run must have in common with the uninterrupted one."""
     files = [path for name in SAME for path in [run / name, *(run / name).rglob("*")]]
     return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
-
-
-def start(
-    *arguments: str, program: tuple[str, ...] = ("-m", "abacist", "train")
-) -> subprocess.Popen[bytes]:
-    """``abacist train`` in a process of its own, silent."""
-    return subprocess.Popen(
-        [sys.executable, *program, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 def newest_sound(run: Path) -> int:
@@ -92,85 +60,211 @@ def steps_done(run: Path) -> int:
     return max((json.loads(line)["step"] for line in whole if line), default=0)
 
 
-def uninterrupted(place: Path) -> tuple[Path, float]:
+def uninterrupted(shared: Path) -> tuple[Path, float]:
     """The run that nobody kills, and how many seconds it takes."""
-    run, began = place / "whole" / "run", time.monotonic()
-    if start("--output_dir", str(run), *FLAGS).wait() != 0:
-        raise RuntimeError("the uninterrupted run failed")
+    run, began = shared / "whole" / "run", time.monotonic()
+    code = warm.exit_code(train_anew(run, output=shared / "output"))
+    if code != 0:
+        raise RuntimeError((shared / "output").read_text())
     return run, time.monotonic() - began
 
 
-def finish(run: Path, whole: Path, what: str) -> Iterator[str]:
-    """Resume a run to its end and name what differs."""
+def train_anew(run: Path, **how: Any) -> Any:
+    """The command that begins the run, in a process of its own."""
+    return warm.train("--output_dir", str(run), "--overwrite", *FLAGS, **how)
+
+
+def go_on(run: Path, **how: Any) -> Any:
+    """The command that takes the run up again; that which began it, if it never was one."""
     if (run / "config.yaml").exists():
-        code = start("--resume", str(run)).wait()
-    else:  # killed before there was a run: the same command again
-        code = start("--output_dir", str(run), "--overwrite", *FLAGS).wait()
+        return warm.train("--resume", str(run), **how)
+    return train_anew(run, **how)
+
+
+def finish(run: Path, whole: Path) -> list[str]:
+    """Resume a run to its end and name what differs from the whole one, and what is left over."""
+    output = run.parent / "finish"
+    code = warm.exit_code(go_on(run, output=output))
     if code != 0:
-        yield f"{what}: resuming ended with {code}"
-        return
+        said = output.read_text(errors="replace").strip().split("\n")
+        return [f"resuming ended with {code}: {said[-1][:200]}"]
     one, other = contents(whole), contents(run)
-    different = sorted(
-        name for name in one.keys() | other.keys() if one.get(name) != other.get(name)
+    wrong = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return wrong + [f"left over: {path.name}" for path in run.rglob(".*")]
+
+
+def kills(shared: Path, options: argparse.Namespace) -> Trials:
+    """Runs killed at random moments, up to three times each, until there were enough kills."""
+    whole, seconds = uninterrupted(shared)
+    wanted = [min(KILLS_IN_A_RUN, options.kills - n) for n in range(0, options.kills, 3)]
+    return [
+        (f"run {n} ({count} kills)", functools.partial(_kill, whole, seconds, count, n))
+        for n, count in enumerate(wanted)
+    ]
+
+
+def _kill(whole: Path, seconds: float, count: int, seed: int, place: Path) -> Trial:
+    trial, rng, run, moments = Trial(), random.Random(seed), place / "run", []
+    trial.seen["most steps lost"] = 0
+    wrong: list[str] = []
+    while len(moments) < count:
+        process, moment = go_on(run, output=place / "output"), rng.uniform(0, seconds)
+        time.sleep(moment)
+        process.kill()
+        if warm.exit_code(process) != -signal.SIGKILL:  # it was through before
+            through = finish(run, whole)
+            trial.failed += [f"through after {moments}: {through}"] if through else []
+            shutil.rmtree(run)
+            seconds *= 0.8  # the machine has become faster since these were measured
+            continue
+        moments.append(f"{moment:.2f} s")
+        lost = max(steps_done(run) - max(newest_sound(run), 0), 0)
+        trial.seen["most steps lost"] = max(lost, trial.seen["most steps lost"])
+        wrong = [f"{lost} steps lost"] if lost > SAVE_STEPS else []
+        if len(moments) < count:
+            trial.expect(f"killed after {', '.join(moments)}", wrong)
+    trial.expect(f"killed after {', '.join(moments)}", wrong + finish(run, whole))
+    return trial
+
+
+def sigterm(shared: Path, options: argparse.Namespace) -> Trials:
+    """Runs that are told to end, once each, at a random moment after they began."""
+    whole, seconds = uninterrupted(shared)
+    return [
+        (f"run {n}", functools.partial(_terminate, whole, seconds, n))
+        for n in range(options.sigterms)
+    ]
+
+
+def _terminate(whole: Path, seconds: float, seed: int, place: Path) -> Trial:
+    trial, rng, run, output = Trial(), random.Random(seed), place / "run", place / "output"
+    code = 0
+    while code == 0:  # a run that was through before the signal came proves nothing
+        shutil.rmtree(run, ignore_errors=True)
+        process = train_anew(run, output=output)
+        warm.wait_for(run / "config.yaml", process)
+        time.sleep(moment := rng.uniform(0, seconds))
+        process.terminate()
+        told = time.monotonic()
+        code = warm.exit_code(process)
+    trial.seen["most seconds to stop"] = round(time.monotonic() - told, 2)
+    wrong = [] if code == 128 + signal.SIGTERM else [f"it ended with {code}"]
+    if f"abacist train --resume {run}" not in output.read_text():
+        wrong.append("it did not say how to go on")
+    if steps_done(run) > max(newest_sound(run), 0):
+        wrong.append(f"step {steps_done(run)} done, {newest_sound(run)} saved")
+    wrong += [f"{path.name} is not sound" for path in checkpoints_of(run) if defect(path)]
+    trial.expect(f"told after {moment:.2f} s", wrong + finish(run, whole))
+    return trial
+
+
+def saves(shared: Path, options: argparse.Namespace) -> Trials:
+    """One save, killed before each of its changes on the disk in turn, and within its large files.
+
+    The last trial checks that between any two files of the checkpoint there was a kill.
+    """
+    whole, _ = uninterrupted(shared)
+    begun, seen = shared / "begun" / "run", shared / "seen"
+    code = warm.exit_code(
+        train_anew(begun, output=shared / "output", before=lambda: kill_in_save(0, seen))
     )
-    if different:
-        yield f"{what}: {', '.join(different)}"
-    left = [str(path) for path in run.rglob(".*")]
-    if left:
-        yield f"{what}: left over: {', '.join(left)}"
+    if code != -signal.SIGKILL or newest_sound(begun) != SAVE_OF_STEP - SAVE_STEPS:
+        raise RuntimeError((shared / "output").read_text())
+    probe = shared / "probe" / "run"
+    shutil.copytree(begun, probe)
+    warm.exit_code(go_on(probe, output=shared / "output", before=lambda: kill_in_save(-1, seen)))
+    operations = seen.read_text().split("\n")[:-1]
+    trials: Trials = [
+        (f"{n}: {operation}", functools.partial(_kill_in_save, begun, whole, n))
+        for n, operation in enumerate(operations)
+    ]
+    counts = {int(operation.partition(" ")[0]) for operation in operations}
+    gaps = [f"none with {n}" for n in range(max(counts)) if n not in counts]
+    between = Trial(seen={"files of a checkpoint": max(counts), "kills": len(operations)})
+    between.expect("a kill between any two files", gaps)
+    return [*trials, ("between any two files", lambda place: between)]
 
 
-def killed_at_random(place: Path, kills: int, seed: int = 0) -> Iterator[str]:
-    """What goes wrong when runs are killed at ``kills`` random moments, up to three in each."""
-    whole, seconds = uninterrupted(place)
-    rng, done = random.Random(seed), 0
-    while done < kills:
-        run = place / "killed" / "run"
-        shutil.rmtree(run.parent, ignore_errors=True)
-        moments = []
-        for _ in range(min(3, kills - done)):
-            arguments = ["--resume", str(run)] if (run / "config.yaml").exists() else []
-            arguments = arguments or ["--output_dir", str(run), "--overwrite", *FLAGS]
-            process, moment = start(*arguments), rng.uniform(0, seconds)
-            time.sleep(moment)
-            process.kill()
-            process.wait()
-            done += 1
-            moments.append(f"{moment:.2f} s")
-            lost = steps_done(run) - newest_sound(run)
-            if steps_done(run) and lost > SAVE_STEPS:
-                yield f"killed after {moments}: {lost} steps lost"
-        yield from finish(run, whole, f"killed after {', '.join(moments)}")
+def _kill_in_save(begun: Path, whole: Path, operation: int, place: Path) -> Trial:
+    trial, run, seen = Trial(), place / "run", place / "seen"
+    shutil.copytree(begun, run)
+    process = go_on(run, output=place / "output", before=lambda: kill_in_save(operation, seen))
+    code = warm.exit_code(process)
+    wrong = [] if code == -signal.SIGKILL else [f"it ended with {code}"]
+    if newest_sound(run) < SAVE_OF_STEP - SAVE_STEPS:
+        wrong.append("no sound checkpoint")
+    trial.expect(seen.read_text().strip().split("\n")[-1], wrong + finish(run, whole))
+    return trial
 
 
-def killed_in_a_save(place: Path, first: int = 0, last: int = 400, every: int = 1) -> Iterator[str]:
-    """What goes wrong when a run is killed at any one operation of a save, and then resumed."""
-    whole, _ = uninterrupted(place)
-    for operation in range(first, last, every):
-        run = place / "killed" / "run"
-        shutil.rmtree(run.parent, ignore_errors=True)
-        program = ("-c", DYING, str(operation))
-        code = start("--output_dir", str(run), *FLAGS, program=program).wait()
-        if code != -signal.SIGKILL:
-            yield f"operation {operation}: ended with {code}"
-        if newest_sound(run) < 2:
-            yield f"operation {operation}: no sound checkpoint of step 2"
-        is_through = newest_sound(run) == 4 and not list(run.glob(".saving*"))
-        yield from finish(run, whole, f"killed at operation {operation} of a save")
-        if is_through:
+def kill_in_save(operation: int, seen: Path) -> None:
+    """Have this process die before the n-th change that a save makes; with -1 only at its end.
+
+    What the changes are, and how many files stood in the unfinished checkpoint before each, is
+    written to ``seen``.
+    """
+    seen.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(seen, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    left, aside = [operation], [Path()]
+    counting: list[bool] = []
+
+    def passing(what: str) -> None:
+        if not counting:
             return
+        counting.clear()  # what is done here is no operation of the save
+        files = sum(path.is_file() for path in aside[0].rglob("*"))
+        os.write(log, f"{files} files, {what}\n".encode())
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        counting.append(True)
 
+    def audited(event: str, arguments: tuple[Any, ...]) -> None:
+        if not counting or not arguments or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        path = Path(os.fsdecode(arguments[0]))
+        writes = event == "open" and arguments[2] & (os.O_CREAT | os.O_TRUNC)
+        if writes or (event in CHANGES and not (event == "os.mkdir" and path.exists())):
+            passing(f"{event} {path.name}")
 
-def main(kills: int) -> int:
-    """Both, and what was found."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = [
-            *killed_in_a_save(Path(folder) / "a"),
-            *killed_at_random(Path(folder) / "b", kills),
-        ]
-    print("\n".join(found) if found else "every killed run ended as the uninterrupted one")
-    return 1 if found else 0
+    def half(path: Path, what: str) -> None:
+        """Pass a moment at which only the first half of a file is on the disk."""
+        counting.clear()
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        counting.append(True)
+        passing(what)
+        counting.clear()
+        path.write_bytes(content)
+        counting.append(True)
 
+    def counted(owner: Any, name: str, place: Callable[..., Any] | None = None) -> None:
+        do = getattr(owner, name)
 
-if __name__ == "__main__":
-    raise SystemExit(main(int(sys.argv[1]) if sys.argv[1:] else 100))
+        def call(*args: Any, **kwargs: Any) -> Any:
+            passing(name)
+            result = do(*args, **kwargs)
+            if place and counting:
+                half(Path(str(place(*args))), f"{name}, half written")
+            return result
+
+        setattr(owner, name, call)
+
+    # What is written by C++ and Rust raises no audit event.
+    counted(torch, "save", lambda value, path: path)
+    counted(safetensors.torch, "serialize_file", lambda value, path, *rest: path)
+    counted(PreTrainedTokenizerFast, "_save_pretrained")
+    sys.addaudithook(audited)
+    save = soundtrainer.SoundTrainer._save_checkpoint
+
+    def watched(self: Any, *args: Any) -> None:
+        is_it = self.state.global_step == SAVE_OF_STEP
+        if is_it:
+            aside[0] = Path(self.args.output_dir) / ASIDE
+            counting.append(True)
+        save(self, *args)
+        if is_it:
+            passing("the save is over")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    soundtrainer.SoundTrainer._save_checkpoint = watched  # type: ignore[method-assign]

@@ -3,9 +3,7 @@
 Each :class:`Case` is a configuration in which something else must survive a stop. :func:`complete`
 trains it once, with a checkpoint after every step; :func:`resume_from` trains it again from one of
 these, in a new trainer; :func:`differences` compares every byte that the two runs leave.
-``tests/unit/test_resume.py`` takes a sample, the soak test all of it.
-
-    PYTHONPATH=src:tests python tests/soak/resume_matrix.py [CASE ...]
+``tests/unit/test_resume.py`` takes a sample, ``make soak`` all of it.
 """
 
 from __future__ import annotations
@@ -14,9 +12,6 @@ import json
 import os
 import shutil
 import signal
-import sys
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +27,7 @@ from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.tracking import MetricsLog, Silent, is_wall_clock
 from abacist.learning.trainer import GRPOTrainer
 from lookalikes import build
+from soak.ledger import Trial
 
 BASE: dict[str, Any] = {
     "bf16": False,
@@ -226,11 +222,9 @@ def stop_in_step(
 
 def differences(one: Path, other: Path) -> list[str]:
     """The names of what two runs of a case left differently, wall-clock times aside."""
-    return [
-        name
-        for name, kept in _everything(one).items()
-        if not _same(kept, _everything(other).get(name))
-    ]
+    these, those = _everything(one), _everything(other)
+    names = sorted(these.keys() | those.keys())
+    return [name for name in names if not _same(these.get(name), those.get(name))]
 
 
 def _everything(run: Path) -> dict[str, Any]:
@@ -263,32 +257,13 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)
 
 
-def failures(case: Case, steps: list[int] | None = None) -> Iterator[str]:
-    """What goes wrong in a case, a line each: nothing if it resumes exactly after every step."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        model = build("qwen2.5-instruct", place / "model", size=32)
-        whole = complete(case, model, place / "whole" / "run")
-        for path in checkpoints_of(whole):
-            step = step_of(path)
-            if steps is None or step in steps:
-                resumed = resume_from(case, model, whole, step, place / str(step) / "run")
-                different = differences(whole, resumed)
-                shutil.rmtree(resumed.parent)
-                if different:
-                    yield f"{case.name}: resumed after step {step}: {', '.join(different)}"
-
-
-def main(names: list[str]) -> int:
-    """Run the named cases, or all, and say how each went."""
-    failed = 0
-    for case in CASES:
-        if not names or case.name in names:
-            found = list(failures(case))
-            failed += len(found)
-            print("\n".join(found) if found else f"{case.name}: exact", flush=True)
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+def resumed_everywhere(case: Case, place: Path) -> Trial:
+    """The case resumed after every step, each time in a new trainer: one check a step."""
+    model = build("qwen2.5-instruct", place / "model", size=32)
+    whole = complete(case, model, place / "whole" / "run")
+    trial = Trial()
+    for step in map(step_of, checkpoints_of(whole)):
+        resumed = resume_from(case, model, whole, step, place / str(step) / "run")
+        trial.expect(f"resumed after step {step}", differences(whole, resumed))
+        shutil.rmtree(resumed.parent)
+    return trial

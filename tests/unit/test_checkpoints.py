@@ -15,6 +15,7 @@ from abacist.errors import RunError, UsageError
 from abacist.learning.resume import checkpoints
 from abacist.learning.resume.checkpoints import (
     ASIDE,
+    MANIFEST_NAME,
     checkpoints_of,
     choose,
     clear_leftovers,
@@ -25,6 +26,7 @@ from abacist.learning.resume.checkpoints import (
     seal,
     supersede_after,
 )
+from faults import fault
 
 FILES = {
     "adapter_model.safetensors": b"weights " * 40,
@@ -65,6 +67,8 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
+@fault("checkpoints", "a file of a checkpoint is zeroed, halved, missing or one bit of it flipped",
+       "the file; the checkpoint before it is taken", 0)  # fmt: skip
 @pytest.mark.parametrize("damage", [halve, zero, flip_a_bit, Path.unlink])
 @pytest.mark.parametrize("name", [name for name in FILES if FILES[name]] + ["manifest.json"])
 def test_damage_to_any_file_is_seen_and_named_and_an_older_checkpoint_taken(
@@ -95,6 +99,20 @@ def test_any_single_bit_that_flips_is_seen(
         assert str(path) in str(defect(checkpoint))
 
 
+@given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_bit_that_flips_in_the_manifest_is_not_blamed_on_another_file(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+) -> None:
+    checkpoint = make(tmp_path_factory.mktemp("run"), 1)
+    path = checkpoint / MANIFEST_NAME
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+    assert defect(checkpoint) == f"{path} is damaged"
+
+
+@fault("checkpoints", "a weights file that was not saved with a checkpoint lies in it",
+       "the file; the checkpoint before it is taken", 0)  # fmt: skip
 def test_a_file_that_could_be_loaded_in_place_of_a_saved_one_is_damage(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, 1)
     (checkpoint / "notes.txt").write_text("mine")
@@ -118,6 +136,7 @@ def test_checkpoints_go_by_number_not_by_name_or_age(tmp_path: Path) -> None:
     assert chosen(tmp_path, True)[0] == "checkpoint-100"
 
 
+@fault("checkpoints", "no checkpoint of the run is sound", "which there are")
 def test_nothing_sound_is_an_error_that_says_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no sound checkpoint"):
         choose(tmp_path, True, print)
@@ -130,6 +149,8 @@ def test_nothing_sound_is_an_error_that_says_what_there_is(tmp_path: Path) -> No
     assert choose(tmp_path, None, print) is choose(tmp_path, False, print) is None
 
 
+@fault("stops", "SIGKILL, in the middle of a save too",
+       "nothing; what is resumed is the newest sound checkpoint", 137)  # fmt: skip
 @pytest.mark.parametrize("killed_after", range(12))
 def test_a_kill_between_any_two_operations_of_a_save_leaves_a_sound_newest_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_after: int

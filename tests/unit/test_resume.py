@@ -21,6 +21,7 @@ from abacist.errors import RunError
 from abacist.learning.resume import checkpoints
 from abacist.learning.resume.checkpoints import MANIFEST_NAME, checkpoints_of, defect, seal, step_of
 from abacist.learning.trainer import GRPOTrainer
+from faults import fault
 from soak.resume_matrix import (
     BASE,
     Case,
@@ -176,6 +177,8 @@ class Payload:
         return Path.touch, (self.witness,)
 
 
+@fault("checkpoints", "a pickle payload in a file, with the right sums",
+       "the file, and that it cannot be loaded; nothing in it is run")  # fmt: skip
 @pytest.mark.parametrize("name", ["grpo_state.pt", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_pickle_payload_in_a_checkpoint_runs_nothing(
     name: str, whole: Path, model: Path, tmp_path: Path
@@ -198,6 +201,7 @@ def test_a_pickle_payload_in_a_checkpoint_runs_nothing(
     assert not witness.exists()
 
 
+@fault("checkpoints", "the disk is full", "which save failed; the checkpoint before it stands")
 def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

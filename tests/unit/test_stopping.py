@@ -11,6 +11,7 @@ import pytest
 
 from abacist.learning.resume import stopping
 from abacist.learning.resume.stopping import StopNow, StopRequests
+from faults import fault
 
 
 def send(number: int) -> None:
@@ -49,6 +50,7 @@ def test_inside_an_interruptible_section_a_signal_acts_there_and_nowhere_after()
         send(signal.SIGTERM)  # deferred again
 
 
+@fault("stops", "Ctrl-C twice", "nothing is saved; the last checkpoint stands", 130)
 def test_a_second_ctrl_c_stops_there_and_then() -> None:
     with StopRequests() as stops, stops.deferred():
         send(signal.SIGINT)

@@ -62,15 +62,13 @@ def seal(folder: Path, step: int) -> None:
             os.fsync(file.fileno())
     for inner in {path.parent for path in _files(folder)}:
         sync_folder(inner)
-    write_json(
-        folder / MANIFEST_NAME,
-        {
-            "format": MANIFEST_FORMAT,
-            "format_version": MANIFEST_VERSION,
-            "step": step,
-            "files": files,
-        },
-    )
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "format_version": MANIFEST_VERSION,
+        "step": step,
+        "files": files,
+    }
+    write_json(folder / MANIFEST_NAME, manifest | {"sha256": _sum_of(manifest)})
     sync_folder(folder)
 
 
@@ -255,11 +253,18 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
+def _sum_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _listed(manifest: Any) -> dict[str, tuple[int, str]]:
     if (manifest["format"], manifest["format_version"]) != (MANIFEST_FORMAT, MANIFEST_VERSION):
         raise ValueError(manifest["format"])
     if not isinstance(manifest["step"], int) or not manifest["files"]:
         raise ValueError(manifest["step"])
+    # Its own sum: otherwise a bit that flips in here would be blamed on a file that is whole.
+    if manifest["sha256"] != _sum_of({k: v for k, v in manifest.items() if k != "sha256"}):
+        raise ValueError(manifest["sha256"])
     return {
         str(name): (int(entry["bytes"]), str(entry["sha256"]))
         for name, entry in manifest["files"].items()
