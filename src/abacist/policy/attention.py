@@ -26,8 +26,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else query.dtype
     sizes = [level.tokens for level in layout.levels]
+    filler = query.shape[2] - sum(sizes)
     queries, keys, values = (
-        states[0].transpose(0, 1).to(dtype).split(sizes) for states in (query, key, value)
+        states[0].transpose(0, 1).to(dtype).split([*sizes, filler])[: len(sizes)]
+        for states in (query, key, value)
     )
     outputs = []
     above: tuple[Tensor, Tensor] | None = None
@@ -46,6 +48,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
         outputs.append(
             level.pack(_attend_level(level, own_q, all_k.to(dtype), all_v.to(dtype), scale))
         )
+    if filler:  # nobody looks at it, nor at what becomes of it
+        outputs.append(query.new_zeros(filler, query.shape[1], query.shape[3], dtype=dtype))
     return torch.cat(outputs)[None]
 
 

@@ -47,6 +47,18 @@ def product_added(x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
     return to.addmm_(x, weight.t())
 
 
+def filler_tokens(tokens: int) -> int:
+    """How many tokens of nothing bring a packed batch to a size that has been met before.
+
+    oneDNN compiles a product for each new shape, which costs about as much as one small product;
+    packed batches are of another size in every step. So sizes go in steps of at most a sixteenth.
+
+    >>> [n + filler_tokens(n) for n in (3, 450, 3000, 3010)]
+    [32, 480, 3072, 3072]
+    """
+    return -tokens % max(32, 2 ** (tokens.bit_length() - 5))
+
+
 def fuse_linears(model: nn.Module) -> None:
     """Give the linear layers of ``model`` a forward that computes the same in fewer passes.
 
