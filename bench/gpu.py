@@ -75,11 +75,11 @@ def measure(kind: str, setup: Setup, bandwidth: float) -> dict[str, Any]:
     """Warm up and time one trainer in one cell. Raises whatever goes wrong in it."""
     on_cuda = setup.device == "cuda"
     bench = Bench(STOCK if kind == VLLM else kind, setup)
-    for _ in range(WARM_STEPS):
-        bench.step()
+    for number in range(WARM_STEPS):
+        bench.step(number)
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
-    times = [bench.step() for _ in range(TIMED_STEPS)]
+    times = [bench.step(WARM_STEPS + number) for number in range(TIMED_STEPS)]
     found: dict[str, Any] = {
         f"{part}_seconds": statistics.median(getattr(one, f"{part}_seconds") for one in times)
         for part in ("step", "rollout", "training")

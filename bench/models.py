@@ -1,4 +1,4 @@
-"""What the benches run on: models by shape, a tokenizer to go with them, prompts and rewards.
+"""What the benches run on: models by shape, and a tokenizer to go with them.
 
 Nothing is fetched. Speed does not depend on what weights say, so every model but ``tiny`` is drawn
 at random in the shape of a published one, and reads a byte-level BPE trained on the spot
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from transformers import (
 
 from abacist.policy.source import find
 from abacist.task.problems import load_problems
-from abacist.task.prompts import SYSTEM_PROMPT, choose_shots, to_dataset_rows
+from abacist.task.prompts import SYSTEM_PROMPT
 
 TINY = "tiny"
 # A token that the built-in model never writes: as its end token, it lets every reply run on.
@@ -142,36 +141,6 @@ def build_tokenizer(name: str) -> Any:
         chat_template=_template("llama3_2" if is_llama else "qwen2_5"),
         padding_side="left",
     )
-
-
-def prompt_rows(name: str, *, shots: int, prompts: int) -> list[dict[str, Any]]:
-    """``prompts`` generated problems as TRL's rows, each behind ``shots`` worked examples."""
-    problems = load_problems("generated", split="train", limit=prompts + 40, seed=0)
-    return to_dataset_rows(
-        problems[:prompts],
-        # The built-in model was taught without the system text, as its recipe says.
-        system_prompt=None if name == TINY else SYSTEM_PROMPT,
-        shots=choose_shots(problems[prompts:], shots, seed=0),
-    )
-
-
-def fixed_completions(name: str, rows: int, *, seed: int = 0) -> list[list[int]]:
-    """``rows`` replies of ordinary tokens, their lengths drawn once, the first at full length.
-
-    They end with the end token, as replies that were not cut off.
-    """
-    tokenizer = build_tokenizer(name)
-    shortest, longest = SHAPES[name].lengths
-    draw = random.Random(seed)
-    lengths = [longest, *(draw.randint(shortest, longest) for _ in range(rows - 1))]
-    special = set(tokenizer.all_special_ids)
-    ordinary = [index for index in range(len(tokenizer)) if index not in special]
-    return [[*draw.choices(ordinary, k=n - 1), tokenizer.eos_token_id] for n in lengths]
-
-
-def uneven_reward(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
-    """A reward of nothing but the row's place: every group has variance, no row can be skipped."""
-    return [(3 * place % 8) / 4 for place in range(len(completions))]
 
 
 def weight_bytes_per_token(model: Any) -> int:

@@ -6,8 +6,9 @@ linear layers, no KL term), with gradient checkpointing on, TRL's default; ours 
 settings and only its own recipe's choice of checkpointing. Both stand in one process and
 take turns: stock, ours, stock, then the other way round. The first stock step of a round is
 compared with ours, the two stock steps with each other (A/A: what noise alone looks like).
+All three of a round have the same batch, and every round, the warm-up too, has another.
 How equal work is forced is told in stopwatch.py, what the shares of the machine mean in limits.py.
-Peak memory is the growth of a child process's resident memory during two steps.
+Memory is how far five steps raise a child process above what it holds when ready (memory.py).
 
 Finished cells are kept in ``--output`` and not run again without ``--again``:
 
@@ -25,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -35,9 +36,17 @@ from typing import Any
 import torch
 
 from abacist.learning.config import load_config
-from limits import MatrixProducts, alone_seconds, copy_bytes_per_second, operations
+from limits import (
+    MatrixProducts,
+    alone_seconds,
+    least_operations,
+    operations,
+    read_bytes_per_second,
+)
+from memory import growth
 from models import SHAPES, weight_bytes_per_token
-from stopwatch import OURS, STOCK, Bench, Setup, StepTime, peak_growth_bytes
+from stopwatch import OURS, STOCK, Bench, Setup, StepTime
+from table import table
 
 CELLS = [
     f"{model}/{shots}/{prompts}"
@@ -47,32 +56,44 @@ CELLS = [
 ]
 PARTS = ("step", "rollout", "training")
 WARM_STEPS = 2
-PEAK_STEPS = 2
+MEMORY_STEPS = 5
 GENERATIONS = 8
 
 
-def setup_of(cell: str, kind: str, checkpointing: str) -> Setup:
-    """The cell ``MODEL/SHOTS/PROMPTS`` for stock or ours; ``checkpointing`` is about ours."""
+def setup_of(cell: str, kind: str, options: argparse.Namespace) -> Setup:
+    """The cell ``MODEL/SHOTS/PROMPTS`` for stock or ours; ``--checkpointing`` is about ours."""
     model, shots, prompts = cell.split("/")
     on = True
     if kind == OURS:
         recipe = load_config(SHAPES[model].recipe, None, ["--use_cpu", "true"]).training
         on = {"recipe": bool(recipe.gradient_checkpointing), "on": True, "off": False}[
-            checkpointing
+            options.checkpointing
         ]
-    return Setup(model, int(shots), int(prompts), generations=GENERATIONS, checkpointing=on)
+    return Setup(
+        model,
+        int(shots),
+        int(prompts),
+        generations=GENERATIONS,
+        checkpointing=on,
+        equal_batches=options.equal_batches,
+    )
+
+
+def setups_of(cell: str, options: argparse.Namespace) -> dict[str, Setup]:
+    """Of both trainers."""
+    return {kind: setup_of(cell, kind, options) for kind in (STOCK, OURS)}
 
 
 def run_cell(cell: str, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about one cell."""
-    setups = {kind: setup_of(cell, kind, options.checkpointing) for kind in (STOCK, OURS)}
+    setups = setups_of(cell, options)
     # First, while this process is small.
-    peaks = {} if options.no_memory else {kind: _peak(cell, kind, options) for kind in setups}
+    memory = {} if options.no_memory else {kind: _memory(cell, kind, options) for kind in setups}
     benches = {kind: Bench(kind, setup) for kind, setup in setups.items()}
     for bench in benches.values():
-        for _ in range(WARM_STEPS):
-            bench.step()
-    rounds = [_round(benches, number % 2 == 1) for number in range(options.pairs)]
+        for number in range(WARM_STEPS):
+            bench.step(number)
+    rounds = [_round(benches, WARM_STEPS + number) for number in range(options.pairs)]
     found = {
         "machine": _machine(options.threads),
         "setups": {kind: asdict(setup) for kind, setup in setups.items()},
@@ -84,20 +105,20 @@ def run_cell(cell: str, options: argparse.Namespace) -> dict[str, Any]:
             kind: {part: _median(rounds, kind, part) for part in PARTS} for kind in (STOCK, OURS)
         },
         "decoded_tokens": {kind: _tokens(rounds, kind) for kind in (STOCK, OURS)},
-        "prompt_tokens": rounds[0][OURS].prompt_tokens,
-        "peak_growth_bytes": peaks,
+        "prompt_tokens": statistics.fmean(times[OURS].prompt_tokens for times in rounds),
+        "memory_growth": memory,
     }
     if not options.no_limits:
-        found["limits"] = {kind: _limits(bench, found, kind) for kind, bench in benches.items()}
+        found["limits"] = {kind: _limits(bench, rounds) for kind, bench in benches.items()}
     return found
 
 
-def _round(benches: dict[str, Bench], backwards: bool) -> dict[str, StepTime]:
+def _round(benches: dict[str, Bench], number: int) -> dict[str, StepTime]:
     order = [(STOCK, STOCK), (OURS, OURS), ("stock again", STOCK)]
     times = {}
-    for name, kind in reversed(order) if backwards else order:
+    for name, kind in reversed(order) if number % 2 else order:
         gc.collect()
-        times[name] = benches[kind].step()
+        times[name] = benches[kind].step(number)
     return times
 
 
@@ -120,30 +141,45 @@ def _spread(
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def _limits(bench: Bench, found: dict[str, Any], kind: str) -> dict[str, float]:
-    """What share of the machine's own rates training and rollout reach."""
-    setup, seconds = bench.setup, found["seconds"][kind]
+def _limits(bench: Bench, rounds: Sequence[dict[str, StepTime]]) -> dict[str, float]:
+    """What share of the machine's own rates training and rollout reach, in the round whose
+    training took the median time."""
+    setup, model, kind = bench.setup, bench.trainer.model, bench.kind
+    by_time = sorted(range(len(rounds)), key=lambda at: _seconds(rounds[at][kind], "training"))
+    at = by_time[len(rounds) // 2]
+    times = rounds[at][kind]
     with MatrixProducts(lambda: not bench.clock.in_rollout) as products:
-        bench.step()
+        bench.step(WARM_STEPS + at)
+    least = least_operations(
+        model,
+        times.prompt_tokens,
+        statistics.fmean(bench.batch.lengths),
+        setup.prompts_per_step,
+        setup.generations,
+    )
+    done = operations(products.counts)
     alone = alone_seconds(products.counts, getattr(torch, setup.dtype), setup.device)
-    bandwidth = copy_bytes_per_second(setup.device)
-    read = weight_bytes_per_token(bench.trainer.model) * found["decoded_tokens"][kind]
+    bandwidth = read_bytes_per_second(setup.device)
+    read = weight_bytes_per_token(model) * times.longest_tokens
     return {
-        "matrix_share": alone / seconds["training"],
-        "training_gflops": operations(products.counts) / seconds["training"] / 1e9,
-        "mm_gflops": operations(products.counts) / max(alone, 1e-12) / 1e9,
-        "bandwidth_share": read / bandwidth / seconds["rollout"],
-        "copy_gigabytes_per_second": bandwidth / 1e9,
+        "matrix_share": alone / times.training_seconds,
+        "seen_of_least": done / least,
+        "training_gflops": done / times.training_seconds / 1e9,
+        "alone_gflops": done / max(alone, 1e-12) / 1e9,
+        "bandwidth_share": read / bandwidth / times.rollout_seconds,
+        "read_gigabytes_per_second": bandwidth / 1e9,
     }
 
 
-def _peak(cell: str, kind: str, options: argparse.Namespace) -> int:
-    command = [sys.executable, __file__, "--peak", kind, cell, "--threads", str(options.threads)]
-    command += ["--checkpointing", options.checkpointing]
+def _memory(cell: str, kind: str, options: argparse.Namespace) -> dict[str, int]:
+    command = [sys.executable, __file__, "--memory-of", kind, cell]
+    command += ["--threads", str(options.threads), "--checkpointing", options.checkpointing]
+    command += ["--equal-batches"] if options.equal_batches else []
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"the memory of {kind} in {cell} could not be measured:\n{done.stderr}")
-    return int(done.stdout.split()[-1])
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _machine(threads: int) -> dict[str, Any]:
@@ -157,45 +193,17 @@ def _machine(threads: int) -> dict[str, Any]:
     }
 
 
-def table(cells: dict[str, Any]) -> str:
-    """All measured cells as Markdown, one row each."""
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "prompt, reply tokens": lambda c: (
-            f"{c['prompt_tokens']:.0f}, {c['decoded_tokens'][OURS]:.0f}"
-        ),
-        "step s": lambda c: f"{c['seconds'][STOCK]['step']:.2f} → {c['seconds'][OURS]['step']:.2f}",
-        "step": lambda c: _times(c["ratios"]["step"]),
-        "rollout": lambda c: _times(c["ratios"]["rollout"]),
-        "training": lambda c: _times(c["ratios"]["training"]),
-        "A/A step": lambda c: _times(c["control"]["step"]),
-        "memory growth MB": _growth,
-        "checkpointing": lambda c: " → ".join(
-            "on" if c["setups"][kind]["checkpointing"] else "off" for kind in (STOCK, OURS)
-        ),
-        "of mm rate": lambda c: _share(c, "matrix_share"),
-        "of bandwidth": lambda c: _share(c, "bandwidth_share"),
-    }
-    lines = ["| model/shots/prompts | " + " | ".join(columns) + " |", "|---" * 11 + "|"]
-    for name, cell in cells.items():
-        lines.append(f"| {name} | " + " | ".join(show(cell) for show in columns.values()) + " |")
-    return "\n".join(lines)
-
-
-def _times(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} × ({spread['min']:.2f}–{spread['max']:.2f})"
-
-
-def _growth(cell: dict[str, Any]) -> str:
-    peaks = cell["peak_growth_bytes"]
-    if not peaks:
-        return "–"
-    stock, ours = (peaks[kind] / 1e6 for kind in (STOCK, OURS))
-    return f"{stock:.0f} → {ours:.0f}" + (f" ({stock / ours:.1f} ×)" if ours > 0 else "")
-
-
-def _share(cell: dict[str, Any], name: str) -> str:
-    limits = cell.get("limits")
-    return f"{limits[STOCK][name]:.0%} → {limits[OURS][name]:.0%}" if limits else "–"
+def _keep(cell: str, kept: dict[str, Any], options: argparse.Namespace) -> bool:
+    """Whether ``cell`` is finished. Raises SystemExit if it is, but with other settings."""
+    if cell not in kept or options.again:
+        return False
+    setups = {kind: asdict(setup) for kind, setup in setups_of(cell, options).items()}
+    if kept[cell]["setups"] != setups:
+        raise SystemExit(
+            f"{options.output} holds {cell} measured with other settings. Give another --output, "
+            "or --again to measure it anew."
+        )
+    return True
 
 
 def _options() -> argparse.Namespace:
@@ -207,12 +215,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpointing", choices=["recipe", "on", "off"], default="recipe",
                         help="ours only; stock keeps TRL's default, on")  # fmt: skip
+    parser.add_argument("--equal-batches", "--equal_batches", action="store_true",
+                        help="one batch for all steps, as it is in no run")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("runs/bench-speed.json"))
     parser.add_argument("--again", action="store_true", help="measure finished cells anew")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--no-limits", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="one small cell, one pair")
-    parser.add_argument("--peak", nargs=2, metavar=("KIND", "CELL"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", nargs=2, metavar=("KIND", "CELL"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -220,10 +230,10 @@ def main() -> None:
     """Measure the cells that are asked for and still missing, and print all there are."""
     options = _options()
     torch.set_num_threads(options.threads)
-    if options.peak:
-        kind, cell = options.peak
-        bench = Bench(kind, setup_of(cell, kind, options.checkpointing))
-        print(peak_growth_bytes(bench, PEAK_STEPS))
+    if options.memory_of:
+        kind, cell = options.memory_of
+        bench = Bench(kind, setup_of(cell, kind, options))
+        print(json.dumps(asdict(growth(bench, range(MEMORY_STEPS)))))
         return
     wanted = [cell for cell in CELLS if any(fnmatch(cell, one) for one in options.cells)]
     if options.smoke:
@@ -231,9 +241,7 @@ def main() -> None:
     if not wanted:
         raise SystemExit(f"no cell matches {options.cells}; there are: {' '.join(CELLS)}")
     kept = json.loads(options.output.read_text()) if options.output.exists() else {}
-    for cell in wanted:
-        if cell in kept and not options.again:
-            continue
+    for cell in [cell for cell in wanted if not _keep(cell, kept, options)]:
         print(f"{cell} …", file=sys.stderr, flush=True)
         kept[cell] = run_cell(cell, options)
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +257,8 @@ def main() -> None:
     )
     print(
         f"{setup.dtype}, {setup.generations} replies a prompt, a micro-batch of as many rows, "
-        f"LoRA r16 on all linear layers, {any_cell['machine']['threads']} thread(s); "
+        f"LoRA r16 on all linear layers, {any_cell['machine']['threads']} thread(s), "
+        f"{'one batch for all steps' if setup.equal_batches else 'every step its own batch'}; "
         + ", ".join(f"{k} {v}" for k, v in any_cell["machine"]["versions"].items())
     )
     print(f"Arrows: stock → ours. All cells are in {options.output}\n\n{table(cells)}")

@@ -2,9 +2,12 @@
 
 How equal work is forced:
 
-* **Rollout.** Every row ends at a length drawn beforehand, the same in both trainers (forcing.py),
-  and is never ended by the model: its end token is one that it (almost) never samples. The
-  longest row uses the whole budget. Where the decoder is not to be touched
+* **Batches.** Every step has prompts and lengths of its own, drawn from its number, the same in
+  both trainers (batches.py). ``Setup.equal_batches`` gives every step those of step 0 instead,
+  which flatters whoever compiles or caches by shape.
+* **Rollout.** Every row ends at the length drawn for it (forcing.py) and is never ended by the
+  model: its end token is one that it (almost) never samples. The longest row uses the whole
+  budget. Where the decoder is not to be touched
   (``Setup.draws_lengths`` off, as on a GPU), every row is decoded to the full budget; stock
   pays that anyway, because it decodes until the slowest row ends, so the ratio of rollouts is
   then a lower bound for an engine that lets finished rows go.
@@ -21,16 +24,13 @@ so that is what is called, for one step at a time.
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import tempfile
 import time
 import warnings
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import transformers
 import trl
@@ -38,15 +38,9 @@ from datasets import Dataset
 
 import abacist
 from abacist.policy.loading import default_lora, quiet_libraries
+from batches import Batch, draw_batch, small_batch, uneven_reward
 from forcing import check, forced_lengths
-from models import (
-    SHAPES,
-    build_model,
-    build_tokenizer,
-    fixed_completions,
-    prompt_rows,
-    uneven_reward,
-)
+from models import SHAPES, build_model, build_tokenizer
 
 STOCK, OURS = "stock", "ours"
 
@@ -64,6 +58,7 @@ class Setup:
     device: str = "cpu"
     budget_tokens: int | None = None  # None: the longest reply of the shape
     draws_lengths: bool = True
+    equal_batches: bool = False
     extra: dict[str, Any] = field(default_factory=dict)  # further settings of GRPOConfig
 
     @property
@@ -73,11 +68,13 @@ class Setup:
 
 @dataclass
 class StepTime:
-    """One optimizer step. ``decoded_tokens`` is the mean length of a row before it was replaced."""
+    """One optimizer step. ``decoded_tokens`` is the mean length of a row before it was replaced,
+    ``longest_tokens`` the greatest: so often were the weights read."""
 
     step_seconds: float = 0.0
     rollout_seconds: float = 0.0
     decoded_tokens: float = 0.0
+    longest_tokens: int = 0
     prompt_tokens: float = 0.0
 
     @property
@@ -114,7 +111,7 @@ class Bench:
         on_cuda = setup.device == "cuda"
         self.kind, self.setup = kind, setup
         self.clock = _StepClock(on_cuda)
-        rows = prompt_rows(setup.model, shots=setup.shots, prompts=setup.prompts_per_step)
+        self.batch = self._batch(0)
         model = build_model(setup.model, dtype=getattr(torch, setup.dtype), device=setup.device)
         if setup.extra.get("use_vllm"):
             self.folder = _save_for_vllm(model, setup.model)
@@ -122,33 +119,53 @@ class Bench:
             model=model,
             reward_funcs=uneven_reward,
             args=_arguments(setup),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(self.batch.rows),
             processing_class=build_tokenizer(setup.model),
             peft_config=default_lora(),
             callbacks=[self.clock],
         )
         self.trainer.remove_callback(transformers.PrinterCallback)
 
-    def step(self) -> StepTime:
-        """Take one optimizer step, always on the same prompts, and say how long it took."""
+    def step(self, number: int) -> StepTime:
+        """Take one optimizer step on the batch of this number, and say how long it took."""
+        return self._step(self._batch(number))
+
+    def small_step(self) -> StepTime:
+        """The same on hardly any tokens, to have everything loaded and compiled that a step uses
+        whatever its size."""
+        setup = self.setup
+        few = {"prompts": setup.prompts_per_step, "generations": setup.generations}
+        return self._step(small_batch(setup.model, **few))
+
+    def _step(self, batch: Batch) -> StepTime:
+        self.batch = batch
+        # `train` begins anew, with a loader for what stands here.
+        self.trainer.train_dataset = Dataset.from_list(batch.rows)
         with contextlib.redirect_stdout(sys.stderr):  # Trainer prints its summary
             self.trainer.train()
         return replace(self.clock.time)
 
+    def _batch(self, number: int) -> Batch:
+        setup = self.setup
+        return draw_batch(
+            setup.model,
+            shots=setup.shots,
+            prompts=setup.prompts_per_step,
+            generations=setup.generations,
+            number=0 if setup.equal_batches else number,
+        )
+
     def _trainer_class(self) -> type[Any]:
         """TRL's class or ours, which times the rollout and then trains on the fixed replies."""
-        clock, setup = self.clock, self.setup
+        bench, clock, setup = self, self.clock, self.setup
         base: Any = {STOCK: trl.GRPOTrainer, OURS: abacist.GRPOTrainer}[self.kind]
-        replies = fixed_completions(setup.model, setup.prompts_per_step * setup.generations)
         end_id = build_tokenizer(setup.model).eos_token_id
 
         class Timed(base):
             def _generate(self, prompts: list[Any]) -> Any:
-                lengths = (
-                    [len(ids) for ids in replies]
-                    if setup.draws_lengths
-                    else [setup.max_completion_tokens] * len(replies)
-                )
+                lengths = bench.batch.lengths
+                if not setup.draws_lengths:
+                    lengths = [setup.max_completion_tokens] * len(lengths)
                 forcing: contextlib.AbstractContextManager[None] = (
                     forced_lengths(self.model, lengths, end_id)
                     if setup.draws_lengths
@@ -161,9 +178,10 @@ class Bench:
                     clock.in_rollout = False
                 check(completion_ids, lengths)
                 clock.time.decoded_tokens = sum(map(len, completion_ids)) / len(completion_ids)
+                clock.time.longest_tokens = max(map(len, completion_ids))
                 clock.time.prompt_tokens = sum(map(len, prompt_ids)) / len(prompt_ids)
                 tool_mask, completions, _, *others = rest  # log-probabilities of other replies
-                fixed = [list(ids) for ids in replies]
+                fixed = [list(ids) for ids in bench.batch.replies]
                 return prompt_ids, fixed, tool_mask, completions, None, *others
 
         return Timed
@@ -208,23 +226,3 @@ def _arguments(setup: Setup) -> trl.GRPOConfig:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return trl.GRPOConfig(**{**settings, **setup.extra})
-
-
-def peak_growth_bytes(bench: Bench, steps: int) -> int:
-    """By how much ``steps`` steps raise this process's resident memory above what it holds now.
-
-    Meant for a process of its own. On Linux the kernel's high-water mark is set back first;
-    elsewhere only a new high of the whole process can be seen, and 0 means "below the old one".
-    """
-    process = psutil.Process()
-    marks = Path("/proc/self/clear_refs")
-    if marks.exists():
-        marks.write_text("5")
-    before = process.memory_info().rss
-    for _ in range(steps):
-        bench.step()
-    if marks.exists():
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024 - before
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)

@@ -22,6 +22,8 @@ os.environ.update(
     WANDB_MODE="disabled",
     NO_COLOR="1",
 )
+# Where it is anyway: a test that gives a process another home needs no kernels of its own.
+os.environ.setdefault("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,13 @@ def speed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Any]:
 def test_speed_times_both_trainers_on_the_same_lengths(speed: tuple[Path, str, Any]) -> None:
     _, shown, kept = speed
     cell = kept[CELL]
+    assert len({times["longest_tokens"] for times in cell["rounds"][0].values()}) == 1
+    assert len({times["prompt_tokens"] for times in cell["rounds"][0].values()}) == 1
     assert cell["decoded_tokens"]["stock"] == pytest.approx(cell["decoded_tokens"]["ours"], rel=0.1)
     assert {"step", "rollout", "training"} == set(cell["ratios"]) == set(cell["control"])
     assert all(share > 0 for share in cell["limits"]["ours"].values())
+    # Had products gone unseen, their share of the machine would say nothing.
+    assert all(limits["seen_of_least"] > 1 for limits in cell["limits"].values())
     assert f"| {CELL} |" in shown
 
 
@@ -66,7 +70,9 @@ def test_speed_does_not_measure_a_finished_cell_again(speed: tuple[Path, str, An
 
 
 def test_speed_measures_the_memory_of_one_trainer_in_one_process(tmp_path: Path) -> None:
-    assert int(start("speed.py", tmp_path, "--peak", "ours", CELL)) > 0
+    shown = start("speed.py", tmp_path, "--memory-of", "ours", CELL)
+    found = json.loads(shown.splitlines()[-1])
+    assert found["peak_bytes"] >= found["kept_bytes"] and found["peak_bytes"] > 0
 
 
 def test_time_to_accuracy_compares_curves_that_begin_at_the_same_base(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from abacist.learning.judge import Judge
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
 from abacist.policy import cache, head
+from abacist.policy.kernels.decoding import Packed
 from abacist.policy.lean import LeanNetwork
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import RunDir
@@ -121,17 +122,14 @@ def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) 
     model: Any = tiny.trainer.model
     with torch.inference_mode():
         network = LeanNetwork(model, 8)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    found: dict[int, int] = {}
-    # Packed weights have no storage to ask, but the shapes of what they were made of.
-    for layer in network._layers:
-        for product in (layer.query_key_value, layer.attention_out, layer.down):
-            found[id(product)] = product.weight.numel() * product.weight.element_size()
-    projections = sum(found.values())
-    config = model.config
-    gated = 2 * config.num_hidden_layers * config.hidden_size * config.intermediate_size * 4
-    head_bytes = config.vocab_size * config.hidden_size * 4 if network.head.is_packed else 0
-    assert own and memory._lean_bytes(model.get_base_model()) == projections + gated + head_bytes
+    products: list[Any] = [network.head]
+    for layer in network.layers:
+        products += [layer.query_key_value, layer.attention_out, layer.gated, layer.down]
+    if not all(isinstance(product, Packed) for product in products):
+        pytest.skip("without kernels the engine copies nothing that tells its size")
+    made = 4 * sum(product._packed.numel() for product in products)
+    # Packed weights are filled up to whole panels.
+    assert made == pytest.approx(memory._lean_bytes(model.get_base_model()), rel=0.02)
 
 
 def test_the_constants_it_borrows_are_those_of_the_engine_and_the_head() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from abacist.policy.products import fuse_linears, has_onednn, product, product_added
+from abacist.policy.products import fuse_linears, product, product_added
 
 
 class Two(nn.Module):
@@ -130,17 +132,42 @@ def test_bfloat16_is_no_further_from_float32_than_pefts(dtype: torch.dtype) -> N
         assert ours[name] <= 1.3 * theirs[name] + 1e-6, name
 
 
-def test_products_are_pytorchs_whatever_lies_transposed_in_memory() -> None:
-    torch.manual_seed(0)
-    x, weight, to = torch.randn(9, 6), torch.randn(5, 6), torch.randn(9, 5)
-    expected = x @ weight.t()
-    for left in (x, x.t().contiguous().t()):
-        for right in (weight, weight.t().contiguous().t()):
-            torch.testing.assert_close(product(left, right), expected)
-            torch.testing.assert_close(product_added(left, right, to.clone()), expected + to)
-    wide = x.double() @ weight.double().t()
-    torch.testing.assert_close(product(x.double(), weight.double()), wide)
-    assert not has_onednn(x.double()) and not has_onednn(x.bfloat16())
+@settings(deadline=None)
+@given(
+    sizes=st.tuples(*(st.integers(0, 80),) * 3),
+    transposed=st.tuples(*(st.booleans(),) * 2),
+    biased=st.booleans(),
+    threads=st.sampled_from([1, 2]),
+)
+def test_products_are_exact_in_every_shape_however_the_matrices_lie_in_memory(
+    sizes: tuple[int, int, int], transposed: tuple[bool, bool], biased: bool, threads: int
+) -> None:
+    rows, inputs, outputs = sizes
+    generator = torch.Generator().manual_seed(rows + 81 * inputs + 6561 * outputs)
+    x, weight, to = (
+        torch.randn(shape, generator=generator)
+        for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
+    )
+    bias = torch.randn(outputs, generator=generator) if biased else None
+    exact = x.double() @ weight.double().t()
+    x, weight = (
+        one.t().contiguous().t() if turned else one
+        for one, turned in zip((x, weight), transposed, strict=True)
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, added = product(x, weight, bias), product_added(x, weight, to.clone())
+    finally:
+        torch.set_num_threads(before)
+    shifted = exact if bias is None else exact + bias.double()
+    torch.testing.assert_close(found.double(), shifted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(added.double(), exact + to.double(), rtol=1e-5, atol=1e-4)
+
+
+def test_other_dtypes_are_multiplied_by_pytorch() -> None:
+    x, weight = torch.randn(9, 6).double(), torch.randn(5, 6).double()
+    assert torch.equal(product(x, weight), torch.nn.functional.linear(x, weight))
 
 
 def test_a_copy_of_a_fused_model_runs_on_its_own_weights() -> None:

@@ -29,6 +29,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from abacist.policy import scoring
 from abacist.policy.head import score_tokens
+from abacist.policy.kernels import attention, build
 from abacist.policy.layout import lay_out
 from abacist.policy.scoring import obstacle, score
 from abacist.policy.source import BUILT_IN_FOLDER
@@ -163,6 +164,16 @@ def compare(model: Any, batch: Any, **options: Any) -> tuple[float, float, float
     )
 
 
+@pytest.fixture(params=["kernel", "pytorch"])
+def either_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention by our kernel, and by PyTorch where that cannot be had."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(attention, "takes", lambda *_: False)
+    elif reason := build.obstacle():
+        pytest.skip(f"no kernels here: {reason}")
+
+
+@pytest.mark.usefixtures("either_attention")
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -174,6 +185,7 @@ def test_values_and_gradients_are_those_of_stock_trl(family: str, tuning: str, n
     assert gradient < 1e-5
 
 
+@pytest.mark.usefixtures("either_attention")
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing(tuning: str, reentrant: bool) -> None:
@@ -190,6 +202,7 @@ def test_chunks_of_the_head_change_nothing() -> None:
         assert max(*values, gradient) < 1e-5
 
 
+@pytest.mark.usefixtures("either_attention")
 def test_skipped_rows_are_zero_and_leave_the_others_as_they_are() -> None:
     model, (ids, mask, width) = make("qwen2"), batch_of("groups and singletons")
     skip = torch.tensor([True, False, False, True, False, False, True])
@@ -233,6 +246,7 @@ def test_padding_in_the_wrong_place_is_refused() -> None:
         ours(model, ids, mask, width)
 
 
+@pytest.mark.usefixtures("either_attention")
 def test_without_gradients_the_values_are_the_same() -> None:
     model, batch = make("qwen3"), batch_of("few-shot")
     with torch.no_grad():
@@ -282,6 +296,7 @@ def _patched_again(model: Any) -> Any:
     return model
 
 
+@pytest.mark.usefixtures("either_attention")
 @pytest.mark.parametrize("fault", ["position", "neighbour", "common opening"])
 def test_a_fault_in_the_layout_would_be_noticed(
     fault: str, monkeypatch: pytest.MonkeyPatch
@@ -295,9 +310,12 @@ def test_a_fault_in_the_layout_would_be_noticed(
             layout.position_ids[-3] += 1
         elif fault == "neighbour":
             leaf.parents = leaf.parents.roll(1)
+            leaves = layout.branches[-len(leaf.parents) :]
+            leaves[:, 2] = leaves[:, 2].roll(1)
         else:
             leaf.sees = leaf.sees.clone()
             leaf.sees[:, 0] = False
+            layout.branches[1 : -len(leaf.parents), 2] = -1
         return layout
 
     monkeypatch.setattr(scoring, "lay_out", faulty)
@@ -306,6 +324,7 @@ def test_a_fault_in_the_layout_would_be_noticed(
     assert gradient > 1e-3
 
 
+@pytest.mark.usefixtures("either_attention")
 def test_completions_do_not_see_each_other() -> None:
     model, (ids, mask, width) = make("qwen2"), batch_of("one group")
     before, _ = ours(model, ids, mask, width)

@@ -53,6 +53,7 @@ def examine(*, online: bool = False) -> Iterator[Finding]:
         ("python", _python),
         ("packages", _packages),
         ("choices", _choices),
+        ("kernels", _kernels),
         ("memory", _memory),
         ("disk", _disk),
         ("Hugging Face", _hub_token),
@@ -140,6 +141,16 @@ def _choices() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(device)
         found = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
         yield Finding("GPU memory", State.OK, found)
+
+
+def _kernels() -> Iterator[Finding]:
+    from abacist.policy.kernels import build
+
+    if (why := build.obstacle()) is not None:
+        cost = "Without kernels of ours a CPU computes the same on PyTorch alone, slower."
+        yield Finding("kernels", State.NOTE, f"none: {why}", cost)
+    else:
+        yield Finding("kernels", State.OK, f"for the CPU, compiled by {build.description()}")
 
 
 def _memory() -> Iterator[Finding]:

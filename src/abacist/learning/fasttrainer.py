@@ -17,7 +17,8 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath
-from abacist.policy import engine, products, scoring
+from abacist.learning.joint import MicroBatches, Values
+from abacist.policy import blocks, engine, products, scoring
 
 logger = get_logger(__name__)
 
@@ -36,6 +37,9 @@ class FastTrainer(trl.GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._silent: torch.Tensor | None = None
         self._obstacles: dict[str, str | None] = {}
+        self._micro_batches = MicroBatches(self)
+        self._reads_jointly = False  # in the loss, and nowhere else
+        self.add_callback(self._micro_batches)
 
     def _generate_single_turn(
         self,
@@ -80,15 +84,22 @@ class FastTrainer(trl.GRPOTrainer):
             self._buffered_inputs = split_tensor_dict(whole, steps)
         return self._buffered_inputs[self._step % steps]
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self._micro_batches.turn():
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+            return loss
+
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         # Completions that cannot contribute need not be read; only here are advantages at hand.
         # An evaluation wants its metrics over all of them.
         self._silent = fastpath.silent_rows(self, inputs) if self.model.training else None
+        # Not where something wraps the model (DDP): it must see forward and backward in turn.
+        self._reads_jointly = self.model.training and model is self.model
         try:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
             return loss
         finally:
-            self._silent = None
+            self._silent, self._reads_jointly = None, False
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -114,23 +125,33 @@ class FastTrainer(trl.GRPOTrainer):
                 compute_aux_loss,
                 **multimodal,
             )
-        # As in TRL, `batch_size` bounds how many completions are read at once.
-        parts = []
-        for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
+
+        def score(ids: torch.Tensor, mask: torch.Tensor, silent: torch.Tensor | None) -> Values:
             with self.accelerator.autocast():
-                part = scoring.score(
+                return scoring.score(
                     model,
-                    input_ids[rows],
-                    attention_mask[rows],
+                    ids,
+                    mask,
                     logits_to_keep,
                     temperature=self.temperature,
                     compute_entropy=compute_entropy,
-                    skip_rows=None if self._silent is None else self._silent[rows],
+                    skip_rows=silent,
                 )
-            parts.append(part)
-        logps = torch.cat([part[0] for part in parts])
-        known = [part[1] for part in parts if part[1] is not None]
-        entropies = torch.cat(known) if known else None
+
+        read_already = None
+        if self._reads_jointly and batch_size is None:
+            read_already = self._micro_batches.part(input_ids, attention_mask, self._silent, score)
+        if read_already is not None:
+            logps, entropies = read_already
+        else:
+            # As in TRL, `batch_size` bounds how many completions are read at once.
+            parts = []
+            for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
+                silent = None if self._silent is None else self._silent[rows]
+                parts.append(score(input_ids[rows], attention_mask[rows], silent))
+            logps = torch.cat([part[0] for part in parts])
+            known = [part[1] for part in parts if part[1] is not None]
+            entropies = torch.cat(known) if known else None
         if entropies is not None and self._silent is not None:
             # Rows that were not read get the mean of the others, which so stays the mean logged.
             read = attention_mask[:, -logits_to_keep:].bool() & ~self._silent[:, None]
@@ -156,6 +177,7 @@ class FastTrainer(trl.GRPOTrainer):
             self._obstacles[part] = found = obstacle(self)
             if part == "training" and found is None:
                 products.fuse_linears(self.model)
+                blocks.fuse_layers(self.model)
             if found is not None and fastpath.wanted(self.args):
                 logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
         return self._obstacles[part] is not None

@@ -3,6 +3,10 @@
 The levels of a :class:`~abacist.policy.layout.Layout` are attended one after another, each as one
 padded batch: keys and values of a branch are those of its parent, repeated, and its own. This is
 PyTorch's scaled-dot-product attention, whatever the model itself is set to.
+
+On a CPU in float32 a kernel of our own does it without the padding
+(:mod:`abacist.policy.kernels.attention`): PyTorch's, above all its backward, uses a small part of
+such a machine.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from abacist.policy.kernels import attention as kernel
 from abacist.policy.layout import Layout, Level
 
 
@@ -22,14 +27,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     Returns [1, T, heads, D], as transformers' attention functions do.
     """
     layout.layers_attended += 1
+    if kernel.takes(query, key, value):
+        return kernel.attend(query, key, value, layout.branches, scale)
+    return _padded(query, key, value, layout, scale)
+
+
+def _padded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
     device = query.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else query.dtype
     sizes = [level.tokens for level in layout.levels]
-    filler = query.shape[2] - sum(sizes)
     queries, keys, values = (
-        states[0].transpose(0, 1).to(dtype).split([*sizes, filler])[: len(sizes)]
-        for states in (query, key, value)
+        states[0].transpose(0, 1).to(dtype).split(sizes) for states in (query, key, value)
     )
     outputs = []
     above: tuple[Tensor, Tensor] | None = None
@@ -48,8 +57,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
         outputs.append(
             level.pack(_attend_level(level, own_q, all_k.to(dtype), all_v.to(dtype), scale))
         )
-    if filler:  # nobody looks at it, nor at what becomes of it
-        outputs.append(query.new_zeros(filler, query.shape[1], query.shape[3], dtype=dtype))
     return torch.cat(outputs)[None]
 
 

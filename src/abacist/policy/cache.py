@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from abacist.policy.lean import LeanNetwork
+from abacist.policy.kernels import attention as kernel
+from abacist.policy.lean import Attend, LeanNetwork
 
 _PREFILL_TOKENS = 8192
 
@@ -50,7 +51,6 @@ class Cache:
             device=network.device,
         )
         self._prefix_tokens = 0
-        self._longest_prompt = 0
 
     def keep_prefix(self, ids: Sequence[int]) -> None:
         """Compute what every prompt begins with, once for all of them."""
@@ -74,10 +74,8 @@ class Cache:
     def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
         network, past = self._network, self._prefix_tokens
         lengths = [len(ids) - past for ids in prompts]
-        count, longest = len(prompts), max(lengths)
-        known = past + longest
+        count = len(prompts)
         keys, values = self._prompts[:, :, first : first + count]
-        self._prompts[:, :, first : first + count, :, past:] = 0  # whoever was here before
         tokens = torch.tensor([token for ids in prompts for token in ids[past:]])
         columns = torch.cat([torch.arange(length) for length in lengths])
         rows = torch.repeat_interleave(torch.arange(count), torch.tensor(lengths))
@@ -85,18 +83,65 @@ class Cache:
         tokens, columns, rows, ends = (
             x.to(network.device, non_blocking=True) for x in (tokens, columns, rows, ends)
         )
+        places = past + columns
+        if network.decoder is None:  # which never reads beyond a prompt's end
+            self._prompts[:, :, first : first + count, :, past:] = 0  # whoever was here before
+        if kernel.takes(keys, keys, values):
+            attended = self._attended_as_tree(keys, values, lengths)
+        else:
+            attended = self._attended_padded(keys, values, (rows, columns), max(lengths))
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            keys[layer][rows, :, places] = key
+            values[layer][rows, :, places] = value
+            return attended(layer, query, key, value)
+
+        return network.forward(tokens, places, attend)[ends]
+
+    def _attended_as_tree(
+        self, keys: torch.Tensor, values: torch.Tensor, lengths: Sequence[int]
+    ) -> Attend:
+        """Packed prompts that grow from their prefix."""
+        past = self._prefix_tokens
+        branches = [(0, past, -1)] if past else []
+        for length in lengths:
+            start = branches[-1][0] + branches[-1][1] if branches else 0
+            branches.append((start, length, 0 if past else -1))
+        tree = torch.tensor(branches)
+        trunks = keys[:, 0, :, :past].transpose(1, 2), values[:, 0, :, :past].transpose(1, 2)
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        ) -> torch.Tensor:
+            if past:  # whose own queries have been answered
+                query = torch.cat((query.new_zeros(past, *query.shape[1:]), query))
+                key, value = (
+                    torch.cat((trunk[layer], own))
+                    for trunk, own in zip(trunks, (key, value), strict=True)
+                )
+            query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+            return kernel.attend(query, key, value, tree, 1.0)[0, past:]
+
+        return attend
+
+    def _attended_padded(
+        self, keys: torch.Tensor, values: torch.Tensor, at: tuple[torch.Tensor, ...], longest: int
+    ) -> Attend:
+        """Prompts behind their prefix as one padded batch, ``at`` these rows and columns of it."""
+        past = self._prefix_tokens
+        count, known = keys.shape[1], past + longest
         mask = None
         if past:
-            seen = torch.arange(known, device=network.device)
+            seen = torch.arange(known, device=keys.device)
             mask = seen <= seen[past:, None]
 
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         ) -> torch.Tensor:
-            keys[layer][rows, :, past + columns] = key
-            values[layer][rows, :, past + columns] = value
             padded = query.new_zeros(count, longest, *query.shape[1:])
-            padded[rows, columns] = query
+            padded[at] = query
             read = F.scaled_dot_product_attention(
                 padded.transpose(1, 2),
                 keys[layer, :, :, :known],
@@ -106,13 +151,16 @@ class Cache:
                 scale=1.0,
                 enable_gqa=True,
             )
-            return read.transpose(1, 2)[rows, columns]
+            return read.transpose(1, 2)[at]
 
-        return network.forward(tokens, past + columns, attend)[ends]
+        return attend
 
     def arrange(self, prompt_of_row: Sequence[int], prompt_tokens: Sequence[int]) -> None:
         """Say which prompt each living row belongs to, and how long each living prompt is."""
         device = self._network.device
+        self._prompt_of_row = torch.tensor(prompt_of_row, device=device)
+        if self._network.decoder is not None:
+            return
         self._num_rows, self._num_prompts = len(prompt_of_row), len(prompt_tokens)
         taken = [0] * self._num_prompts
         places = []
@@ -136,7 +184,8 @@ class Cache:
 
     def clear_rows(self, first: int, end: int, tokens: int) -> None:
         """Forget what the rows from ``first`` to ``end`` held; new ones begin there."""
-        self._rows[:, :, first:end, :, :tokens] = 0
+        if self._network.decoder is None:  # which never reads beyond what a row has written
+            self._rows[:, :, first:end, :, :tokens] = 0
 
     def move_prompts(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Let prompts ``sources`` take the places ``targets``."""
@@ -157,7 +206,12 @@ class Cache:
         Row n has ``prompt_tokens[n]`` and ``written[n]`` tokens behind it; ``window`` is the
         largest of ``written`` plus one, and ``in_step`` says that all of ``written`` are equal.
         """
-        network, number, size = self._network, self._num_rows, self._network.head_dim
+        network = self._network
+        if network.decoder is not None:
+            return network.decoder.step(
+                self._prompts, self._rows, tokens, self._prompt_of_row, prompt_tokens, written
+            )
+        number, size = self._num_rows, network.head_dim
         heads, most, prompts = network.key_heads, self._most, self._num_prompts
         group = network.query_heads // heads
         longest, slots, rows = self._longest_prompt, self._slots, self._all_rows

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from abacist.errors import ModelError
+from abacist.policy.kernels import decoding as kernels
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def sample_tokens(
     outside the row.
     """
     logits = logits.float()
+    if top_p >= 1 and top_k <= 0 and not min_p and kernels.takes(logits):
+        return kernels.sample(logits, uniforms, temperature)
     if temperature != 1:
         logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:

@@ -143,7 +143,7 @@ class _Batch:
         self._luck = None
         if uniforms is not None:
             wide = torch.float32 if self._device.type == "mps" else torch.float64
-            self._luck = uniforms.to(self._device, wide)
+            self._luck = uniforms[:, :budget_tokens].to(self._device, wide)
         self._stop_ids = torch.tensor(stop_ids, device=self._device)
         self._written_ids = torch.full((len(prompts), budget_tokens), pad_id, device=self._device)
         # Equal prompts together, the longest first: memory that does not suffice shows at once.
@@ -174,9 +174,9 @@ class _Batch:
         self._fill()
         while self._rows:
             tokens = self._choose()
-            self._written_ids[self._row_index, self._written] = tokens
+            self._written_ids.put_(self._slots, tokens)
             self._finished |= (tokens[:, None] == self._stop_ids).any(dim=1)
-            due = self._step - min(self._births) + 1 >= self._budget_tokens
+            due = self._step - self._oldest + 1 >= self._budget_tokens
             if due or int(self._finished.sum()) >= self._enough:  # the only wait for a GPU
                 tokens = self._leave(tokens)
             if self._rows:
@@ -194,7 +194,7 @@ class _Batch:
             logits = penalise_repetition(logits, self._seen, sampling.repetition_penalty)
         return sample_tokens(
             logits,
-            self._luck[self._row_index, self._written],
+            self._luck.take(self._slots),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -203,15 +203,15 @@ class _Batch:
 
     def _advance(self, tokens: torch.Tensor) -> None:
         """Let every row read the token it wrote; their logits are then of the next one."""
-        window = self._step - min(self._births) + 1
-        in_step = min(self._births) == max(self._births)
+        window = self._step - self._oldest + 1
         states = self._cache.step(
-            tokens, self._prompt_tokens, self._written, window, in_step=in_step
+            tokens, self._prompt_tokens, self._written, window, in_step=self._in_step
         )
         self._logits = self._network.head(states)
         if self._penalises:
             self._seen[torch.arange(len(tokens), device=self._device), tokens] = True
         self._written += 1
+        self._slots += 1
         self._step += 1
         self._deepest = max(self._deepest, window)
 
@@ -273,9 +273,13 @@ class _Batch:
         place_of = {prompt: place for place, prompt in enumerate(self._places)}
         prompts = [self._prompts[row] for row in self._rows]
         self._cache.arrange([place_of[p] for p in prompts], [len(p) for p in self._places])
-        self._row_index = torch.tensor(self._rows, device=self._device)
+        self._oldest = min(self._births)
+        self._in_step = self._oldest == max(self._births)
         self._prompt_tokens = torch.tensor([len(p) for p in prompts], device=self._device)
         self._written = self._step - torch.tensor(self._births, device=self._device)
+        rows = torch.tensor(self._rows, device=self._device)
+        # Where the next tokens go, and lie in wait their luck: both are [rows, budget].
+        self._slots = rows * self._budget_tokens + self._written
         self._finished = torch.zeros(len(self._rows), dtype=torch.bool, device=self._device)
         self._enough = max(1, round(_LEAVING_FRACTION * len(self._rows)))
 

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from abacist.policy.kernels.pointwise import weigh
 from abacist.policy.products import product
 
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
-"""Logits held at once where nobody says otherwise: 4 MB on a CPU, whose caches are small."""
+_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
+"""Logits held at once where nobody says otherwise: 1 MB on a CPU, whose caches are small."""
 _LEAST_CHUNK_TOKENS = 128  # below that, reading the head's weights costs more than the product
 
 
@@ -63,29 +64,9 @@ def score_tokens(
     return logps, entropies
 
 
-def _shifted_logits(
-    hidden: Tensor, weight: Tensor, dtype: torch.dtype, inverse_temperature: float
-) -> Tensor:
-    """Tempered logits [n, V] in float32, less the largest of each row."""
-    logits = product(hidden.to(dtype), weight.to(dtype)).float()
-    if inverse_temperature != 1.0:
-        logits.mul_(inverse_temperature)
-    return logits.sub_(logits.amax(dim=-1, keepdim=True))
-
-
-def _softmax(
-    logits: Tensor, targets: Tensor, compute_entropy: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Probabilities [n, V] (in the place of nothing else), log-probabilities [n], entropies."""
-    probabilities = logits.exp()
-    total = probabilities.sum(dim=-1)
-    log_total = total.log()
-    logps = logits.gather(-1, targets[:, None]).squeeze(-1) - log_total
-    probabilities.div_(total[:, None])
-    entropies = None
-    if compute_entropy:
-        entropies = log_total - logits.mul_(probabilities).sum(dim=-1)  # the logits end here
-    return probabilities, logps, entropies
+def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n, V] in float32."""
+    return product(hidden.to(dtype), weight.to(dtype)).float()
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -107,12 +88,16 @@ class _FrozenHead(torch.autograd.Function):
         slope = torch.empty_like(hidden) if learns else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            logits = _shifted_logits(hidden[here], weight, dtype, inverse_temperature)
-            probabilities, logps[here], entropy = _softmax(logits, targets[here], compute_entropy)
+            weights, totals, logps[here], entropy = weigh(
+                _logits(hidden[here], weight, dtype),
+                targets[here],
+                inverse_temperature,
+                compute_entropy,
+            )
             if entropies is not None and entropy is not None:
                 entropies[here] = entropy
             if slope is not None:
-                expected = product(probabilities.to(dtype), weight.t()).float()
+                expected = product(weights.to(dtype), weight.t()).float().div_(totals[:, None])
                 difference = weight.index_select(0, targets[here]).float() - expected
                 slope[here] = difference.mul_(inverse_temperature)
         _finish(ctx, entropies)
@@ -148,8 +133,12 @@ class _TrainedHead(torch.autograd.Function):
         entropies = torch.empty_like(logps) if compute_entropy else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            logits = _shifted_logits(hidden[here], cast, dtype, inverse_temperature)
-            _, logps[here], entropy = _softmax(logits, targets[here], compute_entropy)
+            _, _, logps[here], entropy = weigh(
+                _logits(hidden[here], cast, dtype),
+                targets[here],
+                inverse_temperature,
+                compute_entropy,
+            )
             if entropies is not None and entropy is not None:
                 entropies[here] = entropy
         _finish(ctx, entropies)
@@ -168,8 +157,9 @@ class _TrainedHead(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            logits = _shifted_logits(hidden[here], cast, dtype, inverse_temperature)
-            grad_logits = logits.softmax(dim=-1).mul_(-grad[here, None])
+            logits = _logits(hidden[here], cast, dtype)
+            weights, totals = weigh(logits, targets[here], inverse_temperature, False)[:2]
+            grad_logits = weights.mul_((-grad[here] / totals)[:, None])
             grad_logits.scatter_add_(1, targets[here, None], grad[here, None])
             grad_logits = grad_logits.to(dtype)
             if grad_hidden is not None:

@@ -92,6 +92,8 @@ class Layout:
         token_ids: [T]; the levels one after another, in each the branches one after another.
         position_ids: [T], as each token would have in its own row without padding.
         levels: one to three: what all prompts share, prompts, completions.
+        branches: [branches, 3] on the CPU, the same for a kernel that walks the tree: each
+            branch's first token, how many it has, and the number of its parent (-1: none).
         predictors: [N], the place in T whose state predicts each scored token.
         targets: [N], the scored tokens.
         places: [N], where their values belong in the flattened [B, C] result.
@@ -103,6 +105,7 @@ class Layout:
     token_ids: Tensor
     position_ids: Tensor
     levels: list[Level]
+    branches: Tensor
     predictors: Tensor
     targets: Tensor
     places: Tensor
@@ -179,6 +182,7 @@ def lay_out(
             device,
         ),
         levels=_levels([level[:2] for level in tree], device),
+        branches=_branches([level[:2] for level in tree]),
         predictors=_tensor(np.concatenate(predictors), device),
         targets=_tensor(np.concatenate(completions), device),
         places=_tensor(np.concatenate(places), device),
@@ -232,6 +236,18 @@ def _levels(tree: list[tuple[list[np.ndarray], list[int]]], device: torch.device
             )
         )
     return levels
+
+
+def _branches(tree: list[tuple[list[np.ndarray], list[int]]]) -> Tensor:
+    found: list[tuple[int, int, int]] = []
+    start = above = 0  # where the branch begins; how many branches the levels above have
+    for branches, parents in tree:
+        level = len(found)
+        for number, branch in enumerate(branches):
+            found.append((start, len(branch), above + parents[number] if level else -1))
+            start += len(branch)
+        above = level
+    return _tensor(np.array(found), torch.device("cpu"))
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:

@@ -26,7 +26,8 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from abacist.policy.products import has_onednn
+from abacist.policy.kernels import decoding as kernels
+from abacist.policy.projections import Projection, gated, projection
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, queries [N, query heads, D], keys and values [N, key heads, D]) -> like queries. The
@@ -35,7 +36,6 @@ queries are scaled already."""
 _FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 # Their frequencies do not change with the length of the text.
 _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
-_PACKED_FOR_ROWS = 64
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -104,17 +104,17 @@ def _linear_obstacle(linear: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One decoder layer: fused projections and what its norms need."""
 
     attention_norm: torch.Tensor
-    query_key_value: _Product
+    query_key_value: Projection
     query_norm: torch.Tensor | None  # Qwen3
     key_norm: torch.Tensor | None
-    attention_out: _Product
+    attention_out: Projection
     mlp_norm: torch.Tensor
     gated: Callable[[torch.Tensor], torch.Tensor]
-    down: _Product
+    down: Projection
 
 
 class LeanNetwork:
@@ -133,44 +133,46 @@ class LeanNetwork:
         self.query_heads: int = config.num_attention_heads
         self.embedding: torch.Tensor = base.model.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
-        self._epsilon: float = config.rms_norm_eps
-        self._final_norm: torch.Tensor = base.model.norm.weight.detach()
-        self.head = _Product(base.lm_head)
-        self._layers = [
-            _Layer(
+        self.epsilon: float = config.rms_norm_eps
+        self.final_norm: torch.Tensor = base.model.norm.weight.detach()
+        self.head = projection(base.lm_head)
+        self.layers = [
+            Layer(
                 attention_norm=layer.input_layernorm.weight.detach(),
-                query_key_value=_Product(
+                query_key_value=projection(
                     layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
                 ),
                 query_norm=_norm_weight(layer.self_attn, "q_norm"),
                 key_norm=_norm_weight(layer.self_attn, "k_norm"),
-                attention_out=_Product(layer.self_attn.o_proj),
+                attention_out=projection(layer.self_attn.o_proj),
                 mlp_norm=layer.post_attention_layernorm.weight.detach(),
-                gated=_gated(layer.mlp.gate_proj, layer.mlp.up_proj),
-                down=_Product(layer.mlp.down_proj),
+                gated=gated(layer.mlp.gate_proj, layer.mlp.up_proj),
+                down=projection(layer.mlp.down_proj),
             )
             for layer in base.model.layers
         ]
         scales = torch.ones(self.query_heads + self.key_heads, 1, device=self.device)
-        scales[: self.query_heads] = first.scaling
+        self.scale: float = first.scaling
+        scales[: self.query_heads] = self.scale
         self._scales = scales.to(self.dtype)
         # The model's own module knows every scaling of the frequencies.
         positions = torch.arange(max_tokens, device=self.device)[None]
         cos, sin = base.model.rotary_emb(self.embedding[:1], positions)
         half = self.head_dim // 2
-        self._cos = cos[0].unsqueeze(1)  # [max_tokens, 1, D]
+        self.cos = cos[0].unsqueeze(1)  # [max_tokens, 1, D]
         # Rotating by half a head negates its first half; the sine carries that sign instead.
-        self._sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1).unsqueeze(1)
+        self.sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1).unsqueeze(1)
+        self.decoder = kernels.decoder(self)
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         """The hidden states behind the last norm, [N, hidden], of N packed ``tokens``."""
         # The queries' scale rides on their rotation.
-        cos, sin = self._cos[positions] * self._scales, self._sin[positions] * self._scales
+        cos, sin = self.cos[positions] * self._scales, self.sin[positions] * self._scales
         query_heads, turned_heads = self.query_heads, self.query_heads + self.key_heads
         hidden = F.embedding(tokens, self.embedding)
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             heads = layer.query_key_value(self._normed(hidden, layer.attention_norm)).view(
                 len(tokens), -1, self.head_dim
             )
@@ -192,86 +194,12 @@ class LeanNetwork:
             )
             hidden = layer.attention_out(read.reshape(len(tokens), -1), hidden)
             hidden = layer.down(layer.gated(self._normed(hidden, layer.mlp_norm)), hidden)
-        return self._normed(hidden, self._final_norm)
+        return self._normed(hidden, self.final_norm)
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, weight.shape, weight, self._epsilon)
+        return F.rms_norm(x, weight.shape, weight, self.epsilon)
 
 
 def _norm_weight(attention: Any, name: str) -> torch.Tensor | None:
     norm = getattr(attention, name, None)
     return None if norm is None else norm.weight.detach()
-
-
-class _Product:
-    """``linears`` that read the same input as one matrix product, their outputs side by side."""
-
-    def __init__(self, *linears: Any) -> None:
-        merged = [_merged(linear) for linear in linears]
-        self.weight = torch.cat([w for w, _ in merged]) if len(merged) > 1 else merged[0][0]
-        self.bias: torch.Tensor | None = None
-        if any(bias is not None for _, bias in merged):
-            self.bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in merged])
-        self.is_packed = _can_pack(self.weight)
-        if self.is_packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _PACKED_FOR_ROWS)
-
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [N, in] times the weights, plus the bias, plus ``residual`` [N, out]."""
-        if not self.is_packed:
-            product = F.linear(x, self.weight, self.bias)
-            return product if residual is None else residual + product
-        if residual is None:
-            return self.packed(x, "none")
-        return self.packed_with(x, residual, "add")
-
-    def packed(self, x: torch.Tensor, function: str) -> torch.Tensor:
-        """oneDNN's product with an elementwise ``function`` of it in the same pass."""
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.weight, self.bias, function, [], ""
-        )
-        return product
-
-    def packed_with(self, x: torch.Tensor, other: torch.Tensor, function: str) -> torch.Tensor:
-        """oneDNN's product, added to or multiplied with ``other`` in the same pass."""
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, other, self.weight, self.bias, function
-        )
-        return product
-
-
-def _gated(gate: Any, up: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """silu(gate(x)) · up(x)."""
-    if _can_pack(gate.weight):
-        first, second = _Product(gate), _Product(up)
-        return lambda x: second.packed_with(x, first.packed(x, "swish"), "mul")
-    both = _Product(gate, up)
-
-    def fused(x: torch.Tensor) -> torch.Tensor:
-        opened, passed = both(x).chunk(2, dim=-1)
-        return F.silu(opened) * passed
-
-    return fused
-
-
-def _merged(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of ``linear`` with its active adapters in it, the sum taken in float32."""
-    if type(linear) is nn.Linear:
-        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    base = linear.base_layer
-    weight = base.weight.detach()
-    # Adapters that PEFT has merged already are in the weight.
-    active = [name for name in linear.active_adapters if name in linear.lora_A]
-    if not linear.disable_adapters and not linear.merged and active:
-        total = weight.float()
-        for name in active:
-            outer = linear.lora_B[name].weight.detach().float()
-            inner = linear.lora_A[name].weight.detach().float()
-            total = torch.addmm(total, outer, inner, alpha=linear.scaling[name])
-        weight = total.to(weight.dtype)
-    return weight, None if base.bias is None else base.bias.detach()
-
-
-def _can_pack(weight: torch.Tensor) -> bool:
-    """Whether oneDNN's packed products take ``weight``; not public API, so ask for each."""
-    return has_onednn(weight) and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")

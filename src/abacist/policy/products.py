@@ -1,10 +1,10 @@
 """Matrix products by the fastest library at hand, and LoRA in as few passes as it needs.
 
-On a CPU in float32 PyTorch multiplies by MKL, which on some processors (AMD's among them) uses half
-of what the machine can do; oneDNN, which PyTorch carries too, uses all of it. PEFT's LoRA
-layer makes seven passes over its activations (two small products, a scale, an addition, casts);
-:func:`fuse_linears` lets the same layer do it in three, keeping less for the backward pass. Both
-compute what they stand in for: the tests hold values and gradients against it.
+On a CPU in float32 that is our own kernel: PyTorch's product uses half of what some processors can
+do, and oneDNN's compiles anew for every shape, of which a training step has another one each
+time. PEFT's LoRA layer makes seven passes over its activations (two small products, a scale, an
+addition, casts); :func:`fuse_linears` lets the same layer do it in three, keeping less for the
+backward pass. Both compute what they stand in for: the tests hold values and gradients against it.
 
 Shapes: N tokens, I inputs, O outputs, R the rank of the adapter.
 """
@@ -12,6 +12,7 @@ Shapes: N tokens, I inputs, O outputs, R the rank of the adapter.
 from __future__ import annotations
 
 import types
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,43 +21,22 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-
-def has_onednn(like: Tensor) -> bool:
-    """Whether oneDNN's products take ``like``: not public API, so each call asks for it."""
-    return (
-        like.device.type == "cpu"
-        and like.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+from abacist.policy.kernels import build as kernels
+from abacist.policy.kernels.products import multiply
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias``; no autograd."""
-    if has_onednn(x) and x.numel() and weight.dtype == x.dtype:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return found
+    if kernels.takes(x, weight):
+        return multiply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def product_added(x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
     """:func:`product` plus ``to`` [N, O], in one pass; ``to`` is used up."""
-    if has_onednn(x) and x.numel():
-        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, to, weight, None, "add")
-        return found
+    if kernels.takes(x, weight, to):
+        return multiply(x, weight, to=to)
     return to.addmm_(x, weight.t())
-
-
-def filler_tokens(tokens: int) -> int:
-    """How many tokens of nothing bring a packed batch to a size that has been met before.
-
-    oneDNN compiles a product for each new shape, which costs about as much as one small product;
-    packed batches are of another size in every step. So sizes go in steps of at most a sixteenth.
-
-    >>> [n + filler_tokens(n) for n in (3, 450, 3000, 3010)]
-    [32, 480, 3072, 3072]
-    """
-    return -tokens % max(32, 2 ** (tokens.bit_length() - 5))
 
 
 def fuse_linears(model: nn.Module) -> None:
@@ -70,12 +50,12 @@ def fuse_linears(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is LoraLinear:
             module.forward = types.MethodType(_lora_forward, module)  # type: ignore[assignment]
-        elif type(module) is nn.Linear and has_onednn(module.weight):
+        elif type(module) is nn.Linear and kernels.takes(module.weight):
             module.forward = types.MethodType(_linear_forward, module)  # type: ignore[assignment]
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
-    if torch.is_autocast_enabled("cpu") or not (has_onednn(x) and has_onednn(self.weight)):
+    if torch.is_autocast_enabled("cpu") or not kernels.takes(x, self.weight):
         return F.linear(x, self.weight, self.bias)
     flat = x.reshape(-1, x.shape[-1])
     y: Tensor = _Linear.apply(flat, self.weight, self.bias)
@@ -83,32 +63,110 @@ def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    adapters = [name for name in self.active_adapters if name in self.lora_A]
-    if self.disable_adapters or self.merged or args or kwargs or len(adapters) != 1:
+    found = None if args or kwargs else adapted(self, x)
+    if found is None or found.inner is None:
         return LoraLinear.forward(self, x, *args, **kwargs)
-    (name,) = adapters
-    base, inner, outer = self.base_layer, self.lora_A[name], self.lora_B[name]
+    with torch.autocast(x.device.type, enabled=False):
+        y = linear(x.reshape(-1, x.shape[-1]), found)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """``x W' + b + s (x A') B'`` with a frozen W [O, I] and b; A [R, I] and B [O, R] may learn.
+
+    No autograd: :meth:`gradients` is what a backward asks for. Computed in ``dtype``. Without A
+    and B it is a frozen linear layer.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    inner: Tensor | None
+    outer: Tensor | None
+    scale: float
+    dtype: torch.dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, I] -> [N, O]."""
+        x, bias = x.to(self.dtype), None if self.bias is None else self.bias.to(self.dtype)
+        y = product(x, self.weight.to(self.dtype), bias)
+        if self.inner is None or self.outer is None:
+            return y
+        return product_added(self._within(x), self.outer.to(self.dtype), y)
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, *, by_x: bool = True, to: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients by ``x`` (added to ``to``, which is used up), by A and by B.
+
+        Of the activations only ``x`` is asked for: ``x A'`` is R numbers a token and quickly made
+        again. What is added up for ``x`` is added up in its own dtype.
+        """
+        grad, back, x_dtype = grad.to(self.dtype), self.weight.to(self.dtype).t(), x.dtype
+        x = x.to(self.dtype)
+        grad_x = self._added(grad, back, to, x_dtype) if by_x else None
+        if self.inner is None or self.outer is None:
+            return grad_x, None, None
+        inner, outer = self.inner.to(self.dtype), self.outer.to(self.dtype)
+        grad_within = product(grad, outer.t()).mul_(self.scale)  # [N, R]
+        if grad_x is not None:
+            grad_x = self._added(grad_within, inner.t(), grad_x, x_dtype)
+        # The narrow factor first: that one is copied when it is transposed.
+        grad_outer = product(self._within(x).t(), grad.t()).t()
+        grad_inner = product(grad_within.t(), x.t())
+        return grad_x, grad_inner.to(self.inner.dtype), grad_outer.to(self.outer.dtype)
+
+    def _added(self, x: Tensor, weight: Tensor, to: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """``x`` times ``weight`` transposed, plus ``to``, in ``dtype``."""
+        if to is None:
+            return product(x, weight).to(dtype)
+        return product_added(x, weight, to) if dtype == self.dtype else to.add_(product(x, weight))
+
+    def _within(self, x: Tensor) -> Tensor:
+        assert self.inner is not None
+        return product(x, self.inner.to(self.dtype)).mul_(self.scale)
+
+
+def linear(x: Tensor, layer: Adapted) -> Tensor:
+    """``layer`` of ``x`` [N, I], with autograd."""
+    y: Tensor = _Lora.apply(x, layer.inner, layer.outer, layer)
+    return y
+
+
+def adapted(linear: Any, x: Tensor) -> Adapted | None:
+    """What ``linear`` computes of ``x`` as it is set now; None if that is more than LoRA."""
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    autocasts = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocasts else x.dtype
+    is_lora = type(linear) is LoraLinear
+    base = linear.base_layer if is_lora else linear
+    if type(base) is not nn.Linear or base.weight.requires_grad:
+        return None
+    if base.bias is not None and base.bias.requires_grad:
+        return None
+    # Without autocast PEFT casts between the dtypes of base and adapter; that stays its own.
+    if not autocasts and base.weight.dtype != dtype:
+        return None
+    names = [name for name in linear.active_adapters if name in linear.lora_A] if is_lora else []
+    if not names or linear.disable_adapters:
+        if is_lora and linear.merged:
+            return None
+        return Adapted(base.weight, base.bias, None, None, 0.0, dtype)
+    if linear.merged or len(names) != 1:
+        return None
+    (name,) = names
+    inner, outer = linear.lora_A[name], linear.lora_B[name]
     is_plain = (
-        type(base) is nn.Linear
-        and not base.weight.requires_grad
-        and (base.bias is None or not base.bias.requires_grad)
-        and inner.bias is None
+        inner.bias is None
         and outer.bias is None
-        and name not in self.lora_variant
-        and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
-        # Without autocast PEFT casts between the dtypes of base and adapter; that stays its own.
-        and (dtype != x.dtype or {base.weight.dtype, inner.weight.dtype} == {dtype})
+        and name not in linear.lora_variant
+        and (not linear.training or isinstance(linear.lora_dropout[name], nn.Identity))
+        and (autocasts or inner.weight.dtype == dtype)
     )
     if not is_plain:
-        return LoraLinear.forward(self, x)
-    with torch.autocast(device, enabled=False):
-        flat = x.reshape(-1, x.shape[-1])
-        y: Tensor = _Lora.apply(
-            flat, base.weight, base.bias, inner.weight, outer.weight, self.scaling[name], dtype
-        )
-    return y.view(*x.shape[:-1], y.shape[-1])
+        return None
+    scale: float = linear.scaling[name]
+    return Adapted(base.weight, base.bias, inner.weight, outer.weight, scale, dtype)
 
 
 class _Linear(torch.autograd.Function):
@@ -133,45 +191,19 @@ class _Linear(torch.autograd.Function):
 
 
 class _Lora(torch.autograd.Function):
-    """``x W' + b + s (x A') B'`` with a frozen W [O, I] and b; A [R, I] and B [O, R] learn.
-
-    Of the activations only ``x`` is kept: ``x A'`` is R numbers a token and quickly made again.
-    """
+    """``layer`` of ``x``; ``inner`` and ``outer`` are its own, named for autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        inner: Tensor,
-        outer: Tensor,
-        scale: float,
-        dtype: torch.dtype,
+        ctx: Any, x: Tensor, inner: Tensor | None, outer: Tensor | None, layer: Adapted
     ) -> Tensor:
-        ctx.scale, ctx.dtype, ctx.grad_dtypes = scale, dtype, (x.dtype, inner.dtype, outer.dtype)
-        x, weight, inner, outer = (t.to(dtype) for t in (x, weight, inner, outer))
-        ctx.save_for_backward(x, weight, inner, outer)
-        within = product(x, inner).mul_(scale)
-        return product_added(
-            within, outer, product(x, weight, None if bias is None else bias.to(dtype))
-        )
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, inner, outer = ctx.saved_tensors
-        of_x, of_inner, of_outer = (ctx.needs_input_grad[at] for at in (0, 3, 4))
-        x_dtype, inner_dtype, outer_dtype = ctx.grad_dtypes
-        grad = grad.to(ctx.dtype)
-        grad_within = product(grad, outer.t()).mul_(ctx.scale)  # [N, R]
-        grad_x = grad_inner = grad_outer = None
-        if of_x:
-            grad_x = product_added(grad_within, inner.t(), product(grad, weight.t())).to(x_dtype)
-        if of_inner:
-            grad_inner = product(grad_within.t(), x.t()).to(inner_dtype)
-        if of_outer:
-            within = product(x, inner).mul_(ctx.scale)
-            # The narrow factor first: that one is copied when it is transposed.
-            grad_outer = product(within.t(), grad.t()).t().to(outer_dtype)
-        return grad_x, None, None, grad_inner, grad_outer, None, None
+        (x,) = ctx.saved_tensors
+        by_x, by_inner, by_outer = ctx.layer.gradients(grad, x, by_x=ctx.needs_input_grad[0])
+        return by_x, by_inner, by_outer, None

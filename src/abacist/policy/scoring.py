@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import LoraLayer
@@ -28,7 +27,6 @@ from abacist.errors import ModelError
 from abacist.policy.attention import attend
 from abacist.policy.head import score_tokens
 from abacist.policy.layout import Layout, lay_out
-from abacist.policy.products import filler_tokens, has_onednn
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every sequence length
@@ -120,10 +118,9 @@ def _causal_model(model: Any) -> Any:
 def _hidden_states(causal: Any, layout: Layout) -> Tensor:
     """[T, hidden] of the packed batch, normed as the head wants it."""
     _teach_sharing(causal.config._attn_implementation)
-    filler = filler_tokens(len(layout.token_ids)) if has_onednn(causal.lm_head.weight) else 0
     output = causal.model(
-        input_ids=F.pad(layout.token_ids, (0, filler))[None],
-        position_ids=F.pad(layout.position_ids, (0, filler))[None],
+        input_ids=layout.token_ids[None],
+        position_ids=layout.position_ids[None],
         # A mask of four dimensions is passed on as it is, and ours is in the layout: without one
         # transformers would build T x T.
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=layout.token_ids.device),

@@ -24,11 +24,12 @@ from torch import nn
 
 from abacist.learning import fastpath
 from abacist.learning.dryrun.activations import Forward
+from abacist.policy.kernels import build as kernels
 
 SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and short-lived tensors
 
 _CGROUP = Path("/sys/fs/cgroup")
-_LOGITS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}  # as in policy.head
+_LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # as in policy.head
 _LEAST_TOKENS_AT_ONCE = 128
 _PREFILL_TOKENS = 8192  # as in policy.cache
 _LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
@@ -167,7 +168,7 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
 
 
 def _lean_bytes(model: Any) -> int:
-    """What ``policy.lean`` copies: fused and adapted projections, and all that oneDNN lays out."""
+    """What ``policy.lean`` copies: fused and adapted projections, and all that a kernel packs."""
     total = 0
     for name, module in model.named_modules():
         adapted = isinstance(module, LoraLayer)
@@ -175,8 +176,7 @@ def _lean_bytes(model: Any) -> int:
         if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        is_packed = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
-        if adapted or is_fused or is_packed:
+        if adapted or is_fused or kernels.takes(linear.weight):
             total += _bytes([linear.weight])
     return total
 

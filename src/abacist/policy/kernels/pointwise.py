@@ -1,0 +1,117 @@
+"""What stands between the matrix products of a layer: one pass each, by kernel where there is one.
+
+PyTorch makes half a dozen passes over the activations for each of these, and keeps most of what
+they leave. Elsewhere (a GPU, half precision, no compiler) PyTorch's own operations compute the
+same. Nothing here knows of autograd.
+
+Shapes: T tokens, H numbers of a state, D numbers of a head.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from abacist.policy.kernels import build
+
+
+def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """RMS normalisation of ``x`` [T, H], computed in float32."""
+    if not _takes(x, weight):
+        wide = x.float()
+        factor = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+        return weight * (wide * factor).to(x.dtype)
+    y = torch.empty_like(x)
+    _call("norm_forward", x, weight, *x.shape, epsilon, y)
+    return y
+
+
+def add_norm_gradient(
+    total: Tensor, grad: Tensor, x: Tensor, weight: Tensor, epsilon: float
+) -> None:
+    """``total`` [T, H] += the gradient of :func:`norm` by ``x``, its output's being ``grad``."""
+    if _takes(total, grad, x, weight):
+        _call("norm_backward", grad, x, weight, *x.shape, epsilon, total)
+        return
+    wide, slope = x.float(), (grad * weight).float()
+    factor = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    along = (slope * wide).mean(-1, keepdim=True) * factor.square()
+    total += (slope.sub_(wide * along) * factor).to(total.dtype)
+
+
+def turn(x: Tensor, cosines: Tensor, sines: Tensor, direction: float = 1.0) -> Tensor:
+    """``x`` [T, heads, D] turned to its positions (rotary embedding), in place where that goes.
+
+    ``cosines`` and ``sines`` are [T, D], as transformers makes them; ``direction`` -1 turns back,
+    which is also how gradients go.
+    """
+    if _takes(x, cosines, sines):
+        _call("turn", x, cosines, sines, *x.shape, direction)
+        return x
+    first, second = x.chunk(2, dim=-1)
+    crossed = torch.cat((-second, first), dim=-1)
+    return x * cosines[:, None] + crossed * (direction * sines[:, None])
+
+
+def gate(gates: Tensor, ups: Tensor) -> Tensor:
+    """silu(``gates``) times ``ups``."""
+    if not _takes(gates, ups):
+        return F.silu(gates) * ups
+    y = torch.empty_like(gates)
+    _call("gate_forward", gates, ups, gates.numel(), y)
+    return y
+
+
+def gate_gradients(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`gate` by both, its own being ``grad``."""
+    if _takes(grad, gates, ups):
+        by_gates, by_ups = torch.empty_like(gates), torch.empty_like(ups)
+        _call("gate_backward", grad, gates, ups, gates.numel(), by_gates, by_ups)
+        return by_gates, by_ups
+    return torch.ops.aten.silu_backward(grad * ups, gates), grad * F.silu(gates)
+
+
+def weigh(
+    logits: Tensor, targets: Tensor, inverse_temperature: float, compute_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Each row of ``logits`` [N, V], used up, as weights whose largest is 1.
+
+    Returns them, what they add up to [N], the log-probability of each of ``targets`` [N], and the
+    entropies [N] of the tempered distribution, in nats, or None.
+    """
+    if _takes(logits):
+        totals, logps, entropies = logits.new_empty(3, len(logits))
+        targets = targets.contiguous()
+        wanted = entropies if compute_entropy else None
+        _call("weigh", logits, targets, *logits.shape, inverse_temperature, totals, logps, wanted)
+        return logits, totals, logps, wanted
+    logits.sub_(logits.amax(dim=-1, keepdim=True)).mul_(inverse_temperature)
+    weights = logits.exp()
+    totals = weights.sum(dim=-1)
+    logps = logits.gather(-1, targets[:, None]).squeeze(-1) - totals.log()
+    if not compute_entropy:
+        return weights, totals, logps, None
+    entropies = totals.log() - logits.mul_(weights).sum(dim=-1) / totals
+    return weights, totals, logps, entropies
+
+
+def _takes(*tensors: Tensor) -> bool:
+    return all(x.is_contiguous() for x in tensors) and build.takes(*tensors)
+
+
+def _call(name: str, *arguments: Tensor | float | int | None) -> None:
+    converted: list[Any] = []
+    for value in arguments:
+        if value is None:
+            converted.append(None)
+        elif isinstance(value, Tensor):
+            converted.append(ctypes.c_void_p(value.data_ptr()))
+        elif isinstance(value, int):
+            converted.append(ctypes.c_int64(value))
+        else:
+            converted.append(ctypes.c_float(value))
+    getattr(build.library(), name)(*converted, torch.get_num_threads())

@@ -1,0 +1,35 @@
+"""The matrix product of ``multiply.cpp``: any shape, any strides, nothing to prepare."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from abacist.policy.kernels.build import library
+
+
+def multiply(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, to: Tensor | None = None
+) -> Tensor:
+    """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias``, or added to ``to`` [N, O]."""
+    if to is not None:
+        assert to.is_contiguous()
+    y = x.new_empty(len(x), len(weight)) if to is None else to
+    bias = None if bias is None else bias.contiguous()
+    kernels: Any = library()
+    kernels.multiply_any(
+        *_placed(x),
+        *_placed(weight),
+        None if bias is None else ctypes.c_void_p(bias.data_ptr()),
+        ctypes.c_void_p(y.data_ptr()),
+        *map(ctypes.c_int64, (*x.shape, len(weight), to is not None)),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _placed(matrix: Tensor) -> tuple[Any, ...]:
+    return (ctypes.c_void_p(matrix.data_ptr()), *map(ctypes.c_int64, matrix.stride()))
