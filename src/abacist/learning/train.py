@@ -37,6 +37,7 @@ from abacist.learning.tracking import (
     shield_trackers,
 )
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy.kernels import build as kernels
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
 from abacist.proof.comparison.compare import compare
@@ -128,6 +129,7 @@ def _train_in(
         | {"control": config.script.control}
         | resuming.fingerprints(policy.model, rewards)
     )
+    made_of["versions"]["CPU kernels"] = kernels.description()
     if is_resumed:
         resuming.note_resumption(config, run, made_of, watcher)
     else:
