@@ -18,7 +18,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin
 
 from abacist.learning.trainer import GRPOTrainer
 
@@ -143,3 +143,33 @@ def test_a_script_that_swaps_the_import_sees_trls_weights_and_trls_log(
                 assert math.isnan(our_row[name]), name
             else:
                 assert our_row[name] == pytest.approx(value, rel=2e-4, abs=2e-6), name
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("where", ["on the model", "on transformers' class"])
+def test_a_script_that_replaces_generate_has_its_completions_scored(
+    where: str, lora: bool, lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def generate(*args: Any, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.cat([input_ids, torch.tensor([[30, 31, 32]] * len(input_ids))], dim=1)
+
+    def reward(completion_ids: Any, **columns: Any) -> list[float]:
+        seen.extend(completion_ids)
+        return [0.0] * len(completion_ids)
+
+    model = AutoModelForCausalLM.from_pretrained(lookalike("qwen2.5-instruct"))
+    monkeypatch.setattr(model if where == "on the model" else GenerationMixin, "generate", generate)
+    GRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path), bf16=False, use_cpu=True, max_steps=1, save_strategy="no",
+            per_device_train_batch_size=G, num_generations=G, max_completion_length=BUDGET,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": ["One and one?", "Two and two?"]}),
+        processing_class=AutoTokenizer.from_pretrained(lookalike("qwen2.5-instruct")),
+        peft_config=LoraConfig(r=4, target_modules="all-linear") if lora else None,
+    ).train()  # fmt: skip
+    assert seen == [[30, 31, 32]] * G

@@ -29,7 +29,8 @@ Branches = list[tuple[int, int, int]]
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(build, "_WORTH_A_THREAD", 1.0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

@@ -53,7 +53,9 @@ def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "_WORTH_A_THREAD", 1.0)
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -241,12 +243,16 @@ def test_a_step_is_the_plain_step_for_rows_and_prompts_that_come_and_go(
         written = [count + 1 for count in written]
 
 
+SHARED_OUT = {"intermediate_size": 4096, "hidden_size": 120}  # its layers are larger than a cache
+
+
+@pytest.mark.parametrize("sizes", [{}, SHARED_OUT])
 @torch.inference_mode()
-def test_the_number_of_threads_does_not_change_a_bit() -> None:
+def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int]) -> None:
     found = []
     for count in (1, 2, 3):
         with threads(count):
-            network = LeanNetwork(small(), 60)
+            network = LeanNetwork(small(**sizes), 60)
             cache = new_cache(network)
             torch.manual_seed(2)
             read = cache.read_prompts([ids(31), ids(7), ids(40)], 0)

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel
+from peft import PeftModel, PeftModelForCausalLM
+from transformers import GenerationMixin, PreTrainedModel
 
 from abacist.policy import engine, scoring
 
 # In these losses every term of a completion is multiplied by its advantage.
 _LOSSES_LINEAR_IN_ADVANTAGE = {"grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo"}
+_OWN_GENERATE_MODULES = {"transformers.generation.utils", "peft.peft_model"}
 
 
 def wanted(args: Any) -> bool:
@@ -43,6 +44,8 @@ def rollout_obstacle(trainer: Any) -> str | None:
         "the model is sharded over processes": _is_sharded(trainer),
     }
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if _is_generate_replaced(model):
+        settings["generate() has been replaced, and is to be called"] = True
     return _first(settings) or engine.obstacle(model)
 
 
@@ -72,6 +75,16 @@ def _first(reasons: Mapping[str, Any]) -> str | None:
 
 def _is_sharded(trainer: Any) -> bool:
     return bool(trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+
+
+def _is_generate_replaced(model: Any) -> bool:
+    """Whether ``generate``, which TRL calls, is another than transformers' (or PEFT's) own."""
+    layers = (model, model.get_base_model()) if isinstance(model, PeftModel) else (model,)
+    functions = [getattr(layer.generate, "__func__", None) for layer in layers]
+    own = (GenerationMixin.generate, PeftModel.generate, PeftModelForCausalLM.generate)
+    return not all(
+        function in own and function.__module__ in _OWN_GENERATE_MODULES for function in functions
+    )
 
 
 def silent_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:

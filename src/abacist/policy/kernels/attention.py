@@ -112,7 +112,7 @@ def _call(
         *(states.data_ptr() for states in (out, *kept, branches)),
         *(len(branches), tokens, heads, key.shape[1], size),
         scale,
-        torch.get_num_threads(),
+        build.threads(2.0 * heads * size * tokens * tokens),  # at most: all see all before them
     )
 
 

@@ -44,6 +44,7 @@ from abacist.policy.kernels.compiler import (
 
 SOURCES = Path(__file__).parent
 COMPILE_SECONDS = 120.0
+_WORTH_A_THREAD = 1e8
 KEPT_UNUSED_SECONDS = 30 * 24 * 3600
 
 
@@ -77,6 +78,15 @@ def takes(*tensors: torch.Tensor) -> bool:
         all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
         and library() is not None
     )
+
+
+def threads(work: float) -> int:
+    """Into how many threads ``work``, in floating-point operations, is worth being cut.
+
+    Whoever waits for a second thread waits longer where its core is busy with something else, so
+    each should have a good part of a millisecond to do.
+    """
+    return max(1, min(torch.get_num_threads(), int(work / _WORTH_A_THREAD)))
 
 
 @functools.cache

@@ -16,6 +16,16 @@ static int omp_get_thread_num() { return 0; }
 static int omp_get_num_threads() { return 1; }
 #endif
 
+constexpr int64_t CACHED_BYTES = 4 << 20;
+
+static int64_t bytes_of(const Layer& layer) {
+    int64_t total = 0;
+    for (const Product* product :
+         {&layer.query_key_value, &layer.attention_out, &layer.gated, &layer.down})
+        total += product->panels() * PANEL * product->inputs * sizeof(float);
+    return total;
+}
+
 extern "C" {
 
 int64_t panel_outputs() { return PANEL; }
@@ -53,7 +63,6 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
     const int64_t query = network.query_heads * size, key_heads = network.key_heads;
     const int64_t projected = query + 2 * key_heads * size;
     const int64_t group = network.query_heads / key_heads;
-    const std::vector<Meeting> meetings = all_meetings(batch, group);
     int64_t longest_prompt = 0, longest_own = 0;
     for (int64_t row = 0; row < rows; row++) {
         longest_prompt = std::max(longest_prompt, batch.prompt_tokens[row]);
@@ -77,19 +86,37 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
     float* const inner = read + rows * query;
     float* const all_scratch = inner + rows * network.inner;
 
+    // Where the weights of a layer lie in the caches, a thread takes its rows through the whole
+    // network by itself and waits for nobody: a core that is busy elsewhere would be waited for at
+    // every step. Larger weights are shared out, for reading them is what takes the time.
+    const bool shares_weights = bytes_of(network.layers[0]) > CACHED_BYTES;
+
 #pragma omp parallel num_threads(threads)
     {
         const int own = omp_get_thread_num(), all_threads = omp_get_num_threads();
         float* const scratch = all_scratch + own * per_thread;
         const Share my_rows(rows, own, all_threads);
+        const Share multiplied = shares_weights ? Share(rows, 0, 1) : my_rows;
+        const std::vector<Meeting> meetings =
+            all_meetings(batch, group, multiplied.first, multiplied.end);
+        const auto wait_for_all = [&] {
+            if (shares_weights) {
+#pragma omp barrier
+            }
+        };
         const auto norm_rows = [&](const float* weight, float* to) {
             for (int64_t row = my_rows.first; row < my_rows.end; row++)
                 norm(stream + row * hidden, weight, hidden, network.epsilon, to + row * hidden);
+            wait_for_all();
         };
-        const auto multiply_share = [&](const Product& product, const float* x,
-                                        const float* residual, float* y) {
-            const Share share(product.panels(), own, all_threads);
-            product.apply(x, rows, residual, y, share.first, share.end);
+        const auto multiply = [&](const Product& product, const float* x, bool adds, float* y) {
+            const Share panels = shares_weights ? Share(product.panels(), own, all_threads)
+                                                : Share(product.panels(), 0, 1);
+            float* const to = y + multiplied.first * product.outputs;
+            product.apply(x + multiplied.first * product.inputs,
+                          multiplied.end - multiplied.first, adds ? to : nullptr, to,
+                          panels.first, panels.end);
+            wait_for_all();
         };
 
         for (int64_t row = my_rows.first; row < my_rows.end; row++)
@@ -98,21 +125,21 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
         for (int64_t number = 0; number < network.num_layers; number++) {
             const Layer& layer = network.layers[number];
             norm_rows(layer.attention_norm, normed);
-#pragma omp barrier
-            multiply_share(layer.query_key_value, normed, nullptr, heads);
-#pragma omp barrier
+            multiply(layer.query_key_value, normed, false, heads);
             for (int64_t row = my_rows.first; row < my_rows.end; row++)
                 for (int64_t head = 0; head < key_heads; head++)
                     project(network, batch, number, row, head, heads + row * projected,
                             turned + row * query);
-#pragma omp barrier
-            const Share pieces(meetings.size() * key_heads, own, all_threads);
-            for (int64_t piece = pieces.first; piece < pieces.end; piece++) {
+            wait_for_all();
+            const int64_t pieces = meetings.size() * key_heads;
+            const Share my_pieces =
+                shares_weights ? Share(pieces, own, all_threads) : Share(pieces, 0, 1);
+            for (int64_t piece = my_pieces.first; piece < my_pieces.end; piece++) {
                 const Meeting& meeting = meetings[piece / key_heads];
                 const int64_t head = piece % key_heads;
                 meet(network, batch, number, head, meeting, turned, scratch, all_found, read);
             }
-#pragma omp barrier
+            wait_for_all();
             for (int64_t row = my_rows.first; row < my_rows.end; row++)
                 for (int64_t head = 0; head < key_heads; head++) {
                     const int64_t first = row * network.query_heads + head * group;
@@ -121,15 +148,11 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
                                    batch.written[row] + 1, size, group, turned + first * size,
                                    all_found + first, scratch, read + first * size);
                 }
-#pragma omp barrier
-            multiply_share(layer.attention_out, read, stream, stream);
-#pragma omp barrier
+            wait_for_all();
+            multiply(layer.attention_out, read, true, stream);
             norm_rows(layer.mlp_norm, normed);
-#pragma omp barrier
-            multiply_share(layer.gated, normed, nullptr, inner);
-#pragma omp barrier
-            multiply_share(layer.down, inner, stream, stream);
-#pragma omp barrier
+            multiply(layer.gated, normed, false, inner);
+            multiply(layer.down, inner, true, stream);
         }
         norm_rows(network.final_norm, states);
     }

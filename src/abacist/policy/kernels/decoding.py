@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from abacist.policy.kernels import build
-from abacist.policy.kernels.build import library
+from abacist.policy.kernels.build import library, threads
 
 if TYPE_CHECKING:
     from abacist.policy.lean import LeanNetwork
@@ -121,7 +121,7 @@ class Packed:
             _Count(len(x)),
             None if residual is None else _address(residual),
             _address(y),
-            torch.get_num_threads(),
+            threads(2.0 * x.numel() * self.outputs),
         )
         return y
 
@@ -145,12 +145,15 @@ class Decoder:
     def __init__(self, network: LeanNetwork) -> None:
         self._network = network  # whose products must outlive their addresses, as must
         self._held: list[torch.Tensor] = []
+        self._weights = 0
         self._layers = (_Layer * network.num_layers)()
         for layer, bare in zip(self._layers, network.layers, strict=True):
             for name in _NORMS:
                 setattr(layer, name, self._address(getattr(bare, name)))
             for name in _PRODUCTS:
-                setattr(layer, name, getattr(bare, name).structure)
+                product = getattr(bare, name).structure
+                setattr(layer, name, product)
+                self._weights += product.inputs * product.outputs * (2 if product.gated else 1)
         self._structure = _Network(
             ctypes.addressof(self._layers),
             *map(self._address, (network.embedding, network.final_norm, network.cos, network.sin)),
@@ -200,7 +203,7 @@ class Decoder:
             ctypes.byref(self._structure),
             ctypes.byref(batch),
             _address(states),
-            torch.get_num_threads(),
+            threads(2.0 * len(tokens) * self._weights),
         )
         return states
 
@@ -217,7 +220,7 @@ def sample(logits: torch.Tensor, luck: torch.Tensor, temperature: float) -> torc
         _Count(logits.shape[1]),
         ctypes.c_float(1 / temperature),
         _address(chosen),
-        torch.get_num_threads(),
+        threads(100.0 * logits.numel()),  # an exponential each
     )
     return chosen
 
@@ -233,7 +236,7 @@ def _pack(weight: torch.Tensor, before: int, width: int, lane: int, into: torch.
         _Count(width),
         _Count(lane),
         _address(into),
-        torch.get_num_threads(),
+        threads(20.0 * weight.numel()),  # which only memory holds up
     )
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from abacist.policy.kernels import build
 
+_OPERATIONS = 100  # that a number costs, about, in time: memory and exponentials
+
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """RMS normalisation of ``x`` [T, H], computed in float32."""
@@ -114,4 +116,5 @@ def _call(name: str, *arguments: Tensor | float | int | None) -> None:
             converted.append(ctypes.c_int64(value))
         else:
             converted.append(ctypes.c_float(value))
-    getattr(build.library(), name)(*converted, torch.get_num_threads())
+    work = _OPERATIONS * max(x.numel() for x in arguments if isinstance(x, Tensor))
+    getattr(build.library(), name)(*converted, build.threads(work))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from abacist.policy.kernels.build import library
+from abacist.policy.kernels.build import library, threads
 
 
 def multiply(
@@ -26,7 +25,7 @@ def multiply(
         None if bias is None else ctypes.c_void_p(bias.data_ptr()),
         ctypes.c_void_p(y.data_ptr()),
         *map(ctypes.c_int64, (*x.shape, len(weight), to is not None)),
-        torch.get_num_threads(),
+        threads(2.0 * x.numel() * len(weight)),
     )
     return y
 

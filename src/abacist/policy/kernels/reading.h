@@ -133,9 +133,11 @@ struct Meeting {
     int64_t rows[LANES], queries[LANES];  // the query's number within its key head's group
 };
 
-static std::vector<Meeting> all_meetings(const Batch& batch, int64_t group) {
-    std::vector<int64_t> order(batch.count);
-    std::iota(order.begin(), order.end(), 0);
+// Those of the rows from `first` to `end`.
+static std::vector<Meeting> all_meetings(const Batch& batch, int64_t group, int64_t first,
+                                         int64_t end) {
+    std::vector<int64_t> order(end - first);
+    std::iota(order.begin(), order.end(), first);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
         return batch.prompts_of_rows[a] < batch.prompts_of_rows[b];
     });
