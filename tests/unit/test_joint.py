@@ -94,7 +94,7 @@ def logs(trainer: Any) -> list[dict[str, float]]:
 @pytest.fixture(autouse=True)
 def wide_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replies are short and prompts too here, and so would never be read together."""
-    monkeypatch.setattr(joint, "_SHARE_OF_STOCK", 1.0)
+    monkeypatch.setattr(joint, "SHARE_OF_STOCK", 1.0)
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def kept_bytes(trainer: Any) -> int:
     return max(totals)
 
 
-@pytest.mark.parametrize("share", [joint._SHARE_OF_STOCK, 1.0])
+@pytest.mark.parametrize("share", [joint.SHARE_OF_STOCK, 1.0])
 def test_a_set_keeps_no_more_for_its_backward_than_stock_for_one_micro_batch(
     share: float,
     sizes: list[int],
@@ -214,7 +214,7 @@ def test_a_set_keeps_no_more_for_its_backward_than_stock_for_one_micro_batch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(joint, "_SHARE_OF_STOCK", share)
+    monkeypatch.setattr(joint, "SHARE_OF_STOCK", share)
     folder = lookalike("qwen2.5-instruct")
     ours, stock = (
         kept_bytes(make(folder, tmp_path, kind, shots=4, max_steps=1, beta=0.1))

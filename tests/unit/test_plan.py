@@ -111,6 +111,21 @@ def test_what_a_full_batch_keeps_is_foretold_by_small_ones(
     assert forward.kept_bytes(16, hidden, layers, checkpointing=True) < foretold
 
 
+def test_micro_batches_that_will_be_read_together_are_counted_together(tmp_path: Path) -> None:
+    flags = ["--gradient_accumulation_steps", "4", "--per_device_train_batch_size", "8"]
+    trainer = Assembled(tmp_path, *flags).trainer
+
+    def foretold(prompt_tokens: int) -> int:
+        forward = measure_forward(trainer, prompt_tokens, completion_tokens=30)
+        (part,) = memory._training_parts(trainer, forward)[:1]
+        return part.bytes - int(forward.kept_bytes(8, 192 * 4, 4, checkpointing=False))
+
+    assert foretold(prompt_tokens=20) == 0  # a group alone has more than a third
+    assert foretold(prompt_tokens=600) > 0
+    trainer.args.gradient_accumulation_steps = 1
+    assert foretold(prompt_tokens=600) == 0
+
+
 def test_the_measurement_leaves_weights_and_gradients_as_they_were(tiny: Assembled) -> None:
     before = {name: p.detach().clone() for name, p in tiny.trainer.model.named_parameters()}
     measure_forward(tiny.trainer, 40, 32)

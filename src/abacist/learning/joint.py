@@ -27,7 +27,7 @@ from abacist.learning import fastpath
 from abacist.policy.layout import lay_out
 
 Values = tuple[Tensor, Tensor | None]
-_SHARE_OF_STOCK = 1 / 3
+SHARE_OF_STOCK = 1 / 3
 Score = Callable[[Tensor, Tensor, Tensor | None], Values]  # of ids, mask and rows to leave out
 
 
@@ -180,4 +180,4 @@ def _fits(together: _Set) -> bool:
         together.input_ids, together.attention_mask, together.completion_width, together.silent
     )
     padded = together.input_ids.numel() / len(together.batches)
-    return layout is None or len(layout.token_ids) <= _SHARE_OF_STOCK * padded
+    return layout is None or len(layout.token_ids) <= SHARE_OF_STOCK * padded

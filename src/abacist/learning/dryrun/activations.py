@@ -30,7 +30,7 @@ class Forward:
     group_size: int
     completion_tokens: int
 
-    def kept_bytes(self, rows: int, hidden_bytes: int, layers: int, checkpointing: bool) -> float:
+    def kept_bytes(self, rows: float, hidden_bytes: int, layers: int, checkpointing: bool) -> float:
         """For a micro-batch of ``rows`` completions; ``hidden_bytes`` of one position."""
         groups = rows / self.group_size
         if not checkpointing:

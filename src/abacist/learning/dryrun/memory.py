@@ -22,7 +22,7 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from abacist.learning import fastpath
+from abacist.learning import fastpath, joint
 from abacist.learning.dryrun.activations import Forward
 from abacist.policy.kernels import build as kernels
 
@@ -123,17 +123,28 @@ def _training_parts(
     config = model.config.get_text_config()
     layers, vocabulary = config.num_hidden_layers, config.vocab_size
     hidden = config.hidden_size * _base(model).get_input_embeddings().weight.element_size()
-    kept = forward.kept_bytes(rows, hidden, layers, bool(checkpointing))
+    at_a_time = rows * _joined(trainer, forward, rows)
+    kept = forward.kept_bytes(at_a_time, hidden, layers, bool(checkpointing))
     device = trainer.model.device.type
     at_once = max(_LEAST_TOKENS_AT_ONCE, _LOGITS_AT_ONCE.get(device, 2**27) // vocabulary)
     chunk = min(at_once, rows * forward.completion_tokens)
     # What a layer kept is freed while its gradients are made: about half of it is there at once.
-    layer = rows / forward.group_size * forward.group_bytes / layers / 2
+    layer = at_a_time / forward.group_size * forward.group_bytes / layers / 2
     return [
         Part("activations", int(kept), "training"),
         Part("backward of one layer", int(layer), "training"),
         Part("logits of a chunk", chunk * vocabulary * 4 * _LOGIT_COPIES, "training"),
     ]
+
+
+def _joined(trainer: Any, forward: Forward, rows: int) -> float:
+    """How many micro-batches of ``rows`` may at most be read together, see ``learning.joint``."""
+    prompt = forward.group_tokens - forward.group_size * forward.completion_tokens
+    if fastpath.scoring_obstacle(trainer) is not None:
+        return 1.0
+    packed = rows / forward.group_size * forward.group_tokens
+    bound = joint.SHARE_OF_STOCK * rows * (prompt + forward.completion_tokens)
+    return max(1.0, min(trainer.args.gradient_accumulation_steps, bound / packed))
 
 
 def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Part]:
