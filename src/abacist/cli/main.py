@@ -7,6 +7,7 @@ functions, so that every ``--help`` answers at once. A new verb is a file and a 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,6 +37,11 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the ``abacist`` command; returns the exit code."""
+    # Read when torch loads its OpenMP. By default a thread burns a core for milliseconds while it
+    # waits for another, which may be waiting for that very core: beside other work a run took twice
+    # as long (docs/lab.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     return console.run(lambda: _dispatch(arguments))
 
