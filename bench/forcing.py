@@ -37,17 +37,18 @@ class _EndAt(LogitsProcessor):
 
 
 @contextmanager
-def forced_lengths(model: Any, lengths: Sequence[int], end_id: int) -> Iterator[None]:
-    """Within, row r of one generation by ``model`` ends with ``end_id`` as its ``lengths[r]``-th
-    token, whether Hugging Face's ``generate`` or our engine writes it."""
+def forced_generate(model: Any, lengths: Sequence[int], end_id: int) -> Iterator[None]:
+    """Within, row r of one generation by ``model.generate`` ends with ``end_id`` as its
+    ``lengths[r]``-th token."""
     processors = LogitsProcessorList([_EndAt(lengths, end_id)])
     generate = functools.partial(model.generate, logits_processor=processors)
-    with mock.patch.object(model, "generate", generate), _engine_patched(lengths, end_id):
+    with mock.patch.object(model, "generate", generate):
         yield
 
 
 @contextmanager
-def _engine_patched(lengths: Sequence[int], end_id: int) -> Iterator[None]:
+def forced_engine(lengths: Sequence[int], end_id: int) -> Iterator[None]:
+    """The same for our engine. A replaced ``generate`` would be called instead of it."""
     if util.find_spec(ENGINE) is None:  # a tree from before the engine
         yield
         return

@@ -39,7 +39,7 @@ from datasets import Dataset
 import abacist
 from abacist.policy.loading import default_lora, quiet_libraries
 from batches import Batch, draw_batch, small_batch, uneven_reward
-from forcing import check, forced_lengths
+from forcing import check, forced_engine, forced_generate
 from models import SHAPES, build_model, build_tokenizer
 
 STOCK, OURS = "stock", "ours"
@@ -166,11 +166,11 @@ class Bench:
                 lengths = bench.batch.lengths
                 if not setup.draws_lengths:
                     lengths = [setup.max_completion_tokens] * len(lengths)
-                forcing: contextlib.AbstractContextManager[None] = (
-                    forced_lengths(self.model, lengths, end_id)
-                    if setup.draws_lengths
-                    else contextlib.nullcontext()
-                )
+                forcing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+                if setup.draws_lengths and bench.kind == OURS:
+                    forcing = forced_engine(lengths, end_id)
+                elif setup.draws_lengths:
+                    forcing = forced_generate(self.model, lengths, end_id)
                 with forcing:
                     started, clock.in_rollout = clock.now(), True
                     prompt_ids, completion_ids, *rest = super()._generate(prompts)
