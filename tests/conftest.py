@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from offline import OFFLINE
+
 # Timings belong to the machine, not to the code; and a run must be the same twice.
 settings.register_profile("abacist", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("abacist")
 
 # Set before transformers, datasets or tokenizers are first imported: they read these once.
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    HF_DATASETS_OFFLINE="1",
-    TOKENIZERS_PARALLELISM="false",
-    WANDB_MODE="disabled",
-    NO_COLOR="1",
-)
+os.environ.update(OFFLINE)
 # Where it is anyway: a test that gives a process another home needs no kernels of its own.
 os.environ.setdefault("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
 

@@ -22,15 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from offline import OFFLINE
+
 # Read once, when they are imported.
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    HF_DATASETS_OFFLINE="1",
-    TOKENIZERS_PARALLELISM="false",
-    WANDB_MODE="disabled",
-    NO_COLOR="1",
-    OMP_NUM_THREADS="1",
-)
+os.environ.update(OFFLINE, OMP_NUM_THREADS="1")
 
 from faults import PAGE, write_between
 from soak import warm

@@ -42,15 +42,14 @@ class _Gradients(ctypes.Structure):
 def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether there is a kernel, and it is made for these."""
     return (
-        all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (query, key, value))
-        and not torch.is_autocast_enabled("cpu")
+        not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and build.library() is not None
+        and build.takes(query, key, value)
     )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, branches: Tensor, scale: float) -> Tensor:
-    """[1, H, T, D] by [1, K, T, D] -> [1, T, H, D]; zeros for tokens that are in no branch.
+    """[1, H, T, D] by [1, K, T, D] -> [1, T, H, D].
 
     ``branches`` [branches, 3] int64: the first token of each, how many there are, and the number
     of the branch it grows from (an earlier one; -1: none). They follow each other without gaps,

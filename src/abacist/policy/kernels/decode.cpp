@@ -1,8 +1,8 @@
 // One token for every row of a decoding batch: the whole network in one call.
 //
 // Written token by token, a small network is some 350 tiny operations a token, and dispatching them
-// costs more than the arithmetic. Here all threads walk through the layers together, each taking
-// its share of every part and waiting for the others where the next part needs it all.
+// costs more than the arithmetic. Here threads walk through all layers without coming back, each
+// with its rows or, where weights are large, with its share of the weights.
 //
 // N rows, H hidden numbers, D numbers of a head, T tokens.
 

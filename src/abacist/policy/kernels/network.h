@@ -2,8 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
+#include "norm.h"
 #include "products.h"
 
 struct Layer {
@@ -43,17 +43,6 @@ struct Share {
     Share(int64_t count, int own, int threads)
         : first(own * count / threads), end((own + 1) * count / threads) {}
 };
-
-static void norm(const float* x, const float* weight, int64_t size, float epsilon, float* y) {
-    Vec squares = {};
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) squares += load(x + i) * load(x + i);
-    float total = sum(squares);
-    for (int64_t rest = i; rest < size; rest++) total += x[rest] * x[rest];
-    const float factor = 1.0f / std::sqrt(total / size + epsilon);
-    for (i = 0; i + LANES <= size; i += LANES) store(y + i, load(x + i) * factor * load(weight + i));
-    for (; i < size; i++) y[i] = x[i] * factor * weight[i];
-}
 
 // y = x turned to its position (rotary embedding), times `scale`; x and y apart.
 static void turn(const float* x, const float* cosines, const float* sines, int64_t size,

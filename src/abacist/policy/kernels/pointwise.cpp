@@ -4,38 +4,16 @@
 
 #include <cmath>
 
+#include "norm.h"
 #include "products.h"
-
-namespace {
-
-// The factor of RMS normalisation: one over the root of the mean square.
-float norm_factor(const float* x, int64_t size, float epsilon) {
-    Vec squares = {};
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) squares += load(x + i) * load(x + i);
-    float total = sum(squares);
-    for (; i < size; i++) total += x[i] * x[i];
-    return 1.0f / std::sqrt(total / size + epsilon);
-}
-
-Vec sigmoid(Vec x) {
-    const Vec e = exponential(x < 0.0f ? x : -x);  // cannot overflow
-    return (x < 0.0f ? e : all(1.0f)) / (e + 1.0f);
-}
-
-}  // namespace
 
 extern "C" {
 
 void norm_forward(const float* x, const float* weight, int64_t rows, int64_t size, float epsilon,
                   float* y, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        const float* from = x + row * size;
-        float* to = y + row * size;
-        const float factor = norm_factor(from, size, epsilon);
-        for (int64_t i = 0; i < size; i++) to[i] = from[i] * factor * weight[i];
-    }
+    for (int64_t row = 0; row < rows; row++)
+        norm(x + row * size, weight, size, epsilon, y + row * size);
 }
 
 // total += the gradient of norm_forward by x. `grad` is its output's.

@@ -93,13 +93,14 @@ static inline Vec load_some(const float* from, int64_t count) {
     return x;
 }
 
-// silu(a) * b
-static inline Vec gate(Vec a, Vec b) {
+static inline Vec sigmoid(Vec x) {
     // Of the two forms the one whose exponential cannot overflow.
-    const Vec e = exponential(a < 0.0f ? a : -a);
-    const Vec sigmoid = (a < 0.0f ? e : all(1.0f)) / (e + 1.0f);
-    return a * sigmoid * b;
+    const Vec e = exponential(x < 0.0f ? x : -x);
+    return (x < 0.0f ? e : all(1.0f)) / (e + 1.0f);
 }
+
+// silu(a) * b
+static inline Vec gate(Vec a, Vec b) { return a * sigmoid(a) * b; }
 
 struct Product {
     const float* packed;
