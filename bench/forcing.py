@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-ENGINE = "abacist.policy.engine"
+ENGINE = "abacist.policy.batch"
 _TOLERATED = 0.1  # an end token sampled by chance shortens a row; a length ignored does far more
 
 
@@ -52,16 +52,18 @@ def forced_engine(lengths: Sequence[int], end_id: int) -> Iterator[None]:
     if util.find_spec(ENGINE) is None:  # a tree from before the engine
         yield
         return
-    batch: Any = import_module(ENGINE)._Batch
+    batch: Any = import_module(ENGINE).Batch
     choose = batch._choose
+    ends: dict[Any, torch.Tensor] = {}  # on each device: what is recorded must find it there
 
-    def choose_or_end(self: Any) -> torch.Tensor:
-        tokens: torch.Tensor = choose(self)
-        written = self._written.tolist()
-        for place, row in enumerate(self._rows):
-            if lengths[row] == written[place] + 1:
-                tokens[place] = end_id
-        return tokens
+    def choose_or_end(self: Any, logits: torch.Tensor, rows: Any) -> torch.Tensor:
+        tokens: torch.Tensor = choose(self, logits, rows)
+        device = tokens.device
+        if device not in ends:
+            table = torch.zeros(self._written_ids.shape, dtype=torch.bool)
+            table[torch.arange(len(lengths)), torch.tensor(lengths) - 1] = True
+            ends[device] = table.to(device)
+        return tokens.masked_fill_(ends[device].take(rows.slots), end_id)
 
     with mock.patch.object(batch, "_choose", choose_or_end):
         yield

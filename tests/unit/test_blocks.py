@@ -125,6 +125,42 @@ def test_a_wrong_layer_would_be_seen(arithmetic: str, monkeypatch: pytest.Monkey
         assert_same(learned(twin), theirs)
 
 
+@pytest.mark.parametrize("tokens", [1, 7, 50])
+def test_blocks_of_any_size_give_the_same_gradients(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (missing := build.obstacle()) is not None:
+        pytest.skip(f"no kernels: {missing}")
+    model = model_of(target_modules=["q_proj", "gate_proj", "down_proj"])
+    theirs, sizes = learned(model), []
+    monkeypatch.setattr(blocks, "_BLOCK_TOKENS", tokens)
+    gate = blocks.pointwise.gate_gradients
+
+    def spy(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(grad))
+        return gate(grad, gates, ups)
+
+    monkeypatch.setattr(blocks.pointwise, "gate_gradients", spy)
+    assert_same(learned(fused(model)), theirs)
+    assert len(sizes) > SHAPE["num_hidden_layers"]
+    assert max(sizes) <= tokens
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_last_norm_is_ours_only_where_it_is_frozen(
+    trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (missing := build.obstacle()) is not None:
+        pytest.skip(f"no kernels: {missing}")
+    model = model_of()
+    model.get_submodule("base_model.model.model.norm").requires_grad_(trained)
+    theirs, calls = learned(model), []
+    ours = blocks._Normed.apply
+    monkeypatch.setattr(blocks._Normed, "apply", lambda *a: calls.append(a) or ours(*a))
+    assert_same(learned(fused(model)), theirs)
+    assert len(calls) == (0 if trained else 1)
+
+
 def test_some_adapted_and_some_frozen_linears_give_the_same(arithmetic: str) -> None:
     model = model_of(target_modules=["q_proj", "v_proj", "down_proj"])
     assert_same(learned(fused(model)), learned(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,15 @@ def test_a_prompt_that_leaves_no_room_is_named(policy: Policy) -> None:
         )
     with pytest.raises(ModelError, match="no tokens"):
         generate(policy, PROMPTS, max_completion_tokens=0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_scores_that_are_no_numbers_are_refused(policy: Policy, temperature: float) -> None:
+    broken = replace(policy, model=copy.deepcopy(policy.model))
+    with torch.no_grad():
+        broken.model.model.layers[1].mlp.up_proj.weight[0] = torch.nan
+    with pytest.raises(ModelError, match=r"NaN or infinite in 2 of 2.*up_proj"):
+        generate(broken, PROMPTS[:2], max_completion_tokens=3, temperature=temperature, seed=1)
 
 
 def test_a_model_in_training_comes_back_in_training_and_still_learns(lookalike: Fold) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +35,8 @@ from transformers import (
 
 from abacist.errors import ModelError
 from abacist.policy.engine import Engine, Sampling, obstacle
+from abacist.policy.kernels import attention, decoding
+from abacist.policy.lean import LeanNetwork
 from abacist.policy.source import BUILT_IN_FOLDER
 
 Fold = Callable[[str], Path]
@@ -292,6 +296,26 @@ def test_weights_are_read_anew_by_every_engine(plain: Any) -> None:
     assert merged == [[ids] for ids in by_transformers(model, prompts, 8)]
 
 
+def test_merged_weights_are_gone_when_all_is_written(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[weakref.ref[LeanNetwork]] = []
+    build = LeanNetwork.__init__
+
+    def watched(network: LeanNetwork, *args: Any) -> None:
+        networks.append(weakref.ref(network))
+        build(network, *args)
+
+    monkeypatch.setattr(LeanNetwork, "__init__", watched)
+    gc.disable()  # it would come too late: the training that follows needs the memory
+    try:
+        engine(small, max_rows=4).complete(random_prompts(8), 2, 4, Sampling())
+        assert networks
+        assert all(network() is None for network in networks)
+    finally:
+        gc.enable()
+
+
 def test_half_precision_weights_write_nearly_what_they_write_in_float32(plain: Any) -> None:
     half = copy.deepcopy(plain).to(torch.bfloat16)
     prompts = random_prompts(8)
@@ -351,6 +375,50 @@ def test_what_it_cannot_compute_exactly_is_refused_with_the_reason(lookalike: Fo
         with pytest.raises(ModelError, match="cannot take this model"):
             engine(model)
     assert obstacle(adapted()) is None and obstacle(qwen) is None
+
+
+def damaged(model: Any, name: str) -> Any:
+    damaged = copy.deepcopy(model)
+    with torch.no_grad():
+        [weight] = [w for n, w in damaged.named_parameters() if n.endswith(name)]
+        weight[-1].fill_(torch.nan)
+    return damaged
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("sampling", [None, SAMPLINGS[0], SAMPLINGS[-1]], ids=str)
+def test_scores_that_are_no_numbers_are_refused_and_their_cause_named(
+    small: Any, sampling: Sampling | None, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kernels:
+        for owner in (decoding, attention):
+            monkeypatch.setattr(owner, "takes", lambda *_: False)
+    prompts = random_prompts()
+    for name in ("layers.1.mlp.down_proj.base_layer.weight", "layers.0.self_attn.k_proj.bias"):
+        broken = damaged(small, name.replace("bias", "base_layer.bias"))
+        with pytest.raises(ModelError, match=r"in 6 of 6 completions.*_proj") as raised:
+            engine(broken).complete(prompts, 1, 4, sampling)
+        assert "is NaN or infinite" in str(raised.value) and "checkpoint" in raised.value.hint
+    for budget_tokens in (1, 4):
+        with pytest.raises(ModelError, match="NaN or infinite in 2 of 2"):
+            engine(broken, max_rows=2).complete(prompts, 1, budget_tokens, sampling)
+
+
+def test_one_completion_whose_scores_are_no_numbers_is_enough(lookalike: Fold) -> None:
+    prompts = [[3, 4, 5], [3, 199, 5], [4, 4, 4]]
+    broken = damaged(load("qwen3", lookalike), "embed_tokens.weight")  # of token 199
+    assert len(engine(broken).complete([prompts[0], prompts[2]], 1, 1, None)) == 2
+    with pytest.raises(ModelError, match="in 1 of 3 completions"):
+        engine(broken).complete(prompts, 1, 1, None)
+
+
+def test_numbers_that_overflow_are_named_with_their_dtype(lookalike: Fold) -> None:
+    model = load("qwen3", lookalike).half()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.fill_(6e4)
+    with pytest.raises(ModelError, match=r"All weights are finite.*float16") as raised:
+        engine(model).complete(random_prompts(), 1, 3, Sampling())
+    assert "--dtype float32" in raised.value.hint
 
 
 def test_bad_requests_are_named(small: Any) -> None:

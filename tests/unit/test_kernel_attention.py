@@ -224,7 +224,7 @@ def test_a_laid_out_batch_is_attended_as_by_pytorch(name: str, skips: bool) -> N
     case = Case(branches, heads=6, key_heads=2, size=32)
     assert case.grad.shape[1] == len(layout.token_ids)
     mine = case.learned(lambda q, k, v: attention.attend(q, k, v, layout, case.scale))
-    theirs = case.learned(lambda q, k, v: attention._padded(q, k, v, layout, case.scale))
+    theirs = case.learned(lambda q, k, v: attention.padded(q, k, v, layout, case.scale))
     assert_near(mine, theirs, relative=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(mine, case.by_kernel(), strict=True))
     assert layout.layers_attended == 1

@@ -32,7 +32,7 @@ Compiler = Callable[..., Path]
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder that kernels are kept in, new; they are small ones that compile in a moment."""
     (tmp_path / "sources").mkdir()
-    for name in ("identity.cpp", "vector.h"):
+    for name in ("identity.cpp", "threads.h", "vector.h"):
         shutil.copy(build.SOURCES / name, tmp_path / "sources")
     monkeypatch.setattr(build, "SOURCES", tmp_path / "sources")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
@@ -300,6 +300,16 @@ def test_a_compiler_is_not_asked_for_more_than_it_can(
     compile_by(f'case "$*" in {refused}) exit 1;; esac; exec {REAL} "$@"')
     again()
     assert str(build.description()).endswith(f" at a time, {threads}")
+
+
+@needs_compiler
+def test_threads_that_are_started_by_one_openmp_and_numbered_by_another_are_not_used(
+    kept: Path,
+) -> None:
+    with (build.SOURCES / "threads.h").open("a") as header:
+        header.write("#define omp_get_level() 0\n")  # as the other one sees it
+    again()
+    assert str(build.description()).endswith("one thread for want of OpenMP")
 
 
 @needs_compiler

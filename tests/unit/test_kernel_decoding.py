@@ -199,9 +199,8 @@ class Both:
 
     def step(self, prompt_tokens: list[int], written: list[int]) -> None:
         tokens = torch.randint(90, (len(written),))
-        window, in_step = max(written) + 1, len(set(written)) == 1
         lengths = torch.tensor(prompt_tokens), torch.tensor(written)
-        self.ask("step", tokens, *lengths, window, in_step=in_step)
+        self.ask("step", tokens, *lengths, max(written) + 1)
 
 
 def ids(count: int) -> list[int]:
@@ -235,7 +234,6 @@ def test_a_step_is_the_plain_step_for_rows_and_prompts_that_come_and_go(
     rows = [{1: 1, 2: 0}[place] for place in [*rows[-2:], *rows[2:-2]]]
     both.ask("read_prompts", [prefix + ids(9)], 2)
     lengths = [lengths[2], lengths[1], shared + 9]
-    both.ask("clear_rows", len(rows), len(rows) + 5, 3)
     rows, written = [*rows, *[2] * 5], [*written[:-2], *[0] * 5]
     both.ask("arrange", rows, lengths)
     for _ in range(LANES + 2 if LANES < 16 else 3):
@@ -262,7 +260,7 @@ def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int]) -> N
             written = torch.zeros_like(rows)
             states = []
             for _ in range(3):
-                states.append(cache.step(torch.randint(90, (45,)), lengths, written, 3, in_step=1))
+                states.append(cache.step(torch.randint(90, (45,)), lengths, written, 3))
                 written += 1
             logits = network.head(states[-1])
             luck = torch.rand(45, dtype=torch.float64)
@@ -355,7 +353,7 @@ def test_a_weight_that_is_not_a_number_shows_in_every_logit(broken: str) -> None
     cache.read_prompts([[5, 6, 7]], 0)
     cache.arrange([0, 0], [3])
     zeros = torch.zeros(2, dtype=torch.long)
-    states = cache.step(torch.tensor([8, 9]), zeros + 3, zeros, 1, in_step=True)
+    states = cache.step(torch.tensor([8, 9]), zeros + 3, zeros, 1)
     assert network.head(states).isnan().all()
 
 

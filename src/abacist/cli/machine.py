@@ -128,12 +128,14 @@ def _applies(marker: object) -> bool:
 
 
 def _choices() -> Iterator[Finding]:
+    from abacist.policy import attending, graphs
     from abacist.policy.choices import choose_attention, choose_device, choose_dtype
 
     device, device_choice = choose_device("auto")
     dtype, dtype_choice = choose_dtype("auto", device, trains_all_weights=False)
-    _, attention_choice = choose_attention("auto", device, dtype)
-    for choice in (device_choice, dtype_choice, attention_choice):
+    attention, attention_choice = choose_attention("auto", device, dtype)
+    scoring = attending.choose(attention, device, dtype, attending.QWEN_HEADS)
+    for choice in (device_choice, dtype_choice, attention_choice, scoring.choice):
         yield Finding(choice.what, State.OK, f"{choice.value}: {choice.why}")
     if device.type == "cuda":
         import torch
@@ -141,6 +143,7 @@ def _choices() -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(device)
         found = f"{free / GIB:.1f} GiB free of {total / GIB:.1f} GiB"
         yield Finding("GPU memory", State.OK, found)
+        yield Finding("decoding", State.OK, f"our engine, {graphs.description(device)}")
 
 
 def _kernels() -> Iterator[Finding]:

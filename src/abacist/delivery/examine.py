@@ -14,6 +14,7 @@ from typing import Any
 from abacist.delivery.ask import Prompting, run_settings
 from abacist.delivery.examtask import Data, Request, load_data, prompting_of
 from abacist.learning.tracking import Silent, Watcher
+from abacist.policy import engine
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find, read_json
 from abacist.proof.evaluate import evaluate
@@ -184,6 +185,8 @@ def _conditions(
     """In words, what the numbers depend on beside model and problems."""
     notes = dict(policy.chat.notes)
     values = {choice.what: choice.value for choice in policy.choices}
+    is_ours = engine.obstacle(policy.model) is None
+    attention = "our engine's" if is_ours else values["attention"]
     if form is not None:
         prompt = f"the model's own best-known: {form.sentence}"
     elif prompting.system_prompt is None:
@@ -208,7 +211,7 @@ def _conditions(
         "repetition penalty": "none" + _ignored_defaults(request, policy),
         "budget": f"{prompting.max_completion_tokens} tokens a reply",
         "stop tokens": notes.get("stop tokens", ", ".join(map(str, policy.chat.stop_ids))),
-        "arithmetic": f"{values['dtype']} on {values['device']}, {values['attention']} attention",
+        "arithmetic": f"{values['dtype']} on {values['device']}, {attention} attention",
     }
 
 

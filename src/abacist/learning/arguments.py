@@ -40,6 +40,12 @@ class GRPOConfig(trl.GRPOConfig):
             "help": "Which problems next: shuffled epochs, or those that are sometimes solved."
         },
     )
+    outcome_gating: bool = field(
+        default=False,
+        metadata={
+            "help": "Once the format is learned, groups all right or all wrong teach nothing."
+        },
+    )
 
 
 @dataclass

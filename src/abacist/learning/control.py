@@ -9,7 +9,8 @@ noise that happens to favour what the base does best (Shao et al. 2025, "Spuriou
 
 The coin is tossed by hashing seed, step, place in the batch and text, never by a global generator:
 a resumed run gets the rewards that an uninterrupted one gets, and nothing else that is drawn
-changes. Note that ``problem_sampling: solve_rate`` still chooses problems by right answers.
+changes. Note that ``problem_sampling: solve_rate`` and ``outcome_gating`` still look at right
+answers.
 """
 
 from __future__ import annotations

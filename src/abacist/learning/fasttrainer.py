@@ -18,7 +18,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath
 from abacist.learning.joint import MicroBatches, Values
-from abacist.policy import blocks, engine, products, scoring
+from abacist.policy import blocks, engine, graphs, products, scoring
 
 logger = get_logger(__name__)
 
@@ -159,17 +159,24 @@ class FastTrainer(trl.GRPOTrainer):
         return logps, entropies, None
 
     def paths(self) -> list[str]:
-        """Which path rollouts and training take, and why where it is not ours."""
+        """Which path rollouts and training take, why where it is not ours, and who attends."""
+        graphed = graphs.description(self.model.device)
+        engines = ", ".join(filter(None, ("our engine", graphed, "with its own attention")))
         parts = (
-            ("rollouts", fastpath.rollout_obstacle, "our engine"),
+            ("rollouts", fastpath.rollout_obstacle, engines),
             ("training", fastpath.scoring_obstacle, "each prompt read once for its group"),
         )
-        return [
+        lines = [
             f"{part}: TRL's path ({self._obstacles[part]})"
             if self._takes_trls_path(part, obstacle)
             else f"{part}: {ours}"
             for part, obstacle, ours in parts
         ]
+        if self._obstacles["training"] is None:
+            with self.accelerator.autocast():
+                choice = scoring.attention_choice(self.model)
+            lines.append(f"{choice.what}: {choice.value} ({choice.why})")
+        return lines
 
     def _takes_trls_path(self, part: str, obstacle: Callable[[Any], str | None]) -> bool:
         """Whether ``part`` cannot take our path; what is found is kept, and said once."""

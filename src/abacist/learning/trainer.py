@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from abacist.learning import canary, sampling
+from abacist.learning import canary, gating, sampling
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.keeping import Scored, rollouts_of
 from abacist.learning.resume.exacttrainer import ExactTrainer
@@ -48,6 +48,7 @@ class GRPOTrainer(ExactTrainer):
         self._prompt_lengths: list[int] = []
         self._scored: Scored | None = None
         self.problem_sampler = sampling.sampler_for(self)
+        self.gates_by_outcome = gating.is_wanted(self)
 
     @property
     def keeps_rollouts(self) -> bool:
@@ -94,7 +95,10 @@ class GRPOTrainer(ExactTrainer):
         every = getattr(self.args, "vllm_canary_steps", 0)
         if self.use_vllm and every and self.state.global_step % every == 0:
             canary.check(self, output, self.state.global_step + 1)
-        if self._scored and self.keeps_rollouts and self.model is not None and self.model.training:
+        training = self.model is not None and self.model.training
+        if self._scored and training and self.gates_by_outcome:
+            gating.gate(self, self._scored, output["advantages"])
+        if self._scored and training and self.keeps_rollouts:
             several = self.accelerator.num_processes > 1
             rank = f"-rank{self.accelerator.process_index}" if several else ""
             within = self.args.gradient_accumulation_steps

@@ -1,12 +1,12 @@
 """Attention over a packed batch: each token sees its own branch and what that grew from.
 
-The levels of a :class:`~abacist.policy.layout.Layout` are attended one after another, each as one
-padded batch: keys and values of a branch are those of its parent, repeated, and its own. This is
-PyTorch's scaled-dot-product attention, whatever the model itself is set to.
+On a GPU in half precision a variable-length flash kernel does it (:mod:`abacist.policy.varlen`).
+On a CPU in float32 a kernel of our own does (:mod:`abacist.policy.kernels.attention`): PyTorch's,
+above all its backward, uses a small part of such a machine.
 
-On a CPU in float32 a kernel of our own does it without the padding
-(:mod:`abacist.policy.kernels.attention`): PyTorch's, above all its backward, uses a small part of
-such a machine.
+Everywhere else, PyTorch's scaled-dot-product attention: the levels of a
+:class:`~abacist.policy.layout.Layout` are attended one after another, each as one padded batch, in
+which keys and values of a branch are those of its parent, repeated, and its own.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     Returns [1, T, heads, D], as transformers' attention functions do.
     """
     layout.layers_attended += 1
+    if layout.varlen is not None:
+        return layout.varlen.attend(query, key, value, scale)
     if kernel.takes(query, key, value):
         return kernel.attend(query, key, value, layout.branches, scale)
-    return _padded(query, key, value, layout, scale)
+    return padded(query, key, value, layout, scale)
 
 
-def _padded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+def padded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """The same by PyTorch's scaled-dot-product attention, for any device and dtype."""
     device = query.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else query.dtype

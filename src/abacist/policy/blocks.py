@@ -4,7 +4,8 @@ Left to autograd, a layer keeps the output of each small step between its produc
 what cannot quickly be made again: the states that enter its two halves, queries, keys and
 values as they are attended, and what the gate and its companion put out. Norms, rotations and
 activations are computed anew in the backward, no product of a frozen weight is. That is fewer
-passes over the activations, and a third to a half of their memory.
+passes over the activations, and a third to a half of their memory. The norm behind the last layer,
+whose passes autograd makes where most is kept, is done in one as well.
 
 It applies to the packed batches of :mod:`abacist.policy.scoring`, layer by layer, where all weights
 but LoRA's are frozen; every other call takes the layer's own forward.
@@ -15,6 +16,7 @@ Shapes: T packed tokens, H numbers of a state, D numbers of a head.
 from __future__ import annotations
 
 import functools
+import math
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +25,22 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaModel,
+)
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
 from abacist.policy.attention import attend
+from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels import pointwise
 from abacist.policy.layout import Layout
 from abacist.policy.products import Adapted, adapted, linear
 
 _LAYERS = (LlamaDecoderLayer, Qwen2DecoderLayer)
+_BACKBONES = (LlamaModel, Qwen2Model)
+_BLOCK_TOKENS = 256
+"""What the backward of a gated half takes at once by our kernels, which are as fast on so few."""
 
 
 def fuse_layers(model: nn.Module) -> None:
@@ -43,6 +52,9 @@ def fuse_layers(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) in _LAYERS:
             module.forward = types.MethodType(_forward, module)  # type: ignore[method-assign]
+        elif type(module) in _BACKBONES:
+            norm: Any = module.norm
+            norm.forward = types.MethodType(_last_norm, norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,19 @@ class _Norm:
 
     weight: Tensor
     epsilon: float
+
+
+def _last_norm(self: Any, hidden_states: Tensor) -> Tensor:
+    if (
+        self.weight.requires_grad
+        or torch.compiler.is_compiling()
+        or not kernels.takes(hidden_states, self.weight)
+    ):
+        found: Tensor = type(self).forward(self, hidden_states)
+        return found
+    norm = _Norm(self.weight.detach(), self.variance_epsilon)
+    y: Tensor = _Normed.apply(hidden_states.reshape(-1, hidden_states.shape[-1]), norm)
+    return y.view_as(hidden_states)
 
 
 # Up to some version of transformers a layer's __call__ checkpoints, later its class's forward.
@@ -89,9 +114,14 @@ def _fused(
     query, key, value = (states.transpose(0, 1)[None] for states in found)
     read = attend(query, key, value, layout, layer.self_attn.scaling)
     with torch.autocast(hidden.device.type, enabled=False):
-        hidden = hidden + linear(read[0].flatten(1), out)
+        hidden = _sum(linear(read[0].flatten(1), out), hidden)
         hidden = _Mlp.apply(hidden, mlp, [gate, up, down], *_learning([gate, up, down]))
     return hidden[None]
+
+
+def _sum(more: Tensor, hidden: Tensor) -> Tensor:
+    """Of both; ``more`` is used up."""
+    return more.add_(hidden) if more.dtype == hidden.dtype else hidden + more
 
 
 def _linears(layer: Any, hidden: Tensor) -> list[Adapted] | None:
@@ -192,20 +222,63 @@ class _Mlp(torch.autograd.Function):
         gates, ups = gate(normed), up(normed)
         ctx.norm, ctx.linears = norm, linears
         ctx.save_for_backward(hidden, gates, ups)
-        more = down(pointwise.gate(gates, ups))
-        return more.add_(hidden) if more.dtype == hidden.dtype else hidden + more
+        return _sum(down(pointwise.gate(gates, ups)), hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        hidden, gates, ups = ctx.saved_tensors
+        grad, saved = grad.contiguous(), ctx.saved_tensors
+        of_hidden, total = grad.clone(), None
+        for rows in _blocks(grad):
+            here = of_hidden[rows], grad[rows], *(states[rows] for states in saved)
+            found = _Mlp._gradients(ctx, *here)
+            total = found if total is None else [*map(_added, total, found)]
+        assert total is not None
+        return of_hidden, None, None, *total
+
+    @staticmethod
+    def _gradients(
+        ctx: Any, of_hidden: Tensor, grad: Tensor, hidden: Tensor, gates: Tensor, ups: Tensor
+    ) -> list[Tensor | None]:
+        """Of some rows: what comes home through the gate is added to ``of_hidden``."""
         norm, (gate, up, down) = ctx.norm, ctx.linears
-        grad = grad.contiguous()
         of_down = down.gradients(grad, pointwise.gate(gates, ups))
         of_gates, of_ups = pointwise.gate_gradients(of_down[0], gates, ups)
         normed = pointwise.norm(hidden, norm.weight, norm.epsilon)
         of_gate = gate.gradients(of_gates, normed)
         of_up = up.gradients(of_ups, normed, to=of_gate[0])
-        of_hidden = grad.clone()
         pointwise.add_norm_gradient(of_hidden, of_up[0], hidden, norm.weight, norm.epsilon)
-        return of_hidden, None, None, *_flat([of_gate, of_up, of_down])
+        return [*_flat([of_gate, of_up, of_down])]
+
+
+class _Normed(torch.autograd.Function):
+    """The states [T, H], normed."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, norm: _Norm) -> Tensor:
+        ctx.norm = norm
+        ctx.save_for_backward(hidden)
+        return pointwise.norm(hidden, norm.weight, norm.epsilon)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (hidden,), norm = ctx.saved_tensors, ctx.norm
+        total = torch.zeros_like(hidden)
+        pointwise.add_norm_gradient(total, grad.contiguous(), hidden, norm.weight, norm.epsilon)
+        return total, None
+
+
+def _blocks(states: Tensor) -> list[slice]:
+    """Rows of ``states`` [T, H] that are taken through a backward together.
+
+    Nothing that it holds for a while is as wide as what lies between the gated products, so of
+    that it holds some rows only; not where adding up their gradients would round once more.
+    """
+    count = math.ceil(len(states) / _BLOCK_TOKENS) if kernels.takes(states) else 1
+    size = math.ceil(len(states) / count)
+    return [slice(start, start + size) for start in range(0, len(states), size)]
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return None if total is None or more is None else total.add_(more)

@@ -6,23 +6,36 @@ softmax; against the prompt, the queries of a whole group meet the same keys in 
 all prompts begin with (a system text, worked examples) is computed once and copied.
 
 Rows and prompts leave by letting the last ones move into their places, so that what is alive
-always lies in front: a batch shrinks, or is refilled, at the cost of the rows that moved.
+always lies in front: a batch shrinks, or is refilled, at the cost of the rows that moved. Places
+that nobody holds, and what their last holder left there, are masked and never cleared.
+
+A step reads only tensors that stay where they are, and does nothing that a CUDA graph cannot hold:
+what it computes depends on their contents, and on the numbers in ``Cache.shape``.
 
 Shapes: L layers, P prompts and N rows alive, H key heads, G query heads to a key head, D numbers
-of a head, S the most rows a prompt has, T prompt tokens, W completion tokens so far.
+of a head, M the most rows a prompt has, S prompt tokens, W completion tokens so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from abacist.policy.kernels import attention as kernel
-from abacist.policy.lean import Attend, LeanNetwork
+from abacist.policy import prefill
+from abacist.policy.lean import LeanNetwork
 
 _PREFILL_TOKENS = 8192
+
+
+class Shape(NamedTuple):
+    """How much a step computes, whoever is alive."""
+
+    prompts: int
+    rows_a_prompt: int
+    prompt_tokens: int
+    in_order: bool  # row after row, the rows of a prompt and the prompts follow each other
 
 
 class Cache:
@@ -36,8 +49,9 @@ class Cache:
         max_prompts: int,
         prompt_tokens: int,
         completion_tokens: int,
+        rows_a_prompt: int | None = None,
     ) -> None:
-        self._network = network
+        self._network, self._rows_a_prompt = network, rows_a_prompt or max_rows
         heads, layers, size = network.key_heads, network.num_layers, network.head_dim
         # Zeros, for what is masked must still be finite.
         self._prompts = torch.zeros(  # keys, values
@@ -51,6 +65,13 @@ class Cache:
             device=network.device,
         )
         self._prefix_tokens = 0
+        self.shape = Shape(0, 0, 0, in_order=True)
+        self._prompt_of_row = torch.empty(0)
+        # To the rows in the order of their prompts, and back.
+        self._row_of_slot, self._slot_of_row = (
+            torch.zeros(count, dtype=torch.long, device=network.device)
+            for count in (max_prompts * self._rows_a_prompt, max_rows)
+        )
 
     def keep_prefix(self, ids: Sequence[int]) -> None:
         """Compute what every prompt begins with, once for all of them."""
@@ -72,120 +93,48 @@ class Cache:
         return torch.cat(states)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
-        network, past = self._network, self._prefix_tokens
-        lengths = [len(ids) - past for ids in prompts]
-        count = len(prompts)
-        keys, values = self._prompts[:, :, first : first + count]
-        tokens = torch.tensor([token for ids in prompts for token in ids[past:]])
-        columns = torch.cat([torch.arange(length) for length in lengths])
-        rows = torch.repeat_interleave(torch.arange(count), torch.tensor(lengths))
-        ends = torch.tensor(lengths).cumsum(0) - 1
-        tokens, columns, rows, ends = (
-            x.to(network.device, non_blocking=True) for x in (tokens, columns, rows, ends)
-        )
-        places = past + columns
-        if network.decoder is None:  # which never reads beyond a prompt's end
-            self._prompts[:, :, first : first + count, :, past:] = 0  # whoever was here before
-        if kernel.takes(keys, keys, values):
-            attended = self._attended_as_tree(keys, values, lengths)
-        else:
-            attended = self._attended_padded(keys, values, (rows, columns), max(lengths))
+        keys, values = self._prompts[:, :, first : first + len(prompts)]
+        return prefill.read(self._network, prompts, keys, values, self._prefix_tokens)
 
-        def attend(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-        ) -> torch.Tensor:
-            keys[layer][rows, :, places] = key
-            values[layer][rows, :, places] = value
-            return attended(layer, query, key, value)
+    def arrange(
+        self,
+        prompt_of_row: Sequence[int],
+        prompt_tokens: Sequence[int],
+        padded_rows: int | None = None,
+    ) -> None:
+        """Say which prompt each living row belongs to, and how long each living prompt is.
 
-        return network.forward(tokens, places, attend)[ends]
-
-    def _attended_as_tree(
-        self, keys: torch.Tensor, values: torch.Tensor, lengths: Sequence[int]
-    ) -> Attend:
-        """Packed prompts that grow from their prefix."""
-        past = self._prefix_tokens
-        branches = [(0, past, -1)] if past else []
-        for length in lengths:
-            start = branches[-1][0] + branches[-1][1] if branches else 0
-            branches.append((start, length, 0 if past else -1))
-        tree = torch.tensor(branches)
-        trunks = keys[:, 0, :, :past].transpose(1, 2), values[:, 0, :, :past].transpose(1, 2)
-
-        def attend(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-        ) -> torch.Tensor:
-            if past:  # whose own queries have been answered
-                query = torch.cat((query.new_zeros(past, *query.shape[1:]), query))
-                key, value = (
-                    torch.cat((trunk[layer], own))
-                    for trunk, own in zip(trunks, (key, value), strict=True)
-                )
-            query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-            return kernel.attend(query, key, value, tree, 1.0)[0, past:]
-
-        return attend
-
-    def _attended_padded(
-        self, keys: torch.Tensor, values: torch.Tensor, at: tuple[torch.Tensor, ...], longest: int
-    ) -> Attend:
-        """Prompts behind their prefix as one padded batch, ``at`` these rows and columns of it."""
-        past = self._prefix_tokens
-        count, known = keys.shape[1], past + longest
-        mask = None
-        if past:
-            seen = torch.arange(known, device=keys.device)
-            mask = seen <= seen[past:, None]
-
-        def attend(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-        ) -> torch.Tensor:
-            padded = query.new_zeros(count, longest, *query.shape[1:])
-            padded[at] = query
-            read = F.scaled_dot_product_attention(
-                padded.transpose(1, 2),
-                keys[layer, :, :, :known],
-                values[layer, :, :, :known],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=1.0,
-                enable_gqa=True,
-            )
-            return read.transpose(1, 2)[at]
-
-        return attend
-
-    def arrange(self, prompt_of_row: Sequence[int], prompt_tokens: Sequence[int]) -> None:
-        """Say which prompt each living row belongs to, and how long each living prompt is."""
+        ``padded_rows``: compute so many rows and what they can need at most, whoever is alive.
+        """
         device = self._network.device
-        self._prompt_of_row = torch.tensor(prompt_of_row, device=device)
         if self._network.decoder is not None:
+            self._prompt_of_row = torch.tensor(prompt_of_row, device=device)
             return
-        self._num_rows, self._num_prompts = len(prompt_of_row), len(prompt_tokens)
-        taken = [0] * self._num_prompts
+        taken = [0] * len(prompt_tokens)
         places = []
         for prompt in prompt_of_row:
             places.append(taken[prompt])
             taken[prompt] += 1
-        self._most = most = max(taken)
+        if padded_rows is None:
+            number, prompts, most = len(prompt_of_row), len(prompt_tokens), max(taken)
+            longest = max(prompt_tokens)
+        else:
+            number, prompts = padded_rows, min(padded_rows, self._prompts.shape[2])
+            most, longest = min(padded_rows, self._rows_a_prompt), self._prompts.shape[4]
         slots = [p * most + place for p, place in zip(prompt_of_row, places, strict=True)]
-        in_order = slots == list(range(self._num_prompts * most))
-        self._slots = None if in_order else torch.tensor(slots, device=device)
-        self._all_rows = torch.arange(self._num_rows, device=device)
-        self._longest_prompt = longest = max(prompt_tokens)
-        self._prompt_mask = None
-        if min(prompt_tokens) < longest:
-            lengths = torch.tensor(prompt_tokens, device=device)
-            self._prompt_mask = self._bias(torch.arange(longest, device=device) >= lengths[:, None])
+        in_order = prompts * most == number and slots == list(range(len(slots)))
+        self.shape = Shape(prompts, most, longest, in_order)
+        if not in_order:
+            row_of_slot = [0] * (prompts * most)  # an empty slot repeats a row: nobody looks
+            for row, slot in enumerate(slots):
+                row_of_slot[slot] = row
+            self._row_of_slot[: prompts * most] = torch.tensor(row_of_slot, device=device)
+            slots += [0] * (number - len(slots))
+            self._slot_of_row[:number] = torch.tensor(slots, device=device)
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
         """Let rows ``sources``, ``tokens`` long so far, take the places ``targets``."""
         self._rows[:, :, list(targets), :, :tokens] = self._rows[:, :, list(sources), :, :tokens]
-
-    def clear_rows(self, first: int, end: int, tokens: int) -> None:
-        """Forget what the rows from ``first`` to ``end`` held; new ones begin there."""
-        if self._network.decoder is None:  # which never reads beyond what a row has written
-            self._rows[:, :, first:end, :, :tokens] = 0
 
     def move_prompts(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Let prompts ``sources`` take the places ``targets``."""
@@ -198,68 +147,58 @@ class Cache:
         prompt_tokens: torch.Tensor,
         written: torch.Tensor,
         window: int,
-        *,
-        in_step: bool,
     ) -> torch.Tensor:
         """The hidden states of one new token a row, [N, hidden].
 
-        Row n has ``prompt_tokens[n]`` and ``written[n]`` tokens behind it; ``window`` is the
-        largest of ``written`` plus one, and ``in_step`` says that all of ``written`` are equal.
+        Row n has ``prompt_tokens[n]`` and ``written[n]`` tokens behind it; all of ``written`` are
+        below ``window``.
         """
         network = self._network
         if network.decoder is not None:
             return network.decoder.step(
                 self._prompts, self._rows, tokens, self._prompt_of_row, prompt_tokens, written
             )
-        number, size = self._num_rows, network.head_dim
-        heads, most, prompts = network.key_heads, self._most, self._num_prompts
+        number, size, heads = len(tokens), network.head_dim, network.key_heads
         group = network.query_heads // heads
-        longest, slots, rows = self._longest_prompt, self._slots, self._all_rows
-        prompt_mask, own_mask = self._prompt_mask, None
-        if not in_step:
-            own_mask = self._bias(torch.arange(window, device=tokens.device) > written[:, None])
+        prompts, most, longest, in_order = self.shape
+        slot_of_row, row_of_slot = self._slot_of_row[:number], self._row_of_slot[: prompts * most]
         prompt_keys, prompt_values = self._prompts[:, :, :prompts, :, :longest]
         own_keys, own_values = self._rows[:, :, :number, :, :window]
+        all_keys, all_values = self._rows.flatten(2, 4)
+        own_heads = torch.arange(number * heads, device=tokens.device).view(number, heads)
+        now = own_heads * self._rows.shape[4] + written[:, None]
+        columns = torch.arange(max(longest, window), device=tokens.device)
+        masked = torch.cat(
+            (columns[:longest] >= prompt_tokens[:, None], columns[:window] > written[:, None]), 1
+        )
+        bias = torch.zeros(masked.shape, dtype=network.dtype, device=tokens.device)
+        bias = bias.masked_fill_(masked, -torch.inf)[:, None, None]
 
         def by_prompt(x: torch.Tensor) -> torch.Tensor:
-            """[N, H, G, …] -> [P, H, S·G, …], empty places filled with zeros."""
-            if slots is not None:
-                x = x.new_zeros(prompts * most, *x.shape[1:]).index_copy_(0, slots, x)
-            x = x.reshape(prompts, most, heads, group, -1)
+            """[N, H, G, …] -> [P, H, M·G, …]."""
+            x = x if in_order else x.index_select(0, row_of_slot)
+            x = x.view(prompts, most, heads, group, -1)
             return x.transpose(1, 2).reshape(prompts, heads, most * group, -1)
 
         def by_row(x: torch.Tensor) -> torch.Tensor:
             x = x.view(prompts, heads, most, group, -1).transpose(1, 2)
             x = x.reshape(prompts * most, heads, group, -1)
-            return x if slots is None else x.index_select(0, slots)
+            return x if in_order else x.index_select(0, slot_of_row)
 
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         ) -> torch.Tensor:
-            if in_step:
-                own_keys[layer, :, :, -1] = key
-                own_values[layer, :, :, -1] = value
-            else:
-                own_keys[layer][rows, :, written] = key
-                own_values[layer][rows, :, written] = value
+            all_keys[layer][now] = key
+            all_values[layer][now] = value
             query = query.reshape(number, heads, group, size)
             to_prompt = by_prompt(query) @ prompt_keys[layer].transpose(-1, -2)
             to_own = query @ own_keys[layer].transpose(-1, -2)
-            if prompt_mask is not None:
-                to_prompt += prompt_mask
-            if own_mask is not None:
-                to_own += own_mask
             scores = torch.cat((by_row(to_prompt), to_own), dim=-1)
-            weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+            weights = scores.add_(bias).softmax(dim=-1)
             read = by_row(by_prompt(weights[..., :longest]) @ prompt_values[layer])
             return read + weights[..., longest:] @ own_values[layer]
 
         return network.forward(tokens, prompt_tokens + written, attend)
-
-    def _bias(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Minus infinity where ``hidden`` [B, K] is true, to be added to scores; [B, 1, 1, K]."""
-        bias = torch.zeros(hidden.shape, dtype=self._network.dtype, device=hidden.device)
-        return bias.masked_fill_(hidden, -torch.inf)[:, None, None]
 
 
 def closed_up(gone: Sequence[bool]) -> tuple[list[int], list[int], list[int]]:

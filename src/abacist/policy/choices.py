@@ -100,6 +100,11 @@ def choose_attention(asked: str, device: torch.device, dtype: torch.dtype) -> tu
             f"flash_attention_2 was asked for, but {obstacle}.",
             "Use --attn_implementation auto or sdpa.",
         )
+    if asked == "flex_attention" and device.type == "cpu":
+        raise ModelError(
+            "flex_attention was asked for, but on a CPU PyTorch has it without gradients only.",
+            "Use --attn_implementation auto or sdpa.",
+        )
     return asked, Choice("attention", asked, "asked for")
 
 

@@ -29,6 +29,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
+from abacist.policy import soundness
 from abacist.policy.chat import Message, generation_config_holders
 from abacist.policy.drawing import Sampling, sample_tokens
 from abacist.policy.engine import Engine, obstacle
@@ -84,7 +85,7 @@ def generate(
     samples in all).
 
     The model comes back in the training mode it was given in. Raises :class:`ModelError` if a
-    prompt and its budget do not fit the model's context.
+    prompt and its budget do not fit the model's context, or its scores are NaN or infinite.
     """
     prompt_ids = [policy.chat.encode(messages, prefill=prefill) for messages in prompts]
     _check_lengths(prompt_ids, max_completion_tokens, policy.context_tokens)
@@ -181,6 +182,17 @@ class _Sampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
 
+class _Watch(LogitsProcessor):
+    """Looks whether all scores are numbers."""
+
+    def __init__(self) -> None:
+        self.largest = torch.zeros(())  # of each row
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.largest = torch.maximum(self.largest, scores.amax(dim=-1))
+        return scores
+
+
 def _continue(
     policy: Policy, prompts: list[list[int]], max_completion_tokens: int, sampler: _Sampler | None
 ) -> list[list[int]]:
@@ -193,6 +205,7 @@ def _continue(
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         attention_mask[row, longest - len(ids) :] = 1
     model: Any = policy.model
+    watch = _Watch()
     output = model.generate(
         input_ids=input_ids.to(policy.device),
         attention_mask=attention_mask.to(policy.device),
@@ -205,8 +218,9 @@ def _continue(
             eos_token_id=list(chat.stop_ids),
             pad_token_id=chat.pad_id,
         ),
-        logits_processor=LogitsProcessorList([] if sampler is None else [sampler]),
+        logits_processor=LogitsProcessorList([watch] if sampler is None else [watch, sampler]),
     )
+    soundness.refuse(watch.largest, model)
     return [_up_to_stop(ids, chat.stop_ids) for ids in output[:, longest:].tolist()]
 
 

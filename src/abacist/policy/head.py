@@ -13,6 +13,7 @@ Logits are rounded to the dtype they are computed in and then treated in float32
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -55,7 +56,9 @@ def score_tokens(
     dtype = torch.get_autocast_dtype(device) if autocasts else hidden.dtype
     if chunk_tokens is None:
         budget = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"])
-        chunk_tokens = max(_LEAST_CHUNK_TOKENS, budget // weight.shape[0])
+        most = max(_LEAST_CHUNK_TOKENS, budget // weight.shape[0])
+        count = max(1, math.ceil(len(hidden) / most))
+        chunk_tokens = max(1, math.ceil(len(hidden) / count))  # chunks of one size hold least
     head = _TrainedHead if weight.requires_grad and torch.is_grad_enabled() else _FrozenHead
     with torch.autocast(device, enabled=False):
         logps, entropies = head.apply(
@@ -100,6 +103,8 @@ class _FrozenHead(torch.autograd.Function):
                 expected = product(weights.to(dtype), weight.t()).float().div_(totals[:, None])
                 difference = weight.index_select(0, targets[here]).float() - expected
                 slope[here] = difference.mul_(inverse_temperature)
+                del expected, difference
+            del weights  # before the next chunk's are made
         _finish(ctx, entropies)
         if slope is not None:
             ctx.save_for_backward(slope)

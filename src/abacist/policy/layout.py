@@ -15,11 +15,14 @@ out too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from abacist.policy.varlen import Varlen
 
 _LEAST_SAVING_TOKENS = 64  # a common opening that saves fewer costs more than it brings
 
@@ -100,6 +103,7 @@ class Layout:
         batch_shape: (B, C).
         layers_attended: how many layers have attended by this layout so far. One that did not
             would have seen the whole sequence as one text.
+        varlen: the variable-length kernel that attends, where one does.
     """
 
     token_ids: Tensor
@@ -111,6 +115,7 @@ class Layout:
     places: Tensor
     batch_shape: tuple[int, int]
     layers_attended: int = 0
+    varlen: Varlen | None = None
 
 
 def lay_out(

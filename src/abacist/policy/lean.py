@@ -185,7 +185,7 @@ class LeanNetwork:
                     ),
                     dim=1,
                 )
-            turned = turned * cos + turned.roll(self.head_dim // 2, dims=-1) * sin
+            turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, dims=-1), sin)
             read = attend(
                 number,
                 turned[:, :query_heads],

@@ -21,7 +21,10 @@ class Projection(Protocol):
     """Linear layers that read the same input as one product, their outputs side by side."""
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [N, in] times the weights, plus the bias, plus ``residual`` [N, out]."""
+        """``x`` [N, in] times the weights, plus the bias, plus ``residual`` [N, out].
+
+        The result may be written over ``residual``.
+        """
 
 
 def projection(*linears: Any) -> Projection:
@@ -48,8 +51,11 @@ class _Plain:
         self.weight, self.bias = weight, bias
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        product = F.linear(x, self.weight, self.bias)
-        return product if residual is None else residual + product
+        if residual is None:
+            return F.linear(x, self.weight, self.bias)
+        if self.bias is not None:
+            residual += self.bias
+        return residual.addmm_(x, self.weight.t())
 
 
 def _side_by_side(weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> Projection:

@@ -24,7 +24,9 @@ from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from abacist.errors import ModelError
+from abacist.policy import attending
 from abacist.policy.attention import attend
+from abacist.policy.choices import Choice
 from abacist.policy.head import score_tokens
 from abacist.policy.layout import Layout, lay_out
 
@@ -51,6 +53,11 @@ def obstacle(model: Any) -> str | None:
         names = ", ".join(family.__name__ for family in FAMILIES)
         return f"{type(model).__name__} is not one of {names}"
     return _obstacle_in_config(model) or _obstacle_in_modules(model)
+
+
+def attention_choice(model: Any) -> Choice:
+    """Which attention :func:`score` reads ``model`` with, and why; ask within the same autocast."""
+    return _attending(_causal_model(model)).choice
 
 
 def score(
@@ -117,6 +124,7 @@ def _causal_model(model: Any) -> Any:
 
 def _hidden_states(causal: Any, layout: Layout) -> Tensor:
     """[T, hidden] of the packed batch, normed as the head wants it."""
+    _attending(causal).prepare(layout)
     _teach_sharing(causal.config._attn_implementation)
     output = causal.model(
         input_ids=layout.token_ids[None],
@@ -135,6 +143,16 @@ def _hidden_states(causal: Any, layout: Layout) -> Tensor:
         )
     hidden: Tensor = output.last_hidden_state[0]
     return hidden
+
+
+def _attending(causal: Any) -> attending.Attending:
+    config, weight = causal.config, causal.model.embed_tokens.weight
+    device, dtype = weight.device, weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    size = causal.model.layers[0].self_attn.head_dim
+    heads = attending.Heads(config.num_attention_heads, config.num_key_value_heads, size)
+    return attending.choose(config._attn_implementation, device, dtype, heads)
 
 
 def _teach_sharing(implementation: str) -> None:

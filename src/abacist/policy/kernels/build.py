@@ -143,16 +143,17 @@ def _processor() -> str:
 
 
 def _openmp_runtime() -> str | None:
-    """The OpenMP library that torch has loaded, where Linux tells.
+    """The OpenMP library that torch has loaded: Linux tells, on a Mac it lies beside torch.
 
     Kernels that bring another one have two pools of threads wait beside each other, busily.
     """
+    installed = Path(torch.__file__).resolve().parent
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return None
+        return next(map(str, installed.glob("lib/lib*omp*.dylib")), None)
     paths = set(re.findall(r" (/\S.*/lib(?:gomp|iomp5|omp)[-.][^/ ]*)$", maps, re.MULTILINE))
-    torchs = str(Path(torch.__file__).resolve().parents[1])
+    torchs = str(installed.parent)
     return min(paths, key=lambda path: (not path.startswith(torchs), path), default=None)
 
 
@@ -208,6 +209,8 @@ def _loaded(path: Path, digest: str) -> ctypes.CDLL:
         raise CompilerError(f"what it made cannot be loaded: {gist(str(error))}") from None
     if said != digest.encode():
         raise CompilerError("what it made is something else")
+    if kernels.kernels_threads() < 0:
+        raise CompilerError("its OpenMP and that of PyTorch get into each other's way")
     return kernels
 
 

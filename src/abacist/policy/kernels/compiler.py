@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 COMPILERS = ("c++", "g++", "clang++")
 # Not -ffast-math: it takes NaN and infinities to be impossible, and both must stay what they are.
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
 TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 VERSION_SECONDS = 10.0
 SILENT_SECONDS = 2.0
@@ -65,8 +65,15 @@ def flags(openmp_runtime: str | None) -> Iterator[tuple[list[str], list[str]]]:
     Code for this very processor with the threads of ``openmp_runtime`` comes first.
     """
     openmp = [["-fopenmp"], []]
-    if openmp_runtime is not None:  # named before the compiler's own, which is then not needed
-        openmp.insert(0, ["-fopenmp", "-Wl,--as-needed", openmp_runtime])
+    if openmp_runtime is not None:
+        # Named before the compiler's own, which is then not needed; or instead of it, for Clang:
+        # it may have none, as Apple's.
+        rpath = f"-Wl,-rpath,{os.path.dirname(openmp_runtime)}"
+        openmp = [
+            ["-fopenmp", "-Wl,--as-needed", openmp_runtime],
+            ["-Xclang", "-fopenmp", openmp_runtime, rpath],
+            *openmp,
+        ]
     for tuning, threads in itertools.product(TUNING, openmp):
         yield [*FLAGS, *tuning], threads
 

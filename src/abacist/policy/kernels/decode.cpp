@@ -9,12 +9,7 @@
 #include <vector>
 
 #include "reading.h"
-#ifdef _OPENMP
-#include <omp.h>
-#else
-static int omp_get_thread_num() { return 0; }
-static int omp_get_num_threads() { return 1; }
-#endif
+#include "threads.h"
 
 constexpr int64_t CACHED_BYTES = 4 << 20;
 

@@ -143,14 +143,17 @@ class Decoder:
     """One token a row through the whole of ``network``: see :func:`decoder`."""
 
     def __init__(self, network: LeanNetwork) -> None:
-        self._network = network  # whose products must outlive their addresses, as must
-        self._held: list[torch.Tensor] = []
+        # What the addresses below belong to. Not the network, which holds this: in a circle, its
+        # weights would wait for the garbage collector through the training that follows.
+        self._held: list[torch.Tensor | Packed] = []
+        self._like = network.embedding
         self._weights = 0
         self._layers = (_Layer * network.num_layers)()
         for layer, bare in zip(self._layers, network.layers, strict=True):
             for name in _NORMS:
                 setattr(layer, name, self._address(getattr(bare, name)))
             for name in _PRODUCTS:
+                self._held.append(getattr(bare, name))
                 product = getattr(bare, name).structure
                 setattr(layer, name, product)
                 self._weights += product.inputs * product.outputs * (2 if product.gated else 1)
@@ -171,8 +174,9 @@ class Decoder:
         """Of its numbers, which from now on lie in order and stay."""
         if tensor is None:
             return None
-        self._held.append(tensor.contiguous())
-        return self._held[-1].data_ptr()
+        tensor = tensor.contiguous()
+        self._held.append(tensor)
+        return tensor.data_ptr()
 
     def step(
         self,
@@ -197,7 +201,7 @@ class Decoder:
             len(tokens),
             *(x.data_ptr() for x in integers),
         )
-        states = self._network.embedding.new_empty(len(tokens), self._structure.hidden)
+        states = self._like.new_empty(len(tokens), self._structure.hidden)
         kernels: Any = library()
         kernels.decode(
             ctypes.byref(self._structure),

@@ -9,30 +9,6 @@
 
 #include "products.h"
 
-// One panel of y, or as much of it as `wide` vectors hold.
-template <int wide>
-static void multiply_panel(const float* x, int64_t x_row_step, int64_t x_input_step,
-                           const float* packed, const float* bias, float* y, int64_t rows,
-                           int64_t inputs, int64_t outputs, int64_t column, bool adds) {
-    const int64_t left = outputs - column;
-    Vec biases[wide] = {};
-    if (bias)
-        for (int w = 0; w < wide; w++)
-            biases[w] = load_some(bias + column + w * LANES, left - w * LANES);
-    in_blocks(rows, [&](int64_t start, int64_t count) {
-        Sums<wide> sums;
-        tile_of(count, x + start * x_row_step, x_row_step, x_input_step, inputs, packed, PANEL,
-                sums);
-        for (int64_t m = 0; m < count; m++)
-            for (int w = 0; w < wide; w++) {
-                float* to = y + (start + m) * outputs + column + w * LANES;
-                Vec total = sums.at[m][w] + biases[w];
-                if (adds) total += load_some(to, left - w * LANES);
-                store_some(to, total, left - w * LANES);
-            }
-    });
-}
-
 extern "C" {
 
 // y [rows, outputs] = (or +=) x [rows, inputs] times weight [outputs, inputs] transposed, plus the
@@ -55,9 +31,12 @@ void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, cons
             const int64_t count = std::min<int64_t>(outputs - column, PANEL);
             if (count < PANEL) std::fill_n(packed, inputs * PANEL, 0.0f);
             lay_out(weight + column * output_step, output_step, input_step, count, inputs, packed);
-            const auto multiply = count > LANES ? multiply_panel<2> : multiply_panel<1>;
-            multiply(x + first * x_row_step, x_row_step, x_input_step, packed, bias,
-                     y + first * outputs, end - first, inputs, outputs, column, adds);
+            const auto multiply = count > LANES ? multiply_panel<2, false>
+                                                : multiply_panel<1, false>;
+            float* const to = y + first * outputs;
+            multiply(x + first * x_row_step, x_row_step, x_input_step, end - first, packed, inputs,
+                     bias ? bias + column : nullptr, count, adds ? to : nullptr, to, outputs,
+                     column);
         }
     }
 }

@@ -94,7 +94,7 @@ void weigh(float* logits, const int64_t* targets, int64_t rows, int64_t count,
     }
 }
 
-// The gradients of gate_forward by both, its own being `grad`.
+// The gradients of gate_forward by both, its own being `grad`, where `by_gate` may lie too.
 void gate_backward(const float* grad, const float* gates, const float* ups, int64_t count,
                    float* by_gate, float* by_up, int threads) {
 #pragma omp parallel for num_threads(threads)

@@ -69,11 +69,11 @@ def gate(gates: Tensor, ups: Tensor) -> Tensor:
 
 
 def gate_gradients(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of :func:`gate` by both, its own being ``grad``."""
+    """The gradients of :func:`gate` by both, its own being ``grad``, which is used up."""
     if _takes(grad, gates, ups):
-        by_gates, by_ups = torch.empty_like(gates), torch.empty_like(ups)
-        _call("gate_backward", grad, gates, ups, gates.numel(), by_gates, by_ups)
-        return by_gates, by_ups
+        by_ups = torch.empty_like(ups)
+        _call("gate_backward", grad, gates, ups, gates.numel(), grad, by_ups)
+        return grad, by_ups
     return torch.ops.aten.silu_backward(grad * ups, gates), grad * F.silu(gates)
 
 

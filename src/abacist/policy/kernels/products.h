@@ -29,11 +29,13 @@ static inline void tile(const float* x, int64_t row_step, int64_t input_step, in
     for (int64_t k = 0; k < inputs; k++) {
         Vec weight[wide];
         for (int w = 0; w < wide; w++) weight[w] = load(weights + k * weight_step + w * LANES);
+#pragma GCC unroll 12  // or Clang keeps the sums of twelve rows in memory
         for (int m = 0; m < rows; m++) {
             const float value = x[m * row_step + k * input_step];
             for (int w = 0; w < wide; w++) total[m][w] += weight[w] * value;
         }
     }
+#pragma GCC unroll 12
     for (int m = 0; m < rows; m++)
         for (int w = 0; w < wide; w++) sums.at[m][w] = total[m][w];
 }
@@ -102,49 +104,56 @@ static inline Vec sigmoid(Vec x) {
 // silu(a) * b
 static inline Vec gate(Vec a, Vec b) { return a * sigmoid(a) * b; }
 
+// As much of a panel as `wide` vectors hold, for all rows of x: y [rows, outputs] from `column` on
+// = x times the weights [inputs, PANEL], plus the first `biases` of `bias` (it may be null), plus
+// `residual`, which is like y, may be y, and may be null. `gated`: silu of the first vector times
+// the second, and no residual.
+template <int wide, bool gated>
+static void multiply_panel(const float* x, int64_t row_step, int64_t input_step, int64_t rows,
+                           const float* weights, int64_t inputs, const float* bias, int64_t biases,
+                           const float* residual, float* y, int64_t outputs, int64_t column) {
+    const int64_t left = outputs - column;
+    Vec added[wide] = {};
+    if (bias)
+        for (int w = 0; w < wide; w++) added[w] = load_some(bias + w * LANES, biases - w * LANES);
+    in_blocks(rows, [&](int64_t start, int64_t count) {
+        Sums<wide> sums;
+        tile_of(count, x + start * row_step, row_step, input_step, inputs, weights, PANEL, sums);
+        for (int64_t m = 0; m < count; m++) {
+            const int64_t at = (start + m) * outputs + column;
+            if constexpr (gated) {
+                const Vec open = sums.at[m][0] + added[0], passed = sums.at[m][1] + added[1];
+                store_some(y + at, gate(open, passed), left);
+                continue;
+            }
+            for (int64_t w = 0; w < wide; w++) {
+                const int64_t from = w * LANES;
+                Vec total = sums.at[m][w] + added[w];
+                if (residual) total += load_some(residual + at + from, left - from);
+                store_some(y + at + from, total, left - from);
+            }
+        }
+    });
+}
+
 struct Product {
     const float* packed;
     const float* bias;  // in the packed order, padded to whole panels; or null
     int64_t inputs, outputs;
     bool gated;  // panels hold LANES outputs of the gate, then as many of what passes it
 
-    int64_t panels() const {
-        const int64_t width = gated ? LANES : PANEL;
-        return (outputs + width - 1) / width;
-    }
+    int64_t width() const { return gated ? LANES : PANEL; }  // outputs of a panel
+
+    int64_t panels() const { return (outputs + width() - 1) / width(); }
 
     // The panels from `first` to `end` of y [rows, outputs] = x [rows, inputs] W' + bias
     // (+ residual [rows, outputs]; it may be y itself).
     void apply(const float* x, int64_t rows, const float* residual, float* y, int64_t first,
                int64_t end) const {
-        for (int64_t panel = first; panel < end; panel++) {
-            const float* weights = packed + panel * inputs * PANEL;
-            Vec left_bias = {}, right_bias = {};
-            if (bias) {
-                left_bias = load(bias + panel * PANEL);
-                right_bias = load(bias + panel * PANEL + LANES);
-            }
-            in_blocks(rows, [&](int64_t start, int64_t count) {
-                Sums<2> sums;
-                tile_of(count, x + start * inputs, inputs, 1, inputs, weights, PANEL, sums);
-                for (int64_t m = 0; m < count; m++) {
-                    Vec left = sums.at[m][0] + left_bias, right = sums.at[m][1] + right_bias;
-                    float* to = y + (start + m) * outputs;
-                    if (gated) {
-                        const int64_t column = panel * LANES;
-                        store_some(to + column, gate(left, right), outputs - column);
-                        continue;
-                    }
-                    const int64_t column = panel * PANEL, left_over = outputs - column;
-                    if (residual) {
-                        const float* more = residual + (start + m) * outputs + column;
-                        left += load_some(more, left_over);
-                        right += load_some(more + LANES, left_over - LANES);
-                    }
-                    store_some(to + column, left, left_over);
-                    store_some(to + column + LANES, right, left_over - LANES);
-                }
-            });
-        }
+        const auto multiply = gated ? multiply_panel<2, true> : multiply_panel<2, false>;
+        for (int64_t panel = first; panel < end; panel++)
+            multiply(x, inputs, 1, rows, packed + panel * inputs * PANEL, inputs,
+                     bias ? bias + panel * PANEL : nullptr, PANEL, residual, y, outputs,
+                     panel * width());
     }
 };

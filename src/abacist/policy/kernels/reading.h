@@ -21,26 +21,24 @@ struct Found {
     float most, total;
 };
 
+// A row's queries and its key, of one key head, are normed in place and turned; key and value go
+// into the store.
 static void project(const Network& network, const Batch& batch, int64_t layer, int64_t row,
-                    int64_t head, const float* projected, float* turned) {
+                    int64_t head, float* projected, float* turned) {
     const int64_t size = network.head_dim, group = network.query_heads / network.key_heads;
     const int64_t own = batch.written[row], position = batch.prompt_tokens[row] + own;
     const float* cosines = network.cosines + position * size;
     const float* sines = network.sines + position * size;
     const Layer& weights = network.layers[layer];
-    float normed[size];
-    const auto to_position = [&](const float* x, const float* weight, float scale, float* y) {
-        if (weight) {
-            norm(x, weight, size, network.epsilon, normed);
-            x = normed;
-        }
+    const auto to_position = [&](float* x, const float* weight, float scale, float* y) {
+        if (weight) norm(x, weight, size, network.epsilon, x);
         turn(x, cosines, sines, size, scale, y);
     };
     for (int64_t query = head * group; query < (head + 1) * group; query++)
         to_position(projected + query * size, weights.query_norm, network.scale,
                     turned + query * size);
-    const float* key = projected + (network.query_heads + head) * size;
-    const float* value = key + network.key_heads * size;
+    float* const key = projected + (network.query_heads + head) * size;
+    const float* const value = key + network.key_heads * size;
     to_position(key, weights.key_norm, 1.0f,
                 batch.rows.at(network, 0, layer, row, head) + own * size);
     std::copy_n(value, size, batch.rows.at(network, 1, layer, row, head) + own * size);

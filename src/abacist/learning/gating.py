@@ -1,0 +1,59 @@
+"""Outcome gating: once the format is learned, form is paid only where it goes with an outcome.
+
+In a group in which every completion is correct, or none, the answer says nothing about what to
+do more of; the advantages then come from shaping rewards alone. While the format is being learned
+that is what they are for. Afterwards it is noise about form, and such a group is silenced: its
+advantages become zero, as if all its rewards were equal. A KL term still acts on it.
+
+The format counts as learned in a generation batch of which nine replies in ten are strict. That
+needs no memory, so a resumed run gates as an uninterrupted one does. It is off by default: what it
+brought on the built-in task is in docs/lab.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from abacist.errors import DataError
+from abacist.learning.keeping import Scored
+from abacist.task.answers import same_answer
+from abacist.task.reply import completion_text, parse_reply
+
+LEARNED_STRICT_FRACTION = 0.9
+
+
+def is_wanted(trainer: Any) -> bool:
+    """Whether ``trainer.args`` asks for it. Raises DataError if outcomes cannot be known."""
+    wanted = bool(getattr(trainer.args, "outcome_gating", False))
+    names = getattr(trainer.train_dataset, "column_names", None)  # unknown for some streams
+    if wanted and names and "answer" not in names:
+        raise DataError(
+            "outcome_gating needs the column answer, and the training data has none",
+            "Add each problem's gold answer as text, or leave --outcome_gating out.",
+        )
+    return wanted
+
+
+def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
+    """Silence groups without an outcome to tell, in place.
+
+    ``scored`` and ``advantages`` [N] are this process's part of a generation batch; the groups and
+    the share of strict replies are those of all processes.
+    """
+    replies = [parse_reply(completion_text(completion)) for completion in scored.completions]
+    known = [
+        (same_answer(reply.answer, row["answer"]), reply.strict)
+        for reply, row in zip(replies, scored.rows, strict=True)
+    ]
+    together = torch.tensor(gather_object(known))
+    solved = together[:, 0].view(-1, trainer.num_generations)
+    alike = (solved == solved[:, :1]).all(dim=1)
+    if together[:, 1].float().mean() < LEARNED_STRICT_FRACTION:
+        alike[:] = False
+    silent = alike.repeat_interleave(trainer.num_generations)
+    first = trainer.accelerator.process_index * len(known)
+    advantages[silent[first : first + len(known)].to(advantages.device)] = 0.0
+    trainer._metrics["train"]["frac_outcome_gated"].append(alike.float().mean().item())

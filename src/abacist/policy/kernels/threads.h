@@ -1,0 +1,16 @@
+// What the kernels ask of OpenMP. Its own header is missing beside compilers that take its pragmas
+// but bring no library, as Apple's.
+#pragma once
+
+#ifdef _OPENMP
+extern "C" {
+int omp_get_level();
+int omp_get_max_threads();
+int omp_get_num_threads();
+int omp_get_thread_num();
+}
+#else
+static inline int omp_get_level() { return 0; }
+static inline int omp_get_num_threads() { return 1; }
+static inline int omp_get_thread_num() { return 0; }
+#endif
