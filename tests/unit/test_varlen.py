@@ -17,8 +17,8 @@ from transformers import modeling_flash_attention_utils
 import flashkernels
 from abacist.policy import attending, scoring
 from abacist.policy.kernels import attention
-from abacist.policy.layout import lay_out
-from abacist.policy.varlen import Sequences, Varlen, _Repeat, flash_kernel, pytorch_kernel
+from abacist.policy.layout import Pick, lay_out
+from abacist.policy.varlen import Sequences, Varlen, flash_kernel, pytorch_kernel
 from unit.test_scoring import BATCHES, batch_of, compare, distance, gradients, make, ours
 
 KERNELS = {
@@ -178,7 +178,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_without_it(
 
 def test_many_small_gradients_of_one_key_are_not_lost_in_bfloat16(by_pytorch: Serving) -> None:
     tokens = torch.ones(1, 2, 4, dtype=torch.bfloat16, requires_grad=True)
-    repeated = _Repeat.apply(tokens, torch.zeros(1000, dtype=torch.int64), torch.bfloat16)
+    repeated = Pick.apply(tokens, torch.zeros(1000, dtype=torch.int64), torch.bfloat16)
     repeated.backward(torch.full_like(repeated, 0.1))
     expected = 1000 * float(torch.tensor(0.1).bfloat16())
     assert tokens.grad is not None

@@ -11,14 +11,12 @@ which keys and values of a branch are those of its parent, repeated, and its own
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from abacist.policy.kernels import attention as kernel
-from abacist.policy.layout import Layout, Level
+from abacist.policy.layout import Layout, Level, Pick
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -53,7 +51,7 @@ def padded(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
             all_k, all_v = own_k, own_v
         else:
             all_k, all_v = (
-                torch.cat([_Branch.apply(trunk, level.parents, own.dtype), own], dim=1)
+                torch.cat([Pick.apply(trunk, level.parents, own.dtype), own], dim=1)
                 for trunk, own in zip(above, (own_k, own_v), strict=True)
             )
         above = all_k, all_v
@@ -90,19 +88,3 @@ def _attend_level(level: Level, q: Tensor, k: Tensor, v: Tensor, scale: float) -
 
 def _widened(states: Tensor) -> Tensor:
     return states.float() if states.dtype in (torch.bfloat16, torch.float16) else states
-
-
-class _Branch(torch.autograd.Function):
-    """A trunk repeated for each branch; the branches' gradients are added up in the trunk's dtype,
-    which is float32 where the branches are shorter: bfloat16 sums would lose what few add."""
-
-    @staticmethod
-    def forward(ctx: Any, trunk: Tensor, parents: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.parents, ctx.trunk = parents, (trunk.shape, trunk.dtype)
-        return trunk.to(dtype).index_select(0, parents)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        shape, dtype = ctx.trunk
-        total = torch.zeros(shape, dtype=dtype, device=grad.device)
-        return total.index_add_(0, ctx.parents, grad.to(dtype)), None, None

@@ -272,3 +272,20 @@ class _Rearrange(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         back = grad.index_select(0, ctx.inverse)
         return back if ctx.unused is None else back.masked_fill_(ctx.unused, 0), None, None, None
+
+
+class Pick(torch.autograd.Function):
+    """Rows by index, in ``dtype``; what several picks give back to one row is added up in float32
+    at least, for bfloat16 sums would lose what few add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.index, ctx.rows = index, (rows.shape, rows.dtype)
+        return rows.to(dtype).index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        shape, dtype = ctx.rows
+        wide = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros(shape, dtype=wide, device=grad.device)
+        return total.index_add_(0, ctx.index, grad.to(wide)).to(dtype), None, None

@@ -28,7 +28,7 @@ from abacist.policy import attending
 from abacist.policy.attention import attend
 from abacist.policy.choices import Choice
 from abacist.policy.head import score_tokens
-from abacist.policy.layout import Layout, lay_out
+from abacist.policy.layout import Layout, Pick, lay_out
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every sequence length
@@ -105,7 +105,7 @@ def score(
             return nothing + _zero_of(causal), nothing if compute_entropy else None
         hidden = _hidden_states(causal, layout)
         logps, entropies = score_tokens(
-            _Gather.apply(hidden, layout.predictors),
+            Pick.apply(hidden, layout.predictors, hidden.dtype),
             causal.lm_head.weight,
             layout.targets,
             temperature=temperature,
@@ -212,20 +212,6 @@ def _spread(values: Tensor, layout: Layout) -> Tensor:
     batch, width = layout.batch_shape
     flat = values.new_zeros(batch * width)
     return flat.index_copy(0, layout.places, values).view(batch, width)
-
-
-class _Gather(torch.autograd.Function):
-    """Rows by index; what several picks give back to one row is added up in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
-        ctx.index, ctx.shape = index, rows.shape
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = torch.zeros(ctx.shape, dtype=torch.float32, device=grad.device)
-        return total.index_add_(0, ctx.index, grad.float()).to(grad.dtype), None
 
 
 def _obstacle_in_config(causal: Any) -> str | None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 
 from abacist.errors import ModelError
+from abacist.policy.layout import Pick
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Varlen:
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else query.dtype
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        key, value = (_Repeat.apply(x, self.sequences.keys, dtype) for x in (key, value))
+        key, value = (Pick.apply(x, self.sequences.keys, dtype) for x in (key, value))
         return self.kernel(query.to(dtype), key, value, self.sequences, scale)[None]
 
 
@@ -165,19 +166,3 @@ def _wants_determinism() -> bool:
     """As transformers understands it, or PyTorch, whose own kernels ask the latter."""
     asked = os.environ.get("FLASH_ATTENTION_DETERMINISTIC", "0") == "1"
     return asked or torch.are_deterministic_algorithms_enabled()
-
-
-class _Repeat(torch.autograd.Function):
-    """Tokens by index, in ``dtype``; what several picks give back to one is added up in float32,
-    for bfloat16 sums would lose what few add."""
-
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
-        ctx.index, ctx.tokens = index, (tokens.shape, tokens.dtype)
-        return tokens.to(dtype).index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        shape, dtype = ctx.tokens
-        total = torch.zeros(shape, dtype=torch.float32, device=grad.device)
-        return total.index_add_(0, ctx.index, grad.float()).to(dtype), None, None
