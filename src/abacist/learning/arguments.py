@@ -126,6 +126,12 @@ class ScriptArguments:
         default=300,
         metadata={"help": "Problems of the verdict, measured before and after; 0: no verdict."},
     )
+    num_consistency_problems: int = field(
+        default=100,
+        metadata={
+            "help": "Held-out problems that also get 4 sampled replies, before and after; 0: none."
+        },
+    )
     system_prompt: str = field(
         default="default", metadata={"help": "'default', 'none', or your own text."}
     )

@@ -14,7 +14,6 @@ from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 
 VERDICT_SAMPLES = 4
-SAMPLED_PROBLEMS = 100
 
 
 @dataclass
@@ -39,9 +38,12 @@ class Judge:
                 f"{self.config.max_completion_tokens} tokens, so all were cut. Raise "
                 "--max_completion_length, or give a model whose chat template it was trained on."
             )
+        sampled_problems = self.task.heldout[: self.config.script.num_consistency_problems]
+        if not sampled_problems:
+            return greedy, None
         sampled = self._evaluate(
             policy,
-            self.task.heldout[:SAMPLED_PROBLEMS],
+            sampled_problems,
             f"{when}, sampled {VERDICT_SAMPLES} times",
             split="heldout",
             num_samples=VERDICT_SAMPLES,

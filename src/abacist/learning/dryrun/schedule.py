@@ -8,7 +8,7 @@ from typing import Any
 from abacist.learning.config import Config
 from abacist.learning.dryrun.burst import Burst
 from abacist.learning.dryrun.probe import Probe
-from abacist.learning.judge import SAMPLED_PROBLEMS, VERDICT_SAMPLES
+from abacist.learning.judge import VERDICT_SAMPLES
 from abacist.learning.task import Task
 
 DISK_BYTES_PER_SECOND = 200e6  # assumed, not measured: a dry run writes nothing
@@ -53,7 +53,7 @@ def run_seconds(
         return {}
     training = config.training
     epochs = training.num_train_epochs
-    sampled = VERDICT_SAMPLES * min(SAMPLED_PROBLEMS, len(task.heldout))
+    sampled = VERDICT_SAMPLES * min(config.script.num_consistency_problems, len(task.heldout))
     verdict_replies = 2 * (len(task.heldout) + sampled)
     looks = occasions(training.eval_strategy, training.eval_steps, steps, epochs)
     saves = 1 + occasions(training.save_strategy, training.save_steps, steps, epochs)

@@ -228,9 +228,22 @@ def _weights_sum(model: Any) -> str:
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype};".encode())
         flat = weight.detach().reshape(-1)
-        places = torch.linspace(0, max(len(flat) - 1, 0), SAMPLED_VALUES).long()[: len(flat)]
+        places = _spread(len(flat), SAMPLED_VALUES)
         digest.update(flat[places.to(flat.device)].float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _spread(length: int, count: int) -> torch.Tensor:
+    """At most ``count`` indices spread over ``length`` elements, first and last included.
+
+    In integers: float32 rounds indices above 2**24 past the end (issue 11).
+
+    >>> _spread(101, 3).tolist(), _spread(2, 3).tolist(), _spread(0, 3).tolist()
+    ([0, 50, 100], [0, 1], [])
+    """
+    if length <= count:
+        return torch.arange(length)
+    return torch.arange(count) * (length - 1) // (count - 1)
 
 
 def _reward_sum(reward: Any) -> str:
