@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from abacist.task.prompts import SYSTEM_PROMPT
+
 README = Path(__file__).parents[2] / "README.md"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
+TEXT = README.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
 
 
 def test_the_readme_has_three_python_examples() -> None:
     assert len(EXAMPLES) == 3
+
+
+def test_the_readme_shows_the_system_prompt_as_it_is() -> None:
+    assert f"```\n{SYSTEM_PROMPT.strip()}\n```" in TEXT
 
 
 @pytest.mark.e2e
