@@ -72,11 +72,16 @@ HOMES: dict[str, Callable[[str, str], str]] = {
 
 
 def gold_value(problem: Problem) -> Fraction:
-    """The gold as a number; problems from ``load_problems`` always have one."""
+    """The gold as a number to calculate with; see :func:`can_be_rewritten`."""
     value = read_answer(gold_text(problem.answer))
-    if value is None:
-        raise ValueError(f"problem {problem.problem_id} has a gold that is no number")
+    if not isinstance(value, Fraction):
+        raise ValueError(f"problem {problem.problem_id} has a gold that is no number, or too long")
     return value
+
+
+def can_be_rewritten(problem: Problem) -> bool:
+    """Has it a gold that is a number, and of no more than 1,000 digits?"""
+    return isinstance(read_answer(gold_text(problem.answer)), Fraction)
 
 
 def numeral(value: Fraction) -> str:
