@@ -20,8 +20,8 @@ Where the grader had to choose:
 - "about 12", "at least 12", "12+" name a neighbourhood, not a number: no answer.
 - A percent sign, "dozen" and "quarters" are units, because GSM8K's golds count in them.
 - Numbers in words ("twelve", "12 and a half") are not read, and spoil a text that has digits too.
-- "(12)" is 12, not an accountant's -12. "- 12" is -12, but "— 12" and "Total - 12" may be a dash: no
-  answer.
+- "(12)" is 12, not an accountant's -12. "- 12" is -12, but "— 12" and "Total - 12" may hold a dash:
+  no answer.
 - "12 345" is 12,345, for the group is complete; "1 23" and "12 3456" are two numbers. "12 345/678"
   can be read in two ways: no answer.
 - "18 (3 boxes of 6)" says 18 twice: what stands in brackets behind a number is a gloss (``gloss``),
@@ -171,7 +171,7 @@ def _read_quantity(letters: str, values: Sequence[Decimal]) -> Number | None:
         if base != 10 or exponent > MAX_EXPONENT:
             return None
         power += int(-exponent if quantity["down"] else exponent)
-    value = as_number(scaled(parts[0], power))
+    value: Number | None = as_number(scaled(parts[0], power))
     if quantity["mixed"] or quantity["ratio"]:
         value = _with_fraction(parts, power)
     if value is not None and quantity["sign"] and quantity["sign"] in "-_n":

@@ -25,18 +25,11 @@ from abacist.task.steps import equations
 MAX_NUMBERS = 10  # of a gloss
 MAX_DIGITS = 40  # of each, where it is calculated with
 
-_NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-        fifteen sixteen seventeen eighteen nineteen""".split()
-    )
-} | {
-    word: 10 * number
-    for number, word in enumerate(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2
-    )
-}
+_TO_NINETEEN = """zero one two three four five six seven eight nine ten eleven twelve thirteen
+fourteen fifteen sixteen seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBER_WORDS = {word: number for number, word in enumerate(_TO_NINETEEN.split())}
+_NUMBER_WORDS |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _OTHER_WORDS = {"half": "0.5", "twice": "2 *", "double": "2 *", "triple": "3 *", "dozen": "12"}
 
@@ -80,8 +73,10 @@ def without_glosses(text: str) -> tuple[str, list[str]]:
         is_gloss = found["space"] if _NUMERAL.search(content) else _IN_WORDS.search(content)
         line = text.rfind("\n", 0, found.start()) + 1
         is_behind_number = _NUMERAL.search(text, line, found.start()) is not None
-        if is_gloss and is_behind_number and not _ENDS_IN_OPERATOR.search(
-            text[max(end, found.start() - 6) : found.start()]
+        if (
+            is_gloss
+            and is_behind_number
+            and not _ENDS_IN_OPERATOR.search(text[max(end, found.start() - 6) : found.start()])
         ):
             pieces.append(text[end : found.start()])
             glosses.append(content)

@@ -172,6 +172,8 @@ def same_value(value: Fraction) -> dict[str, str]:
         "spaces around": f"  {digits}\t",
         "a carriage return": f"{digits}\r",
         "a no-break space": f"\u00a0{digits}",
+        "bold in HTML": f"<b>{digits}</b>",
+        "a gloss that says it again": f"{digits} ({digits} in all)",
     }
     if "/" in digits:
         return forms
@@ -191,6 +193,7 @@ def same_value(value: Fraction) -> dict[str, str]:
     }
     if len(whole) > 3:
         forms[GROUPED] = f"{sign}{int(whole):,}{point}{decimals}"
+        forms["thousands spaces"] = forms[GROUPED].replace(",", " ")
     if value < 0:
         forms["a Unicode minus"] = f"−{size}"
     else:
@@ -210,6 +213,9 @@ def other_value(value: Fraction) -> dict[str, str]:
         "a hedge": f"about {digits}",
         "a bound": f"at least {digits}",
         "a negation": f"not {digits}",
+        "a gloss that says another": f"{digits} ({more})",
+        "a gloss that doubts": f"{digits} (or {more})",
+        "struck out": f"<s>{digits}</s>",
         "a sum not carried out": f"{numeral(value - 1)} + 1",
         "nothing": "",
         "not a number": "nan",
