@@ -83,7 +83,7 @@ def test_a_chat_model_is_asked_for_a_box_and_gets_no_system_text(lookalike: Fold
         r"\boxed{7\,\mathrm{kg}}",
         r"\boxed{\frac{14}{2}} of 20",
         r"\fbox{7}",
-        r"\boxed{7 \text{ (3 + 4)}} #### 8",
+        r"\boxed{7 (3 + 4)} #### 8",
         "<<3+4=7>>7\n#### 7\nmore 12",
         "#### 8\nNo, there are 3 more.\n#### $7.00",
         "#### 7\n#### none",
