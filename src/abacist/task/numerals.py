@@ -17,11 +17,13 @@ import re
 import unicodedata
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from fractions import Fraction
+from itertools import islice
 
 Number = Fraction | Decimal
 
 MAX_DIGITS = 1_000  # of a number to calculate with, before the decimal point and behind it
 MAX_EXPONENT_DIGITS = 9  # "1e999999999" is compared, and never written out
+MAX_HTML_TAGS = 1_000  # of a text; those beyond are left as they are
 MAX_OTHER_CHARS = 20  # of an integer numeral, beside its digits and commas
 
 _VULGAR_FRACTIONS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
@@ -107,7 +109,7 @@ def plain_text(text: str) -> str:
 
 def _without_emphasis(text: str) -> str:
     """``text`` with a backtick for each tag of a pair such as ``<b>…</b>``; pairs may be nested."""
-    tags = list(_HTML_TAG.finditer(text))
+    tags = list(islice(_HTML_TAG.finditer(text), MAX_HTML_TAGS))
     paired: list[int] = []
     waiting: list[int] = []  # opening tags
     for number, tag in enumerate(tags):
