@@ -207,7 +207,22 @@ def test_any_text_at_all_is_read_without_an_exception(text: str) -> None:
 
 
 HOSTILE = ["1+1=2 ", "1+", "1=", "=", "(", ")", "1*(", "5 apples ", "½", "²", "- ", "~", "x", "2x="]
-HOSTILE += ["<b>1</b>", "<b><i>", "<i>1 + 1 = 2</i> ", "9", "9=9^9=", "\u200b", "\ud800", "%", "1%=", "w ", "**", "<<1+1=2>>2", "\n=\n", " "]
+HOSTILE += [
+    "<b>1</b>",
+    "<b><i>",
+    "<i>1 + 1 = 2</i> ",
+    "9",
+    "9=9^9=",
+    "\u200b",
+    "\ud800",
+    "%",
+    "1%=",
+    "w ",
+    "**",
+    "<<1+1=2>>2",
+    "\n=\n",
+    " ",
+]
 
 
 @pytest.mark.parametrize("unit", HOSTILE)

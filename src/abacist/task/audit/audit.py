@@ -110,8 +110,8 @@ class _Inspection:
             raise DataError("No gold of these problems can be rewritten.", "Give some numbers.")
         if len(usable) < len(problems):
             self.remarks.append(
-                f"{len(problems) - len(usable):,} problems are left out: their golds are no "
-                "numbers, or have more than 1,000 digits."
+                f"Left out: {len(problems) - len(usable):,} of the problems, whose golds are no "
+                "numbers or have more than 1,000 digits."
             )
         self.problems = draw(usable, seed=0, purpose="audit")
         self.edges = edge_problems()
