@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abacist.task.answers import gold_text, is_integer_numeral, read_answer, same_answer
+from abacist.task.gloss import in_numerals
 from abacist.task.numerals import MAX_DIGITS, plain_text, read_numeral
 
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
@@ -110,7 +112,54 @@ $<<5+7=12>>12
 １２
 ٣٤ - 22 = 12
 12 of them
-12 times a week"""
+12 times a week
+12 (twelve)
+12(twelve)
+12 (Twelve apples)
+12 apples (twelve)
+12 (twelve) apples
+12 [twelve]
+12 (3 boxes of 4)
+12 (3 × 4)
+12 (3 * 4 = 12)
+12 (= 3 * 4)
+12 (i.e. 3 boxes of 4)
+12 (14 - 2)
+12 (fourteen minus two)
+12 (24 divided by 2)
+12 (5 apples and 7 pears)
+12 (5 apples + 7 pears)
+12 (2 × (2 + 4))
+12 (2 + 4 = 6, 6 * 2 = 12)
+12 (12)
+12 ($12.00)
+12 (1 dozen)
+12 (half of 24)
+12 (twice 6)
+12 (25% of 48)
+12 (4 more than 8)
+**12** (twelve)
+\\boxed{12} (twelve)
+The answer is 12 (3 boxes of 4).
+5 + 7 = 12 (twelve)
+12 (in all)
+<b>12</b>
+<strong>12</strong>
+<em>12</em>
+<i>12</i>
+<u>12</u>
+<code>12</code>
+<B>12</B>
+<b><i>12</i></b>
+<b>Answer:</b> 12
+$<b>12</b>
+5 + 7 = <b>12</b>
+5 + 7 = 12<br>
+<mark>12 apples</mark> (twelve)
++ 12
++ $12
+12~\\text{kg}
+12&nbsp;apples"""
 
 NOT_AN_ANSWER = """\
 apples
@@ -153,7 +202,6 @@ between 12 and 15
 12; 13
 12 13
 12 12
-1 000
 12 apples and 5 pears
 12 apples and five pears
 12 and a half
@@ -228,8 +276,68 @@ Question 3: 12
 12 <b>
 12 | 13
 12 million and 3
-1e99
-1.2 x 9^3"""
+1.2 x 9^3
+1 23
+12 3456
+12  345
+0 450
+1 450 3
+2 1 450
+1,450 300
+1 450,300
+1.450 300
+12 345 67
+12 345/678
+1 450-1 500
+1 450 or 1 451
+12 345 678 apples and 3
+12 (or 13)
+12 (not 11)
+12 (13)
+12 (thirteen)
+12 (13 apples)
+12 (11 to 13)
+12 (11-13)
+12 (13, 14)
+12 (about 12)
+12 (±1)
+12 (+2)
+12 (11 or 12)
+12 (more than 11)
+12 (3 boxes of 5)
+12 (14 - 3)
+12 (= 13)
+12 (13 = 12)
+12 (x = 13)
+12 (12?)
+12 (10 2)
+12 (one two)
+12 (twelve) or 13 (thirteen)
+12 (twelve), 13 (thirteen)
+12 (twelve
+12 twelve)
+5 (7)
+2(2)
+4 times (4)
+5 (3 + 4) = 35
+12 (6 in each of 2, or 13)
+1<b>2</b>
+<b>12
+12</b>
+<b>12</i>
+<b>11</b> <b>12</b>
+<b>12</b> or <b>13</b>
+<s>12</s>
+<del>11</del> 12
+5<sup>2</sup>
+<b style="text-decoration: line-through">12</b>
+— 12
+Total - 12
+The answer is - 12
+- - 12
+5 - 12
+1~450
+12~13"""
 
 
 @pytest.mark.parametrize("text", DECORATIONS_OF_TWELVE.split("\n"))
@@ -256,6 +364,17 @@ def test_what_commits_to_no_single_number_is_no_answer(text: str) -> None:
         ("5 - 17 = -12", -12),
         ("3/4", Fraction(3, 4)),
         ("-3/4 cup", Fraction(-3, 4)),
+        ("- 12", -12),
+        ("– 12", -12),
+        ("−\u00a012", -12),
+        ("- $12", -12),
+        ("-$ 12", -12),
+        ("**- 12**", -12),
+        ("x = - 12", -12),
+        ("5 - 17 = - 12", -12),
+        ("5 - - 3 = 8", 8),
+        ("-12 (minus twelve)", -12),
+        ("- 12 (negative twelve)", -12),
         ("½", Fraction(1, 2)),
         ("3½", Fraction(7, 2)),
         ("1 1/2", Fraction(3, 2)),
@@ -263,7 +382,24 @@ def test_what_commits_to_no_single_number_is_no_answer(text: str) -> None:
         ("1,450", 1450),
         ("-$1,450.50", Fraction(-2901, 2)),
         ("1{,}450", 1450),
+        ("1 450", 1450),
+        ("1\u00a0450", 1450),
+        ("1\u202f450", 1450),
+        ("1\u2009450", 1450),
+        ("1&nbsp;450", 1450),
+        ("1\\,450", 1450),
+        ("1\\;450", 1450),
+        ("1{\\,}450", 1450),
+        ("$1 450.50", Fraction(2901, 2)),
+        ("- 1 450 dollars", -1450),
+        ("1 000 + 450 = 1 450", 1450),
+        ("12 345 678 apples", 12_345_678),
+        ("1 450 (one thousand four hundred and fifty)", 1450),
+        ("1,450 (2 900 / 2)", 1450),
+        ("115 (a hundred and fifteen)", 115),
+        ("0.75 (3/4)", Fraction(3, 4)),
         ("1e3", 1000),
+        ("1e99", 10**99),
         ("1.2 × 10³", 1200),
         ("1.2 \\times 10^{-3}", Fraction(12, 10_000)),
         ("2.5 million", 2_500_000),
@@ -304,12 +440,90 @@ def test_invisible_characters_are_ignored() -> None:
     assert read_answer("1\u03382") is None  # a digit that is struck out
 
 
-def test_numerals_are_bounded() -> None:
+def test_numerals_of_any_length_are_compared_by_their_normalised_digits() -> None:
+    long = "7" * 20_000
+    for other in (f"+{long}", f"000{long}", f"{long}.000", f"${long} dollars", f"{long}e0"):
+        assert same_answer(other, long), other[:10]
+    for other in (long[1:], f"-{long}", f"{long[:-1]}8", f"{long}.5", f"{long} or 7", f"{long}0"):
+        assert not same_answer(other, long), other[:10]
+    assert same_answer("1" + ",000" * 3_000, "1" + "000" * 3_000)
+    assert same_answer("1" + " 000" * 3_000 + " apples", "1" + "000" * 3_000)
+    assert same_answer("0." + "0" * 4_999 + "1", "1e-5000")
+    assert not same_answer("0." + "3" * 5_000, "1/3")
+    assert is_integer_numeral(long) and is_integer_numeral("-1" + ",000" * 3_000)
+    assert not is_integer_numeral("1" + " 000" * 3_000) and not is_integer_numeral(long + ".0")
+
+
+def test_a_huge_exponent_is_compared_and_never_written_out() -> None:
+    assert same_answer("1e999999999", "10e999999998")
+    assert same_answer("1.2 x 10^5000", "12e4999")
+    assert same_answer("2 million", "2e6") and same_answer(f"2{'0' * 2_000} million", "2e2006")
+    assert not same_answer("1e999999999", "1e999999998")
+    assert not same_answer("-1e999999999", "1e999999999")
+    assert same_answer("0e999999999", "0")
+    assert read_answer("1e9999999999") is None  # an exponent beyond all reason
+    assert read_answer("1 x 10^" + "9" * 5_000) is None
+    assert read_answer("5 (1e999999999 + 3)") is read_answer("1e999999999 (2 + 3)") is None
+
+
+def test_a_number_is_a_fraction_up_to_a_thousand_digits() -> None:
     assert read_answer("9" * MAX_DIGITS) == 10**MAX_DIGITS - 1
-    for text in ("9" * (MAX_DIGITS + 1), "1e41", "1e999999999", "1" + ",000" * 14):
-        assert read_answer(text) is None
+    assert isinstance(read_answer("9" * MAX_DIGITS), Fraction)
+    assert isinstance(read_answer("9" * MAX_DIGITS + "9"), Decimal)
+    assert read_numeral("9" * MAX_DIGITS + "9") is None
     assert read_answer("12" + " apples" * 200) is None  # longer than anyone's answer
-    assert not is_integer_numeral("9" * (MAX_DIGITS + 1))
+
+
+@given(st.integers(0, 10**12), st.sampled_from(" \u00a0\u202f\u2009"))
+def test_spaces_part_a_number_in_groups_of_three_and_nowhere_else(number: int, space: str) -> None:
+    assert read_answer(f"{number:,}".replace(",", space)) == number
+    assert not is_integer_numeral(f"{number:,}".replace(",", space)) or number < 1_000
+    digits = str(number)
+    for at in range(1, len(digits)):
+        parted = digits[:at] + space + digits[at:]
+        assert read_answer(parted) == (number if len(digits) - 3 == at <= 3 else None)
+
+
+@given(st.integers(-999, 999), st.integers(-999, 999))
+def test_a_gloss_never_changes_what_is_read(number: int, other: int) -> None:
+    for gloss in (str(other), f"{other} apples", f"{other} + 0", f"{number - other} more, {other}"):
+        text = f"{number} ({gloss})"
+        assert read_answer(text) in (number, None), text
+    assert read_answer(f"{number} ({other})") == (number if number == other else None)
+    assert read_answer(f"{number} ({number} or {other})") is None
+
+
+@given(st.integers(0, 10**15 - 1))
+def test_every_number_in_words_is_read_as_a_gloss(number: int) -> None:
+    words = in_words(number)
+    assert in_numerals(words) == str(number)
+    assert read_answer(f"{number} ({words} apples)") == number
+    assert read_answer(f"{number + 1} ({words})") is None
+
+
+def in_words(number: int) -> str:
+    """British English, without hyphens."""
+    for scale, name in ((12, "trillion"), (9, "billion"), (6, "million"), (3, "thousand")):
+        if number >= 10**scale:
+            rest = number % 10**scale
+            joint = " and " if 0 < rest < 100 else " "
+            return (
+                in_words(number // 10**scale)
+                + f" {name}"
+                + (joint + in_words(rest) if rest else "")
+            )
+    if number >= 100:
+        rest = number % 100
+        return f"{ONES[number // 100]} hundred" + (f" and {in_words(rest)}" if rest else "")
+    if number >= 20:
+        return TENS[number // 10] + (f" {ONES[number % 10]}" if number % 10 else "")
+    return ONES[number]
+
+
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen"""
+_TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety"
+ONES, TENS = _ONES.split(), _TENS.split()
 
 
 def test_a_bare_integer_numeral_has_digits_a_sign_and_correct_groups_only() -> None:
@@ -356,7 +570,7 @@ def test_two_numbers_that_differ_are_no_answer(first: int, second: int, joint: s
 @given(st.text() | st.text(alphabet="0123456789.,+-*/=x $%#<>()\\{}e\n½²－ apnotr", max_size=60))
 def test_any_text_at_all_is_read_without_an_exception(text: str) -> None:
     value = read_answer(text)
-    assert value is None or isinstance(value, Fraction)
+    assert value is None or isinstance(value, Fraction | Decimal)
     assert same_answer(text, text) == (value is not None) or "####" in text
     is_integer_numeral(text)
     read_numeral(text)
@@ -374,6 +588,8 @@ def test_what_is_read_from_a_plain_numeral_is_what_python_reads(text: str) -> No
 
 
 HOSTILE = ["9", "1,", "1+", "1=", "=", "(", "{", "\\boxed{", "*", "5 * ", "apples ", "½", "²", "- "]
+HOSTILE += ["1 ", "1 000 ", "1 (1) ", "1 (", "[1] ", "(one) ", "one hundred and ", "<b>", "<b><i>"]
+HOSTILE += ["<b>1</b>", "1 (1 + 1)\n", "\n1", "1e", "&nbsp;", "1\\,000", "9 (twice ", "٣"]
 HOSTILE += [
     "\ud800",
     "\x00",

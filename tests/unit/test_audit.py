@@ -23,6 +23,7 @@ from abacist.task.answers import gold_text, read_answer, same_answer
 from abacist.task.audit.audit import _Inspection, audit
 from abacist.task.audit.conditions import length_advantages, stress_findings
 from abacist.task.audit.findings import Audit, Finding, Kind
+from abacist.task.audit.hacks import lists
 from abacist.task.audit.renderings import ASKED, layouts, numeral, other_value, same_value
 from abacist.task.audit.trial import MishapKind, Trial
 from abacist.task.problems import Problem, load_problems
@@ -328,6 +329,24 @@ def test_bad_input_is_said_in_words() -> None:
         audit(["default"], [])
     with pytest.raises(RewardError):
         audit(["no_such_reward"], PROBLEMS)
+
+
+def test_a_gold_too_long_to_be_rewritten_is_left_out_and_said() -> None:
+    long = Problem("long", "How much is it?", "", "9" * 5_000, 1)
+    found = audit(["default"], [*PROBLEMS[:4], long], thorough=False)
+    assert found.sound and found.num_problems_given == 4
+    assert found.remarks == (
+        "Left out: 1 of the problems, whose golds are no numbers or have more than 1,000 digits.",
+    )
+    with pytest.raises(DataError):
+        audit(["default"], [long])
+
+
+def test_no_list_hidden_in_the_reasoning_or_in_glosses_is_paid_for_its_number() -> None:
+    for problem in PROBLEMS:
+        for hack in lists(problem):
+            paid = correctness(None, [hack.text], answer=[problem.answer])
+            assert paid == [0.0], hack.name
 
 
 def test_out_of_time_it_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,14 @@ def test_each_defect_is_named(text: str, defects: set[str]) -> None:
     )
 
 
+def test_answer_tags_mentioned_in_the_reasoning_spoil_the_layout() -> None:
+    for mention in ("<answer>3</answer>", "<answer>", "</answer>"):
+        reply = parse_reply(CANONICAL.replace("5 + 7", f"I use {mention}: 5 + 7"))
+        assert reply.answer == "12" and reply.reasoning is not None
+        assert not reply.strict and not reply.soft
+        assert reply.defects == (Defect.REPEATED_ANSWER,)
+
+
 def test_reasoning_may_have_many_lines() -> None:
     assert parse_reply(render_reply("a\n\nb\n  c", "12")).strict
 
@@ -92,6 +100,9 @@ def test_every_defect_has_a_sentence_and_can_be_pickled() -> None:
     reply = parse_reply("x" + CANONICAL)
     assert pickle.loads(pickle.dumps(reply)) == reply
     assert Defect("text_before") is reply.defects[0]
+
+
+ELEVEN = "".join(f"<answer>{n}</answer>" for n in range(1, 12))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +124,24 @@ def test_every_defect_has_a_sentence_and_can_be_pickled() -> None:
         ("<answer>12 apples</answer><answer>12 pears</answer>", None),
         ("".join(f"<answer>{n}</answer>" for n in range(1, 13)), None),
         ("<Answer>12</Answer>", None),
+        (f"<answer>{'7' * 5_000}</answer><answer>0{'7' * 5_000}</answer>", "7" * 5_000),
+        (f"<answer>{'7' * 5_000}</answer><answer>{'7' * 4_999}8</answer>", None),
+        # A mention in the one reasoning block is text, where an answer block stands behind it.
+        ("<reasoning>as <answer>3</answer></reasoning><answer>12 apples</answer>", "12 apples"),
+        ("<reasoning>in <answer> tags</reasoning><answer>12 apples</answer>", "12 apples"),
+        ("<reasoning>to </answer></reasoning>\n<answer>12 apples</answer>", "12 apples"),
+        ("<reasoning></answer><answer></reasoning><answer>12 apples</answer>", "12 apples"),
+        (f"<reasoning>{ELEVEN}</reasoning><answer>12</answer>", "12"),
+        ("<reasoning><answer>3</answer></reasoning> 12", "3"),  # nothing behind it
+        (f"<reasoning>{ELEVEN}</reasoning> 12", None),
+        (f"<reasoning>{ELEVEN}</reasoning><answer>12", None),
+        (f"<reasoning>{ELEVEN}<answer>12</answer>", None),  # reasoning without end
+        (f"{ELEVEN}</reasoning><answer>12</answer>", None),  # or without a beginning
+        ("<reasoning>a</reasoning><answer>3</answer><answer>12</answer>", None),
+        ("<answer>3</answer><reasoning>a</reasoning><answer>12</answer>", None),
+        ("<answer>3</answer><reasoning><answer>3</answer></reasoning><answer>12</answer>", None),
+        ("<reasoning><answer>3</reasoning></answer><answer>12 apples</answer>", None),
+        ("<reasoning><answer>3</answer></reasoning>" * 2 + "<answer>12</answer>", None),
     ],
 )
 def test_the_answer_is_what_stands_in_the_one_closed_block(text: str, answer: str | None) -> None:

@@ -46,6 +46,7 @@ def scores(text: str, gold: Any = "12") -> tuple[float, ...]:
 
 
 CANONICAL = render_reply("5 + 7 = 12", "12")
+MENTION = render_reply("I write it in <answer>3</answer>.", "12")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,9 @@ CANONICAL = render_reply("5 + 7 = 12", "12")
         ("<answer>12</answer><reasoning>a</reasoning>", (2.0, 0.5, 0.0, 0.0, 0.25)),
         (CANONICAL * 2, (2.0, 0.5, 0.0, 0.0, 0.0)),
         ("<answer>12</answer><answer>13</answer>", (0.0, 0.0, 0.0, 0.0, 0.0)),
+        (MENTION, (2.0, 0.5, 0.0, 0.0, 0.25)),
+        (MENTION.replace("12", "13"), (0.0, 0.5, 0.0, 0.0, 0.25)),
+        (MENTION.replace("12", "12 apples") + "x" * 200, (2.0, 0.0, 0.0, 0.0, 0.125)),
         ("12", (0.0, 0.0, 0.0, 0.0, 0.0)),
         ("#### 12", (0.0, 0.0, 0.0, 0.0, 0.0)),
         ("<reasoning>", (0.0, 0.0, 0.0, 0.0, 0.125)),
@@ -142,13 +146,20 @@ PIECES += [
     "<reasoning>\nwork",
     "\n</answer>",
     "12</answer>",
+    "<reasoning>as <answer>13</answer>",
+    "<answer>12 apples</answer>",
+    "12 (3 boxes of 4)",
+    "12 (13)",
+    "<b>12</b>",
     CANONICAL,
 ]
 reply_like = st.lists(st.sampled_from(PIECES), max_size=10).map("".join)
 wrapped = st.builds(
     "{}<answer>{}</answer>{}".format, reply_like, st.sampled_from(PIECES), reply_like
 )
-right_or_wrong = st.sampled_from([CANONICAL, render_reply("work", "13"), CANONICAL + "x" * 200])
+right_or_wrong = st.sampled_from(
+    [CANONICAL, MENTION, render_reply("work", "13"), CANONICAL + "x" * 200]
+)
 any_reply = st.one_of(reply_like, wrapped, right_or_wrong, st.text())
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from decimal import Decimal
 from typing import Any
 
 from abacist.proof.scorers import lm_eval_flexible, lm_eval_strict
 from abacist.proof.statistics import Interval, clustered_mean, clustered_proportion, proportion
 from abacist.records.rollout import Rollout, StopReason
-from abacist.task.answers import is_integer_numeral, read_answer
+from abacist.task.answers import Number, is_integer_numeral, read_answer
 from abacist.task.problems import Problem
 from abacist.task.reply import parse_reply
 from abacist.task.steps import shows_work, valid_steps
@@ -67,7 +67,7 @@ class Mark:
     shows_work: bool
     valid_steps: bool
     stopped: bool
-    number: Fraction | None
+    number: Number | None
     completion_tokens: int
 
     @property
@@ -183,6 +183,8 @@ def answer_size_label(problem: Problem) -> str:
     gold = read_answer(problem.answer)
     if gold is None:
         return ANSWER_SIZES[-1]
+    if isinstance(gold, Decimal):  # of more than 1,000 digits
+        return ANSWER_SIZES[-2 if gold.adjusted() < 0 else -3]
     if gold.denominator != 1:
         return ANSWER_SIZES[-2]
     return ANSWER_SIZES[sum(abs(gold) >= end for end in _SIZE_ENDS)]

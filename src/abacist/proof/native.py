@@ -16,14 +16,19 @@ own rule, which wants our tags, would say 0 %.
 
 from __future__ import annotations
 
+import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from abacist.proof.scorers import lm_eval_flexible
 from abacist.task.answers import read_answer, same_answer
 from abacist.task.problems import Problem
 from abacist.task.prompts import Message, Shots, build_messages
+from abacist.task.reply import TAGS, parse_reply
 
 if TYPE_CHECKING:
     from abacist.policy.loading import Policy
@@ -32,9 +37,23 @@ NATIVE_SHOTS = 8
 NATIVE_COMPLETION_TOKENS = 512
 BOX_REQUEST = "Think it through step by step, and end with the final answer inside \\boxed{}."
 
-_BOX = "\\boxed{"
 _GOLD_MARK = "####"
-_MAX_BOX_CHARACTERS = 200
+_MAX_CHARACTERS = 20_000  # from the end: nobody's answer stands farther away
+_MAX_LOOKED_AT = 30  # boxes, marks, sentences, from the end
+_BOX = re.compile(  # with at most two pairs of braces, one in the other, inside
+    r"\\(?:boxed|fbox) ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+)\}"
+)
+_MARK = re.compile(r"####+")
+_ANSWER_PHRASE = re.compile(
+    r"(?: \banswers?\b [^.:=\n]{0,80}? (?: \bis\b | [:=] )"
+    r" | ^ [#*_\ ]* (?:final\ )? answer [*_\ ]* $ ) [\s:=*_#]*",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_REASON = re.compile(r",? \b(?:because|since|as|so|for)\b", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_TAG = re.compile("|".join(map(re.escape, TAGS)))
+_DIGIT = re.compile(r"\d")
+_NUMERAL = re.compile(r"[-−]?\$?[0-9]+(?:[.,][0-9]+)*")
 
 
 class NativeForm(StrEnum):
@@ -102,33 +121,75 @@ def _as_written(shot: Problem) -> list[Message]:
 
 
 def right_in_own_form(text: str, gold: str | None) -> bool:
-    """Whether the number in the last box is the gold, else that after ``####``, else the last one.
+    """Whether the last answer that a reply commits to is the gold; where in doubt, in its favour.
 
-    The first two by our answer rule, the last by lm-eval's flexible filter. Linear, never raises.
+    The last box decides, else the last answer block, else the last ``####``: the last one that our
+    answer rule can read. Then comes the last "the answer is"; where a later sentence commits to
+    another number, either may be the gold. A reply without any is read from its end: the last
+    sentence that commits to a number; where a later one holds numbers and does not say which is
+    meant, the very last may be the gold instead. Linear, never raises.
 
-    >>> right_in_own_form("So it is $\\\\boxed{1{,}450}$.", "1450"), right_in_own_form("12.", "12")
+    >>> right_in_own_form("So it is $\\boxed{1{,}450}$.", "1450"), right_in_own_form("12.", "12")
     (True, True)
+    >>> right_in_own_form("#### 12\nNo, wait.\n#### $13.00", "13")
+    True
     """
     if gold is None:
         return False
-    for written in (_last_box(text), _after_mark(text)):
-        if written is not None and read_answer(written) is not None:
+    text = text[-_MAX_CHARACTERS:]
+    for written in _stated(text):
+        if read_answer(written) is not None:
             return same_answer(written, gold)
-    return lm_eval_flexible(text, gold)
+    for written, end in _called_answer(text):
+        if read_answer(written) is not None:
+            later = _last_commitment(text[end:])
+            return same_answer(written, gold) or same_answer(later, gold)
+    return same_answer(_last_commitment(text), gold) or (
+        _leaves_open(text) and _ends_in(text, gold)
+    )
 
 
-def _last_box(text: str) -> str | None:
-    start = text.rfind(_BOX)
-    if start < 0:
-        return None
-    depth, start = 1, start + len(_BOX)
-    for end, character in enumerate(text[start : start + _MAX_BOX_CHARACTERS], start):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[start:end].replace("{,}", ",")
-    return None
+def _stated(text: str) -> Iterator[str]:
+    """What stands where an answer is given expressly, in the order in which it counts."""
+    yield from (box[1] for box in _from_end(_BOX, text))
+    yield parse_reply(text).answer or ""
+    for mark in _from_end(_MARK, text):
+        yield text[mark.end() :].partition("\n")[0]
 
 
-def _after_mark(text: str) -> str | None:
-    _, mark, after = text.partition(_GOLD_MARK)
-    return after[:_MAX_BOX_CHARACTERS].strip().split("\n", 1)[0] if mark else None
+def _called_answer(text: str) -> Iterator[tuple[str, int]]:
+    """What is called the answer, from the end, and where its sentence ends."""
+    for phrase in _from_end(_ANSWER_PHRASE, text):
+        end = _SENTENCE_END.search(text, phrase.end())
+        stop = end.start() if end else len(text)
+        sentence = text[phrase.end() : stop]
+        yield sentence, stop
+        yield _REASON.split(sentence, maxsplit=1)[0], stop
+
+
+def _from_end(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+    return reversed(deque(pattern.finditer(text), maxlen=_MAX_LOOKED_AT))
+
+
+def _sentences_from_end(text: str) -> Iterator[str]:
+    """The last sentences that hold a digit, the very last first."""
+    sentences = _SENTENCE_END.split(_TAG.sub("\n", text))
+    holding = (sentence for sentence in reversed(sentences) if _DIGIT.search(sentence))
+    return islice(holding, _MAX_LOOKED_AT)
+
+
+def _last_commitment(text: str) -> str | None:
+    """The last sentence that commits to a number."""
+    return next((each for each in _sentences_from_end(text) if read_answer(each) is not None), None)
+
+
+def _leaves_open(text: str) -> bool:
+    """Whether the last sentence with numbers does not commit to one of them."""
+    last = next(_sentences_from_end(text), None)
+    return last is not None and read_answer(last) is None
+
+
+def _ends_in(text: str, gold: str) -> bool:
+    """Whether the last numeral of the text is the gold, by lm-eval's filter or by value."""
+    last = next(_from_end(_NUMERAL, text), None)
+    return lm_eval_flexible(text, gold) or (last is not None and same_answer(last[0], gold))

@@ -20,6 +20,8 @@ from fractions import Fraction
 from functools import lru_cache
 from math import comb
 
+from abacist.task.answers import Number
+
 
 def pass_at(k: int, num_samples: int, num_correct: int) -> float:
     """The chance that at least one of ``k`` replies is right, drawn from ``num_samples`` replies
@@ -38,7 +40,7 @@ def pass_at(k: int, num_samples: int, num_correct: int) -> float:
     return float(1 - Fraction(comb(num_samples - num_correct, k), comb(num_samples, k)))
 
 
-def majority_at(k: int, answers: Sequence[Fraction | None], gold: Fraction | None) -> float:
+def majority_at(k: int, answers: Sequence[Number | None], gold: Number | None) -> float:
     """The chance that the most frequent answer among ``k`` of the replies is ``gold``.
 
     ``answers`` holds what each reply answers, by value: 12 and 12.0 are one answer. A reply that

@@ -15,15 +15,16 @@ Here a text becomes a string of such kinds, so that ``answers`` can state the gr
 - other letters stand for the words of ``_WORDS``.
 
 Brackets, quotes, bold, currency and percent signs and a final full stop are decoration and leave no
-letter. A negation, a hedge, a number in words or an unknown character rules the whole text out.
+letter. A negation, a hedge, a number in words or an unknown character rules the whole text out, and
+so do three numerals in a row, unless single spaces part them into groups of three digits.
 """
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from decimal import Decimal
 
-from abacist.task.numerals import read_numeral
+from abacist.task.numerals import exact_value
 
 
 def _words(text: str) -> frozenset[str]:
@@ -39,7 +40,7 @@ _RULED_OUT = _words(
     thirty forty fifty sixty seventy eighty ninety"""
 )
 _MAGNITUDES = {
-    name + plural: Fraction(10**power)
+    name + plural: Decimal(10**power)
     for name, power in (
         ("hundred", 2),
         ("thousand", 3),
@@ -77,8 +78,10 @@ _AFTER_SPACE = {"-": "_", "/": "|", "+": "P"}
 _TOKEN = re.compile(
     r"""
       (?P<space> [^\S\n]+ )
+    | (?P<grouped> [1-9][0-9]{0,2} (?:\ [0-9]{3})+ (?:\.[0-9]+)? (?! [.,]?[0-9] | [\ /][0-9] ) )
+    | (?P<unknown> \.{2,} | != | [0-9]+ (?:\ [0-9]+){2}
+        | [1-9][0-9]{0,2} \ [0-9]{3}/[0-9] )  # 12,345 by something, or 12 and a fraction?
     | (?P<numeral> \.?[0-9]+ (?: [.,]+[0-9]+ )* (?: [eE][+-]?[0-9]+ (?![^\W_]) )? )
-    | (?P<unknown> \.{2,} | != )
     | (?P<stop> \n | ; | \\\\ | \#{2,} | [.!](?=\s|$) )
     | (?P<equals> :?=+>? | -> | >> | [→⇒⟹] )
     | (?P<area> (?: [mck]?m | in | ft | yd | mi ) \^[23] (?![0-9]) )
@@ -92,17 +95,17 @@ _TOKEN = re.compile(
 )
 
 
-def letters_of(text: str) -> tuple[str, list[Fraction]] | None:
+def letters_of(text: str) -> tuple[str, list[Decimal]] | None:
     """The letters of a plain text, and beside each letter its value; None where one rules it out.
 
     The value is that of a numeral, or the factor of a magnitude such as "million"; else 0.
 
     >>> letters_of("it is $12")
-    ('wWI', [Fraction(0, 1), Fraction(0, 1), Fraction(12, 1)])
+    ('wWI', [Decimal('0'), Decimal('0'), Decimal('12')])
     >>> letters_of("not 12") is letters_of("12 ± 1") is None
     True
     """
-    letters, values = [""], [Fraction(0)]  # a sentinel first, so that there is always a last one
+    letters, values = [""], [Decimal(0)]  # a sentinel first, so that there is always a last one
     position, spaced, previous_word, seen_numeral = 0, False, "", False
     while position < len(text):
         found = _TOKEN.match(text, position)
@@ -112,9 +115,9 @@ def letters_of(text: str) -> tuple[str, list[Fraction]] | None:
         if group in ("space", "decoration"):
             spaced = spaced or group == "space"
             continue
-        value = Fraction(0)
-        if group == "numeral":
-            numeral = read_numeral(token)
+        value = Decimal(0)
+        if group in ("numeral", "grouped"):
+            numeral = exact_value(token.replace(" ", ""))
             if numeral is None:
                 return None
             value, seen_numeral = numeral, True

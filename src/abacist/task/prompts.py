@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from abacist.errors import DataError, UsageError
@@ -82,7 +83,7 @@ def render_solution(problem: Problem) -> str:
     example should earn every reward it is an example for.
     """
     value = read_answer(problem.answer)
-    whole = value is not None and value.denominator == 1
+    whole = isinstance(value, Fraction) and value.denominator == 1
     answer = str(value) if whole else problem.answer.replace(",", "")
     return render_reply(_CALCULATOR_ANNOTATION.sub("", problem.solution), answer)
 

@@ -14,7 +14,8 @@ reply from the strict layout is listed as its :class:`Defect` values, one senten
 The answer is what stands in the one closed ``<answer>`` block, whatever the rest looks like. Where
 the answer tags are repeated, there is an answer only if every closed block holds the same bare
 integer, so that nothing is left to interpret: to list several numbers, in the hope that one of them
-is right, is no answer.
+is right, is no answer. Inside the one closed reasoning block answer tags are text that mentions
+them, as long as an answer block stands behind it; the layout is spoilt all the same.
 
 Model output is hostile text: one pass over the tags, linear time, no exception on any str.
 """
@@ -24,9 +25,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
-from abacist.task.numerals import is_integer_numeral, plain_text
+from abacist.task.numerals import integer_digits
 
 REASONING_OPEN = "<reasoning>"
 REASONING_CLOSE = "</reasoning>"
@@ -133,10 +135,14 @@ def parse_reply(text: str) -> Reply:
     ('5 + 7 = 12', '12', ['text_between', 'tag_not_on_own_line'])
     >>> parse_reply("<answer>12</answer> <answer>13</answer>").answer is None
     True
+    >>> parse_reply("<reasoning>No <answer>3</answer>.</reasoning><answer>12</answer>").answer
+    '12'
     """
     tags = list(_TAG.finditer(text))
-    reasoning = _Block(text, [tag for tag in tags if tag[0] in (REASONING_OPEN, REASONING_CLOSE)])
-    answer = _Block(text, [tag for tag in tags if tag[0] in (ANSWER_OPEN, ANSWER_CLOSE)])
+    reasoning_tags = [tag for tag in tags if tag[0] in (REASONING_OPEN, REASONING_CLOSE)]
+    answer_tags = [tag for tag in tags if tag[0] in (ANSWER_OPEN, ANSWER_CLOSE)]
+    meant_tags = _without_mentions(answer_tags, reasoning_tags)
+    reasoning, answer = _Block(text, reasoning_tags), _Block(text, meant_tags)
     repeated_integer = answer.one_integer() if answer.repeated else None
     defects = {
         Defect.NO_REASONING: reasoning.opened == 0,
@@ -145,7 +151,7 @@ def parse_reply(text: str) -> Reply:
         Defect.EMPTY_REASONING: reasoning.contents == [""],
         Defect.NO_ANSWER: answer.opened == 0,
         Defect.UNCLOSED_ANSWER: answer.unclosed,
-        Defect.REPEATED_ANSWER: answer.repeated,
+        Defect.REPEATED_ANSWER: answer.repeated or len(meant_tags) < len(answer_tags),
         Defect.DISAGREEING_ANSWERS: answer.repeated and repeated_integer is None,
         Defect.EMPTY_ANSWER: answer.contents == [""],
         Defect.STRAY_CLOSING_TAG: reasoning.stray or answer.stray,
@@ -163,6 +169,23 @@ def parse_reply(text: str) -> Reply:
         answer=repeated_integer if answer.repeated else "".join(answer.contents) or None,
         defects=tuple(defect for defect in Defect if defects.get(defect)),
     )
+
+
+def _without_mentions(
+    answer_tags: list[re.Match[str]], reasoning_tags: list[re.Match[str]]
+) -> list[re.Match[str]]:
+    """The answer tags, without those inside the one reasoning block if a block stands behind it.
+
+    Only where the reasoning tags stand once: ``xml_count`` then pays for them, so that a right
+    answer still earns more than any wrong one.
+    """
+    if [tag[0] for tag in reasoning_tags] != [REASONING_OPEN, REASONING_CLOSE]:
+        return answer_tags
+    start, end = (tag.start() for tag in reasoning_tags)
+    behind = [tag[0] for tag in answer_tags if tag.start() > end]
+    if (ANSWER_OPEN, ANSWER_CLOSE) not in pairwise(behind):
+        return answer_tags
+    return [tag for tag in answer_tags if not start < tag.start() < end]
 
 
 class _Block:
@@ -189,10 +212,8 @@ class _Block:
         """The content of the first block, if all hold the same bare integer."""
         values = set()
         for content in dict.fromkeys(self.contents):
-            if not is_integer_numeral(content):
-                return None
-            values.add(int(plain_text(content).replace(",", "")))
-            if len(values) > 1:
+            values.add(integer_digits(content))
+            if None in values or len(values) > 1:
                 return None
         return self.contents[0] if self.contents else None
 

@@ -34,6 +34,7 @@ from abacist.task.audit.ledger import Ledger
 from abacist.task.audit.renderings import (
     Role,
     Variant,
+    can_be_rewritten,
     edge_problems,
     layouts,
     rewritten,
@@ -68,7 +69,7 @@ def audit(
 
     A reward that raises, hangs or wants a column that is not there is a finding. Raises RewardError
     for a name that means no reward, UsageError for weights of another number, DataError without
-    problems.
+    problems whose gold is a number.
     """
     funcs = [
         func
@@ -103,14 +104,22 @@ class _Inspection:
             Trial(func, 0.0 if func in ours else limit_seconds) for func in funcs
         ]
         self.all_weights = tuple(map(float, weights))
-        self.problems = draw(problems, seed=0, purpose="audit")
+        self.remarks: list[str] = []
+        usable = [problem for problem in problems if can_be_rewritten(problem)]
+        if not usable:
+            raise DataError("No gold of these problems can be rewritten.", "Give some numbers.")
+        if len(usable) < len(problems):
+            self.remarks.append(
+                f"Left out: {len(problems) - len(usable):,} of the problems, whose golds are no "
+                "numbers or have more than 1,000 digits."
+            )
+        self.problems = draw(usable, seed=0, purpose="audit")
         self.edges = edge_problems()
         if any(func in REWARD_SETS["gist"] for func in funcs):
             # The historic rewards expect golds that were cleaned when the data was read.
             self.problems = [_cleaned(problem) for problem in self.problems]
             self.edges = [_cleaned(problem) for problem in self.edges]
         self.findings: list[Finding] = []
-        self.remarks: list[str] = []
         self.keep_usable()
 
     def keep_usable(self) -> None:

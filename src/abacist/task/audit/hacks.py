@@ -66,6 +66,9 @@ def blind(problem: Problem) -> Iterator[Variant]:
         "every number to 100": ", ".join(_EVERY),
         "every number to 100 in one block": tagged("-", ", ".join(_EVERY)),
         "every number to 100, a block each": "".join(map(block, _EVERY)),
+        "every number to 100, a block each in the reasoning": tagged(
+            "".join(map(block, _EVERY)), guess
+        ),
     }
     texts |= {f"no work, {name}": write("-", guess) for name, write in list(HOMES.items())[1:]}
     for name, text in texts.items():
@@ -85,7 +88,14 @@ def lists(problem: Problem) -> Iterator[Variant]:
 
 def _written(numbers: Sequence[str]) -> dict[str, str]:
     blocks_in_layout = f"{ANSWER_CLOSE}{ANSWER_OPEN}".join(numbers)
+    behind = "0" if numbers[0] != "0" else "1"
     return {
+        "twelve answer blocks in the reasoning, another behind": tagged(
+            "".join(map(block, numbers)), behind
+        ),
+        "twelve answer blocks in a reasoning without end": REASONING_OPEN
+        + "".join(map(block, numbers)),
+        "twelve numbers as glosses": tagged("-", " ".join(f"({number})" for number in numbers)),
         "twelve numbers in one block": tagged("-", ", ".join(numbers)),
         "twelve numbers, a line each": tagged("-", "\n".join(numbers)),
         "twelve numbers as text": " ".join(numbers),

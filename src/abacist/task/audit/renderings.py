@@ -72,11 +72,16 @@ HOMES: dict[str, Callable[[str, str], str]] = {
 
 
 def gold_value(problem: Problem) -> Fraction:
-    """The gold as a number; problems from ``load_problems`` always have one."""
+    """The gold as a number to calculate with; see :func:`can_be_rewritten`."""
     value = read_answer(gold_text(problem.answer))
-    if value is None:
-        raise ValueError(f"problem {problem.problem_id} has a gold that is no number")
+    if not isinstance(value, Fraction):
+        raise ValueError(f"problem {problem.problem_id} has a gold that is no number, or too long")
     return value
+
+
+def can_be_rewritten(problem: Problem) -> bool:
+    """Has it a gold that is a number, and of no more than 1,000 digits?"""
+    return isinstance(read_answer(gold_text(problem.answer)), Fraction)
 
 
 def numeral(value: Fraction) -> str:
@@ -167,6 +172,8 @@ def same_value(value: Fraction) -> dict[str, str]:
         "spaces around": f"  {digits}\t",
         "a carriage return": f"{digits}\r",
         "a no-break space": f"\u00a0{digits}",
+        "bold in HTML": f"<b>{digits}</b>",
+        "a gloss that says it again": f"{digits} ({digits} in all)",
     }
     if "/" in digits:
         return forms
@@ -186,6 +193,7 @@ def same_value(value: Fraction) -> dict[str, str]:
     }
     if len(whole) > 3:
         forms[GROUPED] = f"{sign}{int(whole):,}{point}{decimals}"
+        forms["thousands spaces"] = forms[GROUPED].replace(",", " ")
     if value < 0:
         forms["a Unicode minus"] = f"−{size}"
     else:
@@ -205,6 +213,9 @@ def other_value(value: Fraction) -> dict[str, str]:
         "a hedge": f"about {digits}",
         "a bound": f"at least {digits}",
         "a negation": f"not {digits}",
+        "a gloss that says another": f"{digits} ({more})",
+        "a gloss that doubts": f"{digits} (or {more})",
+        "struck out": f"<s>{digits}</s>",
         "a sum not carried out": f"{numeral(value - 1)} + 1",
         "nothing": "",
         "not a number": "nan",
