@@ -37,6 +37,7 @@ from abacist.errors import ModelError
 from abacist.policy.engine import Engine, Sampling, obstacle
 from abacist.policy.kernels import attention, decoding
 from abacist.policy.lean import LeanNetwork
+from abacist.policy.progress import Decoded
 from abacist.policy.source import BUILT_IN_FOLDER
 
 Fold = Callable[[str], Path]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from abacist.learning.config import Config
@@ -17,15 +16,17 @@ from abacist.learning.task import Task
 class Work:
     """A run, or the rest of one, in numbers: what its time depends on.
 
-    ``generations`` are replies to a problem, ``problems`` are those of a step. ``forwards`` are
-    further passes over what is trained on (a reference, an old policy), in steps' worth.
+    ``problems`` are those of a rollout, ``generations`` the replies to each. What a rollout gave is
+    trained on ``iterations`` times; ``forwards`` are further passes over it, by a reference and by
+    the old policy.
     ``prompt_tokens`` of a problem include the ``shared_tokens`` that all begin with.
     """
 
     steps: int
     problems: int
     generations: int
-    rollouts_a_step: float  # one, unless completions serve several steps
+    rollouts_a_step: float  # one, unless a rollout serves several steps
+    iterations: int
     budget_tokens: int
     prompt_tokens: float
     shared_tokens: int
@@ -35,7 +36,7 @@ class Work:
     selection: int
     selection_measurements: int
     eval_rows: int
-    forwards: float
+    forwards: int
     recomputes: bool  # gradient checkpointing: every forward is made twice
     reads_prompt_once: bool
 
@@ -91,17 +92,16 @@ def work_of(
     """What ``config`` has ahead of it, ``steps_done`` behind it."""
     training = config.training
     steps = max(0, total_steps(config, len(task.train)) - steps_done)
-    each_rows = int(training.steps_per_generation or 1) * training.num_iterations
-    a_step = training.gradient_accumulation_steps / max(1, each_rows)
-    looks = occasions(
-        training.eval_strategy, training.eval_steps, steps, training.num_train_epochs
-    )
-    uses_old_policy = training.gradient_accumulation_steps % max(1, each_rows) != 0
+    # In micro-batches, as TRL counts them.
+    rollout_every = max(1, int(training.steps_per_generation or 1) * training.num_iterations)
+    looks = occasions(training.eval_strategy, training.eval_steps, steps, training.num_train_epochs)
+    is_stale = training.gradient_accumulation_steps % rollout_every != 0
     return Work(
         steps=steps,
         problems=max(1, config.problems_per_step),
         generations=trainer.num_generations,
-        rollouts_a_step=a_step,
+        rollouts_a_step=training.gradient_accumulation_steps / rollout_every,
+        iterations=training.num_iterations,
         budget_tokens=config.max_completion_tokens,
         prompt_tokens=prompt_tokens,
         shared_tokens=shared_tokens,
@@ -111,7 +111,7 @@ def work_of(
         selection=len(task.selection),
         selection_measurements=looks if task.selection else 0,
         eval_rows=config.script.eval_batch_size,
-        forwards=bool(training.beta) + a_step * uses_old_policy,
+        forwards=bool(training.beta) + (is_stale or training.use_vllm),
         recomputes=bool(training.gradient_checkpointing),
         reads_prompt_once=reads_prompt_once,
     )
@@ -131,17 +131,13 @@ def cost_of(work: Work, rates: Rates, length_fraction: float = 1.0) -> Cost:
         rollout = work.rollouts_a_step * written(rates.rollouts, work.problems, replies, replies)
     prompts = work.problems if work.reads_prompt_once else replies
     tokens = replies * length + prompts * work.prompt_tokens
-    passes = (1 + work.recomputes + work.forwards) * rates.forward_token_seconds
-    micro_steps = work.rollouts_a_step or 1.0
-    trained = micro_steps * tokens * (passes + rates.backward_token_seconds)
+    forwards = work.iterations * (1 + work.recomputes) + work.forwards
+    trained = work.rollouts_a_step * tokens * (
+        forwards * rates.forward_token_seconds + work.iterations * rates.backward_token_seconds
+    )  # fmt: skip
     measured = written(rates.measuring, work.heldout, work.measured_replies, work.eval_rows)
     look = written(rates.measuring, work.selection, work.selection, work.eval_rows)
     return Cost(rollout, trained, measured, work.selection_measurements * look, work)
-
-
-def with_step(work: Work, problems: int, generations: int) -> Work:
-    """The same run with another number of replies a step."""
-    return replace(work, problems=problems, generations=generations)
 
 
 def roughly(seconds: float) -> str:
@@ -156,7 +152,4 @@ def roughly(seconds: float) -> str:
         amount = seconds / size
         if amount >= (2 if unit == "days" else 1) or unit == "s":
             break
-    if amount <= 0:
-        return "0 s"
-    digits = 1 - math.floor(math.log10(amount))
-    return f"{round(amount, digits):.{max(0, min(digits, 3))}f} {unit}".replace(".0 ", " ")
+    return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.2g} {unit}"
