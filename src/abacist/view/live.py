@@ -98,7 +98,9 @@ class Live:
         """
         is_new = self._progress is None or self._progress[2] != label
         if is_new or done < self._progress_pace.marks[0][1]:
-            self._progress_pace = Pace(self._clock)
+            # Where words are told at every token, the first says nothing yet.
+            reported_at = self._clock() if words else -math.inf
+            self._progress_pace = Pace(self._clock, reported_at=reported_at)
         is_over = done >= total
         self._progress = (done, total, label, words)
         self._progress_pace.mark(done)

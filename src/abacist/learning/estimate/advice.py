@@ -39,11 +39,16 @@ _LADDER = (
 )
 
 
-def fitting(work: Work, rates: Rates) -> Cost:
-    """The run cut down to ``FITTING_SECONDS``, or to one step of the smallest kind."""
+def fitting(work: Work, rates: Rates, *, keeps_batch: bool = False) -> Cost:
+    """The run cut down to ``FITTING_SECONDS``, or to one step of the smallest kind.
+
+    ``keeps_batch`` leaves the replies of a step as they are.
+    """
     found = None
     for smaller in _LADDER:
         one = _cut(work, smaller)
+        if keeps_batch:
+            one = replace(one, problems=work.problems, generations=work.generations)
         cost = cost_of(one, rates)
         rest = FITTING_SECONDS - cost.measuring_seconds - cost.selection_seconds
         steps = min(work.steps, int(rest / cost.step_seconds)) if cost.step_seconds else work.steps

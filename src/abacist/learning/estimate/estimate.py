@@ -116,7 +116,8 @@ def lines(found: Estimate, config: Config) -> list[str]:
         f"in all at most {roughly(most.total_seconds)}; about {roughly(likely.total_seconds)} "
         f"{because} replies have {found.likely_tokens:.0f} tokens on average"
     )
-    if likely.total_seconds > advice.DAY_SECONDS:
+    is_limited = (config.script.max_hours or advice.DAY_SECONDS) * 3600 <= advice.DAY_SECONDS
+    if likely.total_seconds > advice.DAY_SECONDS and not is_limited:
         told += _warning(found, config, work)
     return told
 
@@ -127,7 +128,8 @@ def _warning(found: Estimate, config: Config, work: Work) -> list[str]:
     if config.training.resume_from_checkpoint is not None:
         # Its other settings belong to the run that was begun.
         return [*told, "--max_hours 8 saves and stops in time; --resume goes on from there."]
-    smaller = advice.fitting(work, found.rates)
+    is_batch_set = {"generation_batch_size", "steps_per_generation"} & config.settings.keys()
+    smaller = advice.fitting(work, found.rates, keeps_batch=bool(is_batch_set))
     flags = advice.flags(config, work, smaller.work)
     told.append(f"A run of at most {roughly(smaller.total_seconds)} here: {flags}")
     if smaller.total_seconds > 2 * advice.FITTING_SECONDS:

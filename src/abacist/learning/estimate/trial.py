@@ -187,14 +187,17 @@ def _time_scoring(trainer: Any, prompt_tokens: int) -> tuple[float, float]:
         rows = min(size, max(1, tokens // 8))
         completion = min(budget, max(2, 2 * tokens // 3 // rows))
         prompt = min(prompt_tokens, max(2, tokens // 3))
-        forward, backward = _score(trainer, rows, prompt, completion)
-        scored = rows * completion + prompt * (1 if reads_prompt_once else rows)
+        took = _score(trainer, rows, prompt, completion)
         is_whole = (rows, completion, prompt) == (size, budget, prompt_tokens)
-        took = forward + backward
-        is_dear = took * SLICE_GROWTH > 4 * ENOUGH_SECONDS and tokens > FIRST_SLICE_TOKENS
-        if is_whole or is_dear or took > 3 * ENOUGH_SECONDS:
-            return forward / scored, backward / scored
+        # Few tokens cost about as much as somewhat more: the first slice alone says too little.
+        is_first = tokens == FIRST_SLICE_TOKENS
+        if is_whole or sum(took) > ENOUGH_SECONDS * (3 if is_first else 1):
+            break
         tokens *= SLICE_GROWTH
+    if sum(took) < 2 * ENOUGH_SECONDS:  # the first of a shape also pays for what it allocates
+        took = min(took, _score(trainer, rows, prompt, completion), key=sum)
+    scored = rows * completion + prompt * (1 if reads_prompt_once else rows)
+    return took[0] / scored, took[1] / scored
 
 
 def _score(trainer: Any, rows: int, prompt: int, completion: int) -> tuple[float, float]:
