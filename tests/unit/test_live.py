@@ -211,19 +211,19 @@ def test_the_parts_of_a_short_step_print_nothing_and_of_a_long_one_a_line_every_
     clock = Clock()
     live, out = plain(clock)
     live.stage("Training")
-    for token in range(1, 1001):  # 100 seconds of rollouts
-        clock.now += 0.1
-        live.within_step(1, "rollouts", token, 1000, f"token {token}")
+    for token in range(1, 801):  # 100 seconds of rollouts
+        clock.now += 0.125
+        live.within_step(1, "rollouts", token, 800, f"token {token}")
     live.step({"step": 1, "max_steps": 2, "reward": 1.0})
-    for token in range(1, 251):  # 25 seconds
-        clock.now += 0.1
+    for token in range(1, 201):  # 25 seconds
+        clock.now += 0.125
         live.within_step(2, "training", token, 1000, f"token {token}")
     live.close()
     assert out.getvalue().splitlines() == [
         "== Training",
-        "step 1, rollouts: token 300 | 1 min 10 s left in this part",
-        "step 1, rollouts: token 600 | 40 s left in this part",
-        "step 1, rollouts: token 900 | 10 s left in this part",
+        "step 1, rollouts: token 240 | 1 min 10 s left in this part",
+        "step 1, rollouts: token 480 | 40 s left in this part",
+        "step 1, rollouts: token 720 | 10 s left in this part",
         "step 1/2 | reward 1.00",
     ]
 

@@ -51,7 +51,7 @@ def test_a_few_early_ends_do_not_make_the_rest_look_short_or_endless() -> None:
     found = after_tokens(lengths, 60, 320)
     left, really = found.expected_tokens - found.written_tokens, 58 * 60
     by_replies = found.written_tokens * 58 / 6
-    assert by_replies > 10 * really
+    assert by_replies >= 10 * really
     assert really <= left <= 58 * (320 - 60)  # no more than the budget allows
 
 
