@@ -23,7 +23,7 @@ from abacist.learning.estimate import advice
 from abacist.learning.estimate import estimate as estimating
 from abacist.learning.estimate.cost import Work, cost_of, roughly
 from abacist.learning.estimate.estimate import Estimate, FirstStep, lines, tell_estimate
-from abacist.learning.estimate.trial import Rates, Writing, measure_rates
+from abacist.learning.estimate.trial import Pass, Rates, Writing, measure_rates
 from abacist.learning.judge import Judge
 from abacist.learning.resume import resuming
 from abacist.learning.tracking import Silent
@@ -93,7 +93,7 @@ def test_a_trial_leaves_random_states_weights_gradients_and_modes_as_they_were(
     for name, weight in model.named_parameters():
         assert torch.equal(weights[name], weight) and weight.grad is None
     assert found.rollouts is found.measuring
-    assert min(found.forward_token_seconds, found.backward_token_seconds) > 0
+    assert min(found.forward.token_seconds, found.backward.token_seconds) > 0
     assert found.measuring.step_seconds(16) > 0 and found.measuring.prompt_token_seconds > 0
 
 
@@ -157,9 +157,9 @@ def test_what_cannot_be_tried_is_said_and_stops_nothing(
 
 
 WRITING = Writing(1.0, 0.001, ((8, 0.1), (64, 0.4)))
-RATES = Rates(WRITING, WRITING, 0.001, 0.002, 5.0)
+RATES = Rates(WRITING, WRITING, Pass(0.0, 0.001), Pass(0.0, 0.002), 5.0)
 WORK = Work(
-    steps=250, problems=16, generations=8, rollouts_a_step=1.0, iterations=1, budget_tokens=512,
+    steps=250, problems=16, generations=8, micro_rows=8, rollouts_a_step=1.0, iterations=1, budget_tokens=512,
     prompt_tokens=300.0, shared_tokens=200, heldout=600, repeated=100, measurements=2,
     selection=100, selection_measurements=5, eval_rows=100, forwards=0, recomputes=False,
     reads_prompt_once=True,
@@ -169,7 +169,7 @@ WORK = Work(
 def slower(factor: float) -> Rates:
     points = tuple((rows, factor * seconds) for rows, seconds in WRITING.token_seconds)
     writing = Writing(factor, factor * 0.001, points)
-    return Rates(writing, writing, factor * 0.001, factor * 0.002, 5.0)
+    return Rates(writing, writing, Pass(0.0, factor * 0.001), Pass(0.0, factor * 0.002), 5.0)
 
 
 def test_a_step_is_the_tokens_it_writes_reads_and_trains_on() -> None:
@@ -179,6 +179,8 @@ def test_a_step_is_the_tokens_it_writes_reads_and_trains_on() -> None:
     assert cost.training_seconds == pytest.approx(0.003 * tokens)
     again = cost_of(replace(WORK, recomputes=True), RATES)
     assert again.training_seconds == pytest.approx(0.004 * tokens)
+    started = cost_of(WORK, replace(RATES, forward=Pass(0.5, 0.001)))
+    assert started.training_seconds == pytest.approx(0.003 * tokens + 16 * 0.5)
     stock = cost_of(replace(WORK, reads_prompt_once=False), RATES)
     assert stock.training_seconds == pytest.approx(0.003 * 128 * 812)
     twice = cost_of(replace(WORK, iterations=2, rollouts_a_step=0.5), RATES)

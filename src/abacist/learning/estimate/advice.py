@@ -48,7 +48,12 @@ def fitting(work: Work, rates: Rates, *, keeps_batch: bool = False) -> Cost:
     for smaller in _LADDER:
         one = _cut(work, smaller)
         if keeps_batch:
-            one = replace(one, problems=work.problems, generations=work.generations)
+            one = replace(
+                one,
+                problems=work.problems,
+                generations=work.generations,
+                micro_rows=work.micro_rows,
+            )
         cost = cost_of(one, rates)
         rest = FITTING_SECONDS - cost.measuring_seconds - cost.selection_seconds
         steps = min(work.steps, int(rest / cost.step_seconds)) if cost.step_seconds else work.steps
@@ -61,10 +66,14 @@ def fitting(work: Work, rates: Rates, *, keeps_batch: bool = False) -> Cost:
 
 def _cut(work: Work, smaller: _Smaller) -> Work:
     heldout = min(work.heldout, smaller.heldout)
+    problems = min(work.problems, smaller.problems)
+    generations = min(work.generations, smaller.generations)
+    is_same = (problems, generations) == (work.problems, work.generations)
     return replace(
         work,
-        problems=min(work.problems, smaller.problems),
-        generations=min(work.generations, smaller.generations),
+        problems=problems,
+        generations=generations,
+        micro_rows=work.micro_rows if is_same else generations,
         budget_tokens=min(work.budget_tokens, smaller.budget_tokens),
         heldout=heldout,
         repeated=min(work.repeated, smaller.repeated, heldout),

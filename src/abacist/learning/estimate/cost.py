@@ -16,7 +16,8 @@ from abacist.learning.task import Task
 class Work:
     """A run, or the rest of one, in numbers: what its time depends on.
 
-    ``problems`` are those of a rollout, ``generations`` the replies to each. What a rollout gave is
+    ``problems`` are those of a rollout, ``generations`` the replies to each, ``micro_rows`` of which
+    are trained on at once. What a rollout gave is
     trained on ``iterations`` times; ``forwards`` are further passes over it, by a reference and by
     the old policy.
     ``prompt_tokens`` of a problem include the ``shared_tokens`` that all begin with.
@@ -25,6 +26,7 @@ class Work:
     steps: int
     problems: int
     generations: int
+    micro_rows: int
     rollouts_a_step: float  # one, unless a rollout serves several steps
     iterations: int
     budget_tokens: int
@@ -100,6 +102,7 @@ def work_of(
         steps=steps,
         problems=max(1, config.problems_per_step),
         generations=trainer.num_generations,
+        micro_rows=training.per_device_train_batch_size,
         rollouts_a_step=training.gradient_accumulation_steps / rollout_every,
         iterations=training.num_iterations,
         budget_tokens=config.max_completion_tokens,
@@ -131,10 +134,12 @@ def cost_of(work: Work, rates: Rates, length_fraction: float = 1.0) -> Cost:
         rollout = work.rollouts_a_step * written(rates.rollouts, work.problems, replies, replies)
     prompts = work.problems if work.reads_prompt_once else replies
     tokens = replies * length + prompts * work.prompt_tokens
+    micro_batches = max(1.0, replies / work.micro_rows)
     forwards = work.iterations * (1 + work.recomputes) + work.forwards
-    trained = work.rollouts_a_step * tokens * (
-        forwards * rates.forward_token_seconds + work.iterations * rates.backward_token_seconds
-    )  # fmt: skip
+    trained = work.rollouts_a_step * (
+        forwards * rates.forward.seconds(micro_batches, tokens)
+        + work.iterations * rates.backward.seconds(micro_batches, tokens)
+    )
     measured = written(rates.measuring, work.heldout, work.measured_replies, work.eval_rows)
     look = written(rates.measuring, work.selection, work.selection, work.eval_rows)
     return Cost(rollout, trained, measured, work.selection_measurements * look, work)

@@ -73,17 +73,44 @@ class Writing:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """Seconds of a forward or a backward: what each micro-batch costs, and each of its tokens."""
+
+    start_seconds: float
+    token_seconds: float
+
+    def seconds(self, micro_batches: float, tokens: float) -> float:
+        """``tokens`` in so many micro-batches."""
+        return micro_batches * self.start_seconds + tokens * self.token_seconds
+
+    @classmethod
+    def through(cls, small: tuple[int, float], large: tuple[int, float]) -> Pass:
+        """From (tokens, seconds) of two micro-batches; where they make no sense, by the larger.
+
+        >>> Pass.through((30, 3.0), (130, 7.0))
+        Pass(start_seconds=1.8, token_seconds=0.04)
+        >>> Pass.through((30, 3.0), (130, 2.6))
+        Pass(start_seconds=0.0, token_seconds=0.02)
+        """
+        (few, less), (many, more) = small, large
+        if many > few and more > less:
+            each = (more - less) / (many - few)
+            if (start := less - few * each) >= 0:
+                return cls(start, each)
+        return cls(0.0, more / many)
+
+
+@dataclass(frozen=True)
 class Rates:
     """What was measured. ``rollouts`` is None where something else than this process writes them.
 
-    ``measuring`` is how held-out problems are answered; the two others are seconds for a token that
-    is scored.
+    ``measuring`` is how held-out problems are answered; the two passes are those of training.
     """
 
     rollouts: Writing | None
     measuring: Writing
-    forward_token_seconds: float
-    backward_token_seconds: float
+    forward: Pass
+    backward: Pass
     trial_seconds: float
 
 
@@ -176,28 +203,32 @@ def _write(
     return marks[0][0] - began, prompt_seconds, token_seconds
 
 
-def _time_scoring(trainer: Any, prompt_tokens: int) -> tuple[float, float]:
-    """Seconds of forward and backward for a token, from growing slices of one group."""
+def _time_scoring(trainer: Any, prompt_tokens: int) -> tuple[Pass, Pass]:
+    """Forward and backward, from growing slices of one group."""
     args = trainer.args
     size = max(1, min(trainer.num_generations, args.per_device_train_batch_size))
     budget = trainer.max_completion_length
     reads_prompt_once = fastpath.scoring_obstacle(trainer) is None
-    tokens = FIRST_SLICE_TOKENS
-    while True:
+
+    def tried(tokens: int) -> tuple[int, float, float, bool]:
         rows = min(size, max(1, tokens // 8))
         completion = min(budget, max(2, 2 * tokens // 3 // rows))
         prompt = min(prompt_tokens, max(2, tokens // 3))
         took = _score(trainer, rows, prompt, completion)
-        is_whole = (rows, completion, prompt) == (size, budget, prompt_tokens)
-        # Few tokens cost about as much as somewhat more: the first slice alone says too little.
-        is_first = tokens == FIRST_SLICE_TOKENS
-        if is_whole or sum(took) > ENOUGH_SECONDS * (3 if is_first else 1):
-            break
+        if sum(took) < ENOUGH_SECONDS:  # the first of a shape also pays for what it allocates
+            took = min(took, _score(trainer, rows, prompt, completion), key=sum)
+        scored = rows * completion + prompt * (1 if reads_prompt_once else rows)
+        return scored, *took, (rows, completion, prompt) == (size, budget, prompt_tokens)
+
+    tokens = FIRST_SLICE_TOKENS
+    before = found = tried(tokens)
+    while not found[3] and found[1] + found[2] < ENOUGH_SECONDS * (5 if found is before else 1):
         tokens *= SLICE_GROWTH
-    if sum(took) < 2 * ENOUGH_SECONDS:  # the first of a shape also pays for what it allocates
-        took = min(took, _score(trainer, rows, prompt, completion), key=sum)
-    scored = rows * completion + prompt * (1 if reads_prompt_once else rows)
-    return took[0] / scored, took[1] / scored
+        before, found = found, tried(tokens)
+    forward, backward = (
+        Pass.through((before[0], before[way]), (found[0], found[way])) for way in (1, 2)
+    )
+    return forward, backward
 
 
 def _score(trainer: Any, rows: int, prompt: int, completion: int) -> tuple[float, float]:
