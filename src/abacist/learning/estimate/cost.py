@@ -16,11 +16,10 @@ from abacist.learning.task import Task
 class Work:
     """A run, or the rest of one, in numbers: what its time depends on.
 
-    ``problems`` are those of a rollout, ``generations`` the replies to each, ``micro_rows`` of which
-    are trained on at once. What a rollout gave is
-    trained on ``iterations`` times; ``forwards`` are further passes over it, by a reference and by
-    the old policy.
-    ``prompt_tokens`` of a problem include the ``shared_tokens`` that all begin with.
+    ``problems`` are those of a rollout, ``generations`` the replies to each; ``micro_rows`` of them
+    are trained on at once. What a rollout gave is trained on ``iterations`` times; ``forwards`` are
+    further passes over it, by a reference and by the old policy. ``prompt_tokens`` of a problem
+    include the ``shared_tokens`` that all begin with.
     """
 
     steps: int
