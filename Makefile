@@ -12,6 +12,17 @@ ARGS    ?=
 
 BIN    := $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+
+# pip unpacks PyTorch for a minute without a word: every ten seconds it is said how much is there.
+# The one who says it ends with the recipe's shell, however that ends.
+define install
+@echo "Installing into $(VENV): some 1.5 GB, most of it PyTorch. That takes minutes where the" \
+  "network or the disk is slow."
+@( while sleep 10 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do \
+     echo "  ... still installing, $$(du -sh $(VENV) 2>/dev/null | cut -f1) are there"; done ) & \
+  ticker=$$!; trap 'kill $$ticker 2>/dev/null' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+  $(PIP) $(1)
+endef
 # One thread a worker: faster than two workers fighting over the cores, and deterministic.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 CODE    = $(wildcard src tests bench)
@@ -70,9 +81,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable .
+	$(call install,--editable .)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[dev]'
+	$(call install,--editable '.[dev]')
 	@touch $@ $(VENV)/.installed

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from abacist.policy.progress import Decoded
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import StopReason
@@ -54,7 +55,7 @@ def saying(texts: Sequence[Sequence[str]]) -> Callable[..., list[list[Completion
         assert len(prompts) == len(texts)
         budget = settings["max_completion_tokens"]
         if settings["progress"] is not None:
-            settings["progress"](len(prompts), len(prompts))
+            settings["progress"](Decoded.all_ended([1] * len(prompts), budget))
 
         def completion(text: str) -> Completion:
             ids = list(range(min(budget, len(text.split()) + 1)))

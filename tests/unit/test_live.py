@@ -203,3 +203,65 @@ def test_the_middle_of_a_long_text_is_cut_and_counted() -> None:
     assert cut_middle("short", 100) == "short"
     cut = cut_middle("a" * 100_000 + "end", 300)
     assert cut.endswith("aend") and "99,703 characters left out" in cut and len(cut) < 350
+
+
+def test_the_parts_of_a_short_step_print_nothing_and_of_a_long_one_a_line_every_half_minute() -> (
+    None
+):
+    clock = Clock()
+    live, out = plain(clock)
+    live.stage("Training")
+    for token in range(1, 801):  # 100 seconds of rollouts
+        clock.now += 0.125
+        live.within_step(1, "rollouts", token, 800, f"token {token}")
+    live.step({"step": 1, "max_steps": 2, "reward": 1.0})
+    for token in range(1, 201):  # 25 seconds
+        clock.now += 0.125
+        live.within_step(2, "training", token, 1000, f"token {token}")
+    live.close()
+    assert out.getvalue().splitlines() == [
+        "== Training",
+        "step 1, rollouts: token 240 | 1 min 10 s left in this part",
+        "step 1, rollouts: token 480 | 40 s left in this part",
+        "step 1, rollouts: token 720 | 10 s left in this part",
+        "step 1/2 | reward 1.00",
+    ]
+
+
+def test_the_panel_moves_within_a_step_and_forgets_it_with_the_next() -> None:
+    clock = Clock()
+    live, console = drawn(clock)
+    live.within_step(1, "rollouts", 10, 100, "3 of 8 replies, token 5 of at most 20")
+    clock.now += 2
+    live.within_step(1, "rollouts", 20, 100, "4 of 8 replies, token 6 of at most 20")
+    live.within_step(1, "training", 0, 8, "micro-batch 1 of 8")
+    live.step({"step": 1, "max_steps": 2, "reward": 1.0})
+    live.close()
+    text = console.export_text()
+    assert (
+        "step 1, rollouts: 4 of 8 replies, token 6 of at most 20 | 16 s left in this part" in text
+    )
+    assert "step 1, training: micro-batch 1 of 8" in text
+    assert "micro-batch" not in text.rsplit("step 1/2", 1)[1]
+
+
+def test_words_of_tokens_wait_for_a_tenth_of_the_way_or_ten_seconds() -> None:
+    clock = Clock()
+    live, out = plain(clock)
+    for done in range(101):
+        live.progress(float(done), 100.0, "before training", f"token {done}")
+        clock.now += 0.5
+    printed = [line.split()[3] for line in out.getvalue().splitlines()]
+    assert printed == [str(done) for done in range(10, 101, 10)]
+
+
+def test_the_pace_of_every_token_looks_back_over_seconds_and_not_over_a_moment() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    for done in range(10_000):  # 100 tokens a second
+        clock.now += 0.01
+        pace.mark(done)
+    clock.now += 1.0  # a new prompt is read
+    pace.mark(10_000)
+    assert len(pace.marks) <= 20 and clock.now - pace.marks[0][0] > 10
+    assert pace.left(20_000) in {f"1 min {seconds} s left" for seconds in range(44, 52)}
