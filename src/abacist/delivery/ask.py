@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from abacist.errors import RunError, UsageError
+from abacist.learning.seen import run_of
 from abacist.policy.decoding import generate
 from abacist.policy.loading import Policy
 from abacist.policy.source import BUILT_IN
@@ -69,7 +70,7 @@ class Prompting:
 
 
 def run_settings(model: str) -> dict[str, Any]:
-    """The settings of the run that ``model`` is, or is a checkpoint of; {} for other models.
+    """The settings of the run that ``model`` is, or lies in; {} for other models.
 
     Raises :class:`RunError` if they cannot be read.
     """
@@ -128,15 +129,25 @@ def ask(
     ]
 
 
+def run_folder(model: str) -> Path | None:
+    """The folder of the run that ``model`` is, or lies in (a checkpoint, a merged copy); else None.
+
+    A folder with a ``config.yaml`` counts as a run: that is all that asking needs.
+    """
+    folder = Path(model).expanduser()
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
+        if (place / "config.yaml").is_file():
+            return place
+    owner = run_of(folder.resolve()) if folder.is_dir() else None
+    return owner if owner and (owner / "config.yaml").is_file() else None
+
+
 def _config_path(model: str) -> Path | None:
     """What says how ``model`` is to be asked, if anything does."""
     if model == BUILT_IN:
         return Path(str(resources.files("abacist"))) / "recipes" / "tiny.yaml"
-    folder = Path(model).expanduser()
-    if folder.name.startswith("checkpoint-"):
-        folder = folder.parent
-    path = folder / "config.yaml"
-    return path if path.is_file() else None
+    run = run_folder(model)
+    return None if run is None else run / "config.yaml"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

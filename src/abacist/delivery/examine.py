@@ -11,8 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from abacist.delivery.ask import Prompting, run_settings
+from abacist.delivery.ask import Prompting, run_folder, run_settings
 from abacist.delivery.examtask import Data, Request, load_data, prompting_of
+from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher
 from abacist.policy import engine
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
@@ -54,8 +55,10 @@ def examine(
     watcher.stage(f"Loading {request.model}")
     trust = request.trust_remote_code
     # A wrong name shows before any data is read.
-    find(request.model, revision=request.revision, trust_remote_code=trust)
-    data = load_data(request, run_settings(request.model))
+    found = find(request.model, revision=request.revision, trust_remote_code=trust)
+    data = load_data(request, run_settings(request.model), seen_by(found.folder))
+    if data.overlap.sentence:
+        watcher.note(f"  {data.overlap.sentence}")
     policy = load_policy(
         request.model,
         dtype=request.dtype,
@@ -79,7 +82,7 @@ def examine(
         def ask(kind: str, **how: Any) -> Evaluation:
             replies = len(data.problems) * int(how.get("num_samples", 1))
             watcher.stage(f"Asking, {kind}: {replies:,} replies to {len(data.problems):,} problems")
-            return evaluate(
+            evaluation = evaluate(
                 policy,
                 data.problems,
                 system_prompt=prompting.system_prompt,
@@ -96,6 +99,7 @@ def examine(
                 parts=folder.parts(kind),
                 **how,
             )
+            return replace(evaluation, overlap=data.overlap)
 
         greedy = ask(GREEDY)
         sampled = None
@@ -120,9 +124,10 @@ def _folder(request: Request, data: Data, asked: dict[str, Any]) -> EvaluationFo
         return EvaluationFolder.open_numbered(
             EVALS_FOLDER, "-".join([_name(request.model), *parts]), asked
         )
-    run = Path(request.model).expanduser()
-    if run.name.startswith("checkpoint-"):
-        run, parts = run.parent, [run.name, *parts]
+    folder = Path(request.model).expanduser()
+    run = run_folder(request.model) or folder
+    if run.resolve() != folder.resolve():  # a checkpoint, or a copy inside the run
+        parts = [_name(request.model), *parts]
     return EvaluationFolder.open_numbered(run / "evals", "-".join(parts), asked)
 
 
@@ -203,6 +208,7 @@ def _conditions(
     return {
         "model": request.model + (f" on {policy.base_name}" * (policy.base_name != policy.name)),
         "problems": data.sentence,
+        **({"seen in training": data.overlap.sentence} if data.overlap.sentence else {}),
         "prompt": prompt,
         "examples": f"{len(prompting.shots)} in the prompt",
         "template": notes.get("template", ""),

@@ -62,6 +62,7 @@ def evaluation_json(greedy: Evaluation, sampled: Evaluation | None = None) -> di
     """The figures of both for machines."""
     return {
         "headline": headline(greedy),
+        "seen": greedy.overlap and greedy.overlap.to_json(),
         "greedy": greedy.to_json(),
         "sampled": sampled.to_json() if sampled else None,
     }
@@ -70,16 +71,18 @@ def evaluation_json(greedy: Evaluation, sampled: Evaluation | None = None) -> di
 def headline(greedy: Evaluation) -> str:
     """The evaluation in one sentence, and what can be set against other people's figures."""
     model = visible(greedy.conditions.get("model", "The model"))
-    figures, n = greedy.figures, len(greedy.problems)
+    figures, problems = greedy.figures, f"{len(greedy.problems):,} problems"
+    if (overlap := greedy.overlap) is not None and overlap.kinds and not overlap.is_left_out:
+        problems += f" ({len(overlap.kinds):,} of them seen in training)"
     flexible = f"{shown(figures['any_format'])} by lm-eval's flexible filter"
     if greedy.own_form_accuracy is not None:
         return (
             f"{model}, in its own best-known prompt: {shown(greedy.own_form_accuracy)} correct on "
-            f"{n:,} problems, read in the form that prompt asks for; {flexible}. Either may be set "
+            f"{problems}, read in the form that prompt asks for; {flexible}. Either may be set "
             "against published figures; our own rule, which wants our tags, does not apply."
         )
     return (
-        f"{model}: {shown(figures['correct'])} correct on {n:,} problems, by our answer rule; "
+        f"{model}: {shown(figures['correct'])} correct on {problems}, by our answer rule; "
         f"{flexible}, the one to set against figures made with other prompts."
     )
 
