@@ -444,8 +444,8 @@ def test_a_hub_model_is_fetched_once_and_then_serves_without_the_hub(
         ("gated", "is gated", "hf auth login"),
         ("unknown", "no such model", "Check the spelling"),
         ("no revision", "no revision 'v9'", "branches and tags"),
-        ("broken", "could not be fetched.*503", "Check the network"),
-        ("silent", "could not be fetched", "Check the network"),
+        ("broken", "would not send it.*503", "Try again later"),
+        ("silent", "cannot be reached", "Check the network"),
     ],
 )
 def test_what_the_hub_refuses_is_told_with_a_way_on(
@@ -466,17 +466,23 @@ def test_an_unreachable_hub_is_given_up_at_once(
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     use_endpoint(monkeypatch, f"http://127.0.0.1:{port}", tmp_path)
-    with pytest.raises(ModelError, match="could not be fetched") as caught:
+    with pytest.raises(ModelError, match="cannot be reached") as caught:
         find("lab/model")
-    assert "HF_HUB_OFFLINE" in caught.value.hint
+    assert "offline" not in str(caught.value).lower(), "nobody asked for offline mode"
+    assert "name its folder" in caught.value.hint
 
 
-def test_offline_mode_names_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_mode_is_named_by_the_variable_that_asked_for_it(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv(variable, "1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="offline mode") as caught:
+    with pytest.raises(ModelError, match=f"offline mode \\({variable}\\)") as caught:
         find("lab/model")
-    assert "HF_HUB_OFFLINE" in caught.value.hint
+    assert f"Unset {variable} " in caught.value.hint
 
 
 def test_a_name_that_no_hub_could_know_is_refused(hub: type[FakeHub]) -> None:

@@ -231,7 +231,9 @@ def test_an_older_evaluation_in_a_run_is_checked_and_its_verdict_is_trusted(
     found.save(run / "evals" / "before")
     assert found.overlap is None
     ((side,), note) = without_seen([load_side(str(run / "evals" / "mine-all-001"))])
-    assert 0 < len(side.evaluation.problems) < 5 and "seen in training" in note
+    heldout = {one.problem_id for one in load_problems(tmp_path / "mine.jsonl", split="heldout")}
+    assert {one.problem_id for one in side.evaluation.problems} == heldout
+    assert "seen in training" in note
     ((side,), note) = without_seen([load_side(str(run / "evals" / "before"))])
     assert len(side.evaluation.problems) == 29 and note == ""
 
