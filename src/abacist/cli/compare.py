@@ -182,6 +182,9 @@ def _of_new_problems(options: Namespace, sides: list[Side]) -> tuple[list[Side],
 def _by_shots(options: Namespace) -> Result:
     from abacist.learning.fewshot import measure_shots
     from abacist.policy.loading import quiet_libraries
+    from abacist.policy.source import BUILT_IN
+    from abacist.proof.comparison.sides import read_settings
+    from abacist.records.rundir import RunDir
     from abacist.view.live import Live
     from abacist.view.methods import shots_page
 
@@ -189,7 +192,13 @@ def _by_shots(options: Namespace) -> Result:
     path = Path(options.evaluations[0]).expanduser()
     with Live() as watcher:
         found = measure_shots(path, sorted(set(options.shots)), watcher)
-    page = shots_page(found, str(path))
+    settings = read_settings(RunDir.open(path))
+    page = shots_page(
+        found,
+        str(path),
+        trained_at=str(settings.get("num_shots") or "0"),
+        is_built_in=settings.get("model_name_or_path") == BUILT_IN,
+    )
     document = {"run": str(path), "shots": {n: one.to_json() for n, one in found.items()}}
     gains = [_sure_gain(one) for one in found.values()]
     return Result(page, document, _least(*gains))
