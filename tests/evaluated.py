@@ -54,7 +54,7 @@ def saying(texts: Sequence[Sequence[str]]) -> Callable[..., list[list[Completion
         assert len(prompts) == len(texts)
         budget = settings["max_completion_tokens"]
         if settings["progress"] is not None:
-            settings["progress"](len(prompts), len(prompts))
+            settings["progress"](Decoded.all_ended([1] * len(prompts), budget))
 
         def completion(text: str) -> Completion:
             ids = list(range(min(budget, len(text.split()) + 1)))

@@ -15,9 +15,11 @@ from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
 from abacist.errors import ModelError
 from abacist.policy import decoding
-from abacist.policy.decoding import Completion, generate, sample_tokens
+from abacist.policy.decoding import Completion, generate, sample_tokens, write
+from abacist.policy.drawing import Sampling
 from abacist.policy.lean import LeanNetwork
 from abacist.policy.loading import Policy, default_lora, load_policy
+from abacist.policy.progress import Decoded
 from abacist.records.rollout import StopReason
 
 Fold = Callable[[str], Path]
@@ -144,18 +146,35 @@ def test_a_prefill_opens_the_text_but_is_not_among_the_ids(policy: Policy) -> No
         assert policy.model(torch.tensor([prompt])).logits[0, -1].argmax() == completion.ids[0]
 
 
-def test_progress_counts_up_to_every_sample(policy: Policy) -> None:
-    seen: list[tuple[int, int]] = []
-    generate(
-        policy,
-        PROMPTS,
-        max_completion_tokens=2,
-        temperature=1.0,
-        num_samples=2,
+@pytest.mark.parametrize("use_engine", [True, False])
+def test_progress_is_told_of_every_token_and_ends_with_what_was_written(
+    network: Policy, use_engine: bool
+) -> None:
+    seen: list[Decoded] = []
+    prompt_ids = [network.chat.encode(prompt) for prompt in PROMPTS]
+    written = write(
+        network,
+        prompt_ids,
+        2,
+        6,
+        Sampling(),
         batch_size=5,
-        progress=lambda done, total: seen.append((done, total)),
+        seed=3,
+        progress=seen.append,
+        use_engine=use_engine,
     )
-    assert seen == [(5, 12), (10, 12), (12, 12)]
+    assert {found.replies for found in seen} == {len(written)} == {12}
+    assert {found.budget_tokens for found in seen} == {6}
+    first, last = seen[0], seen[-1]
+    assert first.written_tokens == 0 and first.expected_tokens == 12 * 6
+    assert last.ended == 12 and last.open == 0
+    # A row may write on behind its stop until it leaves.
+    assert sum(map(len, written)) <= last.ended_tokens <= 12 * 6
+    ended = [found.ended for found in seen]
+    assert ended == sorted(ended) and len(seen) >= 3 * 6
+    for found in seen:
+        assert found.ended + found.open <= 12 and found.oldest_tokens <= 6
+        assert found.written_tokens <= found.expected_tokens <= 12 * 6
 
 
 def test_both_ways_of_writing_write_the_same(

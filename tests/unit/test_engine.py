@@ -37,6 +37,7 @@ from abacist.errors import ModelError
 from abacist.policy.engine import Engine, Sampling, obstacle
 from abacist.policy.kernels import attention, decoding
 from abacist.policy.lean import LeanNetwork
+from abacist.policy.progress import Decoded
 from abacist.policy.source import BUILT_IN_FOLDER
 
 Fold = Callable[[str], Path]
@@ -337,11 +338,16 @@ def test_autocast_around_it_changes_nothing(small: Any) -> None:
 
 
 def test_progress_ends_with_all_done(small: Any) -> None:
-    seen: list[tuple[int, int]] = []
-    engine(small, range(0, 660, 9), 4).complete(
-        random_prompts(), 3, 15, Sampling(), progress=lambda *counts: seen.append(counts)
+    seen: list[Decoded] = []
+    written = engine(small, range(0, 660, 9), 4).complete(
+        random_prompts(), 3, 15, Sampling(), progress=seen.append
     )
-    assert seen == sorted(set(seen)) and seen[-1] == (18, 18) and len(seen) > 3
+    ended = [found.ended for found in seen]
+    assert ended == sorted(ended) and ended[-1] == seen[-1].replies == 18 and len(set(ended)) > 3
+    assert seen[-1].expected_tokens == seen[-1].written_tokens
+    exact = sum(len(ids) for group in written for ids in group)
+    assert exact <= seen[-1].written_tokens <= 18 * 15
+    assert max(found.open for found in seen) == 4
 
 
 def test_what_it_cannot_compute_exactly_is_refused_with_the_reason(lookalike: Fold) -> None:

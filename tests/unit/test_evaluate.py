@@ -104,8 +104,8 @@ def test_what_is_asked_reaches_generate_and_the_settings() -> None:
     found = evaluate(
         POLICY, [problem(0)], system_prompt="Be exact.", shots=[problem(1)],
         max_completion_tokens=33, batch_size=5, prefill="<reasoning>\n", seed=9,
-        progress=lambda done, total: calls.append((done, total)), run_id="r", split="test", step=4,
-        generate=generate,
+        progress=lambda found: calls.append((found.ended, found.replies)),
+        run_id="r", split="test", step=4, generate=generate,
     )  # fmt: skip
     assert [turn["role"] for turn in seen["prompts"][0]] == ["system", "user", "assistant", "user"]
     assert seen["max_completion_tokens"] == 33 and seen["batch_size"] == 5 and seen["seed"] == 9

@@ -14,7 +14,7 @@ from typing import Any
 from abacist.delivery.ask import Prompting, run_folder, run_settings
 from abacist.delivery.examtask import Data, Request, load_data, prompting_of
 from abacist.learning.seen import seen_by
-from abacist.learning.tracking import Silent, Watcher
+from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.policy import engine
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find, read_json
@@ -91,7 +91,7 @@ def examine(
                 batch_size=request.batch_size,
                 prefill=request.prefill,
                 seed=request.seed,
-                progress=lambda done, total: watcher.progress(done, total, f"{kind} replies"),
+                progress=told_of(watcher, kind),
                 run_id=_name(request.model),
                 split=data.split,
                 native_messages=native.messages if native else None,

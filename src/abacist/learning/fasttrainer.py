@@ -19,12 +19,20 @@ from trl.trainer.utils import split_tensor_dict
 from abacist.learning import fastpath
 from abacist.learning.joint import MicroBatches, Values
 from abacist.policy import blocks, engine, graphs, products, scoring
+from abacist.policy.progress import Decoded
 
 logger = get_logger(__name__)
 
 
+WatchStep = Callable[[int, str, float, float, str], None]
+"""Told how far a step is: its number, the part of it, what is done of a total, and in words."""
+
+
 class FastTrainer(trl.GRPOTrainer):
-    """``trl.GRPOTrainer`` with its two costly parts, rollout and scoring, replaced."""
+    """``trl.GRPOTrainer`` with its two costly parts, rollout and scoring, replaced.
+
+    ``watch_step``, if set, is told how far each training step is.
+    """
 
     # Trainer and GRPOTrainer declare these too narrowly to be worked with.
     args: Any
@@ -39,6 +47,7 @@ class FastTrainer(trl.GRPOTrainer):
         self._obstacles: dict[str, str | None] = {}
         self._micro_batches = MicroBatches(self)
         self._reads_jointly = False  # in the loss, and nowhere else
+        self.watch_step: WatchStep | None = None
         self.add_callback(self._micro_batches)
 
     def _generate_single_turn(
@@ -68,7 +77,9 @@ class FastTrainer(trl.GRPOTrainer):
                 stop_ids=self.eos_token_ids,
                 pad_id=self._tokenizer.pad_token_id,
                 max_rows=len(prompt_ids),
-            ).complete(prompt_ids, 1, self.max_completion_length, sampling)
+            ).complete(
+                prompt_ids, 1, self.max_completion_length, sampling, progress=self._tell_rollouts
+            )
         completion_ids = [samples[0] for samples in completions]
         return completion_ids, None
 
@@ -89,7 +100,16 @@ class FastTrainer(trl.GRPOTrainer):
             loss: torch.Tensor = super().training_step(*args, **kwargs)
             return loss
 
+    def _tell_rollouts(self, found: Decoded) -> None:
+        self._tell("rollouts", found.written_tokens, found.expected_tokens, found.words())
+
+    def _tell(self, part: str, done: float, total: float, words: str) -> None:
+        if self.watch_step is not None and self.model.training:
+            self.watch_step(self.state.global_step + 1, part, done, total, words)
+
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        done, total = self._micro_batches.position
+        self._tell("training", done, total, f"micro-batch {done + 1} of {total}")
         # Completions that cannot contribute need not be read; only here are advantages at hand.
         # An evaluation wants its metrics over all of them.
         self._silent = fastpath.silent_rows(self, inputs) if self.model.training else None

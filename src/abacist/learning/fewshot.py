@@ -9,13 +9,12 @@ twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from abacist.errors import AbacistError, ModelError
 from abacist.learning.config import Config, load_config
 from abacist.learning.task import load_task
-from abacist.learning.tracking import Watcher
+from abacist.learning.tracking import Watcher, told_of
 from abacist.policy.loading import Policy, load_policy
 from abacist.proof.comparison.alike import refuse_unlike
 from abacist.proof.comparison.compare import Comparison, compare
@@ -89,7 +88,7 @@ def _measure(
     for count in counts:
         shots = _shots(config, count)
         _refuse_too_long(policy, own, config, shots)
-        progress = partial(_tell, watcher, f"{when} training, {count} shots")
+        progress = told_of(watcher, f"{when} training, {count} shots")
         evaluation = evaluate(
             policy,
             own.problems,
@@ -103,10 +102,6 @@ def _measure(
         evaluation.save(_folder(run, count, when))
         measured.append((count, evaluation))
     return measured
-
-
-def _tell(watcher: Watcher, label: str, done: int, total: int) -> None:
-    watcher.progress(done, total, label)
 
 
 def _shots(config: Config, count: int) -> Shots:

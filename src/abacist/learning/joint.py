@@ -36,11 +36,17 @@ class MicroBatches(TrainerCallback):
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
-        self._left = 0  # in this optimizer step, the present one included
+        self._left = self._in_all = 0  # in this optimizer step, the present one included
         self._set: _Set | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._set, self._left = None, self.trainer.current_gradient_accumulation_steps
+        self._set = None
+        self._left = self._in_all = self.trainer.current_gradient_accumulation_steps
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """How many micro-batches of this optimizer step are behind the present one, and all."""
+        return self._in_all - self._left, self._in_all
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from abacist.learning.config import Config
 from abacist.learning.task import Task
-from abacist.learning.tracking import Watcher
+from abacist.learning.tracking import Watcher, told_of
 from abacist.policy.loading import Policy
+from abacist.policy.progress import Decoded, Progress
 from abacist.proof.evaluate import Evaluation, evaluate
 from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
@@ -24,13 +26,32 @@ class Judge:
     task: Task
     run: RunDir
     watcher: Watcher
+    measured_seconds: float | None = None
+    """How long the latest :meth:`measure` took."""
 
-    def measure(self, policy: Policy, when: str) -> tuple[Evaluation | None, Evaluation | None]:
-        """Greedy replies to all held-out problems, sampled ones to some; kept in ``evals/``."""
-        if not self.task.heldout:
+    def measure(
+        self, policy: Policy, when: str, share: str = ""
+    ) -> tuple[Evaluation | None, Evaluation | None]:
+        """Greedy replies to all held-out problems, sampled ones to some; kept in ``evals/``.
+
+        Both are one piece of work in what the watcher is told. ``share`` says how much of the run
+        that is.
+        """
+        heldout = self.task.heldout
+        if not heldout:
             return None, None
-        self.watcher.stage(f"Measuring {when} training: {len(self.task.heldout)} held-out problems")
-        greedy = self._evaluate(policy, self.task.heldout, f"{when}, greedy", split="heldout")
+        began = time.monotonic()
+        repeated = heldout[: self.config.script.num_consistency_problems]
+        count = len(heldout) + VERDICT_SAMPLES * len(repeated)
+        what = f"{count:,} replies to {len(heldout):,} held-out problems"
+        self.watcher.stage(f"Measuring {when} training: {what}" + (f", {share}" if share else ""))
+        tell = told_of(self.watcher, f"{when} training")
+        greedy = self._evaluate(
+            policy,
+            heldout,
+            lambda found: tell(found.before(VERDICT_SAMPLES * len(repeated))),
+            split="heldout",
+        )
         greedy.save(self.run.evals_dir / when)
         if greedy.figures["stopped"].value == 0:
             self.watcher.note(
@@ -38,23 +59,26 @@ class Judge:
                 f"{self.config.max_completion_tokens} tokens, so all were cut. Raise "
                 "--max_completion_length, or give a model whose chat template it was trained on."
             )
-        sampled_problems = self.task.heldout[: self.config.script.num_consistency_problems]
-        if not sampled_problems:
-            return greedy, None
-        sampled = self._evaluate(
-            policy,
-            sampled_problems,
-            f"{when}, sampled {VERDICT_SAMPLES} times",
-            split="heldout",
-            num_samples=VERDICT_SAMPLES,
-            temperature=1.0,
-        )
-        sampled.save(self.run.evals_dir / f"{when}-sampled")
+        sampled = None
+        if repeated:
+            lengths = [reply.completion_tokens for reply in greedy.rollouts]
+            done = Decoded.all_ended(lengths, self.config.max_completion_tokens)
+            sampled = self._evaluate(
+                policy,
+                repeated,
+                lambda found: tell(found.after(done)),
+                split="heldout",
+                num_samples=VERDICT_SAMPLES,
+                temperature=1.0,
+            )
+            sampled.save(self.run.evals_dir / f"{when}-sampled")
+        self.measured_seconds = time.monotonic() - began
         return greedy, sampled
 
     def selection(self, policy: Policy) -> dict[str, float]:
         """Greedy accuracy and format on the selection split, for ``--eval_steps``."""
-        found = self._evaluate(policy, self.task.selection, "selection problems", split="selection")
+        tell = told_of(self.watcher, "selection problems")
+        found = self._evaluate(policy, self.task.selection, tell, split="selection")
         return {
             "accuracy": found.accuracy.value,
             "any_format_accuracy": found.any_format_accuracy.value,
@@ -63,7 +87,7 @@ class Judge:
         }
 
     def _evaluate(
-        self, policy: Policy, problems: list[Problem], label: str, **how: Any
+        self, policy: Policy, problems: list[Problem], progress: Progress, **how: Any
     ) -> Evaluation:
         return evaluate(
             policy,
@@ -72,7 +96,7 @@ class Judge:
             shots=self.task.shots,
             max_completion_tokens=self.config.max_completion_tokens,
             batch_size=self.config.script.eval_batch_size,
-            progress=lambda done, total: self.watcher.progress(done, total, label),
+            progress=progress,
             run_id=self.run.run_id,
             **how,
         )

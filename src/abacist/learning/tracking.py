@@ -18,17 +18,25 @@ from typing import Any, Protocol
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from abacist.policy.progress import Decoded, Progress
+
 SUPPORTED_TRACKERS = ("wandb", "trackio", "tensorboard")
 _TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 
 
 class Watcher(Protocol):
-    """Who is told how a run goes; ``abacist.view.live.Live`` draws it on a terminal."""
+    """Who is told how a run goes; ``abacist.view.live.Live`` draws it on a terminal.
+
+    ``progress`` and ``within_step`` are called as often as after every token. Both give what is
+    done of a total, in whatever unit tells how long it will take; ``words`` say it for a person
+    where these two numbers do not.
+    """
 
     def stage(self, name: str) -> None: ...
     def note(self, text: str) -> None: ...
     def step(self, metrics: Mapping[str, object]) -> None: ...
-    def progress(self, done: int, total: int, label: str) -> None: ...
+    def progress(self, done: float, total: float, label: str, words: str = "") -> None: ...
+    def within_step(self, step: int, part: str, done: float, total: float, words: str) -> None: ...
 
 
 class Silent:
@@ -43,8 +51,20 @@ class Silent:
     def step(self, metrics: Mapping[str, object]) -> None:
         pass
 
-    def progress(self, done: int, total: int, label: str) -> None:
+    def progress(self, done: float, total: float, label: str, words: str = "") -> None:
         pass
+
+    def within_step(self, step: int, part: str, done: float, total: float, words: str) -> None:
+        pass
+
+
+def told_of(watcher: Watcher, label: str) -> Progress:
+    """What tells the watcher how far a generation is, under this label."""
+
+    def tell(found: Decoded) -> None:
+        watcher.progress(found.written_tokens, found.expected_tokens, label, found.words())
+
+    return tell
 
 
 class MetricsLog(TrainerCallback):

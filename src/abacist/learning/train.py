@@ -22,6 +22,7 @@ from peft import LoraConfig
 from abacist.errors import UsageError
 from abacist.learning.config import Config
 from abacist.learning.control import NONE, control_rewards
+from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.judge import Judge
 from abacist.learning.resume import resuming
@@ -144,11 +145,19 @@ def _train_in(
 
     judge = Judge(config, task, run, watcher)
     known = resuming.measured_before(run, task.heldout) if is_resumed else None
-    before, sampled_before = known or judge.measure(policy, "before")
     trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
+    paths = trainer.paths()
+    cost = tell_estimate(
+        config, task, policy, trainer, watcher, **resuming.what_is_left(config, run, known)
+    )
+    share = cost.share_of_measuring() if cost else ""
+    before, sampled_before = known or judge.measure(policy, "before", share)
     watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
-    for line in trainer.paths():
+    for line in paths:
         watcher.note(f"  {line}")
+    trainer.watch_step = watcher.within_step
+    if cost:
+        trainer.add_callback(FirstStep(cost, watcher, judge.measured_seconds))
     guard = Guard.of(config, policy.model, watcher)
     guard.attach(trainer)
     trainer.stops, trainer.say = stops, lambda text: watcher.note(f"  {text}")
@@ -158,7 +167,7 @@ def _train_in(
     trainer.save_state()
     stops.end_of_training()
     policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
-    after, sampled_after = judge.measure(policy, "after")
+    after, sampled_after = judge.measure(policy, "after", share)
     comparison = None
     if before and after:
         comparison = compare(before, after, control=config.script.control)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ from abacist.policy import graphs, soundness
 from abacist.policy.cache import Cache, closed_up, common_prefix_tokens
 from abacist.policy.drawing import Sampling, penalise_repetition, sample_tokens
 from abacist.policy.lean import LeanNetwork
+from abacist.policy.progress import Decoded, Progress
 
-Progress = Callable[[int, int], None]
 Ids = list[int]
 
 _PREFIX_WORTH_SHARING_TOKENS = 8
@@ -86,9 +86,7 @@ class Batch:
             completion_tokens=budget_tokens,
             rows_a_prompt=min(self._max_rows, max(distinct.values())),
         )
-        prefix = common_prefix_tokens(list(distinct))
-        if prefix >= _PREFIX_WORTH_SHARING_TOKENS:
-            self._cache.keep_prefix(prompts[0][:prefix])
+        self._prefix = prompts[0][: common_prefix_tokens(list(distinct))]
         # Tokens, prompt tokens, read and slots: see _Rows.
         self._state = torch.zeros(4, self._max_rows, dtype=torch.long, device=device)
         self._finished = torch.zeros(self._max_rows, dtype=torch.bool, device=device)
@@ -101,18 +99,40 @@ class Batch:
         self._births: list[int] = []  # the step at which each of them came
         self._places: list[tuple[int, ...]] = []  # prompts alive, in the order of their places
         self._first_logits: dict[tuple[int, ...], torch.Tensor] = {}
-        self._step = self._deepest = self._done = 0
+        self._step = self._deepest = self._done = self._done_tokens = 0
 
     def run(self) -> list[Ids]:
         """Decode until nobody is left; the ids of each row, in the order of ``prompts``."""
+        self._tell()
+        if len(self._prefix) >= _PREFIX_WORTH_SHARING_TOKENS:
+            self._cache.keep_prefix(self._prefix)
         self._fill()
+        self._tell()
         while self._rows:
             if self._is_time_to_leave():
                 self._leave()
                 self._fill()
             else:
                 self._advance()
+            self._tell()
         return self._results()
+
+    def _tell(self) -> None:
+        """Say how far the batch is, as far as that is known without waiting for a device."""
+        if self._progress is None:
+            return
+        alive = len(self._rows)
+        self._progress(
+            Decoded(
+                replies=len(self._prompts),
+                ended=self._done,
+                ended_tokens=self._done_tokens,
+                open=alive,
+                open_tokens=alive * (self._step + 1) - sum(self._births),
+                oldest_tokens=self._step + 1 - self._oldest if alive else 0,
+                budget_tokens=self._budget_tokens,
+            )
+        )
 
     def _is_time_to_leave(self) -> bool:
         if self._step - self._oldest + 1 >= self._budget_tokens:
@@ -197,7 +217,9 @@ class Batch:
         gone = [done or birth <= oldest for done, birth in zip(finished, self._births, strict=True)]
         self._finished[:] = False
         order, sources, targets = closed_up(gone)
-        self._done += sum(gone)
+        ended = [birth for birth, done in zip(self._births, gone, strict=True) if done]
+        self._done += len(ended)
+        self._done_tokens += len(ended) * (self._step + 1) - sum(ended)
         self._rows = [self._rows[place] for place in order]
         self._births = [self._births[place] for place in order]
         if sources:
@@ -210,8 +232,6 @@ class Batch:
         self._cache.move_prompts(*moved)
         self._places = [self._places[place] for place in order_of_prompts]
         self._first_logits = {prompt: self._first_logits[prompt] for prompt in self._places}
-        if self._progress is not None:
-            self._progress(self._done, len(self._prompts))
 
     def _fill(self) -> None:
         """Let waiting rows in while there is room, reading those prompts that are new."""

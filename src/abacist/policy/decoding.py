@@ -34,11 +34,10 @@ from abacist.policy.chat import Message, generation_config_holders
 from abacist.policy.drawing import Sampling, sample_tokens
 from abacist.policy.engine import Engine, obstacle
 from abacist.policy.loading import Policy
+from abacist.policy.progress import Decoded, Progress
 from abacist.records.rollout import StopReason
 
 __all__ = ["Completion", "generate", "sample_tokens"]
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,8 @@ def generate(
 
     ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 are off. ``batch_size`` counts rows, a
     prompt times a sample, that are in work at a time. ``prefill`` opens every reply. ``seed`` None
-    draws a fresh one from torch's global generator. ``progress`` is called with (samples done,
-    samples in all).
+    draws a fresh one from torch's global generator. ``progress`` is told how far it is, after
+    every token.
 
     The model comes back in the training mode it was given in. Raises :class:`ModelError` if a
     prompt and its budget do not fit the model's context, or its scores are NaN or infinite.
@@ -91,10 +90,16 @@ def generate(
     _check_lengths(prompt_ids, max_completion_tokens, policy.context_tokens)
     if seed is None:
         seed = int(torch.randint(2**62, ()))
-    rows = _rows(prompt_ids, num_samples, seed)
-    sampling = Sampling(temperature, top_p, top_k) if temperature > 0 else None
-    write = _with_engine if obstacle(policy.model) is None else _with_transformers
-    written = write(policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress)
+    written = write(
+        policy,
+        prompt_ids,
+        num_samples,
+        max_completion_tokens,
+        Sampling(temperature, top_p, top_k) if temperature > 0 else None,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
     return [
         [
             Completion(
@@ -106,6 +111,28 @@ def generate(
         ]
         for prompt in range(len(prompts))
     ]
+
+
+def write(
+    policy: Policy,
+    prompt_ids: list[list[int]],
+    num_samples: int,
+    max_completion_tokens: int,
+    sampling: Sampling | None,
+    *,
+    batch_size: int,
+    seed: int,
+    progress: Progress | None = None,
+    use_engine: bool = True,
+) -> list[list[int]]:
+    """The ids of ``num_samples`` completions of each prompt, in turn: :func:`generate` on tokens.
+
+    Without ``use_engine`` transformers writes them also where our engine could.
+    """
+    rows = _rows(prompt_ids, num_samples, seed)
+    is_ours = use_engine and obstacle(policy.model) is None
+    way = _with_engine if is_ours else _with_transformers
+    return way(policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress)
 
 
 def _with_engine(
@@ -150,17 +177,33 @@ def _with_transformers(
     with _generation_mode(policy):
         for start in range(0, len(rows), batch_size):
             batch = order[start : start + batch_size]
+            tell = _told(progress, [written[row] for row in order[:start]], len(batch), len(rows))
             sampler = None
             if sampling is not None:
                 luck = _uniforms([rows[number].stream for number in batch], max_completion_tokens)
                 sampler = _Sampler(luck.to(policy.device, _widest_float(policy.device)), sampling)
             prompts = [prompt_ids[rows[number].prompt] for number in batch]
-            continued = _continue(policy, prompts, max_completion_tokens, sampler)
+            continued = _continue(policy, prompts, max_completion_tokens, sampler, tell)
             for number, ids in zip(batch, continued, strict=True):
                 written[number] = ids
-            if progress is not None:
-                progress(start + len(batch), len(rows))
+    if progress is not None:
+        progress(Decoded.all_ended([len(ids) for ids in written], max_completion_tokens))
     return written
+
+
+def _told(
+    progress: Progress | None, before: list[list[int]], rows: int, total: int
+) -> Callable[[int, int], None]:
+    """What tells ``progress`` of a batch behind replies that have been written."""
+    tokens = sum(map(len, before))
+
+    def tell(position: int, budget_tokens: int) -> None:
+        if progress is not None:
+            progress(
+                Decoded(total, len(before), tokens, rows, rows * position, position, budget_tokens)
+            )
+
+    return tell
 
 
 class _Sampler(LogitsProcessor):
@@ -183,18 +226,25 @@ class _Sampler(LogitsProcessor):
 
 
 class _Watch(LogitsProcessor):
-    """Looks whether all scores are numbers."""
+    """Looks whether all scores are numbers, and counts tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[int, int], None], budget_tokens: int) -> None:
         self.largest = torch.zeros(())  # of each row
+        self.tell, self.position, self.budget_tokens = tell, 0, budget_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.largest = torch.maximum(self.largest, scores.amax(dim=-1))
+        self.position += 1
+        self.tell(self.position, self.budget_tokens)
         return scores
 
 
 def _continue(
-    policy: Policy, prompts: list[list[int]], max_completion_tokens: int, sampler: _Sampler | None
+    policy: Policy,
+    prompts: list[list[int]],
+    max_completion_tokens: int,
+    sampler: _Sampler | None,
+    tell: Callable[[int, int], None],
 ) -> list[list[int]]:
     """The ids each prompt is continued with, cut behind the first stop token."""
     chat = policy.chat
@@ -205,7 +255,8 @@ def _continue(
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         attention_mask[row, longest - len(ids) :] = 1
     model: Any = policy.model
-    watch = _Watch()
+    watch = _Watch(tell, max_completion_tokens)
+    tell(0, max_completion_tokens)
     output = model.generate(
         input_ids=input_ids.to(policy.device),
         attention_mask=attention_mask.to(policy.device),

@@ -24,9 +24,10 @@ import torch
 
 from abacist.errors import ModelError
 from abacist.policy import graphs, soundness
-from abacist.policy.batch import Batch, Ids, Progress
+from abacist.policy.batch import Batch, Ids
 from abacist.policy.drawing import Sampling
 from abacist.policy.lean import LeanNetwork, obstacle
+from abacist.policy.progress import Progress
 
 __all__ = ["Engine", "Sampling", "obstacle"]
 
@@ -73,7 +74,7 @@ class Engine:
             uniforms: the luck of each row, [rows, max_completion_tokens] in [0, 1), rows in the
                 order of the result; or the generator to draw it from (None: torch's own, of the
                 CPU on every device).
-            progress: called with (completions done, completions in all).
+            progress: told how far it is, before the prompts are read and after every token.
 
         Model, training mode and gradients stay as they are. Raises :class:`ModelError` for an
         empty prompt or budget, and where the model's scores are NaN or infinite.

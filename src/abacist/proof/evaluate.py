@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from abacist.errors import DataError, ModelError
+from abacist.policy.progress import Decoded, Progress
 from abacist.proof.evaluation import Evaluation, Settings
 from abacist.proof.unfinished import Parts
 from abacist.records.rollout import Rollout
@@ -44,7 +45,7 @@ def evaluate(
     batch_size: int = 64,
     prefill: str = "",
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     run_id: str = "",
     split: str = "heldout",
     step: int = 0,
@@ -56,9 +57,9 @@ def evaluate(
     """Ask every problem ``num_samples`` times and grade the replies.
 
     ``temperature`` 0 is greedy. ``prefill`` opens every reply and counts as part of it.
-    ``progress`` is called with (replies done, replies in all). ``run_id``, ``split`` and ``step``
-    go into the rollouts, ``conditions`` into the evaluation. ``generate`` stands in for
-    :func:`abacist.policy.decoding.generate`, ``native_messages`` for our own prompt. With
+    ``progress`` is told how far it is, after every token where that is known. ``run_id``, ``split``
+    and ``step`` go into the rollouts, ``conditions`` into the evaluation. ``generate`` stands in
+    for :func:`abacist.policy.decoding.generate`, ``native_messages`` for our own prompt. With
     ``parts`` replies are kept as they come, and those already kept there are not asked for again.
 
     Raises DataError for no problems, two under one id or text that would be control tokens,
@@ -87,10 +88,13 @@ def evaluate(
     part_size = len(problems)
     if parts is not None:
         part_size = max(1, PART_BATCHES * batch_size // num_samples)
-    total = len(problems) * num_samples
+    done = Decoded.all_ended(
+        [reply.completion_tokens for replies in kept.values() for reply in replies],
+        max_completion_tokens,
+    )
     for start in range(0, len(waiting), part_size):
         part = waiting[start : start + part_size]
-        done = total - (len(waiting) - start) * num_samples
+        to_come = (len(waiting) - start - len(part)) * num_samples
         completions = generate(
             policy,
             [conversations[at] for at in part],
@@ -100,7 +104,7 @@ def evaluate(
             batch_size=batch_size,
             prefill=prefill,
             seed=seed,
-            progress=_shifted(progress, done, total),
+            progress=_placed(progress, done, to_come),
         )
         rollouts: list[Rollout] = []
         for at, group in zip(part, completions, strict=True):
@@ -132,6 +136,9 @@ def evaluate(
                         reward=sum(value for value in rewards.values() if value is not None),
                     )
                 )
+        done = Decoded.all_ended(
+            [rollout.completion_tokens for rollout in rollouts], max_completion_tokens
+        ).after(done)
         if parts is not None:
             parts.add(rollouts)
         for rollout in rollouts:
@@ -150,13 +157,11 @@ def evaluate(
     return Evaluation(tuple(problems), tuple(replies), settings, dict(conditions or {}))
 
 
-def _shifted(
-    progress: Callable[[int, int], None] | None, before: int, total: int
-) -> Callable[[int, int], None] | None:
+def _placed(progress: Progress | None, done: Decoded, to_come: int) -> Progress | None:
     """``progress`` of a part, told as that of the whole."""
     if progress is None:
         return None
-    return lambda done, _: progress(before + done, total)
+    return lambda part: progress(part.after(done).before(to_come))
 
 
 def _refuse_unusable(problems: Sequence[Problem]) -> None:

@@ -24,14 +24,17 @@ from abacist.view.plaintext import visible
 from abacist.view.readings import REWARD_MAXIMA, Pace, Step, measured_words
 
 BAR_COLUMNS = 30
+REDRAW_SECONDS = 0.1
+SILENT_SECONDS = 30.0  # after which a log hears how far the step in work is
 
 
 class Live:
     """The watcher that a training reports to.
 
     On a terminal it keeps a panel up to date; elsewhere it prints lines: the first, the last,
-    and between them one after every tenth of the way, or after ten seconds. Usable as a context
-    manager; :meth:`close` may be called more than once.
+    and between them one after every tenth of the way, or after ten seconds. From within a step it
+    prints only where nothing else was said for half a minute. Usable as a context manager;
+    :meth:`close` may be called more than once.
     """
 
     def __init__(
@@ -48,11 +51,14 @@ class Live:
         self._clock = clock
         self._display: rich.live.Live | None = None
         self._first: Step | None = None
+        self._drawn_at = self._said_at = -math.inf
         self._reset()
 
     def _reset(self) -> None:
         self._step: Step | None = None
-        self._progress: tuple[int, int, str] | None = None
+        self._progress: tuple[float, float, str, str] | None = None
+        self._within: tuple[int, str, float, float, str] | None = None
+        self._within_pace = Pace(self._clock)
         self._step_pace = Pace(self._clock)
         self._progress_pace = Pace(self._clock)
         self._shown: Pace | None = None
@@ -77,7 +83,7 @@ class Live:
             if words := measured_words(metrics):
                 self.note(words)
             return
-        self._step = step
+        self._step, self._within = step, None
         self._first = self._first or step
         for name, value in step.rewards.items():
             if math.isfinite(value):
@@ -85,15 +91,33 @@ class Live:
         self._step_pace.mark(step.step or 0)
         self._show(self._step_pace, step.max_steps, self._step_line)
 
-    def progress(self, done: int, total: int, label: str) -> None:
-        """``done`` of ``total`` things of one kind, such as problems answered."""
-        if self._progress is None or self._progress[2] != label or done < self._progress[0]:
+    def progress(self, done: float, total: float, label: str, words: str = "") -> None:
+        """``done`` of ``total``, in things such as problems or in tokens of work.
+
+        ``words`` are shown in place of the two numbers.
+        """
+        is_new = self._progress is None or self._progress[2] != label
+        if is_new or done < self._progress_pace.marks[0][1]:
             self._progress_pace = Pace(self._clock)
-        self._progress = (done, total, label)
+        is_over = done >= total
+        self._progress = (done, total, label, words)
         self._progress_pace.mark(done)
-        self._show(self._progress_pace, total, self._progress_line)
-        if done >= total:
+        self._show(self._progress_pace, total, self._progress_line, at_once=is_new or is_over)
+        if is_over:
             self._progress = None
+
+    def within_step(self, step: int, part: str, done: float, total: float, words: str) -> None:
+        """How far the step in work is: ``part`` is what it does now, ``words`` how far that is."""
+        is_new = self._within is None or self._within[:2] != (step, part)
+        if is_new:
+            self._within_pace = Pace(self._clock)
+        self._within = (step, part, done, total, words)
+        self._within_pace.mark(done)
+        if self.draws:
+            self._draw(at_once=is_new)
+        elif self._clock() - self._said_at >= SILENT_SECONDS:
+            self._print_pending()
+            self._print(self._within_line())
 
     def close(self) -> None:
         """Leaves the last state on the screen and the terminal as it was."""
@@ -122,15 +146,18 @@ class Live:
     def _print(self, text: str, style: str = "") -> None:
         said = visible(without_secrets(text))
         self.console.print(Text(said, style=style), soft_wrap=True)
+        self._said_at = self._clock()
 
     def _print_pending(self) -> None:
         if self._pending:
             self._print(self._pending)
             self._pending = ""
 
-    def _show(self, pace: Pace, total: int | None, line: Callable[[], str]) -> None:
+    def _show(
+        self, pace: Pace, total: float | None, line: Callable[[], str], at_once: bool = True
+    ) -> None:
         if self.draws:
-            self._draw()
+            self._draw(at_once)
             return
         # What is not due is kept, so that the last line of anything is always printed.
         if pace is not self._shown:
@@ -156,10 +183,17 @@ class Live:
 
     def _progress_line(self) -> str:
         assert self._progress is not None
-        done, total, label = self._progress
+        done, total, label, words = self._progress
         share = f" ({done / total:.0%})" if total else ""
         left = self._progress_pace.left(total)
-        return f"{label}: {done} of {total}{share}" + (f" | {left}" if left else "")
+        words = words or f"{done} of {total}"
+        return f"{label}: {words}{share}" + (f" | {left}" if left else "")
+
+    def _within_line(self) -> str:
+        assert self._within is not None
+        step, part, _, total, words = self._within
+        left = self._within_pace.left(total)
+        return f"step {step}, {part}: {words}" + (f" | {left} in this part" if left else "")
 
     def _out_of(self, name: str, value: float) -> str:
         if not math.isfinite(value):
@@ -167,7 +201,11 @@ class Live:
         maximum = self._maxima.get(name)
         return f"{value:.2f}" if maximum is None else f"{value:.2f}/{maximum:g}"
 
-    def _draw(self) -> None:
+    def _draw(self, at_once: bool = True) -> None:
+        now = self._clock()
+        if not at_once and now - self._drawn_at < REDRAW_SECONDS:
+            return
+        self._drawn_at = now
         if self._display is None:
             # No refresh thread: it is redrawn when there is news, and idle in between.
             self._display = rich.live.Live(console=self.console, auto_refresh=False)
@@ -182,6 +220,8 @@ class Live:
             parts.append(self._bars(step))
             if step.words():
                 parts.append(Text(" | ".join(step.words()), style="dim"))
+        if self._within is not None:
+            parts.append(Text(visible(self._within_line())))
         if self._progress is not None:
             parts.append(Text(visible(self._progress_line())))
         return Group(*parts)

@@ -26,6 +26,7 @@ REWARD_MAXIMA = {
     "xmlcount_reward_func": 0.5,
 }
 REPORT_SECONDS = 10.0
+_MARKS_APART_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +132,19 @@ class Pace:
     """The advance of one thing towards its total: how long it still takes, when to report it."""
 
     clock: Callable[[], float]
-    marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=20))
+    marks: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=20))
     reported_at: float = -math.inf
-    reported_done: int = 0
+    reported_done: float = 0
 
-    def mark(self, done: int) -> None:
-        """So many are done now."""
-        self.marks.append((self.clock(), done))
+    def mark(self, done: float) -> None:
+        """So much is done now."""
+        now = self.clock()
+        # Marks of every token would soon reach back no further than a moment.
+        if len(self.marks) > 1 and now - self.marks[-2][0] < _MARKS_APART_SECONDS:
+            self.marks.pop()
+        self.marks.append((now, done))
 
-    def left(self, total: int | None, seconds_each: float | None = None) -> str:
+    def left(self, total: float | None, seconds_each: float | None = None) -> str:
         """``"2 min 05 s left"`` by the recent speed; nothing while that cannot be known.
 
         ``seconds_each`` stands in until there are two marks to judge by.
@@ -151,9 +156,10 @@ class Pace:
             seconds_each = (now - start) / (done - first)
         if seconds_each is None or done >= total:
             return ""
-        return f"{duration(seconds_each * (total - done))} left"
+        seconds = seconds_each * (total - done)
+        return f"{duration(seconds)} left" if math.isfinite(seconds) else ""
 
-    def is_due(self, total: int | None) -> bool:
+    def is_due(self, total: float | None) -> bool:
         """Whether the latest mark deserves a line of a log; if so it counts as reported."""
         now, done = self.marks[-1]
         advance = done - self.reported_done

@@ -28,7 +28,7 @@ from abacist.learning.dryrun.schedule import run_seconds, total_steps
 from abacist.learning.dryrun.solverates import GROUP_SIZES
 from abacist.learning.judge import VERDICT_SAMPLES, Judge
 from abacist.learning.task import Task
-from abacist.learning.tracking import Silent, Watcher
+from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.learning.train import (
     load_parts,
     make_trainer,
@@ -133,7 +133,7 @@ def plan(
             watcher.note(f"  {line}")
         asked = min(num_problems, len(task.train))
         watcher.stage(f"Asking {asked} training problems, {PROBE_SAMPLES} times each")
-        probe = ask(config, task, policy, trainer, num_problems, partial(_tell, watcher, "replies"))
+        probe = ask(config, task, policy, trainer, num_problems, told_of(watcher, "sampled"))
         watcher.stage("Measuring memory and a few steps")
         prompt_tokens = _longest_prompt_tokens(task, policy)
         eval_rows = min(config.script.eval_batch_size, len(task.heldout) * VERDICT_SAMPLES)
@@ -142,6 +142,7 @@ def plan(
         burst = None
         # Where too little memory would end the process, a run that does not fit is not tried.
         if memory.fits or memory.device.startswith("cuda"):
+            trainer.watch_step = watcher.within_step
             burst = _tried(lambda: run_burst(trainer, partial(_tell, watcher, "steps")))
         steps = total_steps(config, len(task.train))
         checkpoint_bytes = _checkpoint_bytes(trainer)

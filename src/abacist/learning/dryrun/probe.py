@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from abacist.learning.dryrun.solverates import SolveRates
 from abacist.learning.task import Task
 from abacist.policy import decoding
 from abacist.policy.loading import Policy
+from abacist.policy.progress import Progress
 from abacist.proof.evaluate import Evaluation, evaluate
 from abacist.proof.statistics import Interval, clustered_mean, proportion
 from abacist.task.problems import draw
@@ -61,7 +61,7 @@ def ask(
     policy: Policy,
     trainer: Any,
     num_problems: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Probe:
     """Ask a sample of the training problems as training will, and grade with the run's rewards."""
     training = config.training

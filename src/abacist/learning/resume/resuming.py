@@ -195,6 +195,22 @@ def measured_before(
     return (greedy, sampled) if same else None
 
 
+def what_is_left(
+    config: Config, run: RunDir, measured: tuple[Evaluation, Evaluation] | None
+) -> dict[str, Any]:
+    """Where the run stands, for an estimate of the rest: steps done, measurements to be made, and
+    how long its replies were, if that is known. ``measured`` as :func:`measured_before` found."""
+    left: dict[str, Any] = {"measurements": 1 if measured else 2}
+    wanted = config.training.resume_from_checkpoint
+    if wanted is not None:
+        steps = [checkpoints.step_of(path) for path in checkpoints.checkpoints_of(run.path)]
+        named = checkpoints.step_of(Path(str(wanted)))
+        left["steps_done"] = named if named >= 0 else max(steps, default=0)
+    if measured:
+        left["reply_tokens"] = measured[0].mean_completion_tokens.value
+    return left
+
+
 def interrupted(stop: StopNow, where: str, run: RunDir) -> Interrupted:
     """The error for a run that a signal ended: where it stands, and how it goes on."""
     assert stop.signal_number is not None

@@ -1,0 +1,155 @@
+"""What a run is made of, and what it takes at the rates of a trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from abacist.learning.config import Config
+from abacist.learning.dryrun.schedule import occasions, total_steps
+from abacist.learning.estimate.trial import Rates, Writing
+from abacist.learning.judge import VERDICT_SAMPLES
+from abacist.learning.task import Task
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run, or the rest of one, in numbers: what its time depends on.
+
+    ``problems`` are those of a rollout, ``generations`` the replies to each. What a rollout gave is
+    trained on ``iterations`` times; ``forwards`` are further passes over it, by a reference and by
+    the old policy.
+    ``prompt_tokens`` of a problem include the ``shared_tokens`` that all begin with.
+    """
+
+    steps: int
+    problems: int
+    generations: int
+    rollouts_a_step: float  # one, unless a rollout serves several steps
+    iterations: int
+    budget_tokens: int
+    prompt_tokens: float
+    shared_tokens: int
+    heldout: int
+    repeated: int
+    measurements: int
+    selection: int
+    selection_measurements: int
+    eval_rows: int
+    forwards: int
+    recomputes: bool  # gradient checkpointing: every forward is made twice
+    reads_prompt_once: bool
+
+    @property
+    def measured_replies(self) -> int:
+        """In one measurement, greedy and sampled."""
+        return self.heldout + VERDICT_SAMPLES * self.repeated
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds by part: one step's rollout (None: not known) and training, one measurement, all
+    measurements on the selection split together."""
+
+    rollout_seconds: float | None
+    training_seconds: float
+    measurement_seconds: float
+    selection_seconds: float
+    work: Work
+
+    @property
+    def step_seconds(self) -> float:
+        """One optimizer step, as far as it is known."""
+        return (self.rollout_seconds or 0.0) + self.training_seconds
+
+    @property
+    def steps_seconds(self) -> float:
+        """All steps."""
+        return self.work.steps * self.step_seconds
+
+    @property
+    def measuring_seconds(self) -> float:
+        """Both measurements, or those that are left."""
+        return self.work.measurements * self.measurement_seconds
+
+    @property
+    def total_seconds(self) -> float:
+        """Everything but loading and saving."""
+        return self.steps_seconds + self.measuring_seconds + self.selection_seconds
+
+
+def work_of(
+    config: Config,
+    task: Task,
+    trainer: Any,
+    *,
+    prompt_tokens: float,
+    shared_tokens: int,
+    reads_prompt_once: bool,
+    steps_done: int = 0,
+    measurements: int = 2,
+) -> Work:
+    """What ``config`` has ahead of it, ``steps_done`` behind it."""
+    training = config.training
+    steps = max(0, total_steps(config, len(task.train)) - steps_done)
+    # In micro-batches, as TRL counts them.
+    rollout_every = max(1, int(training.steps_per_generation or 1) * training.num_iterations)
+    looks = occasions(training.eval_strategy, training.eval_steps, steps, training.num_train_epochs)
+    is_stale = training.gradient_accumulation_steps % rollout_every != 0
+    return Work(
+        steps=steps,
+        problems=max(1, config.problems_per_step),
+        generations=trainer.num_generations,
+        rollouts_a_step=training.gradient_accumulation_steps / rollout_every,
+        iterations=training.num_iterations,
+        budget_tokens=config.max_completion_tokens,
+        prompt_tokens=prompt_tokens,
+        shared_tokens=shared_tokens,
+        heldout=len(task.heldout),
+        repeated=min(config.script.num_consistency_problems, len(task.heldout)),
+        measurements=measurements if task.heldout else 0,
+        selection=len(task.selection),
+        selection_measurements=looks if task.selection else 0,
+        eval_rows=config.script.eval_batch_size,
+        forwards=bool(training.beta) + (is_stale or training.use_vllm),
+        recomputes=bool(training.gradient_checkpointing),
+        reads_prompt_once=reads_prompt_once,
+    )
+
+
+def cost_of(work: Work, rates: Rates, length_fraction: float = 1.0) -> Cost:
+    """What ``work`` takes if replies have this fraction of their budget on average."""
+    length = length_fraction * work.budget_tokens
+    own_tokens = work.prompt_tokens - work.shared_tokens
+
+    def written(writing: Writing, problems: int, replies: int, rows: int) -> float:
+        return writing.seconds(replies, rows, length, work.shared_tokens + problems * own_tokens)
+
+    replies = work.problems * work.generations
+    rollout = None
+    if rates.rollouts is not None:
+        rollout = work.rollouts_a_step * written(rates.rollouts, work.problems, replies, replies)
+    prompts = work.problems if work.reads_prompt_once else replies
+    tokens = replies * length + prompts * work.prompt_tokens
+    forwards = work.iterations * (1 + work.recomputes) + work.forwards
+    trained = work.rollouts_a_step * tokens * (
+        forwards * rates.forward_token_seconds + work.iterations * rates.backward_token_seconds
+    )  # fmt: skip
+    measured = written(rates.measuring, work.heldout, work.measured_replies, work.eval_rows)
+    look = written(rates.measuring, work.selection, work.selection, work.eval_rows)
+    return Cost(rollout, trained, measured, work.selection_measurements * look, work)
+
+
+def roughly(seconds: float) -> str:
+    """A length of time with two digits at most, for an estimate.
+
+    >>> roughly(0.04), roughly(3.21), roughly(47), roughly(754), roughly(5000)
+    ('0.04 s', '3.2 s', '47 s', '13 min', '1.4 h')
+    >>> roughly(45_000), roughly(86_400 * 3.4), roughly(86_400 * 260)
+    ('12 h', '3.4 days', '260 days')
+    """
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s")):
+        amount = seconds / size
+        if amount >= (2 if unit == "days" else 1) or unit == "s":
+            break
+    return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.2g} {unit}"
