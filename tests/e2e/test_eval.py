@@ -137,6 +137,43 @@ def test_another_command_does_not_continue_an_unfinished_evaluation(
     assert Evaluation.load(folder).settings.max_completion_tokens == 8
 
 
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_an_interrupted_evaluation_keeps_what_had_ended_and_says_how_it_goes_on(
+    stop: BaseException, code: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:  # fmt: skip
+    folder, told = tmp_path / "stopped", 0
+    command = ["eval", "tiny", *FEW, "--output_dir", str(folder)]
+    generate = decoding.generate
+
+    def stopped(policy: Any, prompts: Any, *, ended: Any, **how: Any) -> Any:
+        def tell(number: int, group: list[Completion]) -> None:
+            nonlocal told
+            if told == 5:
+                raise stop
+            told += 1
+            ended(number, group)
+
+        return generate(policy, prompts, ended=tell, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding, "generate", stopped)
+        assert main(command) == code
+    said = capsys.readouterr().err
+    assert f"5 of 48 replies are kept in {folder / 'unfinished'}" in said
+    assert "same command again" in said
+    asked: list[int] = []
+
+    def counting(policy: Any, prompts: Any, **how: Any) -> Any:
+        asked.append(len(prompts))
+        return generate(policy, prompts, **how)
+
+    monkeypatch.setattr(decoding, "generate", counting)
+    assert main(command) == 0
+    assert asked == [7, 12], "the five greedy replies are not asked for again"
+    assert same_bytes(folder, whole)
+
+
 def test_a_finished_evaluation_and_strange_folders_are_not_overwritten(
     whole: Path, tmp_path: Path, capsys: Captured
 ) -> None:
