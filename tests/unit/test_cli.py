@@ -177,7 +177,7 @@ def test_train_hands_its_flags_on_and_ends_with_the_next_command(
     ("heldout", "asked"),
     [
         (["How many\n  eggs?", "How many?"], "How many eggs?"),
-        (["It costs $3. What now?", "Who's \"Jo\"?", "How many?"], "How many?"),
+        (["It costs $3. What now?", 'Who\'s "Jo"?', "How many?"], "How many?"),
         (["Say `ls`: it's $3 \\ !"], "Say `ls`: it's $3 \\ !"),
         (["x" * 241, "\x1b[2J?", "-3 + 4?", " "], None),
         ([], None),

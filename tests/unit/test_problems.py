@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 
 from abacist.errors import DataError, UsageError
 from abacist.task import sources
-from abacist.task.hub import fault
 from abacist.task.answers import same_answer
+from abacist.task.hub import fault
 from abacist.task.problems import Problem, load_problems, normalise_question
 
 Record = dict[str, object]

@@ -186,7 +186,11 @@ def test_a_damaged_record_is_refused_and_a_strangers_file_of_that_name_is_not_re
     run = a_run(tmp_path / "run", write("mine.jsonl", range(29)))
     record = run / SEEN_NAME
     whole = json.loads(record.read_text(encoding="utf-8"))
-    for text in ("{", json.dumps(whole | {"train": None}), json.dumps(whole | {"format_version": 9})):
+    for text in (
+        "{",
+        json.dumps(whole | {"train": None}),
+        json.dumps(whole | {"format_version": 9}),
+    ):
         record.write_text(text, encoding="utf-8")
         with pytest.raises(RunError, match=r"seen\.json"):
             seen_by(run)

@@ -89,7 +89,11 @@ def _of_pair(options: Namespace) -> Result:
     second = rest[0] if rest else first
     a = load_side(first, AFTER if rest else BEFORE, sampled=options.sampled)
     b = load_side(second, AFTER, sampled=options.sampled)
-    c = None if options.control is None else load_side(options.control, AFTER, sampled=options.sampled)
+    c = (
+        None
+        if options.control is None
+        else load_side(options.control, AFTER, sampled=options.sampled)
+    )
     (a, b, *others), left_out = _of_new_problems(options, [a, b] + ([c] if c else []))
     allowed = options.allow_different
     found = compare(a.evaluation, b.evaluation, control=b.control, allow_different=allowed)

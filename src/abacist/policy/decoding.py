@@ -30,9 +30,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
 from abacist.policy import soundness
+from abacist.policy.batch import Ended
 from abacist.policy.chat import Message, generation_config_holders
 from abacist.policy.drawing import Sampling, sample_tokens
-from abacist.policy.batch import Ended
 from abacist.policy.engine import Engine, obstacle
 from abacist.policy.loading import Policy
 from abacist.policy.progress import Decoded, Progress
