@@ -181,7 +181,7 @@ def test_a_finished_evaluation_and_strange_folders_are_not_overwritten(
     assert main(["eval", "tiny", *FEW, "--output_dir", str(whole)]) == 1
     assert "is kept there already" in capsys.readouterr().err
     assert (whole / "evaluation.json").stat().st_mtime_ns == before
-    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     assert main(["eval", "tiny", "--output_dir", str(tmp_path), "--overwrite"]) == 1
     assert "thesis.tex" in capsys.readouterr().err and (tmp_path / "thesis.tex").exists()
 
@@ -209,7 +209,7 @@ def test_problems_without_gold_are_kept_counted_and_never_right(
     data = tmp_path / "mine.jsonl"
     rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "Why?", "answer": "because"}]
     rows += [{"question": "And?", "answer": ""}]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     hostile(["<answer>2</answer>"])
     flags = ["--dataset_name", str(data), "--output_dir", str(tmp_path / "out"), "--json"]
     assert main(["eval", "tiny", *flags]) == 0
@@ -217,7 +217,7 @@ def test_problems_without_gold_are_kept_counted_and_never_right(
     assert found["counts"]["problems_without_gold"] == 2
     assert found["figures"]["correct"]["value"] == pytest.approx(1 / 3)
     assert [row["label"] for row in found["by_answer_size"]] == ["0 to 9", "no gold"]
-    data.write_text(json.dumps(rows[2]))
+    data.write_text(json.dumps(rows[2]), encoding="utf-8")
     assert main(["eval", "tiny", *flags[:2], "--output_dir", str(tmp_path / "none")]) == 1
     assert "none of its 1 rows has a gold" in capsys.readouterr().err
 

@@ -100,7 +100,7 @@ def test_every_format_gives_the_same_problems(
 def test_a_folder_may_be_laid_out_in_any_usual_way(tmp_path: Path, layout: str) -> None:
     write_jsonl(tmp_path / layout, [record(n) for n in range(4)])
     write_jsonl(tmp_path / layout.replace("train", "test"), [record(9)])
-    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "README.md").write_text("a card", encoding="utf-8")
     assert len(load_problems(tmp_path, split="all")) == 4
     assert [p.answer for p in load_problems(str(tmp_path), split="test")] == ["11"]
 
@@ -147,7 +147,7 @@ def test_a_single_file_has_no_test_split(tmp_path: Path) -> None:
 
 def test_the_train_file_is_enough_for_every_split_but_test(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [record(n) for n in range(60)])
-    (tmp_path / "test.jsonl").write_text("this is never read")
+    (tmp_path / "test.jsonl").write_text("this is never read", encoding="utf-8")
     for split in ("train", "selection", "heldout", "all"):
         assert load_problems(tmp_path, split=split)
 
