@@ -198,6 +198,21 @@ def test_a_damaged_record_is_refused_and_a_strangers_file_of_that_name_is_not_re
     assert (found := seen_by(run)) is not None and found.is_complete, "read from the data"
 
 
+def test_a_held_out_problem_that_stands_in_the_examples_is_not_measured(
+    tmp_path: Path, write: Write
+) -> None:
+    data = write("mine.jsonl", range(29))
+    held_out = load_problems(data, split="heldout")
+    shots = [replace(one, solution="So it is.") for one in held_out[:1]]
+    save_shots(tmp_path / "shots.jsonl", Shots(tuple(shots)))
+    settings = {"dataset_name": str(data), "eval_steps": 1, "num_shots": "1"}
+    config = tmp_path / "config.yaml"
+    for shots_file, left in ((tmp_path / "shots.jsonl", len(held_out) - 1), (None, len(held_out))):
+        more = {"num_shots": "0"} if shots_file is None else {"shots_file": str(shots_file)}
+        config.write_text(yaml.safe_dump(settings | more), encoding="utf-8")
+        assert len(load_task(load_config(None, str(config), [])).heldout) == left
+
+
 # Comparisons
 
 

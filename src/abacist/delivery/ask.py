@@ -20,6 +20,7 @@ from abacist.errors import RunError, UsageError
 from abacist.learning.seen import run_of
 from abacist.policy.decoding import generate
 from abacist.policy.loading import Policy
+from abacist.policy.progress import Progress
 from abacist.policy.source import BUILT_IN
 from abacist.records.rollout import Rollout
 from abacist.task.prompts import (
@@ -86,8 +87,10 @@ def ask(
     temperature: float = 0.0,
     num_samples: int = 1,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[Rollout]:
-    """``num_samples`` replies to ``question``; greedy at temperature 0.
+    """``num_samples`` replies to ``question``; greedy at temperature 0. ``progress`` is told of
+    every token.
 
     Text in the question that the model would read as a control token is broken up by
     :meth:`Chat.escape`; the messages of the rollouts show what was really asked. Raises
@@ -108,6 +111,7 @@ def ask(
         temperature=temperature,
         num_samples=num_samples,
         seed=seed,
+        progress=progress,
     )
     prompt_tokens = len(policy.chat.encode(messages))
     return [

@@ -136,7 +136,7 @@ def evaluate(
                 prefill=prefill,
                 seed=seed,
                 progress=_behind(progress, done),
-                **({} if parts is None else {"ended": keep}),
+                ended=None if parts is None else keep,
             )
             for number, group in enumerate(completions):
                 keep(number, group)

@@ -102,8 +102,7 @@ def remarks(greedy: Evaluation) -> list[str]:
     how_many = "None" if tagless == len(texts) else f"Only {len(texts) - tagless:,}"
     shots = ""
     if greedy.settings.num_shots == 0:
-        shots = ", and --num_shots 2 shows it our layout in two worked examples, which most small "
-        shots += "instruct models then keep"
+        shots = ", and --num_shots 2 shows it our layout in two worked examples"
     return [
         f"{how_many} of {len(texts):,} replies used our <answer> tag, so the low figures below are "
         "about the layout and not about arithmetic. --native_prompt asks a model in its own "
