@@ -169,7 +169,7 @@ def main() -> None:
                 else:
                     cells[name] = guarded(kind, setup, bandwidth)
                 options.output.parent.mkdir(parents=True, exist_ok=True)
-                options.output.write_text(json.dumps(document, indent=1))
+                options.output.write_text(json.dumps(document, indent=1), encoding="utf-8")
                 stock = None if kind == STOCK else cells.get(f"{model}/{shots}/{prompts} {STOCK}")
                 print(line(name, cells[name], stock), flush=True)
     sys.exit(any("failed" in one for one in cells.values()))

@@ -147,7 +147,9 @@ def main() -> None:
         "comparisons": {name: one.to_json() for name, one in comparisons.items()},
         "seconds": seconds,
     }
-    (options.output / "learning.json").write_text(json.dumps(document, indent=2, default=str))
+    (options.output / "learning.json").write_text(
+        json.dumps(document, indent=2, default=str), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

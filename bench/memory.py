@@ -42,7 +42,7 @@ def growth(bench: Bench, numbers: Iterable[int]) -> Growth:
     process = psutil.Process()
     marks = Path("/proc/self/clear_refs")
     if marks.exists():
-        marks.write_text(_RESETS_PEAK)
+        marks.write_text(_RESETS_PEAK, encoding="utf-8")
     before = process.memory_info().rss
     for number in numbers:
         bench.step(number)
@@ -53,7 +53,7 @@ def growth(bench: Bench, numbers: Iterable[int]) -> Growth:
 
 def _peak_bytes(on_linux: bool) -> int:
     if on_linux:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -175,7 +175,7 @@ def _memory(cell: str, kind: str, options: argparse.Namespace) -> dict[str, int]
     command = [sys.executable, __file__, "--memory-of", kind, cell]
     command += ["--threads", str(options.threads), "--checkpointing", options.checkpointing]
     command += ["--equal-batches"] if options.equal_batches else []
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(f"the memory of {kind} in {cell} could not be measured:\n{done.stderr}")
     found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
@@ -240,13 +240,13 @@ def main() -> None:
         wanted, options.pairs = ["smoke-qwen/0/1"], 1
     if not wanted:
         raise SystemExit(f"no cell matches {options.cells}; there are: {' '.join(CELLS)}")
-    kept = json.loads(options.output.read_text()) if options.output.exists() else {}
+    kept = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
     for cell in [cell for cell in wanted if not _keep(cell, kept, options)]:
         print(f"{cell} …", file=sys.stderr, flush=True)
         kept[cell] = run_cell(cell, options)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         aside = options.output.with_suffix(".part")
-        aside.write_text(json.dumps(kept, indent=1))
+        aside.write_text(json.dumps(kept, indent=1), encoding="utf-8")
         aside.replace(options.output)
         gc.collect()
     cells = {cell: kept[cell] for cell in wanted}

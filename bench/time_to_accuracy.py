@@ -193,7 +193,7 @@ def main() -> None:
             curves[name] = run(name, config, load_task(config), fresh, options)
             kept = {one: [vars(point) for point in points] for one, points in curves.items()}
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(kept, indent=1))
+            options.output.write_text(json.dumps(kept, indent=1), encoding="utf-8")
     print(f"{options.problems} fresh problems, {options.threads} thread(s), recipe tiny")
     report(curves, options.seeds, options.targets)
     for name, points in curves.items():

@@ -49,7 +49,7 @@ def build(folder: Path) -> Path:
         *("-o", str(aside)),
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
     aside.replace(library)
     return library
 

@@ -39,6 +39,7 @@ def heavy_modules_after(code: str) -> list[str]:
         text=True,
         check=True,
         timeout=120,
+        encoding="utf-8",
     )
     return list(filter(None, done.stderr.strip().splitlines()[-1].strip("[]").split(", ")))
 

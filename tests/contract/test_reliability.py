@@ -11,7 +11,11 @@ from faults import MARKS, PAGE, TESTS
 def test_the_table_of_faults_is_what_the_tests_that_inject_them_say() -> None:
     # In a process of its own: a collection within a collection would load every test twice.
     printed = subprocess.run(
-        [sys.executable, str(TESTS / "faults.py")], capture_output=True, text=True, cwd=TESTS.parent
+        [sys.executable, str(TESTS / "faults.py")],
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+        encoding="utf-8",
     )
     assert printed.returncode == 0, printed.stderr
     _, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])

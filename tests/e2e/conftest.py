@@ -43,6 +43,7 @@ def run_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Run:
             },
             capture_output=True,
             text=True,
+            encoding="utf-8",
         )
 
     return run

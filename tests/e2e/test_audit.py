@@ -33,7 +33,7 @@ def judged(completions, solution, **columns):
 @pytest.fixture
 def mine(tmp_path: Path) -> str:
     file = tmp_path / "mine.py"
-    file.write_text(MINE)
+    file.write_text(MINE, encoding="utf-8")
     return str(file)
 
 

@@ -29,6 +29,7 @@ def start(script: str, folder: Path, *flags: str) -> str:
         capture_output=True,
         text=True,
         timeout=300,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -38,7 +39,7 @@ def smoke(script: str, folder: Path, *flags: str) -> tuple[str, Any]:
     """What the bench's smoke mode prints, and the JSON it keeps."""
     kept = folder / "kept.json"
     shown = start(script, folder, "--smoke", "--output", str(kept), *flags)
-    return shown, json.loads(kept.read_text())
+    return shown, json.loads(kept.read_text(encoding="utf-8"))
 
 
 CELL = "smoke-qwen/0/1"

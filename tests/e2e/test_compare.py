@@ -34,7 +34,9 @@ def run_of(tmp_path: Path) -> Made:
     def make(name: str, after: Sequence[str], **settings: object) -> str:
         with RunDir.create(tmp_path / name, name=name) as run:
             run.write_manifest(build_manifest(seed=0, argv=[]))
-            run.config_path.write_text(yaml.safe_dump({"control": "none"} | settings))
+            run.config_path.write_text(
+                yaml.safe_dump({"control": "none"} | settings), encoding="utf-8"
+            )
             for when, replies in (("before", BEFORE), ("after", after)):
                 evaluation(replies, PROBLEMS).save(run.evals_dir / when)
                 several = [[reply] * 2 for reply in replies]
@@ -122,7 +124,7 @@ def test_json_is_one_object_and_markdown_is_written_where_asked(
     parts = document["comparison"]["split"].values()
     assert sum(p["change"]["value"] for p in parts) == pytest.approx(accuracy["change"]["value"])
     assert document["examples"][0]["outcome"] == "gained"
-    assert page.read_text().startswith("# Comparison\n\nBetter: ")
+    assert page.read_text(encoding="utf-8").startswith("# Comparison\n\nBetter: ")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_other_problems_or_conditions_are_refused_by_name(
     assert "0 only in the first, 1 only in the second" in err
     assert "max_completion_tokens: 40 against 50" in err and "--allow_different budget" in err
     assert main(["compare", str(tmp_path / "budget"), run, "--allow_different", "budget"]) == 0
-    (tmp_path / "budget" / "evaluation.json").write_text("{")
+    (tmp_path / "budget" / "evaluation.json").write_text("{", encoding="utf-8")
     assert main(["compare", str(tmp_path / "budget"), run]) == 1
     assert "damaged" in capsys.readouterr().err
 
@@ -186,10 +188,13 @@ def test_a_control_is_trained_and_named_and_a_run_is_measured_at_other_shots(
     assert main(["train", *flags]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "Control, random rewards. No proven change" in out and "not for right answers" in out
-    assert yaml.safe_load((run / "config.yaml").read_text())["control"] == "random"
-    assert json.loads((run / "manifest.json").read_text())["control"] == "random"
-    assert "random_control" in (run / "metrics.jsonl").read_text()
-    assert json.loads((run / "evals" / "verdict.json").read_text())["control"] == "random"
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["control"] == "random"
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["control"] == "random"
+    assert "random_control" in (run / "metrics.jsonl").read_text(encoding="utf-8")
+    assert (
+        json.loads((run / "evals" / "verdict.json").read_text(encoding="utf-8"))["control"]
+        == "random"
+    )
 
     assert main(["compare", str(run), "--shots", "0", "1"]) == 3
     assert "Measuring the base" in capsys.readouterr().out

@@ -73,7 +73,10 @@ def test_a_screen_shows_the_users_own_reward_and_what_it_cannot_teach(
     home: Path, capsys: Captured, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     own = tmp_path_factory.mktemp("mine") / "mine.py"
-    own.write_text("def flat(completions, **columns):\n    return [1.0 for _ in completions]\n")
+    own.write_text(
+        "def flat(completions, **columns):\n    return [1.0 for _ in completions]\n",
+        encoding="utf-8",
+    )
     flags = ["--reward_funcs", f"{own}:flat", "--allow_hackable_rewards", "--max_steps", "3"]
     assert main(["train", *SMALL, *flags]) == 0
     shown = capsys.readouterr().out

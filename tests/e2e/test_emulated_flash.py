@@ -59,7 +59,7 @@ def test_scoring_takes_a_flash_kernel_in_half_precision_and_says_which(
     kernel: str, run_on_gpu: Run, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
-    program.write_text(SCORES)
+    program.write_text(SCORES, encoding="utf-8")
     done = run_on_gpu(str(program), kernel)
     assert done.returncode == 0, done.stderr
     half, calls, single = done.stdout.splitlines()

@@ -62,13 +62,16 @@ def test_the_emulated_gpu_refuses_what_a_gpu_refuses_and_replays_what_it_capture
     run_on_gpu: Run, tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
-    program.write_text(BEHAVES_LIKE_A_GPU)
+    program.write_text(BEHAVES_LIKE_A_GPU, encoding="utf-8")
     done = run_on_gpu(str(program))
     assert done.returncode == 0, done.stderr
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_run_on_a_gpu_is_the_run_on_a_cpu_to_rounding(run_on_gpu: Run, tmp_path: Path) -> None:

@@ -137,6 +137,43 @@ def test_another_command_does_not_continue_an_unfinished_evaluation(
     assert Evaluation.load(folder).settings.max_completion_tokens == 8
 
 
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_an_interrupted_evaluation_keeps_what_had_ended_and_says_how_it_goes_on(
+    stop: BaseException, code: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:  # fmt: skip
+    folder, told = tmp_path / "stopped", 0
+    command = ["eval", "tiny", *FEW, "--output_dir", str(folder)]
+    generate = decoding.generate
+
+    def stopped(policy: Any, prompts: Any, *, ended: Any, **how: Any) -> Any:
+        def tell(number: int, group: list[Completion]) -> None:
+            nonlocal told
+            if told == 5:
+                raise stop
+            told += 1
+            ended(number, group)
+
+        return generate(policy, prompts, ended=tell, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding, "generate", stopped)
+        assert main(command) == code
+    said = capsys.readouterr().err
+    assert f"5 of 48 replies are kept in {folder / 'unfinished'}" in said
+    assert "same command again" in said
+    asked: list[int] = []
+
+    def counting(policy: Any, prompts: Any, **how: Any) -> Any:
+        asked.append(len(prompts))
+        return generate(policy, prompts, **how)
+
+    monkeypatch.setattr(decoding, "generate", counting)
+    assert main(command) == 0
+    assert asked == [7, 12], "the five greedy replies are not asked for again"
+    assert same_bytes(folder, whole)
+
+
 def test_a_finished_evaluation_and_strange_folders_are_not_overwritten(
     whole: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -144,7 +181,7 @@ def test_a_finished_evaluation_and_strange_folders_are_not_overwritten(
     assert main(["eval", "tiny", *FEW, "--output_dir", str(whole)]) == 1
     assert "is kept there already" in capsys.readouterr().err
     assert (whole / "evaluation.json").stat().st_mtime_ns == before
-    (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     assert main(["eval", "tiny", "--output_dir", str(tmp_path), "--overwrite"]) == 1
     assert "thesis.tex" in capsys.readouterr().err and (tmp_path / "thesis.tex").exists()
 
@@ -172,7 +209,7 @@ def test_problems_without_gold_are_kept_counted_and_never_right(
     data = tmp_path / "mine.jsonl"
     rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "Why?", "answer": "because"}]
     rows += [{"question": "And?", "answer": ""}]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     hostile(["<answer>2</answer>"])
     flags = ["--dataset_name", str(data), "--output_dir", str(tmp_path / "out"), "--json"]
     assert main(["eval", "tiny", *flags]) == 0
@@ -180,7 +217,7 @@ def test_problems_without_gold_are_kept_counted_and_never_right(
     assert found["counts"]["problems_without_gold"] == 2
     assert found["figures"]["correct"]["value"] == pytest.approx(1 / 3)
     assert [row["label"] for row in found["by_answer_size"]] == ["0 to 9", "no gold"]
-    data.write_text(json.dumps(rows[2]))
+    data.write_text(json.dumps(rows[2]), encoding="utf-8")
     assert main(["eval", "tiny", *flags[:2], "--output_dir", str(tmp_path / "none")]) == 1
     assert "none of its 1 rows has a gold" in capsys.readouterr().err
 

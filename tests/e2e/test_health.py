@@ -34,7 +34,7 @@ def train(run: Path, *flags: str) -> int:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if "reward" in row]
 
 
@@ -90,7 +90,9 @@ def test_a_run_in_which_nothing_can_be_learned_is_told_early_and_stopped(
 ) -> None:
     run = tmp_path / "run"
     mine = tmp_path / "mine.py"
-    mine.write_text("def flat(completions, **columns):\n    return [0.0] * len(completions)\n")
+    mine.write_text(
+        "def flat(completions, **columns):\n    return [0.0] * len(completions)\n", encoding="utf-8"
+    )
     flags = ["--max_steps", "3", "--reward_funcs", f"{mine}:flat"]
     assert train(run, *flags, "--max_silent_steps", "2") == 1
     out, err = capsys.readouterr()
@@ -136,7 +138,9 @@ def test_a_reward_that_goes_wrong_is_named_with_the_sample(
     body: str, said: str, tmp_path: Path, capsys: Captured
 ) -> None:
     mine = tmp_path / "mine.py"
-    mine.write_text(f"import re\ndef mine(completions, **columns):\n    return {body}\n")
+    mine.write_text(
+        f"import re\ndef mine(completions, **columns):\n    return {body}\n", encoding="utf-8"
+    )
     flags = ["--max_steps", "1", "--reward_timeout_seconds", "1"]
     assert train(tmp_path / "run", *flags, "--reward_funcs", "correctness", f"{mine}:mine") == 1
     error = capsys.readouterr().err
@@ -148,7 +152,10 @@ def test_a_reward_that_goes_wrong_is_named_with_the_sample(
        "nothing: it does not apply there, as in TRL", 0)  # fmt: skip
 def test_none_stays_not_applicable(tmp_path: Path) -> None:
     mine = tmp_path / "mine.py"
-    mine.write_text("def mine(completions, **columns):\n    return [None] * len(completions)\n")
+    mine.write_text(
+        "def mine(completions, **columns):\n    return [None] * len(completions)\n",
+        encoding="utf-8",
+    )
     flags = ["--max_steps", "1", "--reward_funcs", "correctness", f"{mine}:mine"]
     assert train(tmp_path / "run", *flags) == 0
     assert metrics(tmp_path / "run")[0]["rewards/mine/mean"] is None

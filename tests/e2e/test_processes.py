@@ -25,6 +25,7 @@ def test_two_processes_end_at_trls_weights(
         capture_output=True,
         text=True,
         timeout=400,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
     apart = float(done.stdout.split("apart ")[1].split()[0])

@@ -36,7 +36,7 @@ def family_of(recipe: str) -> str:
 @pytest.fixture(scope="module")
 def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "problems.jsonl"
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for record in generate(120, seed=1):
             file.write(json.dumps({k: record[k] for k in ("question", "answer")}) + "\n")
     return path
@@ -53,7 +53,7 @@ def test_every_recipe_takes_a_step_on_a_look_alike_of_its_family(
     assert main(["train", recipe, *flags]) == 0, capsys.readouterr().err
 
     # What the recipe promises beyond sizes reached the trainer, and the adapter learned.
-    saved = yaml.safe_load((run / "config.yaml").read_text())
+    saved = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     wanted = load_config(recipe, None, [])
     assert saved["num_shots"] == wanted.script.num_shots
     assert saved["reward_funcs"] == wanted.script.reward_funcs
@@ -78,7 +78,9 @@ def test_the_saved_config_of_a_run_runs_again_as_it_stands(
     assert main(["train", "any", *flags, "--output_dir", str(first)]) == 0
     config = str(first / "config.yaml")
     assert main(["train", "--config", config, "--output_dir", str(again)]) == 0
-    assert (first / "config.yaml").read_text() == (again / "config.yaml").read_text()
+    assert (first / "config.yaml").read_text(encoding="utf-8") == (again / "config.yaml").read_text(
+        encoding="utf-8"
+    )
     for name in ("metrics.jsonl", "adapter_model.safetensors"):
         assert (first / name).read_bytes() == (again / name).read_bytes(), name
     ids = [[r.completion_ids for r in read_rollouts(d / "rollouts")] for d in (first, again)]

@@ -154,9 +154,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(
 
 def forget_the_end(run: Path) -> None:
     """As if the run had been killed right after its last checkpoint."""
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     del manifest["finished"]
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     shutil.rmtree(run / "evals" / "after")
     (run / "adapter_model.safetensors").unlink()
 
@@ -174,15 +174,15 @@ def test_another_configuration_is_refused_with_the_list_and_forced_on_request(
     assert "seed: 0 → 5" in refused and "learning_rate: 0.0015 → 0.0001" in refused
     assert "max_steps: 5 → 6 (the learning rate's schedule depends on it)" in refused
     assert "--force" in refused and contents(run) == before
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     manifest["versions"] |= {"torch": "2.0", "CPU kernels": "made by another compiler"}
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert main(["train", "--resume", str(run), "--max_steps", "6", "--force"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "checkpoint-5: step 5 of 6" in said
     assert "torch was 2.0 and is" in said and "the last bits may differ" in said
     assert "CPU kernels was made by another compiler and is" in said
-    assert json.loads((run / "manifest.json").read_text())["resumed"][0]["forced"]
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["resumed"][0]["forced"]
     assert lines(run / "metrics.jsonl") == 7  # six steps and the summary
 
 

@@ -34,10 +34,12 @@ SECRETS = (HF_TOKEN, WANDB_KEY, NETRC_KEY, STORED_TOKEN)
 
 def planted(home: Path, **more: str) -> dict[str, str]:
     """An environment that holds every kind of token, with a home of its own."""
-    (home / ".netrc").write_text(f"machine api.wandb.ai login user password {NETRC_KEY}\n")
+    (home / ".netrc").write_text(
+        f"machine api.wandb.ai login user password {NETRC_KEY}\n", encoding="utf-8"
+    )
     (home / ".netrc").chmod(0o600)
     (home / "hf").mkdir()
-    (home / "hf" / "token").write_text(STORED_TOKEN)
+    (home / "hf" / "token").write_text(STORED_TOKEN, encoding="utf-8")
     ours = {key: value for key, value in os.environ.items() if "WANDB" not in key}
     return ours | {
         "HOME": str(home),
@@ -67,7 +69,7 @@ def abacist(
     done = subprocess.run(
         [*before, sys.executable, "-c", DRIVER, json.dumps(commands)],
         env=env, cwd=cwd, stdin=subprocess.DEVNULL, text=True, capture_output=True, timeout=600,
-    )  # fmt: skip
+    encoding="utf-8")  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
@@ -101,7 +103,7 @@ def telltale(completions, **columns):
 def test_no_token_is_written_or_shown_by_a_run_that_succeeds_or_by_one_that_fails(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "mine.py").write_text(TELLTALE)
+    (tmp_path / "mine.py").write_text(TELLTALE, encoding="utf-8")
     good = ["train", "--output_dir", "good", "--report_to", "wandb", *SHORT]
     bad = ["train", "--output_dir", "bad", "--reward_funcs", "default", "mine.py:telltale", *SHORT]
     out, err = abacist(good, bad, env=planted(tmp_path), cwd=tmp_path)
@@ -118,7 +120,7 @@ def test_a_token_on_the_command_line_is_refused_and_not_repeated(
     tmp_path: Path, capsys: Captured
 ) -> None:
     config = tmp_path / "my.yaml"
-    config.write_text(f"hub_token: {HF_TOKEN}\n")
+    config.write_text(f"hub_token: {HF_TOKEN}\n", encoding="utf-8")
     for words in (
         ["--hub_token", HF_TOKEN],
         [f"--hub_token={WANDB_KEY}"],
@@ -151,19 +153,20 @@ def model_with_code(lookalike: Callable[[str], Path], tmp_path: Path) -> Path:
     """A model that brings code of its own, which leaves a trace when it runs."""
     folder = tmp_path / "stranger"
     shutil.copytree(lookalike("qwen2.5-instruct"), folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {
         "AutoConfig": "code.StrangerConfig",
         "AutoModelForCausalLM": "code.StrangerForCausalLM",
     }
     config["model_type"] = "stranger"
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "code.py").write_text(
         "from pathlib import Path\n"
         "from transformers import Qwen2Config, Qwen2ForCausalLM\n"
         f"Path({str(tmp_path / 'ran')!r}).touch()\n"
         "class StrangerConfig(Qwen2Config):\n    model_type = 'stranger'\n"
-        "class StrangerForCausalLM(Qwen2ForCausalLM):\n    config_class = StrangerConfig\n"
+        "class StrangerForCausalLM(Qwen2ForCausalLM):\n    config_class = StrangerConfig\n",
+        encoding="utf-8",
     )
     return folder
 
@@ -190,7 +193,9 @@ def test_code_of_a_model_is_run_only_when_asked_for_and_that_is_recorded(
     assert main([*flags, "--trust_remote_code", "--max_steps", "1"]) == 0
     assert (tmp_path / "ran").exists()
     assert "warning: --trust_remote_code" in capsys.readouterr().out
-    assert json.loads((run / "manifest.json").read_text())["trust_remote_code"] is True
+    assert (
+        json.loads((run / "manifest.json").read_text(encoding="utf-8"))["trust_remote_code"] is True
+    )
 
 
 # No network
@@ -222,7 +227,7 @@ def test_training_asking_and_measuring_need_no_network(tmp_path: Path) -> None:
     codes = [line for line in out.splitlines() if line.startswith("exit code")]
     assert codes == ["exit code 0"] * 3 + ["exit code 1"], err
     assert err.count("error:") == 1 and "answer" in out
-    assert "cannot reach the Hub" in err and "--dataset_name generated" in err
+    assert "cannot be reached" in err and "--dataset_name generated" in err
 
 
 # A tracker that is down
@@ -261,4 +266,4 @@ def test_a_tracker_that_is_down_costs_one_warning_and_not_the_run(
     assert out.count("is left out from here on") == 1 and said in out
     assert WANDB_KEY not in out + err
     assert (run / "adapter_model.safetensors").is_file()
-    assert len((run / "metrics.jsonl").read_text().splitlines()) >= 2
+    assert len((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) >= 2

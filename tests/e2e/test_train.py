@@ -42,7 +42,10 @@ def test_a_run_leaves_everything_a_person_needs(finished: Path) -> None:
 
 
 def test_metrics_hold_held_out_accuracy_during_training_and_no_times(finished: Path) -> None:
-    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (finished / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     measured = [row for row in rows if "eval_accuracy" in row]
     assert [row["step"] for row in measured] == [1, 2]
     assert all("rewards/correctness/mean" in row for row in rows if "reward" in row)
@@ -58,12 +61,12 @@ def test_the_three_splits_of_a_run_share_no_problem(finished: Path) -> None:
 def test_before_and_after_are_measured_on_the_same_problems(finished: Path) -> None:
     before, after = (Evaluation.load(finished / "evals" / name) for name in ("before", "after"))
     assert before.problems == after.problems and before.settings == after.settings
-    verdict = json.loads((finished / "evals" / "verdict.json").read_text())
+    verdict = json.loads((finished / "evals" / "verdict.json").read_text(encoding="utf-8"))
     assert verdict["paired"]["accuracy"]["before"]["value"] == before.accuracy.value
 
 
 def test_the_adapter_says_which_base_it_belongs_to_by_a_name_that_travels(finished: Path) -> None:
-    config = json.loads((finished / "adapter_config.json").read_text())
+    config = json.loads((finished / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "tiny"
 
 
@@ -85,7 +88,7 @@ def test_a_run_that_exists_is_never_overwritten_by_accident(
 
 
 def rows(path: Path, *lines: str) -> str:
-    path.write_text("".join(line + "\n" for line in lines))
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return str(path)
 
 
@@ -144,7 +147,9 @@ def test_a_reward_of_the_users_own_that_breaks_is_named_with_its_sample(
     tmp_path: Path, capsys: Captured
 ) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("def broken(prompts, completions, **columns):\n    return [1 / 0] * 8\n")
+    path.write_text(
+        "def broken(prompts, completions, **columns):\n    return [1 / 0] * 8\n", encoding="utf-8"
+    )
     flags = ["--reward_funcs", "default", f"{path}:broken", "--output_dir", str(tmp_path / "run")]
     assert main(["train", *flags, *SHORT, *FEW]) == 1
     error = capsys.readouterr().err
@@ -155,7 +160,10 @@ def test_a_custom_reward_with_a_weight_is_paid_and_recorded(
     tmp_path: Path, capsys: Captured
 ) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("def brief(completions, **columns):\n    return [0.5 for _ in completions]\n")
+    path.write_text(
+        "def brief(completions, **columns):\n    return [0.5 for _ in completions]\n",
+        encoding="utf-8",
+    )
     flags = ["--reward_funcs", "correctness", f"{path}:brief", "--reward_weights", "1", "10"]
     run = tmp_path / "run"
     assert main(["train", *flags, "--output_dir", str(run), *SHORT, *FEW]) == 0
@@ -180,7 +188,10 @@ def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured)
     assert main(["train", "--output_dir", str(run), *flags]) == 0
     shown = capsys.readouterr().out
     assert "Learned:" in shown
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     rewards = [line["reward"] for line in lines if "reward" in line]
     # Without learning the difference of two such means has a standard deviation below 0.2.
     assert sum(rewards[-5:]) / 5 - sum(rewards[:5]) / 5 > 0.7
@@ -208,6 +219,7 @@ def run_with_wandb(mode: str, folder: Path) -> str:
         capture_output=True,
         text=True,
         timeout=300,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     assert (folder / "run" / "adapter_model.safetensors").exists()

@@ -120,17 +120,19 @@ def run_part(part: str, trials: Trials, ledger: Ledger, folder: Path) -> None:
 def isolated(work: Callable[[Path], Trial], place: Path) -> Trial:
     """A trial in a process of its own: what it leaves in memory touches no other."""
     found, output, began = place / "trial.json", place / "output", time.monotonic()
-    process = warm.start(lambda: found.write_text(json.dumps(asdict(work(place)))) and 0, output)
+    process = warm.start(
+        lambda: found.write_text(json.dumps(asdict(work(place))), encoding="utf-8") and 0, output
+    )
     try:
         code = warm.exit_code(process, seconds=3600)
         wrong = "" if code == 0 else f"it ended with {code}"
     except TimeoutError as error:
         wrong = str(error)
     if wrong:
-        said = output.read_text(errors="replace").strip().split("\n")
+        said = output.read_text(errors="replace", encoding="utf-8").strip().split("\n")
         trial = Trial(failed=[f"{wrong}: {said[-1][:300]}"])
     else:
-        trial = Trial(**json.loads(found.read_text()))
+        trial = Trial(**json.loads(found.read_text(encoding="utf-8")))
     trial.seconds = time.monotonic() - began
     return trial
 

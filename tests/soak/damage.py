@@ -63,7 +63,7 @@ def damage(shared: Path, options: argparse.Namespace) -> Trials:
         train_anew(begun, output=shared / "output", before=lambda: kill_in_save(0, seen))
     )
     if code != -signal.SIGKILL:
-        raise RuntimeError((shared / "output").read_text())
+        raise RuntimeError((shared / "output").read_text(encoding="utf-8"))
     newest = begun / f"checkpoint-{SAVE_OF_STEP - SAVE_STEPS}"
     names = sorted(
         path.relative_to(newest).as_posix() for path in newest.rglob("*") if path.is_file()
@@ -86,14 +86,16 @@ def _damage(newest: Path, whole: Path, name: str, place: Path) -> Trial:
             trial.expect(f"{name} {way}", wrong)
         output = run.parent / "output"
         code = warm.exit_code(warm.train("--resume", str(checkpoint), output=output))
-        said = output.read_text()
+        said = output.read_text(encoding="utf-8")
         wrong = [] if code == 1 and "is not resumed" in said else [f"naming it ended with {code}"]
         if str(checkpoint / name) not in said or "Traceback" in said:
             wrong.append("the refusal does not name the file")
         trial.expect(f"{name} {way}, and named", wrong)
         if do in (_flip, WAYS["missing"]):
             wrong = finish(run, whole)
-            if f"{newest.name} is passed over" not in (run.parent / "finish").read_text():
+            if f"{newest.name} is passed over" not in (run.parent / "finish").read_text(
+                encoding="utf-8"
+            ):
                 wrong.append("the fall back is not told")
             trial.expect(f"{name} {way}, and the run resumed", wrong)
         shutil.rmtree(run)

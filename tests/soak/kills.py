@@ -56,7 +56,9 @@ def newest_sound(run: Path) -> int:
 def steps_done(run: Path) -> int:
     """The last step that was logged."""
     path = run / "metrics.jsonl"
-    whole = path.read_text().rpartition("\n")[0].split("\n") if path.exists() else []
+    whole = (
+        path.read_text(encoding="utf-8").rpartition("\n")[0].split("\n") if path.exists() else []
+    )
     return max((json.loads(line)["step"] for line in whole if line), default=0)
 
 
@@ -65,7 +67,7 @@ def uninterrupted(shared: Path) -> tuple[Path, float]:
     run, began = shared / "whole" / "run", time.monotonic()
     code = warm.exit_code(train_anew(run, output=shared / "output"))
     if code != 0:
-        raise RuntimeError((shared / "output").read_text())
+        raise RuntimeError((shared / "output").read_text(encoding="utf-8"))
     return run, time.monotonic() - began
 
 
@@ -86,7 +88,7 @@ def finish(run: Path, whole: Path) -> list[str]:
     output = run.parent / "finish"
     code = warm.exit_code(go_on(run, output=output))
     if code != 0:
-        said = output.read_text(errors="replace").strip().split("\n")
+        said = output.read_text(errors="replace", encoding="utf-8").strip().split("\n")
         return [f"resuming ended with {code}: {said[-1][:200]}"]
     one, other = contents(whole), contents(run)
     wrong = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
@@ -149,7 +151,7 @@ def _terminate(whole: Path, seconds: float, seed: int, place: Path) -> Trial:
         code = warm.exit_code(process)
     trial.seen["most seconds to stop"] = round(time.monotonic() - told, 2)
     wrong = [] if code == 128 + signal.SIGTERM else [f"it ended with {code}"]
-    if f"abacist train --resume {run}" not in output.read_text():
+    if f"abacist train --resume {run}" not in output.read_text(encoding="utf-8"):
         wrong.append("it did not say how to go on")
     if steps_done(run) > max(newest_sound(run), 0):
         wrong.append(f"step {steps_done(run)} done, {newest_sound(run)} saved")
@@ -169,11 +171,11 @@ def saves(shared: Path, options: argparse.Namespace) -> Trials:
         train_anew(begun, output=shared / "output", before=lambda: kill_in_save(0, seen))
     )
     if code != -signal.SIGKILL or newest_sound(begun) != SAVE_OF_STEP - SAVE_STEPS:
-        raise RuntimeError((shared / "output").read_text())
+        raise RuntimeError((shared / "output").read_text(encoding="utf-8"))
     probe = shared / "probe" / "run"
     shutil.copytree(begun, probe)
     warm.exit_code(go_on(probe, output=shared / "output", before=lambda: kill_in_save(-1, seen)))
-    operations = seen.read_text().split("\n")[:-1]
+    operations = seen.read_text(encoding="utf-8").split("\n")[:-1]
     trials: Trials = [
         (f"{n}: {operation}", functools.partial(_kill_in_save, begun, whole, n))
         for n, operation in enumerate(operations)
@@ -193,7 +195,9 @@ def _kill_in_save(begun: Path, whole: Path, operation: int, place: Path) -> Tria
     wrong = [] if code == -signal.SIGKILL else [f"it ended with {code}"]
     if newest_sound(run) < SAVE_OF_STEP - SAVE_STEPS:
         wrong.append("no sound checkpoint")
-    trial.expect(seen.read_text().strip().split("\n")[-1], wrong + finish(run, whole))
+    trial.expect(
+        seen.read_text(encoding="utf-8").strip().split("\n")[-1], wrong + finish(run, whole)
+    )
     return trial
 
 

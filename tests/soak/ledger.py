@@ -133,7 +133,7 @@ def machine() -> str:
     model = platform.machine()
     described = Path("/proc/cpuinfo")
     if described.exists():
-        for line in described.read_text().split("\n"):
+        for line in described.read_text(encoding="utf-8").split("\n"):
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break

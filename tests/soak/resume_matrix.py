@@ -239,7 +239,7 @@ def _everything(run: Path) -> dict[str, Any]:
     for timed in ("seconds", "kept_bytes"):
         kept["grpo_state.pt"].pop(timed)
     kept["grpo_state.pt"]["metrics"]["train"].pop("step_time", None)
-    state = json.loads((last / "trainer_state.json").read_text())
+    state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
     kept["log history"] = [
         {key: value for key, value in row.items() if not is_wall_clock(key)}
         for row in state["log_history"]

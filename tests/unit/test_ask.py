@@ -41,7 +41,7 @@ def rollout(text: str, read_answer: str | None = None) -> Rollout:
 
 
 def a_run(folder: Path, **settings: object) -> str:
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return str(folder)
 
 
@@ -71,7 +71,9 @@ def test_a_model_that_is_no_run_gets_the_default_prompt() -> None:
 
 
 def test_the_built_in_model_is_asked_as_its_recipe_trains_it() -> None:
-    recipe = yaml.safe_load((resources.files("abacist") / "recipes" / "tiny.yaml").read_text())
+    recipe = yaml.safe_load(
+        (resources.files("abacist") / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    )
     prompting = Prompting.of("tiny")
     assert prompting.max_completion_tokens == recipe["max_completion_length"]
     assert (prompting.system_prompt is None) == (recipe.get("system_prompt") == "none")
@@ -81,7 +83,7 @@ def test_the_built_in_model_is_asked_as_its_recipe_trains_it() -> None:
     "text", ["a: [", "- 1", "", "max_completion_length: many", "num_shots: 3", "\x00"]
 )
 def test_a_run_whose_prompt_is_lost_is_not_asked_in_another(text: str, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(RunError, match=str(tmp_path)):
         Prompting.of(str(tmp_path))
 

@@ -115,7 +115,7 @@ def test_a_bit_that_flips_in_the_manifest_is_not_blamed_on_another_file(
        "the file; the checkpoint before it is taken", 0)  # fmt: skip
 def test_a_file_that_could_be_loaded_in_place_of_a_saved_one_is_damage(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, 1)
-    (checkpoint / "notes.txt").write_text("mine")
+    (checkpoint / "notes.txt").write_text("mine", encoding="utf-8")
     assert defect(checkpoint) is None
     (checkpoint / "pytorch_model.bin").write_bytes(b"anything")
     assert "was not saved with it" in str(defect(checkpoint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,6 +21,8 @@ from abacist.errors import UsageError
 
 SOURCE = Path(abacist.__file__).resolve().parents[1]
 
+
+HELDOUT = [SimpleNamespace(question="How many figs has Tom's aunt?")]
 
 # main: which verb?
 
@@ -141,6 +144,7 @@ def a_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         compared = None if "--num_heldout_problems" in config else "a comparison"
         return SimpleNamespace(
             path=Path("runs/a b"),
+            before=None if compared is None else SimpleNamespace(problems=HELDOUT),
             comparison=compared,
             sampled_before=None,
             sampled_after=None,
@@ -166,7 +170,27 @@ def test_train_hands_its_flags_on_and_ends_with_the_next_command(
     assert a_training == [("tiny", "c.yaml", ["--learning_rate", "1e-3"])]
     out = capsys.readouterr().out
     assert "It learned: ('a comparison', None, None)" in out
-    assert "abacist ask 'runs/a b' \"" in out
+    assert "abacist ask 'runs/a b' \"How many figs has Tom's aunt?\"\n" in out
+
+
+@pytest.mark.parametrize(
+    ("heldout", "asked"),
+    [
+        (["How many\n  eggs?", "How many?"], "How many eggs?"),
+        (["It costs $3. What now?", 'Who\'s "Jo"?', "How many?"], "How many?"),
+        (["Say `ls`: it's $3 \\ !"], "Say `ls`: it's $3 \\ !"),
+        (["x" * 241, "\x1b[2J?", "-3 + 4?", " "], None),
+        ([], None),
+    ],
+)
+def test_the_next_command_asks_a_short_held_out_question_that_no_shell_changes(
+    heldout: list[str], asked: str | None
+) -> None:
+    command = train.next_command("runs/a b", heldout)
+    end = ["ask", "runs/a b"] + ([] if asked is None else [asked])
+    assert shlex.split(command)[-len(end) :] == end and "\n" not in command
+    if asked == "How many?":
+        assert command.endswith('"How many?"')
 
 
 def test_train_with_json_prints_one_object_and_nothing_else(

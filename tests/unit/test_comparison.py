@@ -114,3 +114,14 @@ def test_markdown_holds_the_same_cells_as_the_text() -> None:
         "**Example**\n\n    # x\n"
     )
     assert as_text(blocks) == "of | which  n\n  a_b       1\n  c         2\n\nExample\n  # x"
+
+
+def test_shots_other_than_the_trained_number_are_explained_and_the_trained_one_is_not() -> None:
+    found = {0: BETTER, 1: SAME, 8: SAME}
+    built_in = as_text(shots_page(found, "runs/a", trained_at="0", is_built_in=True))
+    assert "only ever read bare questions" in " ".join(built_in.split())
+    other = " ".join(as_text(shots_page(found, "runs/a", trained_at="1")).split())
+    assert "trained with 1 worked example in its prompt" in other and "bare" not in other
+    for trained_at, is_built_in in (("0", True), ("0", False)):
+        page = shots_page({0: BETTER}, "runs/a", trained_at=trained_at, is_built_in=is_built_in)
+        assert page == shots_page({0: BETTER}, "runs/a")

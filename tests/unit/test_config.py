@@ -13,7 +13,7 @@ from abacist.learning.retired import RETIRED
 
 
 def write(path: Path, text: str) -> str:
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 

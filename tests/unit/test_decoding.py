@@ -177,6 +177,26 @@ def test_progress_is_told_of_every_token_and_ends_with_what_was_written(
         assert found.written_tokens <= found.expected_tokens <= 12 * 6
 
 
+@pytest.mark.parametrize("use_engine", [True, False])
+def test_each_prompts_completions_are_told_of_once_all_have_ended(
+    network: Policy, use_engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not use_engine:
+        monkeypatch.setattr(decoding, "obstacle", lambda model: "the test forbids it")
+    told: dict[int, list[Completion]] = {}
+    found = generate(
+        network,
+        PROMPTS,
+        max_completion_tokens=6,
+        temperature=1.0,
+        num_samples=2,
+        batch_size=3,  # fewer than the rows: some end before others begin
+        seed=3,
+        ended=told.__setitem__,
+    )
+    assert [told[number] for number in range(len(PROMPTS))] == found
+
+
 def test_both_ways_of_writing_write_the_same(
     network: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

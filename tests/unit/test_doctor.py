@@ -117,10 +117,10 @@ def test_the_limit_of_a_container_counts_and_not_the_machine_below_it(
     memory = SimpleNamespace(available=50 * GIB, total=64 * GIB)
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
     assert "50.0 GiB free of 64.0 GiB" in found(machine._memory).found
-    (tmp_path / "current").write_text(f"{GIB}\n")
-    (tmp_path / "max").write_text("max\n")
+    (tmp_path / "current").write_text(f"{GIB}\n", encoding="utf-8")
+    (tmp_path / "max").write_text("max\n", encoding="utf-8")
     assert "50.0 GiB free of 64.0 GiB" in found(machine._memory).found
-    (tmp_path / "max").write_text(f"{2 * GIB}\n")
+    (tmp_path / "max").write_text(f"{2 * GIB}\n", encoding="utf-8")
     finding = found(machine._memory)
     assert "1.0 GiB free of 2.0 GiB" in finding.found
     assert finding.state is State.MEND
@@ -148,7 +148,9 @@ def test_a_wandb_login_is_read_from_netrc(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert found(machine._wandb).state is State.NOTE
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    (tmp_path / "netrc").write_text(
+        "machine api.wandb.ai login user password secret\n", encoding="utf-8"
+    )
     assert found(machine._wandb) == Finding("W&B", State.OK, "logged in")
     (tmp_path / "netrc").write_bytes(b"machine \xff\xfe nonsense")
     assert found(machine._wandb).state is State.NOTE
@@ -181,8 +183,12 @@ def run(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "tiny-001")
     run.path.mkdir()
     run.write_manifest(build_manifest(seed=7, argv=["train"]))
-    run.config_path.write_text("model_name_or_path: tiny\ndataset_name: generated\n")
-    run.metrics_path.write_text('{"step": 1, "reward": 1.0}\n{"step": 2, "reward": 2.5}\n')
+    run.config_path.write_text(
+        "model_name_or_path: tiny\ndataset_name: generated\n", encoding="utf-8"
+    )
+    run.metrics_path.write_text(
+        '{"step": 1, "reward": 1.0}\n{"step": 2, "reward": 2.5}\n', encoding="utf-8"
+    )
     run.rollouts_dir.mkdir()
     pq.write_table(pa.table({"x": range(16)}), run.rollouts_dir / "step-1.parquet")
     for step in (2, 10):
@@ -209,7 +215,7 @@ def test_an_unfinished_run_is_no_illness(run: RunDir) -> None:
 
 def test_damage_is_named_file_by_file(run: RunDir) -> None:
     run.config_path.write_bytes(b"\xff\xfe: [")
-    with run.metrics_path.open("a") as file:
+    with run.metrics_path.open("a", encoding="utf-8") as file:
         file.write('{"step": 3, "rew')
     (run.rollouts_dir / "step-2.parquet").write_bytes(b"PAR1 torn")
     (run.path / "checkpoint-10" / "weights").write_bytes(b"1235")
@@ -228,11 +234,11 @@ def steps(run: RunDir, **changes: Any) -> None:
            "rewards/correctness/mean": 0.5, "rewards/correctness/std": 0.9,
            "completions/clipped_ratio": 0.0, "completions/mean_length": 40.0,
            "frac_reward_zero_std": 0.2}  # fmt: skip
-    with run.config_path.open("a") as file:
+    with run.config_path.open("a", encoding="utf-8") as file:
         file.write("num_generations: 8\nper_device_train_batch_size: 64\n")
     for step in range(1, 41):
         changed = {name: value(step) for name, value in changes.items()}
-        with run.metrics_path.open("a") as file:
+        with run.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **row, **changed}) + "\n")
 
 
@@ -258,7 +264,7 @@ def test_a_fault_that_lasted_is_to_mend_and_one_that_passed_is_a_note(run: RunDi
 
 def test_nonsense_in_the_metrics_does_not_stop_the_doctor(run: RunDir) -> None:
     nonsense = [{"step": "x", "loss": [], "reward": {}}, {"step": None}, {"step": 1e400}, {}]
-    with run.metrics_path.open("a") as file:
+    with run.metrics_path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in nonsense)
     assert list(summarise(run.path))
 

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from abacist.proof.evaluation import Evaluation
+from abacist.proof.overlap import Overlap
 from abacist.view.charts import save_difficulty_chart
-from abacist.view.evaltext import evaluation_markdown, evaluation_text, headline
+from abacist.view.evaltext import (
+    evaluation_json,
+    evaluation_markdown,
+    evaluation_text,
+    headline,
+    remarks,
+)
 from evaluated import BARE, GOOD, SILENT, WRONG, evaluation, problem
 
 
@@ -68,3 +75,34 @@ def test_the_same_evaluation_gives_the_same_plot(
 def test_one_problem_makes_a_plot_too(tmp_path: Path) -> None:
     save_difficulty_chart(tmp_path / "one.png", evaluation([SILENT]), None)
     assert (tmp_path / "one.png").stat().st_size > 1_000
+
+
+def test_a_model_that_never_writes_the_tags_is_pointed_to_other_ways_of_asking() -> None:
+    boxed = "So it is \\boxed{7}."
+    (said,) = remarks(evaluation([boxed] * 10))
+    assert said.startswith("None of 10 replies") and "--native_prompt" in said
+    assert "--num_shots 2" in said
+    text = evaluation_text(evaluation([boxed] * 10))
+    assert text.index("--native_prompt") < text.index("how it was asked")
+    (said,) = remarks(evaluation([boxed] * 19 + [GOOD]))
+    assert said.startswith("Only 1 of 20 replies")
+    for_examples = evaluation([boxed] * 10)
+    shown = replace(for_examples, settings=replace(for_examples.settings, num_shots=4))
+    (said,) = remarks(shown)
+    assert "--native_prompt" in said and "--num_shots" not in said
+
+
+def test_a_model_that_writes_the_tags_or_was_asked_natively_needs_no_such_remark() -> None:
+    assert remarks(evaluation([WRONG] * 10)) == []
+    assert remarks(evaluation([BARE] * 8 + [WRONG] * 2)) == []
+    native = evaluation([BARE] * 10)
+    assert remarks(replace(native, settings=replace(native.settings, native_prompt=True))) == []
+
+
+def test_an_evaluation_of_seen_problems_says_so_beside_its_headline_figure() -> None:
+    found = evaluation([GOOD, WRONG])
+    seen = Overlap(2, {"p000": "train"}, is_left_out=False)
+    assert "on 2 problems (1 of them seen in training)" in headline(replace(found, overlap=seen))
+    left_out = replace(found, overlap=replace(seen, looked_at=3, is_left_out=True))
+    assert "on 2 problems, by our" in headline(left_out)
+    assert evaluation_json(left_out)["seen"]["seen"] == 1

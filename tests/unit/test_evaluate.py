@@ -132,7 +132,9 @@ def test_a_kept_evaluation_is_the_same_evaluation(tmp_path: Path) -> None:
     assert again.problems == found.problems and again.settings == found.settings
     assert again.marks == found.marks and again.figures == found.figures
     assert again.to_json() == found.to_json()
-    kept = json.loads((tmp_path / "evals" / "after" / "evaluation.json").read_text())
+    kept = json.loads(
+        (tmp_path / "evals" / "after" / "evaluation.json").read_text(encoding="utf-8")
+    )
     assert kept["evaluation"]["figures"]["correct"]["value"] == 0.25
 
 
@@ -145,7 +147,7 @@ def test_a_damaged_or_missing_evaluation_is_refused_by_name(tmp_path: Path) -> N
     with pytest.raises(RunError, match=r"rollouts\.parquet"):
         Evaluation.load(tmp_path)
     for broken in ("{", "[]", '{"format_version": 1}', '{"format_version": 99}'):
-        (tmp_path / "evaluation.json").write_text(broken)
+        (tmp_path / "evaluation.json").write_text(broken, encoding="utf-8")
         with pytest.raises(RunError):
             Evaluation.load(tmp_path)
 

@@ -301,6 +301,6 @@ def test_the_watch_reads_what_was_written_as_it_read_what_was_logged(tmp_path: P
     for step in range(1, STEPS + 1):
         live.see(row(step))
         append_json_line(path, row(step))
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         later.see(json.loads(line))
     assert live.found == later.found and set(live.found) == {"not finite"}

@@ -52,7 +52,8 @@ def compile_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
         script.write_text(
             "#!/bin/sh\nfor last; do :; done\n"
             f'if [ "$last" = --version ]; then {version}; exit; fi\n'
-            f"echo >> '{tmp_path}/asked'\n{body}\n"
+            f"echo >> '{tmp_path}/asked'\n{body}\n",
+            encoding="utf-8",
         )
         script.chmod(0o755)
         monkeypatch.setenv("CXX", str(script))
@@ -62,7 +63,7 @@ def compile_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiler:
 
 
 def asked(tmp_path: Path) -> int:
-    return len((tmp_path / "asked").read_text().splitlines())
+    return len((tmp_path / "asked").read_text(encoding="utf-8").splitlines())
 
 
 def again() -> None:
@@ -98,7 +99,7 @@ def test_what_is_compiled_from_other_sources_or_for_another_torch_is_not_taken(
     kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again()
-    with (build.SOURCES / "vector.h").open("a") as header:
+    with (build.SOURCES / "vector.h").open("a", encoding="utf-8") as header:
         header.write("// changed\n")
     again()
     monkeypatch.setattr(torch, "__version__", "0.0.1")
@@ -138,7 +139,7 @@ def test_a_damaged_library_is_compiled_anew_and_never_loaded(
 def test_a_library_of_other_sources_under_this_name_is_compiled_anew(kept: Path) -> None:
     again()
     (path,) = kept.iterdir()
-    with (build.SOURCES / "vector.h").open("a") as header:
+    with (build.SOURCES / "vector.h").open("a", encoding="utf-8") as header:
         header.write("// changed\n")
     again()
     other = next(one for one in kept.iterdir() if one != path)
@@ -276,7 +277,7 @@ def test_the_next_compiler_is_asked_where_one_fails(
 ) -> None:
     (tmp_path / "bin").mkdir()
     for name, body in (("c++", "exit 1"), ("g++", f'exec {REAL} "$@"')):
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     again()
@@ -306,7 +307,7 @@ def test_a_compiler_is_not_asked_for_more_than_it_can(
 def test_threads_that_are_started_by_one_openmp_and_numbered_by_another_are_not_used(
     kept: Path,
 ) -> None:
-    with (build.SOURCES / "threads.h").open("a") as header:
+    with (build.SOURCES / "threads.h").open("a", encoding="utf-8") as header:
         header.write("#define omp_get_level() 0\n")  # as the other one sees it
     again()
     assert str(build.description()).endswith("one thread for want of OpenMP")
@@ -413,7 +414,9 @@ def test_kernels_need_the_openmp_library_they_are_given_and_no_other(tmp_path: P
     renamed = theirs.name.replace("gomp", "gomq")
     (tmp_path / renamed).write_bytes(theirs.read_bytes().replace(name, renamed.encode()))
     source, made = tmp_path / "a.cpp", tmp_path / "a.so"
-    source.write_text("extern void f(int);\nvoid g() {\n#pragma omp parallel\nf(0);\n}\n")
+    source.write_text(
+        "extern void f(int);\nvoid g() {\n#pragma omp parallel\nf(0);\n}\n", encoding="utf-8"
+    )
     before, after = next(compiler.flags(str(tmp_path / renamed)))
     code, output = compiler.run([str(REAL), *before, "-o", str(made), str(source), *after], 60.0)
     assert code == 0, output
@@ -438,7 +441,12 @@ print(before == loaded("lib(?:gomp|iomp5|omp)"), before, build.description())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("ABACIST_KERNELS", None)
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("True ")

@@ -10,15 +10,23 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abacist.errors import DataError, UsageError
 from abacist.task import sources
 from abacist.task.answers import same_answer
+from abacist.task.hub import fault
 from abacist.task.problems import Problem, load_problems, normalise_question
 
 Record = dict[str, object]
@@ -92,7 +100,7 @@ def test_every_format_gives_the_same_problems(
 def test_a_folder_may_be_laid_out_in_any_usual_way(tmp_path: Path, layout: str) -> None:
     write_jsonl(tmp_path / layout, [record(n) for n in range(4)])
     write_jsonl(tmp_path / layout.replace("train", "test"), [record(9)])
-    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "README.md").write_text("a card", encoding="utf-8")
     assert len(load_problems(tmp_path, split="all")) == 4
     assert [p.answer for p in load_problems(str(tmp_path), split="test")] == ["11"]
 
@@ -139,7 +147,7 @@ def test_a_single_file_has_no_test_split(tmp_path: Path) -> None:
 
 def test_the_train_file_is_enough_for_every_split_but_test(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [record(n) for n in range(60)])
-    (tmp_path / "test.jsonl").write_text("this is never read")
+    (tmp_path / "test.jsonl").write_text("this is never read", encoding="utf-8")
     for split in ("train", "selection", "heldout", "all"):
         assert load_problems(tmp_path, split=split)
 
@@ -395,8 +403,42 @@ def test_without_hub_and_cache_the_error_names_the_way_on(hub: dict[str, object]
     with pytest.raises(DataError) as caught:
         load_problems("somebody/problems")
     message = str(caught.value)
-    for expected in ("somebody/problems", "HF_HUB_OFFLINE", "local path", "generated"):
+    for expected in ("somebody/problems", "cannot be reached: no route", "local path", "generated"):
         assert expected in message
+    assert "offline" not in message.lower(), "nobody asked for offline mode"
+
+
+def test_a_data_set_that_offline_mode_withholds_names_the_variable_that_was_set(
+    hub: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    hub.update(rows=None)
+    config = sys.modules["datasets"].config
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"offline mode \(HF_DATASETS_OFFLINE\)"):
+        load_problems("somebody/problems")
+    monkeypatch.undo()
+    config.HF_HUB_OFFLINE = False
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "says", "way_on"),
+    [
+        (RepositoryNotFoundError, 401, "no such data set", "Check the spelling"),
+        (GatedRepoError, 403, "is gated", "hf auth login"),
+        (RevisionNotFoundError, 404, "no revision 'v9'", "branches and tags"),
+        (HfHubHTTPError, 502, "would not send it: proxy", "Try again later"),
+    ],
+)
+def test_what_the_hub_answers_about_a_data_set_is_told_apart(
+    kind: type[HfHubHTTPError], status: int, says: str, way_on: str
+) -> None:
+    request = httpx.Request("GET", "https://hub.example/api/datasets/lab/sums")
+    answered = kind("proxy\nand more", response=httpx.Response(status, request=request))
+    message, hint = fault(answered, "lab/sums", "data set", "v9")
+    assert says in message and way_on in hint and "\n" not in message
 
 
 def test_gsm8k_reads_whole_and_every_gold_verifies_against_itself() -> None:

@@ -169,7 +169,7 @@ def test_dataset_rows_hold_what_trl_needs_and_nothing_of_the_solution() -> None:
 
 def test_examples_may_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "shots.csv"
-    path.write_text('question,answer\nTwo and two?,"2+2=<<2+2=4>>4\n#### 4"\n')
+    path.write_text('question,answer\nTwo and two?,"2+2=<<2+2=4>>4\n#### 4"\n', encoding="utf-8")
     shots = choose_shots(load_problems(path, split="all"), 1)
     assert "\n2+2=4\n" in render_solution(shots.chosen[0])
 

@@ -139,10 +139,10 @@ def test_a_script_may_go_on_in_another_folder_whose_records_are_left_alone(
     run = tmp_path / "run"
     run.mkdir()
     mine = "x" * 9000
-    (run / "metrics.jsonl").write_text(mine)
+    (run / "metrics.jsonl").write_text(mine, encoding="utf-8")
     trainer = make_trainer(by_name("lora"), model, run, **STEPS)
     trainer.train(resume_from_checkpoint=str(whole / "checkpoint-4"))
-    assert (run / "metrics.jsonl").read_text().startswith(mine)
+    assert (run / "metrics.jsonl").read_text(encoding="utf-8").startswith(mine)
     assert [step_of(path) for path in checkpoints_of(run)] == [5, 6]
     name = "checkpoint-6/adapter_model.safetensors"
     assert (run / name).read_bytes() == (whole / name).read_bytes()
@@ -229,7 +229,10 @@ def test_another_learning_rate_at_resume_takes_effect(
         case, model, whole, 3, tmp_path / "run", **STEPS, learning_rate=BASE["learning_rate"] / 2
     )
     rates = [
-        [json.loads(line).get("learning_rate") for line in (run / "metrics.jsonl").open()]
+        [
+            json.loads(line).get("learning_rate")
+            for line in (run / "metrics.jsonl").open(encoding="utf-8")
+        ]
         for run in (whole, resumed)
     ]
     assert rates[0][:3] == rates[1][:3]

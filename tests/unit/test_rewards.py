@@ -273,7 +273,9 @@ def test_a_users_function_is_found_in_a_file_and_in_a_module(
         "def longest(completions, **columns):\n    return [float(len(c)) for c in completions]\n"
     )
     file = tmp_path / "my_rewards_for_this_test.py"
-    file.write_text(source + "def one_line(prompts, completions): return []\nboom = 1\n")
+    file.write_text(
+        source + "def one_line(prompts, completions): return []\nboom = 1\n", encoding="utf-8"
+    )
     (from_file,) = load_reward_funcs([f"{file}:longest"])
     assert from_file.__name__ == "longest"
     assert from_file(prompts=["p"], completions=["abc"], trainer_state=None) == [3.0]
@@ -289,7 +291,7 @@ def test_a_users_function_is_found_in_a_file_and_in_a_module(
 
 def test_a_file_that_fails_on_import_is_named(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
-    file.write_text("def f(:\n")
+    file.write_text("def f(:\n", encoding="utf-8")
     with pytest.raises(RewardError, match=r"broken.py:f' cannot be imported: SyntaxError"):
         import_reward(f"{file}:f")
 

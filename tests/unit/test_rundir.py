@@ -90,9 +90,9 @@ def test_overwrite_clears_a_run_of_ours() -> None:
 def test_overwrite_never_touches_what_is_not_a_run(manifest: str | None) -> None:
     stranger = Path("out")
     stranger.mkdir()
-    (stranger / "thesis.tex").write_text("years of work")
+    (stranger / "thesis.tex").write_text("years of work", encoding="utf-8")
     if manifest is not None:
-        (stranger / "manifest.json").write_text(manifest)
+        (stranger / "manifest.json").write_text(manifest, encoding="utf-8")
     before = contents(stranger)
     with pytest.raises(RunError, match="does not look like a run"):
         RunDir.create(stranger, name="tiny", overwrite=True)
@@ -110,7 +110,7 @@ def test_overwrite_never_clears_the_directory_one_stands_in(
 
 
 def test_a_file_in_the_way_is_a_clear_error() -> None:
-    Path("out").write_text("a file")
+    Path("out").write_text("a file", encoding="utf-8")
     with pytest.raises(RunError, match="cannot make the run directory"):
         RunDir.create(Path("out"), name="tiny")
     with pytest.raises(RunError, match="cannot make the run directory"):
@@ -119,7 +119,9 @@ def test_a_file_in_the_way_is_a_clear_error() -> None:
 
 def test_a_crash_before_the_manifest_does_not_block_the_directory() -> None:
     Path("out").mkdir()
-    Path("out/run.lock").write_text('{"pid": 999999999, "started": "x", "host": "y"}')
+    Path("out/run.lock").write_text(
+        '{"pid": 999999999, "started": "x", "host": "y"}', encoding="utf-8"
+    )
     finished_run(Path("out"))
 
 
@@ -140,6 +142,7 @@ def hold_in_another_process(path: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": source},
+        encoding="utf-8",
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
@@ -189,7 +192,7 @@ def test_without_kernel_locks_the_named_process_decides(
     lock_file = path / "run.lock"
 
     def is_free(owner: object) -> bool:
-        lock_file.write_text(json.dumps(owner))
+        lock_file.write_text(json.dumps(owner), encoding="utf-8")
         lock = RunLock(path)
         try:
             lock.acquire()

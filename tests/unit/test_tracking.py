@@ -38,8 +38,14 @@ def test_times_and_metrics_are_kept_apart_and_the_watcher_sees_both(tmp_path: Pa
     heard = Heard()
     log = MetricsLog(tmp_path / "metrics.jsonl", tmp_path / "timings.jsonl", heard)
     log.on_log(None, state(), None, logs={"reward": 1.5, "step_time": 0.2})
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 3, "reward": 1.5}
-    assert json.loads((tmp_path / "timings.jsonl").read_text()) == {"step": 3, "step_time": 0.2}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8")) == {
+        "step": 3,
+        "reward": 1.5,
+    }
+    assert json.loads((tmp_path / "timings.jsonl").read_text(encoding="utf-8")) == {
+        "step": 3,
+        "step_time": 0.2,
+    }
     assert heard.steps == [{"reward": 1.5, "step_time": 0.2, "step": 3, "max_steps": 9}]
 
 
@@ -52,7 +58,9 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
 def test_every_line_is_strict_json_whatever_the_value(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_json_line(path, {"a": float("nan"), "b": float("-inf"), "c": None, "d": Path("x")})
-    line = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(name))
+    line = json.loads(
+        path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name)
+    )
     assert line == {"a": None, "b": None, "c": None, "d": "x"}
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from abacist.errors import ModelError, RunError
 from abacist.proof.evaluate import evaluate
-from abacist.proof.unfinished import EvaluationFolder
-from abacist.records.rollout import StopReason
+from abacist.proof.unfinished import EvaluationFolder, Parts
+from abacist.records.rollout import StopReason, read_rollouts
 from evaluated import GOOD, POLICY, WRONG, Completion, evaluation, problem
 
 ASKED = {"model": "tiny", "seed": 0}
@@ -113,3 +113,58 @@ def test_replies_whose_request_is_lost_are_neither_used_nor_cleared(tmp_path: Pa
     with pytest.raises(RunError, match=r"asked\.json: missing or damaged"):
         EvaluationFolder.open(tmp_path, ASKED)
     assert (tmp_path / "unfinished" / "greedy-00001.parquet").exists()
+
+
+def asking_one_by_one(stops_after: int | None = None) -> Any:
+    """A ``generate`` that tells of each reply as it ends, the last problem first, and of each
+    twice; it is interrupted after so many."""
+
+    def generate(policy: Any, prompts: Any, **how: Any) -> list[list[Completion]]:
+        groups = [[Completion([1, 2], GOOD, StopReason.STOPPED)] for _ in prompts]
+        for told, number in enumerate(reversed(range(len(prompts)))):
+            if told == stops_after:
+                raise KeyboardInterrupt
+            how["ended"](number, groups[number])
+            how["ended"](number, groups[number])
+        return groups
+
+    return generate
+
+
+def test_what_is_interrupted_keeps_every_reply_that_had_ended(tmp_path: Path) -> None:
+    problems = [problem(number) for number in range(5)]
+    policy = type("Policy", (), {"chat": POLICY.chat, "context_tokens": 100})()
+
+    def run(parts: Any, generate: Any) -> Any:
+        return evaluate(policy, problems, max_completion_tokens=9, generate=generate, parts=parts)
+
+    with EvaluationFolder.open(tmp_path / "a", ASKED) as folder:
+        with pytest.raises(KeyboardInterrupt):
+            run(folder.parts("greedy"), asking_one_by_one(stops_after=2))
+        assert folder.count_replies() == 2
+        assert set(folder.parts("greedy").read()) == {"p003", "p004"}
+    with EvaluationFolder.open(tmp_path / "a", ASKED) as folder:
+        found = run(folder.parts("greedy"), asking_one_by_one())
+        assert folder.count_replies() == 5
+    with EvaluationFolder.open(tmp_path / "b", ASKED) as folder:
+        assert run(folder.parts("greedy"), asking_one_by_one()) == found
+
+
+def test_replies_are_written_every_few_seconds_and_not_each_in_a_file(tmp_path: Path) -> None:
+    replies = evaluation([GOOD] * 5).rollouts
+    seconds = iter([0.0, 1.0, 4.0, 4.0, 5.0, 8.0, 8.0, 8.0])
+    parts = Parts(tmp_path, "greedy", clock=lambda: next(seconds))
+    for reply in replies[:4]:
+        parts.keep([reply])
+    assert [len(read_rollouts(path)) for path in sorted(tmp_path.iterdir())] == [2, 2]
+    parts.flush()
+    assert len(list(tmp_path.iterdir())) == 2, "nothing gathered, nothing written"
+
+
+def test_a_part_that_was_written_twice_counts_once(tmp_path: Path) -> None:
+    found = evaluation([[GOOD, WRONG]])
+    with EvaluationFolder.open(tmp_path, ASKED) as folder:
+        parts = folder.parts("sampled")
+        parts.add(found.rollouts)
+        parts.add(found.rollouts)
+        assert parts.read() == {"p000": list(found.rollouts)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from abacist.cli.flags import Parser
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
+    from abacist.learning.tracking import Watcher
     from abacist.records.rollout import Rollout
 
 MAX_QUESTION_BYTES = 1_000_000
@@ -27,28 +29,33 @@ def run(argv: list[str]) -> int:
     question = _question(options.question)
     with console.stdout_for(result_only=options.json) as stdout:
         from abacist.delivery.ask import Prompting, ask
+        from abacist.learning.tracking import told_of
         from abacist.policy.loading import load_policy, quiet_libraries
 
         quiet_libraries()
         prompting = Prompting.of(options.model)
         if options.max_completion_length is not None:
             prompting = replace(prompting, max_completion_tokens=options.max_completion_length)
-        policy = load_policy(
-            options.model,
-            dtype=options.dtype,
-            device=options.device,
-            attn_implementation=options.attn_implementation,
-            revision=options.model_revision,
-            trust_remote_code=options.trust_remote_code,
-        )
-        rollouts = ask(
-            policy,
-            question,
-            prompting,
-            temperature=temperature,
-            num_samples=options.num_samples,
-            seed=options.seed,
-        )
+        with _watcher() as watcher:
+            watcher.stage(f"Loading {options.model}")
+            policy = load_policy(
+                options.model,
+                dtype=options.dtype,
+                device=options.device,
+                attn_implementation=options.attn_implementation,
+                revision=options.model_revision,
+                trust_remote_code=options.trust_remote_code,
+            )
+            watcher.stage("Asking")
+            rollouts = ask(
+                policy,
+                question,
+                prompting,
+                temperature=temperature,
+                num_samples=options.num_samples,
+                seed=options.seed,
+                progress=told_of(watcher, "reply"),
+            )
         if rollouts[0].messages[-1]["content"] != question.strip():
             print(
                 "note: parts of the question would have been control tokens to this model, or "
@@ -61,6 +68,21 @@ def run(argv: list[str]) -> int:
         else:
             print(render(rollouts), file=stdout)
     return 0
+
+
+@contextmanager
+def _watcher() -> Iterator[Watcher]:
+    """Shows on stderr how far it is, where a person waits there: a real model takes minutes."""
+    from abacist.learning.tracking import Silent
+    from abacist.view.live import Live
+
+    if not sys.stderr.isatty():
+        yield Silent()
+        return
+    from rich.console import Console
+
+    with Live(Console(stderr=True)) as live:
+        yield live
 
 
 def render(rollouts: Sequence[Rollout]) -> str:

@@ -89,10 +89,16 @@ def _of_pair(options: Namespace) -> Result:
     second = rest[0] if rest else first
     a = load_side(first, AFTER if rest else BEFORE, sampled=options.sampled)
     b = load_side(second, AFTER, sampled=options.sampled)
+    c = (
+        None
+        if options.control is None
+        else load_side(options.control, AFTER, sampled=options.sampled)
+    )
+    (a, b, *others), left_out = _of_new_problems(options, [a, b] + ([c] if c else []))
     allowed = options.allow_different
     found = compare(a.evaluation, b.evaluation, control=b.control, allow_different=allowed)
     page = pair_page(found, (a.name, b.name), num_examples=options.examples)
-    notes = other_circumstances(a.evaluation, b.evaluation)
+    notes = left_out + other_circumstances(a.evaluation, b.evaluation)
     document: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
@@ -100,8 +106,8 @@ def _of_pair(options: Namespace) -> Result:
         "examples": _examples(found, options.examples),
     }
     sure_gain = _sure_gain(found)
-    if options.control is not None:
-        beside, against = _beside_control(options, a, b, found)
+    for c in others:
+        beside, against = _beside_control(options, a, b, c, found)
         document["control"] = beside.document
         page[2:2] = beside.page
         notes += against
@@ -111,14 +117,13 @@ def _of_pair(options: Namespace) -> Result:
 
 
 def _beside_control(
-    options: Namespace, a: Side, b: Side, real: Comparison
+    options: Namespace, a: Side, b: Side, c: Side, real: Comparison
 ) -> tuple[Result, list[str]]:
     """The control's own gain over A, and what the real run gains over the control."""
     from abacist.proof.comparison.compare import compare
-    from abacist.proof.comparison.sides import AFTER, load_side, other_settings
+    from abacist.proof.comparison.sides import other_settings
     from abacist.view.methods import control_blocks
 
-    c = load_side(options.control, AFTER, sampled=options.sampled)
     allowed = options.allow_different
     gain = compare(a.evaluation, c.evaluation, control=c.control, allow_different=allowed)
     beyond = compare(c.evaluation, b.evaluation, control=b.control, allow_different=allowed)
@@ -144,6 +149,8 @@ def _of_seeds(options: Namespace) -> Result:
         befores = [load_side(options.evaluations[0], AFTER, sampled=options.sampled)] * len(runs)
     else:
         befores = [load_side(one, BEFORE, sampled=options.sampled) for one in runs]
+    sides, left_out = _of_new_problems(options, befores + afters)
+    befores, afters = sides[: len(runs)], sides[len(runs) :]
     allowed = options.allow_different
     comparisons = [
         compare(a.evaluation, b.evaluation, control=b.control, allow_different=allowed)
@@ -151,7 +158,7 @@ def _of_seeds(options: Namespace) -> Result:
     ]
     names = [side.name for side in afters]
     found = combine(names, comparisons, allow_different=allowed)
-    notes = [
+    notes = left_out + [
         f"{other.name} differs from {names[0]} in more than its seed: {apart}."
         for other in afters[1:]
         if (apart := other_settings(afters[0], other))
@@ -165,9 +172,23 @@ def _of_seeds(options: Namespace) -> Result:
     return Result(page, document, found.combined.low)
 
 
+def _of_new_problems(options: Namespace, sides: list[Side]) -> tuple[list[Side], list[str]]:
+    """The sides on the problems that none of them has seen in training, and a note where that
+    leaves any out; all as they are with ``--include_seen``."""
+    from abacist.learning.seen import without_seen
+
+    if options.include_seen:
+        return sides, []
+    sides, note = without_seen(sides)
+    return sides, [note] if note else []
+
+
 def _by_shots(options: Namespace) -> Result:
     from abacist.learning.fewshot import measure_shots
     from abacist.policy.loading import quiet_libraries
+    from abacist.policy.source import BUILT_IN
+    from abacist.proof.comparison.sides import read_settings
+    from abacist.records.rundir import RunDir
     from abacist.view.live import Live
     from abacist.view.methods import shots_page
 
@@ -175,7 +196,13 @@ def _by_shots(options: Namespace) -> Result:
     path = Path(options.evaluations[0]).expanduser()
     with Live() as watcher:
         found = measure_shots(path, sorted(set(options.shots)), watcher)
-    page = shots_page(found, str(path))
+    settings = read_settings(RunDir.open(path))
+    page = shots_page(
+        found,
+        str(path),
+        trained_at=str(settings.get("num_shots") or "0"),
+        is_built_in=settings.get("model_name_or_path") == BUILT_IN,
+    )
     document = {"run": str(path), "shots": {n: one.to_json() for n, one in found.items()}}
     gains = [_sure_gain(one) for one in found.values()]
     return Result(page, document, _least(*gains))
@@ -270,6 +297,9 @@ def _parser() -> Parser:
     parser.add_argument("--allow_different", nargs="+", default=[], choices=ALLOWABLE,
                         metavar="WHAT", help="compare although these differ: "
                         + ", ".join(ALLOWABLE))  # fmt: skip
+    parser.add_argument("--include_seen", action="store_true",
+                        help="compare also on problems that a side has seen in training: by "
+                        "default they are left out, and counted")  # fmt: skip
     parser.add_argument("--at_least", type=not_negative, default=0.0, metavar="POINTS",
                         help="how much better B must surely be (0)")  # fmt: skip
     parser.add_argument("--examples", type=_shots, default=3, metavar="N",

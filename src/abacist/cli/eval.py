@@ -80,6 +80,8 @@ def _parser() -> Parser:
     add("--split", choices=SPLITS, help="which part (a run's own data and generated: heldout; a "
         "file: all; else test)")  # fmt: skip
     add("--num_problems", type=positive, metavar="N", help="at most so many (all)")
+    add("--include_seen", action="store_true", help="ask also what the run has seen in training: "
+        "by default such problems are left out, and counted")  # fmt: skip
     add("--perturb", type=_seed, metavar="SEED", help="the same problems with other numbers")
     add("--question_column", default="question", metavar="NAME", help="(question)")
     add("--answer_column", default="answer", metavar="NAME", help="(answer)")

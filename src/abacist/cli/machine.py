@@ -177,7 +177,9 @@ def _memory() -> Iterator[Finding]:
 def _container_limit_bytes() -> tuple[int, int] | None:
     """Limit and use of a container, where there is one: the machine's own figures mislead there."""
     try:
-        return int(CGROUP_LIMIT.read_text()), int(CGROUP_USED.read_text())
+        return int(CGROUP_LIMIT.read_text(encoding="utf-8")), int(
+            CGROUP_USED.read_text(encoding="utf-8")
+        )
     except (OSError, ValueError):  # no cgroup v2, or "max": no limit
         return None
 

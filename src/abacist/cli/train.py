@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from abacist.learning.config import Config
 
 WIDTH = 96
+MAX_SHOWN_QUESTION = 240
+SHELL_CHARACTERS = frozenset('"\\$`!%')  # mean something in double quotes, in one shell or another
 DRY_RUN_PROBLEMS = 32
 NO_VERDICT = "There is no verdict: no problems were held out (--num_heldout_problems 0)."
 
@@ -73,7 +76,8 @@ def run(argv: list[str]) -> int:
         else:
             print(verdict_text(compared, *sampled) if compared else NO_VERDICT)
             print(f"\nThe run is in {result.path}. Put a question to what it has learned:\n")
-            print(f"  {next_command(str(result.path))}")
+            heldout = result.before.problems if result.before else ()
+            print(f"  {next_command(str(result.path), [p.question for p in heldout])}")
     return 0
 
 
@@ -161,13 +165,25 @@ def _take_dry_run(flags: list[str]) -> int | None:
     return problems
 
 
-def next_command(run_path: str) -> str:
-    """The command that puts a question to the run, ready to be pasted."""
-    question = (
-        "Mia buys 3 boxes with 8 pens in each box. Mia gives 5 pens to Leo. "
-        "How many pens does Mia have now?"
-    )
-    return f'{_program()} ask {shlex.quote(run_path)} "{question}"'
+def next_command(run_path: str, heldout: Iterable[str]) -> str:
+    """The command that puts a question to the run, ready to be pasted.
+
+    The question is the first of ``heldout`` that is short and can stand in double quotes, else the
+    first that is short. Without one the command reads the question from the keyboard.
+    """
+    command = f"{_program()} ask {shlex.quote(run_path)}"
+    folded = (" ".join(question.split()) for question in heldout)
+    short = [
+        question
+        for question in folded
+        if 0 < len(question) <= MAX_SHOWN_QUESTION
+        and question.isprintable()
+        and not question.startswith("-")  # it would be taken for a flag
+    ]
+    plain = [question for question in short if not set(question) & SHELL_CHARACTERS]
+    if plain:
+        return f'{command} "{plain[0]}"'
+    return f"{command} {shlex.quote(short[0])}" if short else command
 
 
 def _program() -> str:

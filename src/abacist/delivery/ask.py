@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 
 from abacist.errors import RunError, UsageError
+from abacist.learning.seen import run_of
 from abacist.policy.decoding import generate
 from abacist.policy.loading import Policy
+from abacist.policy.progress import Progress
 from abacist.policy.source import BUILT_IN
 from abacist.records.rollout import Rollout
 from abacist.task.prompts import (
@@ -69,7 +71,7 @@ class Prompting:
 
 
 def run_settings(model: str) -> dict[str, Any]:
-    """The settings of the run that ``model`` is, or is a checkpoint of; {} for other models.
+    """The settings of the run that ``model`` is, or lies in; {} for other models.
 
     Raises :class:`RunError` if they cannot be read.
     """
@@ -85,8 +87,10 @@ def ask(
     temperature: float = 0.0,
     num_samples: int = 1,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[Rollout]:
-    """``num_samples`` replies to ``question``; greedy at temperature 0.
+    """``num_samples`` replies to ``question``; greedy at temperature 0. ``progress`` is told of
+    every token.
 
     Text in the question that the model would read as a control token is broken up by
     :meth:`Chat.escape`; the messages of the rollouts show what was really asked. Raises
@@ -107,6 +111,7 @@ def ask(
         temperature=temperature,
         num_samples=num_samples,
         seed=seed,
+        progress=progress,
     )
     prompt_tokens = len(policy.chat.encode(messages))
     return [
@@ -128,15 +133,25 @@ def ask(
     ]
 
 
+def run_folder(model: str) -> Path | None:
+    """The folder of the run that ``model`` is, or lies in (a checkpoint, a merged copy); else None.
+
+    A folder with a ``config.yaml`` counts as a run: that is all that asking needs.
+    """
+    folder = Path(model).expanduser()
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
+        if (place / "config.yaml").is_file():
+            return place
+    owner = run_of(folder.resolve()) if folder.is_dir() else None
+    return owner if owner and (owner / "config.yaml").is_file() else None
+
+
 def _config_path(model: str) -> Path | None:
     """What says how ``model`` is to be asked, if anything does."""
     if model == BUILT_IN:
         return Path(str(resources.files("abacist"))) / "recipes" / "tiny.yaml"
-    folder = Path(model).expanduser()
-    if folder.name.startswith("checkpoint-"):
-        folder = folder.parent
-    path = folder / "config.yaml"
-    return path if path.is_file() else None
+    run = run_folder(model)
+    return None if run is None else run / "config.yaml"
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from abacist.delivery.ask import Prompting, run_settings
+from abacist.delivery.ask import Prompting, run_folder, run_settings
 from abacist.delivery.examtask import Data, Request, load_data, prompting_of
+from abacist.learning.resume.stopping import Interrupted
+from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.policy import engine
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
@@ -20,7 +24,7 @@ from abacist.policy.source import find, read_json
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import GREEDY, SAMPLED, Evaluation
 from abacist.proof.native import NativeForm, NativePrompt, native_form
-from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder
+from abacist.proof.unfinished import SAMPLED_FOLDER, UNFINISHED, EvaluationFolder
 from abacist.records.provenance import data_fingerprint
 
 EVALS_FOLDER = Path("evals")
@@ -54,8 +58,10 @@ def examine(
     watcher.stage(f"Loading {request.model}")
     trust = request.trust_remote_code
     # A wrong name shows before any data is read.
-    find(request.model, revision=request.revision, trust_remote_code=trust)
-    data = load_data(request, run_settings(request.model))
+    found = find(request.model, revision=request.revision, trust_remote_code=trust)
+    data = load_data(request, run_settings(request.model), seen_by(found.folder))
+    if data.overlap.sentence:
+        watcher.note(f"  {data.overlap.sentence}")
     policy = load_policy(
         request.model,
         dtype=request.dtype,
@@ -71,7 +77,9 @@ def examine(
         native = NativePrompt.of(policy, form, prompting.shots)
         policy, prompting = native.policy, replace(prompting, shots=native.shots)
     conditions = _conditions(request, data, policy, prompting, form)
-    with _folder(request, data, _asked(request, data, policy, prompting)) as folder:
+    asked = _asked(request, data, policy, prompting)
+    num_replies = len(data.problems) * (1 + request.num_samples * (request.num_samples > 1))
+    with _folder(request, data, asked) as folder, _says_how_to_go_on(folder, num_replies):
         watcher.note(f"  kept in {folder.path}; if stopped, the same command goes on from there")
         if folder.resumed:
             watcher.note("  an unfinished evaluation is there, and is taken up")
@@ -79,7 +87,7 @@ def examine(
         def ask(kind: str, **how: Any) -> Evaluation:
             replies = len(data.problems) * int(how.get("num_samples", 1))
             watcher.stage(f"Asking, {kind}: {replies:,} replies to {len(data.problems):,} problems")
-            return evaluate(
+            evaluation = evaluate(
                 policy,
                 data.problems,
                 system_prompt=prompting.system_prompt,
@@ -96,6 +104,7 @@ def examine(
                 parts=folder.parts(kind),
                 **how,
             )
+            return replace(evaluation, overlap=data.overlap)
 
         greedy = ask(GREEDY)
         sampled = None
@@ -110,6 +119,24 @@ def examine(
         return Examined(folder.path, greedy, sampled)
 
 
+@contextmanager
+def _says_how_to_go_on(folder: EvaluationFolder, num_replies: int) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into a message: what is kept, and how the evaluation goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        if isinstance(stop, SystemExit) and stop.code != 128 + number:
+            raise
+        raise Interrupted(
+            f"{'interrupted' if number == signal.SIGINT else 'terminated'}. "
+            f"{folder.count_replies():,} of {num_replies:,} replies are kept in "
+            f"{folder.path / UNFINISHED}.",
+            "Give the same command again: it asks for the others and ends in the same figures.",
+            number,
+        ) from None
+
+
 def _folder(request: Request, data: Data, asked: dict[str, Any]) -> EvaluationFolder:
     """The folder asked for, or the next free one: in the run's ``evals/`` if it is a run."""
     if request.output_dir is not None:
@@ -120,9 +147,10 @@ def _folder(request: Request, data: Data, asked: dict[str, Any]) -> EvaluationFo
         return EvaluationFolder.open_numbered(
             EVALS_FOLDER, "-".join([_name(request.model), *parts]), asked
         )
-    run = Path(request.model).expanduser()
-    if run.name.startswith("checkpoint-"):
-        run, parts = run.parent, [run.name, *parts]
+    folder = Path(request.model).expanduser()
+    run = run_folder(request.model) or folder
+    if run.resolve() != folder.resolve():  # a checkpoint, or a copy inside the run
+        parts = [_name(request.model), *parts]
     return EvaluationFolder.open_numbered(run / "evals", "-".join(parts), asked)
 
 
@@ -203,6 +231,7 @@ def _conditions(
     return {
         "model": request.model + (f" on {policy.base_name}" * (policy.base_name != policy.name)),
         "problems": data.sentence,
+        **({"seen in training": data.overlap.sentence} if data.overlap.sentence else {}),
         "prompt": prompt,
         "examples": f"{len(prompting.shots)} in the prompt",
         "template": notes.get("template", ""),

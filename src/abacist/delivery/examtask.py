@@ -7,7 +7,7 @@ so that the plain command measures a run as its own verdict did.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from abacist.delivery.ask import Prompting
 from abacist.errors import DataError
 from abacist.policy.source import BUILT_IN
 from abacist.proof.native import NATIVE_COMPLETION_TOKENS, NATIVE_SHOTS, NativeForm
-from abacist.task.problems import Problem, load_problems
+from abacist.proof.overlap import Overlap
+from abacist.records.seen import Seen
+from abacist.task.problems import Problem, draw, load_problems
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
 from abacist.task.variants.perturb import perturb_all
 
@@ -45,6 +47,7 @@ class Request:
     skip_bad_rows: bool = False
     split: str | None = None
     num_problems: int | None = None
+    include_seen: bool = False
     perturb: int | None = None
     num_shots: str | None = None
     shots_file: str | None = None
@@ -74,6 +77,7 @@ class Data:
     split: str
     perturbed: str = ""
     columns: Mapping[str, Any] | None = None
+    overlap: Overlap = field(default_factory=Overlap)
 
     @property
     def sentence(self) -> str:
@@ -82,10 +86,12 @@ class Data:
         return f"{told}; {self.perturbed}" if self.perturbed else told
 
 
-def load_data(request: Request, recorded: Mapping[str, Any]) -> Data:
+def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None = None) -> Data:
     """The problems asked for; ``recorded`` is the settings of the run, {} if it is none.
 
-    Raises DataError for data that cannot be used; single rows without a gold are kept.
+    Problems that the model has ``seen`` in training are left out, unless they were asked for: by
+    ``include_seen``, or as the split of a run's own data that it was trained on. Raises DataError
+    for data that cannot be used, or all of it seen; single rows without a gold are kept.
     """
     is_own = request.dataset_name is None and bool(recorded)
     default = GENERATED if request.model == BUILT_IN else DEFAULT_DATASET
@@ -104,9 +110,25 @@ def load_data(request: Request, recorded: Mapping[str, Any]) -> Data:
         columns |= {ours: recorded[name] for ours, name in names.items() if name in recorded}
         if split == "heldout":
             limit = limit or recorded.get("num_heldout_problems") or None
+    # What is made on the spot is made in the number wanted, and a run's own held-out problems are
+    # cut as its verdict cut them; of other data the limit counts what is left to ask.
+    cut_first = is_own or source in MADE_HERE
     problems = load_problems(
-        source, split=split, limit=limit, seed=FIXED_SEED, keep_without_gold=True, **columns
+        source,
+        split=split,
+        limit=limit if cut_first else None,
+        seed=FIXED_SEED,
+        keep_without_gold=True,
+        **columns,
     )
+    leave_out = not (request.include_seen or (is_own and split in ("train", "selection")))
+    overlap = Overlap.of(problems, seen, leave_out=leave_out)
+    if leave_out:
+        problems = _unseen(problems, overlap, source)
+    if limit is not None and not cut_first:
+        problems = draw(problems, seed=FIXED_SEED, purpose="limit")[:limit]
+    if not leave_out:
+        overlap = Overlap.of(problems, seen, leave_out=False)
     if not any(problem.answer for problem in problems):
         raise DataError(
             f"{source}: none of its {len(problems)} rows has a gold answer.",
@@ -116,6 +138,7 @@ def load_data(request: Request, recorded: Mapping[str, Any]) -> Data:
     if request.perturb is not None:
         asked = len(problems)
         problems, _ = perturb_all(problems, seed=request.perturb)
+        overlap = overlap.of_variants(request.perturb, problems)
         perturbed = f"with other numbers (seed {request.perturb}); {asked - len(problems):,} of "
         perturbed += f"{asked:,} have no sure variant"
         if not problems:
@@ -123,7 +146,19 @@ def load_data(request: Request, recorded: Mapping[str, Any]) -> Data:
                 f"{source}: none of {asked} problems could be given other numbers.",
                 "That needs worked solutions with calculator annotations, as GSM8K's.",
             )
-    return Data(problems, source, split, perturbed, columns)
+    return Data(problems, source, split, perturbed, columns, overlap)
+
+
+def _unseen(problems: list[Problem], overlap: Overlap, source: str) -> list[Problem]:
+    new = [problem for problem in problems if problem.problem_id not in overlap.kinds]
+    if not new:
+        raise DataError(
+            f"{source}: this run has seen all {len(problems):,} of these problems in training, so "
+            "they say nothing of how it does on new ones.",
+            "Leave out --dataset_name and --split to ask what was held out for it, name other "
+            "data, or ask these all the same with --include_seen.",
+        )
+    return new
 
 
 def _default_split(source: str, is_own: bool) -> str:

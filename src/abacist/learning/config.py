@@ -234,7 +234,9 @@ def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]}? " if close else ""
         raise UsageError(f"there is no recipe {name!r}", f"{hint}Recipes: {', '.join(names)}.")
-    text = resources.files("abacist").joinpath("recipes", f"{name}.yaml").read_text()
+    text = (
+        resources.files("abacist").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
+    )
     return _parse_yaml(text, f"{name}.yaml", known)
 
 

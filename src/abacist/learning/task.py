@@ -10,7 +10,7 @@ from abacist.errors import DataError, ModelError
 from abacist.learning.config import Config
 from abacist.policy.loading import Policy
 from abacist.task.gist import gist_gold
-from abacist.task.problems import Problem, load_problems
+from abacist.task.problems import Problem, load_problems, normalise_question
 from abacist.task.prompts import Shots, choose_shots, system_text, to_dataset_rows
 
 GENERATED_TRAIN_PROBLEMS = 4000
@@ -58,14 +58,21 @@ def load_task(config: Config) -> Task:
         # The historic rewards compare text with a gold that was cleaned when the data was read.
         problems = [replace(problem, answer=gist_gold(problem.answer)) for problem in problems]
     examples = load_problems(script.shots_file, split="all") if script.shots_file else problems
+    shots = choose_shots(examples, script.num_shots, seed=seed)
+    # A file of examples may hold problems of the other splits, with their answers.
+    shown = {normalise_question(shot.question) for shot in (*shots.chosen, *shots.spares)}
+
+    def load_new(split: str, limit: int | None) -> list[Problem]:
+        found = load(split, limit)
+        return [one for one in found if normalise_question(one.question) not in shown]
+
+    selects = config.training.do_eval
     return Task(
         train=problems,
-        selection=load("selection", script.num_selection_problems)
-        if config.training.do_eval
-        else [],
-        heldout=load("heldout", script.num_heldout_problems),
+        selection=load_new("selection", script.num_selection_problems) if selects else [],
+        heldout=load_new("heldout", script.num_heldout_problems),
         system_prompt=system_text(script.system_prompt),
-        shots=choose_shots(examples, script.num_shots, seed=seed),
+        shots=shots,
     )
 
 

@@ -28,6 +28,7 @@ from abacist.learning.judge import Judge
 from abacist.learning.resume import resuming
 from abacist.learning.resume.resuming import Run
 from abacist.learning.resume.stopping import StopNow, StopRequests
+from abacist.learning.seen import seen_in
 from abacist.learning.soundness import refuse_hackable
 from abacist.learning.task import Task, check_fit, load_task
 from abacist.learning.tracking import (
@@ -136,6 +137,8 @@ def _train_in(
     else:
         run.write_manifest(made_of)
     write_aside(run.config_path, config.to_yaml().encode())
+    began_from = find(config.model.model_name_or_path, revision=config.model.model_revision).folder
+    seen_in(task, began_from).write(run.path)
     if task.shots:
         save_shots(run.path / "shots.jsonl", task.shots)
     watcher.note(f"  this run is kept in {run.path}")

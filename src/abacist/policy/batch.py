@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ from abacist.policy.lean import LeanNetwork
 from abacist.policy.progress import Decoded, Progress
 
 Ids = list[int]
+Ended = Callable[[int, Ids], None]
+"""Told the number of a row that has ended, and its ids."""
 
 _PREFIX_WORTH_SHARING_TOKENS = 8
 # Letting rows leave costs about what decoding this fraction of them for one token more does; with
@@ -61,9 +63,11 @@ class Batch:
         max_rows: int,
         progress: Progress | None,
         replays: graphs.Replays | None,
+        ended: Ended | None = None,
     ) -> None:
         self._network, self._prompts, self._budget_tokens = network, prompts, budget_tokens
         self._sampling, self._progress, self._replays = sampling, progress, replays
+        self._ended = ended
         self._device = device = network.device
         # One row more, for those that nobody reads.
         self._luck = None
@@ -216,6 +220,10 @@ class Batch:
         finished = self._alive.finished.tolist()
         gone = [done or birth <= oldest for done, birth in zip(finished, self._births, strict=True)]
         self._finished[:] = False
+        if self._ended is not None:
+            leaving = [row for row, goes in zip(self._rows, gone, strict=True) if goes]
+            for row, ids in zip(leaving, self._ids_of(self._written_ids[leaving]), strict=True):
+                self._ended(row, ids)
         order, sources, targets = closed_up(gone)
         ended = [birth for birth, done in zip(self._births, gone, strict=True) if done]
         self._done += len(ended)
@@ -299,7 +307,10 @@ class Batch:
         return self._sampling is not None and self._sampling.repetition_penalty != 1
 
     def _results(self) -> list[Ids]:
-        written = self._written_ids[:-1]
+        return self._ids_of(self._written_ids[:-1])
+
+    def _ids_of(self, written: torch.Tensor) -> list[Ids]:
+        """What these rows of ids hold, [rows, budget], up to their first stop token."""
         stops = (written[..., None] == self._stop_ids).any(dim=-1)
         # Behind its stop a row may have written on until it left.
         lengths = torch.where(stops.any(dim=1), stops.int().argmax(dim=1) + 1, self._budget_tokens)

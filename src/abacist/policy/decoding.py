@@ -30,6 +30,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
 from abacist.policy import soundness
+from abacist.policy.batch import Ended
 from abacist.policy.chat import Message, generation_config_holders
 from abacist.policy.drawing import Sampling, sample_tokens
 from abacist.policy.engine import Engine, obstacle
@@ -75,13 +76,15 @@ def generate(
     prefill: str = "",
     seed: int | None = None,
     progress: Progress | None = None,
+    ended: Callable[[int, list[Completion]], None] | None = None,
 ) -> list[list[Completion]]:
     """``num_samples`` completions for each prompt: the outer list in the order of ``prompts``.
 
     ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 are off. ``batch_size`` counts rows, a
     prompt times a sample, that are in work at a time. ``prefill`` opens every reply. ``seed`` None
     draws a fresh one from torch's global generator. ``progress`` is told how far it is, after
-    every token.
+    every token; ``ended`` the number of a prompt and its completions, soon after the last of them
+    has ended, in no order, and perhaps twice.
 
     The model comes back in the training mode it was given in. Raises :class:`ModelError` if a
     prompt and its budget do not fit the model's context, or its scores are NaN or infinite.
@@ -90,6 +93,19 @@ def generate(
     _check_lengths(prompt_ids, max_completion_tokens, policy.context_tokens)
     if seed is None:
         seed = int(torch.randint(2**62, ()))
+
+    def completion(ids: list[int]) -> Completion:
+        text = prefill + policy.chat.decode(ids)
+        return Completion(ids, text, policy.chat.stop_reason(ids, max_completion_tokens))
+
+    gathered: list[dict[int, list[int]]] = [{} for _ in prompts]
+
+    def row_ended(row: int, ids: list[int]) -> None:
+        number, sample = divmod(row, num_samples)
+        gathered[number][sample] = ids
+        if ended is not None and len(gathered[number]) == num_samples:
+            ended(number, [completion(gathered[number][of]) for of in range(num_samples)])
+
     written = write(
         policy,
         prompt_ids,
@@ -99,16 +115,10 @@ def generate(
         batch_size=batch_size,
         seed=seed,
         progress=progress,
+        ended=None if ended is None else row_ended,
     )
     return [
-        [
-            Completion(
-                ids,
-                prefill + policy.chat.decode(ids),
-                policy.chat.stop_reason(ids, max_completion_tokens),
-            )
-            for ids in written[prompt * num_samples : (prompt + 1) * num_samples]
-        ]
+        [completion(ids) for ids in written[prompt * num_samples : (prompt + 1) * num_samples]]
         for prompt in range(len(prompts))
     ]
 
@@ -123,6 +133,7 @@ def write(
     batch_size: int,
     seed: int,
     progress: Progress | None = None,
+    ended: Ended | None = None,
     use_engine: bool = True,
 ) -> list[list[int]]:
     """The ids of ``num_samples`` completions of each prompt, in turn: :func:`generate` on tokens.
@@ -132,7 +143,9 @@ def write(
     rows = _rows(prompt_ids, num_samples, seed)
     is_ours = use_engine and obstacle(policy.model) is None
     way = _with_engine if is_ours else _with_transformers
-    return way(policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress)
+    return way(
+        policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress, ended
+    )
 
 
 def _with_engine(
@@ -143,6 +156,7 @@ def _with_engine(
     sampling: Sampling | None,
     batch_size: int,
     progress: Progress | None,
+    ended: Ended | None,
 ) -> list[list[int]]:
     """The ids of each row, decoded ``batch_size`` rows at a time by our own engine."""
     chat = policy.chat
@@ -157,6 +171,7 @@ def _with_engine(
         sampling,
         uniforms,
         progress,
+        ended,
     )
     return [ids for [ids] in written]
 
@@ -169,6 +184,7 @@ def _with_transformers(
     sampling: Sampling | None,
     batch_size: int,
     progress: Progress | None,
+    ended: Ended | None,
 ) -> list[list[int]]:
     """The ids of each row, written by transformers batch after batch."""
     # Like lengths together, the longest first: memory that does not suffice shows at once.
@@ -186,6 +202,8 @@ def _with_transformers(
             continued = _continue(policy, prompts, max_completion_tokens, sampler, tell)
             for number, ids in zip(batch, continued, strict=True):
                 written[number] = ids
+                if ended is not None:
+                    ended(number, ids)
     if progress is not None:
         progress(Decoded.all_ended([len(ids) for ids in written], max_completion_tokens))
     return written

@@ -24,7 +24,7 @@ import torch
 
 from abacist.errors import ModelError
 from abacist.policy import graphs, soundness
-from abacist.policy.batch import Batch, Ids
+from abacist.policy.batch import Batch, Ended, Ids
 from abacist.policy.drawing import Sampling
 from abacist.policy.lean import LeanNetwork, obstacle
 from abacist.policy.progress import Progress
@@ -62,6 +62,7 @@ class Engine:
         sampling: Sampling | None,
         uniforms: torch.Tensor | torch.Generator | None = None,
         progress: Progress | None = None,
+        ended: Ended | None = None,
     ) -> list[list[Ids]]:
         """The completions of each prompt, the stop token included.
 
@@ -75,6 +76,8 @@ class Engine:
                 order of the result; or the generator to draw it from (None: torch's own, of the
                 CPU on every device).
             progress: told how far it is, before the prompts are read and after every token.
+            ended: called with each completion soon after its end, in no order: its place in the
+                result, counted through all prompts, and its ids. Twice with the same, perhaps.
 
         Model, training mode and gradients stay as they are. Raises :class:`ModelError` for an
         empty prompt or budget, and where the model's scores are NaN or infinite.
@@ -110,6 +113,7 @@ class Engine:
                 max_rows=self._max_rows,
                 progress=progress,
                 replays=replays,
+                ended=ended,
             )
             return batch.run()
 

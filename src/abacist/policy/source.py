@@ -14,17 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from abacist.errors import ModelError
+from abacist.task.hub import fault
 
 BUILT_IN = "tiny"
 BUILT_IN_FOLDER = Path(str(importlib.resources.files("abacist.policy"))) / "tiny"
@@ -163,26 +157,5 @@ def _from_hub(name: str, revision: str | None, trust_remote_code: bool) -> Path:
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> ModelError:
-    """One clear message for whatever the Hub, or the way to it, answered."""
-    page = f"{constants.ENDPOINT}/{name}"
-    login = "run 'hf auth login' (or set HF_TOKEN)"
-    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too: ask for it first
-        message = f"'{name}' is gated: its owners want their licence accepted first."
-        hint = f"Accept it on {page}, then {login}."
-    elif isinstance(error, RepositoryNotFoundError):
-        message = f"There is no folder '{name}' here, and on the Hub no such model for you."
-        hint = f"Check the spelling on {page}; if it is private, {login}."
-    elif isinstance(error, RevisionNotFoundError):
-        message = f"'{name}' has no revision '{revision}'."
-        hint = f"See {page}/tree/main for its branches and tags."
-    elif isinstance(error, HFValidationError):
-        message = f"There is no folder '{name}' here, and it cannot be a Hub id either."
-        hint = "Hub ids look like Qwen/Qwen2.5-1.5B-Instruct."
-    elif isinstance(error, OfflineModeIsEnabled):
-        message = f"'{name}' is not in the local cache, and offline mode forbids fetching it."
-        hint = "Unset HF_HUB_OFFLINE to download it."
-    else:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"'{name}' could not be fetched from {constants.ENDPOINT}: {reason}"
-        hint = "Check the network, or bring a copy: the Hub's cache, with HF_HUB_OFFLINE=1."
+    message, hint = fault(error, name, "model", revision)
     return ModelError(message, f"{hint} {_ELSEWHERE}")

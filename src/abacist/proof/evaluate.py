@@ -28,10 +28,6 @@ if TYPE_CHECKING:  # the proof floor reads and compares kept evaluations without
 
 __all__ = ["Evaluation", "Settings", "evaluate"]
 
-# Batches that are asked between two parts kept: few would often wait for the last reply of a
-# batch, many would be lost at a kill.
-PART_BATCHES = 4
-
 
 def evaluate(
     policy: Policy,
@@ -85,64 +81,68 @@ def evaluate(
         _refuse_too_long(policy, problems, prompt_lengths, max_completion_tokens)
     kept = {} if parts is None else parts.read()
     waiting = [at for at, problem in enumerate(problems) if problem.problem_id not in kept]
-    part_size = len(problems)
-    if parts is not None:
-        part_size = max(1, PART_BATCHES * batch_size // num_samples)
     done = Decoded.all_ended(
         [reply.completion_tokens for replies in kept.values() for reply in replies],
         max_completion_tokens,
     )
-    for start in range(0, len(waiting), part_size):
-        part = waiting[start : start + part_size]
-        to_come = (len(waiting) - start - len(part)) * num_samples
-        completions = generate(
-            policy,
-            [conversations[at] for at in part],
-            max_completion_tokens=max_completion_tokens,
-            temperature=temperature,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            prefill=prefill,
-            seed=seed,
-            progress=_placed(progress, done, to_come),
-        )
-        rollouts: list[Rollout] = []
-        for at, group in zip(part, completions, strict=True):
-            problem = problems[at]
-            gold = problem.answer or None
-            paid = _pay(conversations[at], [completion.text for completion in group], gold)
-            for member, completion in enumerate(group):
-                answer = parse_reply(completion.text).answer
-                rewards = paid[member]
-                rollouts.append(
-                    Rollout(
-                        run_id=run_id,
-                        step=step,
-                        split=split,
-                        group=at,
-                        member=member,
-                        messages=conversations[at],
-                        completion=completion.text,
-                        completion_ids=completion.ids,
-                        prompt_tokens=prompt_lengths[at],
-                        completion_tokens=len(completion.ids),
-                        stop_reason=completion.stop_reason,
-                        problem_id=problem.problem_id,
-                        difficulty=problem.difficulty,
-                        gold=gold,
-                        read_answer=answer,
-                        is_correct=None if gold is None else same_answer(answer, gold),
-                        rewards=rewards,
-                        reward=sum(value for value in rewards.values() if value is not None),
-                    )
+
+    def keep(number: int, group: Sequence[Completion]) -> None:
+        """Grade all replies to one of the waiting problems; those known already stay."""
+        at = waiting[number]
+        problem = problems[at]
+        if problem.problem_id in kept:
+            return
+        gold = problem.answer or None
+        paid = _pay(conversations[at], [completion.text for completion in group], gold)
+        rollouts = []
+        for member, completion in enumerate(group):
+            answer = parse_reply(completion.text).answer
+            rewards = paid[member]
+            rollouts.append(
+                Rollout(
+                    run_id=run_id,
+                    step=step,
+                    split=split,
+                    group=at,
+                    member=member,
+                    messages=conversations[at],
+                    completion=completion.text,
+                    completion_ids=completion.ids,
+                    prompt_tokens=prompt_lengths[at],
+                    completion_tokens=len(completion.ids),
+                    stop_reason=completion.stop_reason,
+                    problem_id=problem.problem_id,
+                    difficulty=problem.difficulty,
+                    gold=gold,
+                    read_answer=answer,
+                    is_correct=None if gold is None else same_answer(answer, gold),
+                    rewards=rewards,
+                    reward=sum(value for value in rewards.values() if value is not None),
                 )
-        done = Decoded.all_ended(
-            [rollout.completion_tokens for rollout in rollouts], max_completion_tokens
-        ).after(done)
+            )
+        kept[problem.problem_id] = rollouts
         if parts is not None:
-            parts.add(rollouts)
-        for rollout in rollouts:
-            kept.setdefault(rollout.problem_id or "", []).append(rollout)
+            parts.keep(rollouts)
+
+    if waiting:
+        try:
+            completions = generate(
+                policy,
+                [conversations[at] for at in waiting],
+                max_completion_tokens=max_completion_tokens,
+                temperature=temperature,
+                num_samples=num_samples,
+                batch_size=batch_size,
+                prefill=prefill,
+                seed=seed,
+                progress=_behind(progress, done),
+                ended=None if parts is None else keep,
+            )
+            for number, group in enumerate(completions):
+                keep(number, group)
+        finally:  # also where it is interrupted
+            if parts is not None:
+                parts.flush()
     settings = Settings(
         max_completion_tokens=max_completion_tokens,
         num_samples=num_samples,
@@ -157,11 +157,11 @@ def evaluate(
     return Evaluation(tuple(problems), tuple(replies), settings, dict(conditions or {}))
 
 
-def _placed(progress: Progress | None, done: Decoded, to_come: int) -> Progress | None:
-    """``progress`` of a part, told as that of the whole."""
+def _behind(progress: Progress | None, done: Decoded) -> Progress | None:
+    """``progress`` of what is still to do, told as that of the whole."""
     if progress is None:
         return None
-    return lambda part: progress(part.after(done).before(to_come))
+    return lambda rest: progress(rest.after(done))
 
 
 def _refuse_unusable(problems: Sequence[Problem]) -> None:

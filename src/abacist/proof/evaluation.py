@@ -9,8 +9,8 @@ counts as wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from abacist.proof.metrics import (
     structure_label,
 )
 from abacist.proof.native import right_in_own_form
+from abacist.proof.overlap import Overlap
 from abacist.proof.statistics import Interval, clustered_mean, clustered_proportion
 from abacist.records.rollout import (
     REWARD_PREFIX,
@@ -77,12 +78,22 @@ class Evaluation:
     ``rollouts`` holds ``settings.num_samples`` replies to each problem, in the problems' order.
     Every figure is an :class:`Interval`; those over replies are clustered by problem.
     ``conditions`` says in words what else a number depends on (model, data, dtype, date …).
+    ``overlap`` says which problems the model had seen in training; None where nobody looked.
     """
 
     problems: tuple[Problem, ...]
     rollouts: tuple[Rollout, ...]
     settings: Settings
     conditions: Mapping[str, str] = field(default_factory=dict)
+    overlap: Overlap | None = None
+
+    def without(self, problem_ids: Collection[str]) -> Evaluation:
+        """The same evaluation without these problems and their replies."""
+        return replace(
+            self,
+            problems=tuple(p for p in self.problems if p.problem_id not in problem_ids),
+            rollouts=tuple(r for r in self.rollouts if r.problem_id not in problem_ids),
+        )
 
     @cached_property
     def marks(self) -> tuple[Mark, ...]:
@@ -206,6 +217,7 @@ class Evaluation:
             "settings": asdict(self.settings),
             "conditions": dict(self.conditions),
             "counts": self.counts,
+            "seen": self.overlap and self.overlap.to_json(),
             "problems": len(self.problems),
             "replies": len(self.rollouts),
             "figures": {name: found.to_json() for name, found in self.figures.items()},
@@ -225,7 +237,10 @@ class Evaluation:
         write_rollouts(folder / "rollouts.parquet", self.rollouts)
         problems = [asdict(problem) for problem in self.problems]
         document = {"format_version": FORMAT_VERSION, "evaluation": self.to_json()}
-        write_json(folder / "evaluation.json", {**document, "problems": problems})
+        overlap = self.overlap and self.overlap.to_record()
+        write_json(
+            folder / "evaluation.json", {**document, "problems": problems, "overlap": overlap}
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Evaluation:
@@ -242,6 +257,7 @@ class Evaluation:
             settings = Settings(**document["evaluation"]["settings"])
             conditions = dict(document["evaluation"].get("conditions", {}))
             problems = tuple(Problem(**fields) for fields in document["problems"])
+            overlap = Overlap.from_record(document.get("overlap"))
         except FileNotFoundError:
             raise RunError(
                 f"{folder}: no evaluation is kept there.",
@@ -256,4 +272,4 @@ class Evaluation:
                 f"{folder}: rollouts.parquet does not hold the replies evaluation.json tells of.",
                 "Evaluate again, or restore both files from one evaluation.",
             )
-        return cls(problems, rollouts, settings, conditions)
+        return cls(problems, rollouts, settings, conditions, overlap)

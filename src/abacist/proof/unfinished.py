@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +23,8 @@ from abacist.records.rollout import Rollout, read_rollouts, write_rollouts
 from abacist.records.rundir import write_json
 
 UNFINISHED, SAMPLED_FOLDER = "unfinished", "sampled"
+# A part is written at most so often. Each is a file that is read again when it is taken up.
+PART_SECONDS = 3.0
 _RESULT, _ASKED = "evaluation.json", "asked.json"
 _OURS = {
     _RESULT, "evaluation.md", "rollouts.parquet", "difficulty.png", SAMPLED_FOLDER, UNFINISHED,
@@ -30,10 +33,18 @@ _OURS = {
 
 
 class Parts:
-    """The replies of one kind (``greedy``, ``sampled``) that an unfinished evaluation has."""
+    """The replies of one kind (``greedy``, ``sampled``) that an unfinished evaluation has.
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._folder, self._kind = folder, kind
+    :meth:`keep` gathers what comes within a few seconds into one part, so that a kill loses no
+    more than that; what stops in good order ends with :meth:`flush` and loses nothing.
+    """
+
+    def __init__(
+        self, folder: Path, kind: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._folder, self._kind, self._clock = folder, kind, clock
+        self._gathered: list[Rollout] = []
+        self._written_at = clock()
 
     def read(self) -> dict[str, list[Rollout]]:
         """The replies kept so far, by problem id. Raises RunError for a damaged part."""
@@ -45,8 +56,23 @@ class Parts:
                 hint = "Remove that file and give the command again: only its replies are lost."
                 raise RunError(error.message, hint) from error
             for rollout in rollouts:
-                kept.setdefault(rollout.problem_id or "", []).append(rollout)
+                known = kept.setdefault(rollout.problem_id or "", [])
+                # Interrupted between writing and noting it, a part is written twice.
+                if all(rollout.member != other.member for other in known):
+                    known.append(rollout)
         return kept
+
+    def keep(self, rollouts: Sequence[Rollout]) -> None:
+        """Keep all replies to some more problems, now or within :data:`PART_SECONDS`."""
+        self._gathered += rollouts
+        if self._clock() - self._written_at >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self._gathered:
+            self.add(self._gathered)
+        self._gathered, self._written_at = [], self._clock()
 
     def add(self, rollouts: Sequence[Rollout]) -> None:
         """Keep the replies to some more problems, all of each problem's."""
@@ -143,6 +169,11 @@ class EvaluationFolder:
     def parts(self, kind: str) -> Parts:
         """The replies of this kind so far."""
         return Parts(self.path / UNFINISHED, kind)
+
+    def count_replies(self) -> int:
+        """How many replies of all kinds are kept so far."""
+        kept = (read_rollouts(path) for path in (self.path / UNFINISHED).glob("*.parquet"))
+        return sum(map(len, kept))
 
     def finish(self) -> None:
         """Everything is written: the parts, and what a kill left half written, can go."""

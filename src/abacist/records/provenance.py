@@ -130,7 +130,13 @@ def git_commit() -> str | None:
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         answer = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=5, check=True
+            [*command, "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            encoding="utf-8",
+            errors="replace",
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -31,8 +31,8 @@ class RunDir:
 
     ::
 
-        config.yaml  manifest.json  metrics.jsonl  timings.jsonl  rollouts/*.parquet
-        evals/  checkpoint-N/  report.html  and the trained model at the root
+        config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl
+        rollouts/*.parquet  evals/  checkpoint-N/  report.html  and the trained model at the root
 
     As a context manager it gives the lock back at the end.
     """

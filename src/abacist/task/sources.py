@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from abacist.errors import DataError
+from abacist.task.hub import fault, offline
 
 HUB_TIMEOUT_SECONDS = 5.0
 
@@ -95,26 +96,31 @@ def read_hub(name: str, split: str, config: str | None) -> Iterator[Row]:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     way_on = (
-        "Give a local path as --dataset_name, or use --dataset_name generated, which needs no "
-        "network. A set that was loaded once is read from the cache, also with HF_HUB_OFFLINE=1."
+        "Or give a local path as --dataset_name, or --dataset_name generated, which needs no "
+        "network."
     )
-    reached = True
+    unreached: Exception | None = None
     try:
         HfApi().dataset_info(name, timeout=HUB_TIMEOUT_SECONDS)
     except RepositoryNotFoundError as error:
-        raise DataError(
-            f"The Hub has no data set {name!r} that this account may read.",
-            f"Check the spelling, or log in with `hf auth login` if it is gated. {way_on}",
-        ) from error
-    except Exception:  # no route, proxy, time-out, 5xx, offline mode: the cache may still have it
-        reached = False
+        message, hint = fault(error, name, "data set")
+        raise DataError(message, f"{hint} {way_on}") from error
+    except Exception as error:  # no route, proxy, time-out, 5xx, offline mode: perhaps it is cached
+        unreached = error
+    is_offline = datasets.config.HF_HUB_OFFLINE
     try:
-        with _offline(datasets.config, not reached):
+        with _offline(datasets.config, unreached is not None):
             table = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # the library raises anything from ValueError to OSError
-        reason = next(iter(str(error).strip().split("\n")), "") or type(error).__name__
-        what = "could not load" if reached else "cannot reach the Hub, nor find in the cache,"
-        raise DataError(f"Abacist {what} {name!r} (split {split!r}): {reason}", way_on) from error
+        if is_offline:
+            message, hint = offline(name, "data set")
+        elif unreached is not None:
+            message, hint = fault(unreached, name, "data set")
+        else:
+            reason = next(iter(str(error).strip().split("\n")), "") or type(error).__name__
+            message = f"Abacist could not load {name!r} (split {split!r}): {reason}"
+            hint = "If it is gated, accept its terms on its page, then run 'hf auth login'."
+        raise DataError(message, f"{hint} {way_on}") from error
     where = f"{name}{f' ({config})' if config else ''}, split {split}"
     return (Row(where, f"row {number}", fields) for number, fields in enumerate(table, 1))
 

@@ -17,6 +17,8 @@ from abacist.view.plaintext import fold, visible
 from abacist.view.sheet import WIDTH, Block, Quote, Table, as_markdown, as_text
 
 PLOT_NAME = "difficulty.png"
+# From this share of replies on without our tags, the figures say nothing of the arithmetic.
+_TAGLESS_FRACTION = 0.9
 _LABELS = {
     **SHARES,
     "correct": "correct, by our answer rule",
@@ -49,12 +51,13 @@ NOTES = (
 
 def evaluation_text(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
     """The whole evaluation for a terminal, at most 100 columns wide."""
-    return as_text([headline(greedy), *_blocks(greedy, sampled)])
+    return as_text([headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)])
 
 
 def evaluation_markdown(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
     """The whole evaluation as Markdown, with the plot that is saved beside it."""
-    page = as_markdown("Evaluation", [headline(greedy), *_blocks(greedy, sampled)])
+    blocks = [headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)]
+    page = as_markdown("Evaluation", blocks)
     return f"{page}\n![By number of steps]({PLOT_NAME})\n"
 
 
@@ -62,6 +65,8 @@ def evaluation_json(greedy: Evaluation, sampled: Evaluation | None = None) -> di
     """The figures of both for machines."""
     return {
         "headline": headline(greedy),
+        "remarks": remarks(greedy),
+        "seen": greedy.overlap and greedy.overlap.to_json(),
         "greedy": greedy.to_json(),
         "sampled": sampled.to_json() if sampled else None,
     }
@@ -70,18 +75,39 @@ def evaluation_json(greedy: Evaluation, sampled: Evaluation | None = None) -> di
 def headline(greedy: Evaluation) -> str:
     """The evaluation in one sentence, and what can be set against other people's figures."""
     model = visible(greedy.conditions.get("model", "The model"))
-    figures, n = greedy.figures, len(greedy.problems)
+    figures, problems = greedy.figures, f"{len(greedy.problems):,} problems"
+    if (overlap := greedy.overlap) is not None and overlap.kinds and not overlap.is_left_out:
+        problems += f" ({len(overlap.kinds):,} of them seen in training)"
     flexible = f"{shown(figures['any_format'])} by lm-eval's flexible filter"
     if greedy.own_form_accuracy is not None:
         return (
             f"{model}, in its own best-known prompt: {shown(greedy.own_form_accuracy)} correct on "
-            f"{n:,} problems, read in the form that prompt asks for; {flexible}. Either may be set "
+            f"{problems}, read in the form that prompt asks for; {flexible}. Either may be set "
             "against published figures; our own rule, which wants our tags, does not apply."
         )
     return (
-        f"{model}: {shown(figures['correct'])} correct on {n:,} problems, by our answer rule; "
+        f"{model}: {shown(figures['correct'])} correct on {problems}, by our answer rule; "
         f"{flexible}, the one to set against figures made with other prompts."
     )
+
+
+def remarks(greedy: Evaluation) -> list[str]:
+    """What a reader has to know before the figures, and how to ask otherwise; often nothing."""
+    if greedy.settings.native_prompt:
+        return []
+    texts = [rollout.completion for rollout in greedy.rollouts]
+    tagless = sum("<answer>" not in text for text in texts)
+    if tagless < _TAGLESS_FRACTION * len(texts):
+        return []
+    how_many = "None" if tagless == len(texts) else f"Only {len(texts) - tagless:,}"
+    shots = ""
+    if greedy.settings.num_shots == 0:
+        shots = ", and --num_shots 2 shows it our layout in two worked examples"
+    return [
+        f"{how_many} of {len(texts):,} replies used our <answer> tag, so the low figures below are "
+        "about the layout and not about arithmetic. --native_prompt asks a model in its own "
+        f"best-known way{shots}."
+    ]
 
 
 def _blocks(greedy: Evaluation, sampled: Evaluation | None) -> Iterator[Block]:

@@ -5,7 +5,7 @@ See :mod:`abacist.view.comparison` for two evaluations, and for the words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from abacist.proof.comparison.compare import Comparison
 from abacist.proof.comparison.seeds import SeedsComparison
@@ -105,8 +105,14 @@ def control_blocks(
     ]
 
 
-def shots_page(found: Mapping[int, Comparison], run: str) -> list[Block]:
-    """Base and trained policy by how many worked examples stand in the prompt."""
+def shots_page(
+    found: Mapping[int, Comparison], run: str, *, trained_at: str = "", is_built_in: bool = False
+) -> list[Block]:
+    """Base and trained policy by how many worked examples stand in the prompt.
+
+    ``trained_at`` is the number the run was trained with, if known; ``is_built_in`` says that its
+    base is the built-in model.
+    """
     rows = []
     for number, one in found.items():
         paired = one.accuracy
@@ -128,5 +134,25 @@ def shots_page(found: Mapping[int, Comparison], run: str) -> list[Block]:
         f"{said}: {one_line(run, 60)} against its base, greedy, on the "
         "problems of its verdict. A gain that is only at the trained number of shots is a gain in "
         "following the prompt.",
+        *_other_shots(found, trained_at, is_built_in),
         Table(heading, rows, has_words=True),
+    ]
+
+
+def _other_shots(counts: Iterable[int], trained_at: str, is_built_in: bool) -> list[str]:
+    """What to think of the numbers of shots that the run was not trained with."""
+    if all(str(count) == trained_at for count in counts):
+        return []
+    if is_built_in and trained_at == "0":
+        return [
+            "The built-in model has only ever read bare questions, when it was made and in this "
+            "run. A prompt with worked examples is text of a kind it has never seen, so low "
+            "figures with examples say nothing about the training."
+        ]
+    if not trained_at:
+        return []
+    return [
+        f"The run was trained with {trained_at} worked "
+        f"{'example' if trained_at == '1' else 'examples'} in its prompt: every other row asks it "
+        "in a prompt that it was not trained in."
     ]

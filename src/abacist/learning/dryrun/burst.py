@@ -181,7 +181,7 @@ class PeakMeter:
             if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
                 libc.malloc_trim(0)
             try:
-                (_PROC / "clear_refs").write_text("5")
+                (_PROC / "clear_refs").write_text("5", encoding="utf-8")
             except OSError:  # a container may forbid it
                 self._has_marks = False
 
@@ -195,7 +195,7 @@ class PeakMeter:
             return int(torch.cuda.max_memory_allocated(self._device))
         if not self._has_marks:
             return None
-        status = (_PROC / "status").read_text()
+        status = (_PROC / "status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 

@@ -219,8 +219,8 @@ def available_bytes(device: torch.device, held_bytes: int = 0) -> int:
         return int(torch.mps.recommended_max_memory())
     free = int(psutil.virtual_memory().available)
     try:  # in a container the machine's own figures mislead
-        limit = int((_CGROUP / "memory.max").read_text())
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text()))
+        limit = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
+        free = min(free, limit - int((_CGROUP / "memory.current").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         pass
     return free + held_bytes

@@ -29,13 +29,15 @@ _CONTROL_SETTINGS = _SEED_SETTINGS | {"control", "reward_funcs", "reward_weights
 class Side:
     """One side of a comparison: its evaluation, what to call it, and the run it is of, if any.
 
-    ``settings`` are those of the run's ``config.yaml``, empty for an evaluation that is of none.
+    ``settings`` are those of the run's ``config.yaml``, empty for an evaluation that is of none;
+    ``folder`` is where the evaluation is kept.
     """
 
     name: str
     evaluation: Evaluation
     run: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def control(self) -> str:
@@ -67,7 +69,7 @@ def load_side(path: str, when: str = AFTER, *, sampled: bool = False) -> Side:
         )
     name = f"{path}, {when} training" + (", sampled" if sampled else "")
     settings = read_settings(found) if when == AFTER else {}
-    return Side(name, Evaluation.load(kept), folder, settings)
+    return Side(name, Evaluation.load(kept), folder, settings, kept)
 
 
 def _of_evaluation(path: str, folder: Path, sampled: bool) -> Side:
@@ -83,8 +85,8 @@ def _of_evaluation(path: str, folder: Path, sampled: bool) -> Side:
     run = folder.parent.parent
     is_of_run = folder.parent.name == "evals" and (run / "manifest.json").is_file()
     if not is_of_run or not folder.name.startswith(AFTER):
-        return Side(path, evaluation)
-    return Side(path, evaluation, run, read_settings(RunDir.open(run)))
+        return Side(path, evaluation, folder=place)
+    return Side(path, evaluation, run, read_settings(RunDir.open(run)), place)
 
 
 def read_settings(run: RunDir) -> dict[str, Any]:
