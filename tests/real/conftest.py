@@ -6,20 +6,15 @@ family's template is asserted on every model of it.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from offline import OFFLINE
+from real.models import Abacist, Done, config_of, real_models, start
 
 BRING = """\
 make real needs real models, and found none in {place}.
@@ -29,7 +24,6 @@ make real needs real models, and found none in {place}.
                        the smallest of them, the templates of all are looked at.
   REAL_GSM8K=FOLDER    optional: GSM8K as train.jsonl and test.jsonl, or any other folder or file
                        that --dataset_name takes. Without it problems are generated."""
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -37,24 +31,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         place = os.environ.get("REAL_MODELS")
         place = f"REAL_MODELS={place}" if place else "REAL_MODELS, which is not set"
         pytest.exit(BRING.format(place=place), returncode=1)
-
-
-def real_models() -> list[Path]:
-    """The folders of the models there are, the smallest first."""
-    place = os.environ.get("REAL_MODELS", "")
-    if not place:
-        return []
-    folders = [path.parent for path in Path(place).expanduser().glob("*/config.json")]
-    return sorted(folders, key=weights_bytes)
-
-
-def weights_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    return config
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -81,37 +57,7 @@ def qwen() -> Path:
 @pytest.fixture(scope="session")
 def data() -> list[str]:
     """The flags that name the problems."""
-    return ["--dataset_name", os.environ.get("REAL_GSM8K", "generated")]
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended, what it said, and what it took."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-    peak_bytes: int
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Abacist = Callable[..., Done]
-
-
-def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """``abacist`` with ``arguments``, in a process of its own, without network."""
-    path = os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "abacist", *map(str, arguments)],
-        env={**os.environ, **OFFLINE, "PYTHONPATH": path, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return ["--dataset_name", os.path.expanduser(os.environ.get("REAL_GSM8K", "generated"))]
 
 
 @pytest.fixture(scope="session")

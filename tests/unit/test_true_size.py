@@ -159,7 +159,7 @@ def scored_as_stock(policy: Policy) -> None:
 
 def drawn_from_all(policy: Policy) -> None:
     """The last ids of the vocabulary are drawn where luck is high, and decode to some text."""
-    engine = Engine(policy.model, stop_ids=NO_STOP, pad_id=0, max_rows=2)
+    engine = Engine(policy.model, stop_ids=NO_STOP, pad_id=0, max_rows=1)
     prompt, most = some_ids(policy, 1, 5).tolist(), policy.model.config.vocab_size
     luck = torch.tensor([[0.0], [1 - 1e-12]], dtype=torch.float64)
     [[[first], [last]]] = engine.complete(prompt, 2, 1, Sampling(temperature=50.0), luck)
