@@ -1,5 +1,6 @@
 # make demo     install, then teach the built-in model (minutes, no GPU, no network once installed)
 # make check    lint, types and every test: what CI runs
+# make real     real models by the real command line; it says what to bring
 #
 # Needs make and Python >= 3.11 (with venv). Another Python:  make demo PYTHON=python3.12
 # Flags for the demo's training:                              make demo ARGS="--seed 1"
@@ -27,7 +28,7 @@ endef
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 CODE    = $(wildcard src tests bench)
 
-.PHONY: help install demo check lint types test test-quick bench soak tiny clean
+.PHONY: help install demo check lint types test test-quick bench soak real tiny clean
 
 help:
 	@echo "make demo        install and teach the built-in model, start to verdict"
@@ -36,6 +37,7 @@ help:
 	@echo "make test-quick  the unit and contract tests only"
 	@echo "make bench       speed and memory against stock TRL (hours; ARGS=\"--cells 'tiny/*'\" for less)"
 	@echo "make soak        every promise of docs/reliability.md, at length (an hour; ARGS=\"kills\" for a part)"
+	@echo "make real        real models, start to end: REAL_MODELS=FOLDER, without which it says what to bring"
 	@echo "make tiny        remake the built-in model from nothing (see docs/lab.md)"
 	@echo "make clean       remove $(VENV) and the tools' caches (runs/ is left alone)"
 
@@ -65,6 +67,10 @@ bench: install
 # Goes on where it was stopped; its result is written to docs/reliability.md.
 soak: $(VENV)/.installed-dev
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m soak $(ARGS)
+
+# One process: a real model at a time fits into the memory of a laptop.
+real: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --durations=0 $(ARGS)
 
 tiny: install
 	$(BIN)/python -m abacist.learning.warmstart $(ARGS)

@@ -34,10 +34,12 @@ from transformers import (
 )
 
 from abacist.errors import ModelError
+from abacist.policy import lean
 from abacist.policy.engine import Engine, Sampling, obstacle
 from abacist.policy.kernels import attention, decoding
 from abacist.policy.lean import LeanNetwork
 from abacist.policy.progress import Decoded
+from abacist.policy.projections import Live
 from abacist.policy.source import BUILT_IN_FOLDER
 
 Fold = Callable[[str], Path]
@@ -149,6 +151,24 @@ def test_greedy_tokens_are_those_of_transformers(model: Any, shared_tokens: int)
     for max_rows in (64, 4, 1):
         written = engine(model, stop_ids, max_rows).complete(prompts, 3, BUDGET_TOKENS, None)
         assert written == [[up_to_stop(ids, stop_ids)] * 3 for ids in whole]
+
+
+def test_a_single_row_of_a_large_model_is_written_without_a_copy_of_its_weights(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = random_prompts()
+    whole = by_transformers(model, prompts)
+    largest = sum(weight.numel() for weight in model.parameters())
+    monkeypatch.setattr(lean, "WEIGHTS_WORTH_NO_COPY", largest // 2)
+    with torch.inference_mode():
+        assert type(LeanNetwork(model, 50, 1).head) is Live
+        assert type(LeanNetwork(model, 50, 2).head) is not Live
+    assert engine(model, max_rows=1).complete(prompts, 1, BUDGET_TOKENS, None) == [
+        [ids] for ids in whole
+    ]
+    monkeypatch.setattr(lean, "WEIGHTS_WORTH_NO_COPY", 2 * largest)
+    with torch.inference_mode():
+        assert type(LeanNetwork(model, 50, 1).head) is not Live
 
 
 def test_samples_may_differ_in_number_and_prompts_may_be_equal(small: Any) -> None:

@@ -82,9 +82,9 @@ def sample_tokens(
     if min_p:
         floor = min_p * probabilities.amax(dim=-1, keepdim=True)
         probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    # A GPU sums in parallel, and rounding could make a float32 sum fall where nothing is added.
-    # A CPU sums in order (in double precision, rounded at the end), so float32 is enough there.
-    wide = torch.float64 if logits.device.type == "cuda" else torch.float32
+    # In float32 the sums of a large vocabulary would stand still where its rare tokens are, and a
+    # GPU, which adds in parallel, could even let them fall.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple has no float64
     cumulated = probabilities.cumsum(dim=-1, dtype=wide)
     # Below 1 after rounding too, or an impossible token at the very end could be chosen.
     below_one = uniforms.to(wide).clamp(max=1 - torch.finfo(wide).eps)

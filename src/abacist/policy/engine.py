@@ -4,14 +4,15 @@ Hugging Face's ``generate`` prefills a prompt once for each of its samples, goes
 finished rows until the slowest ends, and pays for adapters and modules at every token. Here
 
 * a prompt is read once, what all prompts begin with once altogether (``cache.py``);
-* the network is the bare arithmetic on merged weights (``lean.py``);
+* the network is the bare arithmetic on merged weights (``lean.py``); a single row of a large model
+  reads the model's own, without a second copy;
 * finished rows leave, and waiting ones take their places (continuous batching, ``batch.py``);
 * on CUDA a token is one replay of a recorded graph (``graphs.py``);
 * a row draws by numbers of its own (``drawing.py``), so none of this changes what it writes
   beyond the rounding of its logits.
 
 The engine reads the model's weights when it is built and never writes to it: build one for each
-generation, it costs milliseconds.
+generation. For a small model it costs milliseconds, for one of billions of weights a few seconds.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Engine:
         def written(replays: graphs.Replays | None) -> list[Ids]:
             longest = max(map(len, prompts)) + max_completion_tokens
             batch = Batch(
-                LeanNetwork(self._model, longest),
+                LeanNetwork(self._model, longest, min(self._max_rows, len(prompts))),
                 prompts,
                 max_completion_tokens,
                 sampling,

@@ -27,7 +27,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from abacist.policy.kernels import decoding as kernels
-from abacist.policy.projections import Projection, gated, projection
+from abacist.policy.projections import Live, Projection, gated, live_gated, projection
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, queries [N, query heads, D], keys and values [N, key heads, D]) -> like queries. The
@@ -37,6 +37,9 @@ _FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 # Their frequencies do not change with the length of the text.
 _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WEIGHTS_WORTH_NO_COPY = 2**28
+"""From so many on, a CPU that writes a single row reads them where they lie: the copy would take
+gigabytes, and longer to make than it saves."""
 
 
 def obstacle(model: Any) -> str | None:
@@ -120,12 +123,15 @@ class Layer:
 class LeanNetwork:
     """``model``'s function, read from its weights as they are now; ``max_tokens`` a text.
 
-    Build and call it under ``torch.inference_mode``. ``obstacle(model)`` must be None.
+    Build and call it under ``torch.inference_mode``. ``obstacle(model)`` must be None. ``max_rows``
+    is how many rows will be written together, where that is known.
     """
 
-    def __init__(self, model: Any, max_tokens: int) -> None:
+    def __init__(self, model: Any, max_tokens: int, max_rows: int | None = None) -> None:
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         config = base.config
+        copied = max_rows != 1 or not _is_worth_no_copy(base)
+        product, gated_product = (projection, gated) if copied else (Live, live_gated)
         first = base.model.layers[0].self_attn
         self.num_layers: int = len(base.model.layers)
         self.head_dim: int = first.head_dim
@@ -135,19 +141,19 @@ class LeanNetwork:
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.epsilon: float = config.rms_norm_eps
         self.final_norm: torch.Tensor = base.model.norm.weight.detach()
-        self.head = projection(base.lm_head)
+        self.head: Projection = product(base.lm_head)
         self.layers = [
             Layer(
                 attention_norm=layer.input_layernorm.weight.detach(),
-                query_key_value=projection(
+                query_key_value=product(
                     layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
                 ),
                 query_norm=_norm_weight(layer.self_attn, "q_norm"),
                 key_norm=_norm_weight(layer.self_attn, "k_norm"),
-                attention_out=projection(layer.self_attn.o_proj),
+                attention_out=product(layer.self_attn.o_proj),
                 mlp_norm=layer.post_attention_layernorm.weight.detach(),
-                gated=gated(layer.mlp.gate_proj, layer.mlp.up_proj),
-                down=projection(layer.mlp.down_proj),
+                gated=gated_product(layer.mlp.gate_proj, layer.mlp.up_proj),
+                down=product(layer.mlp.down_proj),
             )
             for layer in base.model.layers
         ]
@@ -198,6 +204,13 @@ class LeanNetwork:
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.epsilon)
+
+
+def _is_worth_no_copy(base: nn.Module) -> bool:
+    weights = list(base.parameters())
+    return weights[0].device.type == "cpu" and (
+        sum(weight.numel() for weight in weights) >= WEIGHTS_WORTH_NO_COPY
+    )
 
 
 def _norm_weight(attention: Any, name: str) -> torch.Tensor | None:

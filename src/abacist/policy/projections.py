@@ -2,7 +2,8 @@
 
 On a CPU in float32 that is our own kernel (:mod:`abacist.policy.kernels`), made for the few dozen
 rows of decoding; else PyTorch's own product. Merging makes fresh tensors; nothing of the live model
-is ever written to.
+is ever written to. Where a second copy of the weights is not worth its memory, :class:`Live` reads
+the model's own.
 """
 
 from __future__ import annotations
@@ -58,6 +59,23 @@ class _Plain:
         return residual.addmm_(x, self.weight.t())
 
 
+class Live:
+    """``linears`` read where they lie, adapters beside them: no copy is made of any weight."""
+
+    def __init__(self, *linears: Any) -> None:
+        self._linears = linears
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        found = [_product(x, linear) for linear in self._linears]
+        y = torch.cat(found, dim=-1) if len(found) > 1 else found[0]
+        return y if residual is None else residual.add_(y)
+
+
+def live_gated(gate: Any, up: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """:func:`gated` by :class:`Live`."""
+    return lambda x: F.silu(_product(x, gate)).mul_(_product(x, up))
+
+
 def _side_by_side(weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> Projection:
     if kernels.takes(*weights, *biases):
         return kernels.Packed(weights, biases)
@@ -77,17 +95,39 @@ def _merged(*linears: Any) -> tuple[list[torch.Tensor], list[torch.Tensor | None
 
 def _merged_one(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of ``linear`` with its active adapters in it, the sum taken in float32."""
-    if type(linear) is nn.Linear:
-        return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    base = linear.base_layer
-    weight = base.weight.detach()
-    # Adapters that PEFT has merged already are in the weight.
-    active = [name for name in linear.active_adapters if name in linear.lora_A]
-    if not linear.disable_adapters and not linear.merged and active:
+    weight, bias = _base(linear)
+    if adapters := _adapters(linear):
         total = weight.float()
-        for name in active:
-            outer = linear.lora_B[name].weight.detach().float()
-            inner = linear.lora_A[name].weight.detach().float()
-            total = torch.addmm(total, outer, inner, alpha=linear.scaling[name])
+        for inner, outer, scale in adapters:
+            total = torch.addmm(total, outer, inner, alpha=scale)
         weight = total.to(weight.dtype)
-    return weight, None if base.bias is None else base.bias.detach()
+    return weight, bias
+
+
+def _product(x: torch.Tensor, linear: Any) -> torch.Tensor:
+    """``x`` [N, in] through ``linear`` with its active adapters, [N, out]."""
+    weight, bias = _base(linear)
+    y = F.linear(x, weight, bias)
+    for inner, outer, scale in _adapters(linear):
+        y += F.linear(F.linear(x.float(), inner), outer).mul_(scale).to(y.dtype)
+    return y
+
+
+def _base(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    base = linear if type(linear) is nn.Linear else linear.base_layer
+    return base.weight.detach(), None if base.bias is None else base.bias.detach()
+
+
+def _adapters(linear: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+    """A [R, in], B [out, R] and the scale of each adapter that is not in the weight already."""
+    if type(linear) is nn.Linear or linear.disable_adapters or linear.merged:
+        return []
+    return [
+        (
+            linear.lora_A[name].weight.detach().float(),
+            linear.lora_B[name].weight.detach().float(),
+            linear.scaling[name],
+        )
+        for name in linear.active_adapters
+        if name in linear.lora_A
+    ]

@@ -9,6 +9,10 @@
 
 #include "products.h"
 
+// So many are added up before the sum joins the others: a float32 sum over all rows of a large
+// vocabulary would lose what is small, and its panel would not stay in the cache.
+constexpr int64_t INPUTS_AT_ONCE = 4096;
+
 extern "C" {
 
 // y [rows, outputs] = (or +=) x [rows, inputs] times weight [outputs, inputs] transposed, plus the
@@ -22,21 +26,27 @@ void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, cons
 #pragma omp parallel num_threads(threads)
     {
         static thread_local std::vector<float> memory;
-        memory.resize(inputs * PANEL);
+        memory.resize(std::min(inputs, INPUTS_AT_ONCE) * PANEL);
         float* const packed = memory.data();
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < panels * parts; piece++) {
             const int64_t panel = piece / parts, part = piece % parts, column = panel * PANEL;
             const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
             const int64_t count = std::min<int64_t>(outputs - column, PANEL);
-            if (count < PANEL) std::fill_n(packed, inputs * PANEL, 0.0f);
-            lay_out(weight + column * output_step, output_step, input_step, count, inputs, packed);
             const auto multiply = count > LANES ? multiply_panel<2, false>
                                                 : multiply_panel<1, false>;
             float* const to = y + first * outputs;
-            multiply(x + first * x_row_step, x_row_step, x_input_step, end - first, packed, inputs,
-                     bias ? bias + column : nullptr, count, adds ? to : nullptr, to, outputs,
-                     column);
+            int64_t from = 0;
+            do {
+                const int64_t some = std::min(inputs - from, INPUTS_AT_ONCE);
+                if (count < PANEL) std::fill_n(packed, some * PANEL, 0.0f);
+                lay_out(weight + column * output_step + from * input_step, output_step, input_step,
+                        count, some, packed);
+                multiply(x + first * x_row_step + from * x_input_step, x_row_step, x_input_step,
+                         end - first, packed, some, bias && from == 0 ? bias + column : nullptr,
+                         count, adds || from > 0 ? to : nullptr, to, outputs, column);
+                from += some;
+            } while (from < inputs);
         }
     }
 }

@@ -2,10 +2,13 @@
 //
 // T tokens, H numbers of a state, D numbers of a head.
 
+#include <algorithm>
 #include <cmath>
 
 #include "norm.h"
 #include "products.h"
+
+constexpr int64_t WEIGHED_AT_ONCE = 64 * LANES;
 
 extern "C" {
 
@@ -76,21 +79,27 @@ void weigh(float* logits, const int64_t* targets, int64_t rows, int64_t count,
         for (; whole < count; whole++)
             if (one[whole] > most) most = one[whole];
         const float target = (one[targets[row]] - most) * inverse_temperature;
-        Vec sums = {}, surprise = {};
-        for (int64_t i = 0; i < count; i += LANES) {
-            const int64_t left = count - i;
-            Vec shifted = (load_some(one + i, left) - most) * inverse_temperature;
-            Vec weight = exponential(shifted);
-            if (left < LANES)
-                for (int64_t lane = left; lane < LANES; lane++) weight[lane] = 0.0f;
-            store_some(one + i, weight, left);
-            sums += weight;
-            surprise += shifted * weight;
+        // In one float32 sum, what a large vocabulary's many rare tokens add would be rounded away.
+        double total = 0, surprise = 0;
+        for (int64_t start = 0; start < count; start += WEIGHED_AT_ONCE) {
+            Vec some = {}, some_surprise = {};
+            for (int64_t i = start; i < std::min(start + WEIGHED_AT_ONCE, count); i += LANES) {
+                const int64_t left = count - i;
+                Vec shifted = (load_some(one + i, left) - most) * inverse_temperature;
+                Vec weight = exponential(shifted);
+                if (left < LANES)
+                    for (int64_t lane = left; lane < LANES; lane++) weight[lane] = 0.0f;
+                store_some(one + i, weight, left);
+                some += weight;
+                some_surprise += shifted * weight;
+            }
+            total += sum(some);
+            surprise += sum(some_surprise);
         }
-        const float total = sum(sums), log_total = std::log(total);
+        const double log_total = std::log(total);
         totals[row] = total;
         logps[row] = target - log_total;
-        if (entropies) entropies[row] = log_total - sum(surprise) / total;
+        if (entropies) entropies[row] = log_total - surprise / total;
     }
 }
 
