@@ -18,7 +18,7 @@ from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath
 from abacist.learning.joint import MicroBatches, Values
-from abacist.policy import blocks, engine, graphs, products, scoring
+from abacist.policy import blocks, engine, graphs, instances, products, scoring
 
 logger = get_logger(__name__)
 
@@ -36,7 +36,8 @@ class FastTrainer(trl.GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._silent: torch.Tensor | None = None
-        self._obstacles: dict[str, str | None] = {}
+        self._obstacles: dict[str, str | None] = {}  # as they were found last, part by part
+        self._said: set[tuple[str, str]] = set()
         self._micro_batches = MicroBatches(self)
         self._reads_jointly = False  # in the loss, and nowhere else
         self.add_callback(self._micro_batches)
@@ -166,6 +167,13 @@ class FastTrainer(trl.GRPOTrainer):
             ("rollouts", fastpath.rollout_obstacle, engines),
             ("training", fastpath.scoring_obstacle, "each prompt read once for its group"),
         )
+        if not self.model.training:
+            # Dropout, for example, is an obstacle in training only, which this is about.
+            self.model.train()
+            try:
+                return self.paths()
+            finally:
+                self.model.eval()
         lines = [
             f"{part}: TRL's path ({self._obstacles[part]})"
             if self._takes_trls_path(part, obstacle)
@@ -179,12 +187,20 @@ class FastTrainer(trl.GRPOTrainer):
         return lines
 
     def _takes_trls_path(self, part: str, obstacle: Callable[[Any], str | None]) -> bool:
-        """Whether ``part`` cannot take our path; what is found is kept, and said once."""
-        if part not in self._obstacles:
-            self._obstacles[part] = found = obstacle(self)
-            if part == "training" and found is None:
+        """Whether ``part`` cannot take our path now, for a reason that is said once.
+
+        Asked at every turn: a hook may be added, or a module be replaced, at any time.
+        """
+        before, found = self._obstacles.get(part), obstacle(self)
+        if part == "training":
+            if found is None and (before is not None or part not in self._obstacles):
                 products.fuse_linears(self.model)
                 blocks.fuse_layers(self.model)
-            if found is not None and fastpath.wanted(self.args):
-                logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
-        return self._obstacles[part] is not None
+            elif found is not None and before is None:
+                self._micro_batches.close()  # first: its backward may compute layers once more
+                instances.step_aside(self.model)  # TRL's path is to meet the modules themselves
+        self._obstacles[part] = found
+        if found is not None and fastpath.wanted(self.args) and (part, found) not in self._said:
+            self._said.add((part, found))
+            logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
+        return found is not None
