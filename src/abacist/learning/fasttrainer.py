@@ -16,7 +16,7 @@ from accelerate.logging import get_logger
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
-from abacist.learning import fastpath
+from abacist.learning import fastpath, frozen
 from abacist.learning.joint import MicroBatches, Values
 from abacist.policy import blocks, engine, graphs, instances, products, scoring
 
@@ -30,6 +30,7 @@ class FastTrainer(trl.GRPOTrainer):
     args: Any
     model: Any
     num_generations: int
+    num_generations_eval: int
     max_completion_length: int
     _buffered_inputs: Any
 
@@ -41,6 +42,29 @@ class FastTrainer(trl.GRPOTrainer):
         self._micro_batches = MicroBatches(self)
         self._reads_jointly = False  # in the loss, and nowhere else
         self.add_callback(self._micro_batches)
+        self._rewards = torch.zeros(0, 0)
+        frozen.refuse(self.model, self.optimizer)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        # Weights may have been frozen, or an adapter switched off, since the trainer was made.
+        frozen.refuse(self.model)
+        return super().create_optimizer(*args, **kwargs)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        # Where fewer than two replies of a group have a reward (None is none), the group teaches
+        # nothing. TRL gives it advantages of 0, and counts it as one whose rewards differ.
+        training = self.model.training
+        size = self.num_generations if training else self.num_generations_eval
+        has_reward = ~self._rewards.isnan().all(dim=1)  # [N, functions], of all processes
+        silent = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
+        fractions = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
+        fractions[-1] = min(1.0, fractions[-1] + silent)
+        return output
 
     def _generate_single_turn(
         self,

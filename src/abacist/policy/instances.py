@@ -35,6 +35,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.activations import SiLUActivation
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 """The models that the fast path has been proven on."""
@@ -68,6 +69,14 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def linears_of(base: Any) -> Iterator[Any]:
+    """The linear layers of all decoder layers, with or without LoRA."""
+    for layer in base.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
 def obstacle(model: Any, *, learns: bool = True) -> str | None:
     """Why ``model`` may compute another function than its classes do, as the end of a sentence.
 
@@ -86,18 +95,21 @@ def obstacle(model: Any, *, learns: bool = True) -> str | None:
         if (kind := _other_than_lora(outer)) is not None:
             return f"its adapter is {kind}, not LoRA"
         for wrapper in (outer, outer.base_model):
-            if found := _changed(wrapper, _ANY, hooks):
+            if not _is_bare(wrapper, learns) and (found := _changed(wrapper, learns)):
                 return f"{type(wrapper).__name__} {found}"
     plan = _plan_of(base)
     if found := _changed_code(base, plan.kinds):
         return found
+    implementation = base.config._attn_implementation or "eager"
+    if implementation != "eager" and not _is_librarys_attention(implementation):
+        return f"its attention, '{implementation}', is not transformers' own"
     if len(base.model.layers) != base.config.num_hidden_layers:
         return f"it has {len(base.model.layers)} layers, and its config says otherwise"
-    if (difference := _difference(base, plan, hooks)) is not None:
+    search = _Search(learns)
+    if (difference := search.first(base, plan)) is not None:
         path, what = difference
         return f"{path or type(base).__name__} {what}"
-    devices = {weight.device for weight in base.parameters()}
-    if len(devices) > 1 or any(device.type == "meta" for device in devices):
+    if len(search.devices) > 1 or any(device.type == "meta" for device in search.devices):
         return "its weights are spread over several devices"
     return None
 
@@ -115,7 +127,7 @@ def _other_than_lora(model: PeftModel) -> str | None:
 
 def is_changed(module: nn.Module) -> bool:
     """Whether ``module`` has hooks or a forward of a stranger's; of classes it knows nothing."""
-    return _changed(module, _ANY, _FORWARD_HOOKS + _BACKWARD_HOOKS) is not None
+    return not _is_bare(module, learns=True) and _changed(module, learns=True) is not None
 
 
 def stand_in(module: nn.Module, forward: Callable[..., Any]) -> None:
@@ -135,24 +147,23 @@ def step_aside(model: nn.Module) -> None:
 class _Plan:
     """A module as it was built: its class, its parts, and what its forward may read."""
 
-    kind: type | None  # None: any
+    kind: type
     children: Mapping[str, _Plan]
     repeated: _Plan | None  # what all layers of a list are like
-    weights: frozenset[str] | None
+    weights: frozenset[str]
     settings: Mapping[str, object]
-    methods: frozenset[str]  # that an attribute of an instance could stand before
 
     @classmethod
     def of(cls, module: nn.Module) -> _Plan:
         """Of a module that nobody has touched yet, and all below it."""
-        repeated = cls.of(module[0]) if isinstance(module, nn.ModuleList) else None
+        is_list = isinstance(module, nn.ModuleList)
         is_model = isinstance(module, PreTrainedModel)  # their settings hold much that is no matter
         return cls(
             kind=type(module),
             children={}
-            if repeated
+            if is_list
             else {name: cls.of(child) for name, child in module.named_children()},
-            repeated=repeated,
+            repeated=cls.of(module[0]) if isinstance(module, nn.ModuleList) else None,
             weights=_weights(module),
             settings={
                 name: value
@@ -160,38 +171,19 @@ class _Plan:
                 if isinstance(value, bool | int | float | str | None)
                 and not (is_model or name.startswith("_") or name in _WITHOUT_EFFECT)
             },
-            methods=_SWITCHES if is_model else _methods(type(module)),
         )
 
     @property
     def kinds(self) -> set[type]:
         """The classes of this module and of all below it."""
         below = [*self.children.values(), *([self.repeated] if self.repeated else [])]
-        kinds = set().union(*(part.kinds for part in below))
-        return kinds if self.kind is None else kinds | {self.kind}
+        return {self.kind}.union(*(part.kinds for part in below))
 
 
-_SWITCHES = frozenset({"__call__", "_call_impl", "_wrapped_call_impl", "_compiled_call_impl"})
+def _weights(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, weight in module._parameters.items() if weight is not None)
 
 
-def _methods(kind: type) -> frozenset[str]:
-    functions = {
-        name
-        for owner in kind.__mro__
-        for name, value in vars(owner).items()
-        if isinstance(value, types.FunctionType)
-    }
-    return frozenset(functions - {"forward"}) | _SWITCHES
-
-
-def _any_of(kind: type | None) -> _Plan:
-    methods = _SWITCHES if kind is None else _methods(kind)
-    return _Plan(kind, {}, None, None, {}, methods)
-
-
-_ANY = _any_of(None)
-_LORA = _any_of(LoraLinear)
-_WITHIN_LORA = {kind: _any_of(kind) for kind in (nn.Identity, nn.Dropout, nn.Linear)}
 _plans: WeakKeyDictionary[Any, _Plan] = WeakKeyDictionary()
 
 
@@ -208,101 +200,140 @@ def _plan_of(base: Any) -> _Plan:
     return plan
 
 
-def _difference(module: nn.Module, plan: _Plan, hooks: tuple[str, ...]) -> tuple[str, str] | None:
-    """The first place below ``module`` that is not as in ``plan``, and what is the matter there."""
-    kind = type(module)
-    if kind is LoraLinear and plan.kind is nn.Linear:
-        return _difference_in_lora(module, plan, hooks)
-    if kind is not plan.kind:
-        expected = "nothing" if plan.kind is None else plan.kind.__name__
-        return "", f"is {kind.__module__}.{kind.__name__}, not a plain {expected}"
-    if what := _changed(module, plan, hooks):
-        return "", what
-    children = module._modules
-    if plan.repeated is not None:
-        expected_children = dict.fromkeys(children, plan.repeated)
-    elif children.keys() == plan.children.keys():
-        expected_children = dict(plan.children)
-    else:
-        odd = ", ".join(sorted(children.keys() ^ plan.children.keys()))
-        return "", f"has lost or been given a part: {odd}"
-    return _first_below(children, expected_children, hooks)
+_Found = tuple[str, str] | None  # a place below a module, and what is the matter there
 
 
-def _first_below(
-    children: Mapping[str, Any], plans: Mapping[str, _Plan], hooks: tuple[str, ...]
-) -> tuple[str, str] | None:
-    for name, child in children.items():
-        if (found := _difference(child, plans[name], hooks)) is not None:
-            return f"{name}.{found[0]}".rstrip("."), found[1]
-    return None
+class _Search:
+    """Of the first place in a model that is not as planned."""
+
+    def __init__(self, learns: bool) -> None:
+        self.learns = learns
+        self.devices: set[torch.device] = set()
+
+    def first(self, module: nn.Module, plan: _Plan) -> _Found:
+        """The first place in ``module`` that differs from ``plan``."""
+        kind = type(module)
+        if kind is LoraLinear and plan.kind is nn.Linear:
+            return self._first_in_lora(module, plan)
+        if kind is not plan.kind:
+            return "", f"is {kind.__module__}.{kind.__name__}, not a plain {plan.kind.__name__}"
+        if what := self._own(module, plan.weights):
+            return "", what
+        for name, value in plan.settings.items():
+            if (now := module.__dict__.get(name)) != value:
+                return "", f"has {name} {now!r}, where its config makes it {value!r}"
+        children = module._modules
+        if plan.repeated is None and children.keys() != plan.children.keys():
+            odd = ", ".join(sorted(children.keys() ^ plan.children.keys()))
+            return "", f"has lost or been given a part: {odd}"
+        for name, child in children.items():
+            if found := self.first(child, plan.repeated or plan.children[name]):
+                return _below(name, found)
+        return None
+
+    def _first_in_lora(self, layer: Any, plan: _Plan) -> _Found:
+        """The same of PEFT's layer over a linear one, as ``products.adapted`` reads it."""
+        if what := self._own(layer, _NONE):
+            return "", what
+        if layer.lora_variant or any(layer.use_dora.values()):
+            return "", "has a variant of LoRA (DoRA or another)"
+        if not _LORA_METHODS.isdisjoint(layer.__dict__):
+            return "", f"has had its {min(_LORA_METHODS & layer.__dict__.keys())} replaced"
+        for name, part in layer._modules.items():
+            if name == "base_layer":
+                found = self.first(part, plan)
+            elif type(part) not in (nn.ModuleDict, nn.ParameterDict):
+                found = "", f"is {type(part).__name__}, which LoRA does not have there"
+            elif not _is_bare(part, self.learns) and (what := _changed(part, self.learns)):
+                found = "", what
+            else:
+                found = self._first_in_adapters(layer, name, part)
+            if found:
+                return _below(name, found)
+        return None
+
+    def _first_in_adapters(self, layer: Any, name: str, part: nn.Module) -> _Found:
+        """In what ``layer`` has of each adapter under ``name``."""
+        for adapter, inner in part._modules.items():
+            kind = type(inner)
+            if inner._modules:
+                what = "has been given a part"
+            elif kind is nn.Linear:
+                has_bias = name == "lora_B" and layer.lora_bias.get(adapter)
+                what = self._own(inner, _WEIGHT_AND_BIAS if has_bias else _WEIGHT)
+            elif kind is nn.Identity or kind is nn.Dropout:
+                what = self._own(inner, _NONE)
+            else:
+                what = f"is {kind.__name__}, which plain LoRA does not have there"
+            if what:
+                return adapter, what
+        return None
+
+    def _own(self, module: Any, expected: frozenset[str]) -> str | None:
+        """What has been done to ``module`` itself or to its weights, not to modules below it."""
+        learns = self.learns
+        if not _is_bare(module, learns) and (what := _changed(module, learns)):
+            return what
+        weights = module._parameters
+        if not weights and not expected:
+            return None
+        for name, weight in weights.items():
+            if weight is None:
+                continue
+            self.devices.add(weight.device)
+            if name not in expected:
+                return f"has been given a parameter, {name}"
+            if (
+                learns
+                and weight.requires_grad
+                and (weight._backward_hooks or weight._post_accumulate_grad_hooks)
+            ):
+                return f"has a hook on the gradient of its {name}"
+        for name in expected:
+            if weights.get(name) is None:
+                return f"has lost its parameter {name}"
+        return None
 
 
-def _difference_in_lora(
-    module: Any, plan: _Plan, hooks: tuple[str, ...]
-) -> tuple[str, str] | None:
-    """The same of PEFT's layer over a linear one, as :mod:`abacist.policy.products` reads it."""
-    if what := _changed(module, _LORA, hooks):
-        return "", what
-    for name, part in module._modules.items():
-        if name == "base_layer":
-            found = _difference(part, plan, hooks)
-        elif type(part) not in (nn.ModuleDict, nn.ParameterDict):
-            found = "", f"is {type(part).__name__}, which LoRA does not have there"
-        elif (what := _changed(part, _ANY, hooks)) is not None:
-            found = "", what
-        else:
-            found = None
-            for adapter, inner in part._modules.items():
-                known = _WITHIN_LORA.get(type(inner))
-                if known is None:
-                    what = f"is {type(inner).__name__}, which plain LoRA does not have there"
-                elif (what := _changed(inner, known, hooks)) is None and name == "lora_A":
-                    what = None if inner.bias is None else "has been given a bias"
-                elif what is None and name == "lora_B" and inner.bias is not None:
-                    what = None if module.lora_bias.get(adapter) else "has been given a bias"
-                if what is not None:
-                    found = adapter, what
-                    break
-        if found is not None:
-            return f"{name}.{found[0]}".rstrip("."), found[1]
-    return None
+_NONE: frozenset[str] = frozenset()
+_WEIGHT, _WEIGHT_AND_BIAS = frozenset({"weight"}), frozenset({"weight", "bias"})
+_LORA_METHODS = frozenset(
+    name
+    for owner in LoraLinear.__mro__
+    for name, value in vars(owner).items()
+    if isinstance(value, types.FunctionType) and name != "forward"
+)
 
 
-def _changed(module: nn.Module, plan: _Plan, hooks: tuple[str, ...]) -> str | None:
-    """What has been done to ``module`` itself, as a verb and its object; not to those below it."""
+def _below(name: str, found: tuple[str, str]) -> tuple[str, str]:
+    return f"{name}.{found[0]}".rstrip("."), found[1]
+
+
+def _is_bare(module: Any, learns: bool) -> bool:
+    """Whether nobody has attached anything at all to ``module``; quick, for it is asked often."""
     own = module.__dict__
-    for name in hooks:
-        if own[name] and not all(map(_is_harmless, own[name].values())):
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or (learns and (own["_backward_hooks"] or own["_backward_pre_hooks"]))
+        or "forward" in own
+        or "_call_impl" in own
+        or "_compiled_call_impl" in own
+    )
+
+
+def _changed(module: nn.Module, learns: bool) -> str | None:
+    """What has been attached to ``module`` that may change what it computes."""
+    own = module.__dict__
+    for name in _FORWARD_HOOKS + (_BACKWARD_HOOKS if learns else ()):
+        if not all(map(_is_harmless, own[name].values())):
             what = "forward" if "forward" in name else "backward"
             return f"has a {what} hook, which might change what it computes"
     if "forward" in own and not _is_expected_forward(module):
         return "has had its forward replaced"
-    if not plan.methods.isdisjoint(own):
-        return f"has had its {min(plan.methods & own.keys())} replaced"
-    for name, value in plan.settings.items():
-        if own.get(name) != value:
-            return f"has {name} {own.get(name)!r}, where its config makes it {value!r}"
-    weights = own["_parameters"]
-    if (
-        plan.weights is not None
-        and (weights or plan.weights)
-        and (has := _weights(module)) != plan.weights
-    ):
-        return f"has lost or been given a parameter: {', '.join(sorted(has ^ plan.weights))}"
-    if _BACKWARD_HOOKS[0] in hooks:
-        for name, weight in weights.items():
-            if weight is not None and weight.requires_grad and _is_hooked(weight):
-                return f"has a hook on the gradient of its {name}"
+    if "_call_impl" in own or own.get("_compiled_call_impl") is not None:
+        return "has had its call replaced or compiled"
     return None
-
-
-def _weights(module: nn.Module) -> frozenset[str]:
-    return frozenset(name for name, weight in module._parameters.items() if weight is not None)
-
-
-def _is_hooked(weight: Any) -> bool:
-    return bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
 
 
 def _is_harmless(hook: Any) -> bool:
@@ -408,6 +439,12 @@ def _changed_code(base: Any, kinds: set[type]) -> str | None:
         ):
             return f"{home.__name__}.{name} has been replaced"
     return None
+
+
+def _is_librarys_attention(implementation: str) -> bool:
+    registered = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    registered = getattr(registered, "hands_on_to", registered)  # ours, in front of it
+    return registered is not None and not _is_foreign(registered)
 
 
 def _is_foreign(function: Any) -> bool:

@@ -15,7 +15,7 @@ Shapes: N tokens, D numbers of a head, V vocabulary entries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ def obstacle(model: Any) -> str | None:
         return "its token embedding carries an adapter, or is not a plain one"
     if found := instances.obstacle(whole, learns=False):
         return found
-    for linear in _linears(model):
+    for linear in (*instances.linears_of(model), model.lm_head):
         if found := _linear_obstacle(linear):
             return found
     weights = list(model.parameters())
@@ -64,18 +64,8 @@ def obstacle(model: Any) -> str | None:
     return None
 
 
-def _linears(model: Any) -> Iterator[Any]:
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    yield model.lm_head
-
-
 def _linear_obstacle(linear: Any) -> str | None:
     if type(linear) is LoraLinear:
-        if linear.lora_variant or linear.lora_magnitude_vector:
-            return "its adapter is a variant of LoRA (such as DoRA)"
         if linear.merged and linear.disable_adapters:
             return "its adapter is merged and switched off at once"
         if any(linear.lora_bias.values()):

@@ -14,9 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.layer import LoraLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -44,8 +41,7 @@ def obstacle(model: Any) -> str | None:
     for config in getattr(base, "peft_config", {}).values():
         if getattr(config, "alora_invocation_tokens", None):
             return "the adapter is an activated LoRA, which looks at token positions"
-    found = _obstacle_in_config(base) or _obstacle_in_modules(base)
-    return found or instances.obstacle(model)
+    return _obstacle_in_config(base) or instances.obstacle(model) or _dropout(base)
 
 
 def attention_choice(model: Any) -> Choice:
@@ -229,17 +225,10 @@ def _obstacle_in_config(causal: Any) -> str | None:
     return None
 
 
-def _obstacle_in_modules(causal: nn.Module) -> str | None:
-    for name, module in causal.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            return f"{name} is trained apart from the adapter (modules_to_save)"
-        if isinstance(module, LoraLayer):
-            if type(module) is not LoraLinear or type(module.get_base_layer()) is not nn.Linear:
-                return f"{name} is {type(module).__name__} over another layer than nn.Linear"
-            if any(module.use_dora.values()) or any(getattr(module, "lora_variant", {}).values()):
-                return f"{name} has a variant of LoRA (DoRA or another)"
-        elif isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            return f"{name} is {type(module).__name__}, not a plain linear layer"
-        if isinstance(module, nn.Dropout) and module.p > 0 and module.training:
-            return f"{name} has dropout {module.p}: rows that share a prompt would share its mask"
+def _dropout(causal: Any) -> str | None:
+    """Whether the adapters drop out; the rest of the families has no dropout but attention's."""
+    for linear in instances.linears_of(causal):
+        for drop in getattr(linear, "lora_dropout", {}).values():
+            if type(drop) is nn.Dropout and drop.p > 0 and drop.training:
+                return f"LoRA has dropout {drop.p}: rows that share a prompt would share its mask"
     return None
