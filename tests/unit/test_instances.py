@@ -1,5 +1,6 @@
 """A model whose modules were hooked, replaced or set otherwise takes TRL's path, with the reason;
-what PEFT, TRL, transformers and accelerate attach in an ordinary training does not send it there."""
+what PEFT, TRL, transformers and accelerate attach in an ordinary training does not send it there.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.nn.modules import module as torch_module
@@ -24,10 +26,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 from trl.trainer.utils import add_fused_lm_head
-from unit.test_fastpath import distance, gradients, make, scored
 
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy import blocks, instances, lean, products, scoring
+from unit.test_fastpath import distance, gradients, make, scored
 
 FAMILIES = ("llama", "qwen2")
 Undo = Callable[[], None]
@@ -297,8 +299,9 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 @pytest.fixture(scope="module", params=["llama-3.2-instruct", "qwen2.5-instruct"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Ours and stock TRL's trainer of one model, and a batch to learn from."""
-    import lookalikes
     import trl
+
+    import lookalikes
 
     root = tmp_path_factory.mktemp("pair")
     folder = lookalikes.build(request.param, root / "model", size=32)
@@ -340,11 +343,22 @@ def placed(model: Any, **options: Any) -> None:
         add_hook_to_module(module, AlignDevicesHook(**{"execution_device": "cpu", **options}))
 
 
+def mixed_precision(model: Any) -> None:
+    kept = dict(AcceleratorState._shared_state)
+    AcceleratorState._shared_state.clear()
+    try:
+        Accelerator(cpu=True, mixed_precision="bf16").prepare_model(model)
+    finally:
+        AcceleratorState._shared_state.clear()
+        AcceleratorState._shared_state.update(kept)
+    assert "autocast" in str(model.forward.__func__.__wrapped__.model_forward.__code__)
+
+
 ORDINARY: dict[str, Callable[[Any], Any]] = {
     "inputs that ask for gradients": lambda m: m.enable_input_require_grads(),
     "checkpointing": lambda m: m.gradient_checkpointing_enable({"use_reentrant": False}),
     "hidden states asked for once": captured_states,
-    "mixed precision": lambda m: Accelerator(cpu=True, mixed_precision="bf16").prepare_model(m),
+    "mixed precision": mixed_precision,
     "TRL's fused head": lambda m: add_fused_lm_head(instances.base_of(m)),
     "placed on the device where it is": placed,
     "evaluation mode": lambda m: m.eval(),

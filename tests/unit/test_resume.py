@@ -274,7 +274,7 @@ def test_a_full_disk_at_the_end_names_the_model_and_an_error_of_another_kind_sta
             raise error
 
         monkeypatch.setattr(transformers.Trainer, "save_model", fails)
-        with pytest.raises(expected, match="the trained model was not saved|a mistake"):
+        with pytest.raises(expected, match=r"the trained model was not saved|a mistake"):
             trainer.save_model()
         assert not list((tmp_path / "run").iterdir())
 

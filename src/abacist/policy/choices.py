@@ -87,7 +87,9 @@ def choose_attention(
     """The ``attn_implementation`` for ``asked``: ``auto``, or one of transformers' names.
 
     ``auto`` chooses among those that ``kind``, the model's class, can use where it is known: with
-    soft-capped scores (Gemma 2), for example, not every one can. FlashAttention 2 comes from the ``flash_attn`` package or, where that is missing, from the
+    soft-capped scores (Gemma 2), for example, not every one can.
+
+    FlashAttention 2 comes from the ``flash_attn`` package or, where that is missing, from the
     ``kernels`` package, through which transformers fetches a build from the Hub.
     """
     obstacle = _flash_obstacle(device, dtype)
