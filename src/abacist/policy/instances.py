@@ -210,12 +210,12 @@ class _Search:
         self.learns = learns
         self.devices: set[torch.device] = set()
 
-    def first(self, module: nn.Module, plan: _Plan) -> _Found:
+    def first(self, module: nn.Module | None, plan: _Plan) -> _Found:
         """The first place in ``module`` that differs from ``plan``."""
         kind = type(module)
         if kind is LoraLinear and plan.kind is nn.Linear:
             return self._first_in_lora(module, plan)
-        if kind is not plan.kind:
+        if module is None or kind is not plan.kind:
             return "", f"is {kind.__module__}.{kind.__name__}, not a plain {plan.kind.__name__}"
         if what := self._own(module, plan.weights):
             return "", what
@@ -255,8 +255,8 @@ class _Search:
     def _first_in_adapters(self, layer: Any, name: str, part: nn.Module) -> _Found:
         """In what ``layer`` has of each adapter under ``name``."""
         for adapter, inner in part._modules.items():
-            kind = type(inner)
-            if inner._modules:
+            kind, what = type(inner), None
+            if inner is not None and inner._modules:
                 what = "has been given a part"
             elif kind is nn.Linear:
                 has_bias = name == "lora_B" and layer.lora_bias.get(adapter)
