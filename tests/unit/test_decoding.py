@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
 from abacist.errors import ModelError
@@ -213,6 +214,37 @@ def test_both_ways_of_writing_write_the_same(
     ours = both()
     monkeypatch.setattr(decoding, "obstacle", lambda model: "the test forbids it")
     assert ours == both()
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig])
+def test_what_an_adapter_learned_to_put_before_the_text_does_not_depend_on_the_batch(
+    kind: type, network: Policy
+) -> None:
+    torch.manual_seed(3)
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = get_peft_model(copy.deepcopy(network.model), config).eval()
+    for weight in model.prompt_encoder.parameters():
+        torch.nn.init.normal_(weight, std=3.0)  # enough for its place to matter
+    learned = replace(network, model=model)
+    assert decoding.obstacle(model) is not None
+    assert learned.context_tokens == network.context_tokens - 5
+    whole = generate(learned, PROMPTS, max_completion_tokens=BUDGET_TOKENS)
+    assert whole != generate(network, PROMPTS, max_completion_tokens=BUDGET_TOKENS)
+    for number in (0, 2, 5):
+        alone = generate(learned, PROMPTS[number : number + 1], max_completion_tokens=BUDGET_TOKENS)
+        assert alone == whole[number : number + 1]
+    assert generate(learned, PROMPTS, max_completion_tokens=4, batch_size=2) == generate(
+        learned, PROMPTS, max_completion_tokens=4
+    )
+    seen: list[tuple[int, int]] = []
+    generate(learned, PROMPTS, max_completion_tokens=2, progress=lambda *n: seen.append(n))
+    assert seen[-1] == (6, 6) and seen == sorted(set(seen))
+
+
+def test_prompts_of_any_length_share_a_batch_where_no_prompt_was_learned() -> None:
+    lengths = [3, 9, 3, 5, 9, 3]
+    assert [*decoding._batches(lengths, 4, alike=False)] == [[1, 4, 3, 0], [2, 5]]
+    assert [*decoding._batches(lengths, 2, alike=True)] == [[1, 4], [3], [0, 2], [5]]
 
 
 def test_no_prompts_give_no_completions(policy: Policy) -> None:

@@ -386,7 +386,7 @@ def test_what_it_cannot_compute_exactly_is_refused_with_the_reason(lookalike: Fo
     hooked = adapted()
     hooked.get_base_model().model.layers[0].register_forward_hook(lambda *_: None)
     for model, reason in (
-        (hooked, "hooks"),
+        (hooked, "hook"),
         (gpt2, "not Llama"),
         (MistralForCausalLM(MistralConfig(**_SMALL)), "not Llama"),
         (Qwen2ForCausalLM(window), "sliding window"),

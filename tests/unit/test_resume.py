@@ -7,14 +7,17 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 import trl
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import RunError
@@ -201,24 +204,79 @@ def test_a_pickle_payload_in_a_checkpoint_runs_nothing(
     assert not witness.exists()
 
 
+def _of_the_system(value: Any, place: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(place))
+
+
+def _of_torchs_writer(value: Any, place: Any) -> None:
+    if not Path("/dev/full").exists():
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        real_save(value, "/dev/full")
+
+
+def _of_safetensors(value: Any, place: Any) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+
+def _of_a_disk_that_broke(value: Any, place: Any) -> None:
+    raise OSError(errno.EIO, "Input/output error", str(place))
+
+
+real_save = torch.save
+FULL = r"(the disk .* is full|PyTorch could not write to .*run)"
+
+
 @fault("checkpoints", "the disk is full", "which save failed; the checkpoint before it stands")
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        (_of_the_system, r"the disk .* is full"),
+        (_of_torchs_writer, FULL),
+        (_of_safetensors, r"the disk .* is full"),
+        (_of_a_disk_that_broke, r"Input/output error"),
+    ],
+)
 def test_a_full_disk_keeps_the_checkpoint_before_and_says_so(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: Any, says: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, save = tmp_path / "run", torch.save
+    run = tmp_path / "run"
 
-    def full(value: Any, place: Any, *args: Any, **kwargs: Any) -> None:
-        if "checkpoint-2" in str(place) and "optimizer" in str(place):
-            raise OSError(errno.ENOSPC, "No space left on device", str(place))
-        save(value, place, *args, **kwargs)
+    def save(value: Any, place: Any, *args: Any, **kwargs: Any) -> None:
+        if "checkpoint-1" in str(place) and "optimizer" in str(place):
+            fails(value, place)
+        real_save(value, place, *args, **kwargs)
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(torch, "save", save)
     run.mkdir()
-    with pytest.raises(RunError, match=r"checkpoint-2 was not saved: the disk .* is full"):
+    with pytest.raises(RunError, match=rf"checkpoint-1 was not saved: {says}") as found:
         make_trainer(by_name("lora"), model, run, **STEPS).train()
-    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-0", "checkpoint-1"]
+    assert "resume" in found.value.hint
+    assert [path.name for path in checkpoints_of(run)] == ["checkpoint-0"]
     assert all(defect(path) is None for path in checkpoints_of(run))
     assert not list(run.glob(f"{checkpoints.ASIDE}*"))
+
+
+def test_a_full_disk_at_the_end_names_the_model_and_an_error_of_another_kind_stays_its_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(by_name("lora"), model, tmp_path / "run", **STEPS)
+    stock = transformers.Trainer.save_model
+    for error, expected in (
+        (SafetensorError("Error while serializing: I/O error: No space left on device"), RunError),
+        (RuntimeError("[enforce fail at inline_container.cc:862] . file write failed"), RunError),
+        (RuntimeError("a mistake in a callback"), RuntimeError),
+    ):
+
+        def fails(self: Any, folder: str, _internal_call: bool, error: Exception = error) -> None:
+            stock(self, folder, _internal_call)
+            raise error
+
+        monkeypatch.setattr(transformers.Trainer, "save_model", fails)
+        with pytest.raises(expected, match=r"the trained model was not saved|a mistake"):
+            trainer.save_model()
+        assert not list((tmp_path / "run").iterdir())
 
 
 def test_another_learning_rate_at_resume_takes_effect(

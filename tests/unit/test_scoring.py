@@ -27,7 +27,7 @@ from transformers import (
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from abacist.policy import scoring
+from abacist.policy import instances, scoring
 from abacist.policy.head import score_tokens
 from abacist.policy.kernels import attention, build
 from abacist.policy.layout import lay_out
@@ -290,7 +290,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_those_of_stock(
 
 
 def _patched_again(model: Any) -> Any:
-    causal = scoring._causal_model(model)
+    causal = instances.base_of(model)
     causal.__dict__.pop("forward", None)
     add_fused_lm_head(causal, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
     return model

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import modeling_flash_attention_utils
 
 import flashkernels
-from abacist.policy import attending, scoring
+from abacist.policy import attending, instances, scoring
 from abacist.policy.kernels import attention
 from abacist.policy.layout import Pick, lay_out
 from abacist.policy.varlen import Sequences, Varlen, flash_kernel, pytorch_kernel
@@ -48,7 +48,7 @@ class Serving:
     def model(self, *args: Any, **kwargs: Any) -> Any:
         model = make(*args, **kwargs)
         # Past transformers' own check for the package.
-        scoring._causal_model(model).config._attn_implementation_internal = self.implementation
+        instances.base_of(model).config._attn_implementation_internal = self.implementation
         return model
 
 
@@ -79,7 +79,7 @@ def test_values_and_gradients_are_those_of_stock_trl(
 
 def _with_stock_forward(model: Any) -> Any:
     """Ours attends by the stand-in; TRL's own forward, which is compared with, by PyTorch."""
-    config = scoring._causal_model(model).config
+    config = instances.base_of(model).config
     implementation = config._attn_implementation
     plain: Callable[..., Any] = model.forward
 

@@ -16,9 +16,9 @@ from accelerate.logging import get_logger
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
-from abacist.learning import fastpath
+from abacist.learning import fastpath, frozen
 from abacist.learning.joint import MicroBatches, Values
-from abacist.policy import blocks, engine, graphs, products, scoring
+from abacist.policy import blocks, engine, graphs, instances, products, scoring
 from abacist.policy.progress import Decoded
 
 logger = get_logger(__name__)
@@ -38,17 +38,42 @@ class FastTrainer(trl.GRPOTrainer):
     args: Any
     model: Any
     num_generations: int
+    num_generations_eval: int
     max_completion_length: int
     _buffered_inputs: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._silent: torch.Tensor | None = None
-        self._obstacles: dict[str, str | None] = {}
+        self._obstacles: dict[str, str | None] = {}  # as they were found last, part by part
+        self._said: set[tuple[str, str]] = set()
         self._micro_batches = MicroBatches(self)
         self._reads_jointly = False  # in the loss, and nowhere else
         self.watch_step: WatchStep | None = None
         self.add_callback(self._micro_batches)
+        self._rewards = torch.zeros(0, 0)
+        frozen.refuse(self.model, self.optimizer)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        # Weights may have been frozen, or an adapter switched off, since the trainer was made.
+        frozen.refuse(self.model)
+        return super().create_optimizer(*args, **kwargs)
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._rewards = super()._calculate_rewards(*args, **kwargs)
+        return self._rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        # Where fewer than two replies of a group have a reward (None is none), the group teaches
+        # nothing. TRL gives it advantages of 0, and counts it as one whose rewards differ.
+        training = self.model.training
+        size = self.num_generations if training else self.num_generations_eval
+        has_reward = ~self._rewards.isnan().all(dim=1)  # [N, functions], of all processes
+        silent = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
+        fractions = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
+        fractions[-1] = min(1.0, fractions[-1] + silent)
+        return output
 
     def _generate_single_turn(
         self,
@@ -186,6 +211,13 @@ class FastTrainer(trl.GRPOTrainer):
             ("rollouts", fastpath.rollout_obstacle, engines),
             ("training", fastpath.scoring_obstacle, "each prompt read once for its group"),
         )
+        if not self.model.training:
+            # Dropout, for example, is an obstacle in training only, which this is about.
+            self.model.train()
+            try:
+                return self.paths()
+            finally:
+                self.model.eval()
         lines = [
             f"{part}: TRL's path ({self._obstacles[part]})"
             if self._takes_trls_path(part, obstacle)
@@ -199,12 +231,20 @@ class FastTrainer(trl.GRPOTrainer):
         return lines
 
     def _takes_trls_path(self, part: str, obstacle: Callable[[Any], str | None]) -> bool:
-        """Whether ``part`` cannot take our path; what is found is kept, and said once."""
-        if part not in self._obstacles:
-            self._obstacles[part] = found = obstacle(self)
-            if part == "training" and found is None:
+        """Whether ``part`` cannot take our path now, for a reason that is said once.
+
+        Asked at every turn: a hook may be added, or a module be replaced, at any time.
+        """
+        before, found = self._obstacles.get(part), obstacle(self)
+        if part == "training":
+            if found is None and (before is not None or part not in self._obstacles):
                 products.fuse_linears(self.model)
                 blocks.fuse_layers(self.model)
-            if found is not None and fastpath.wanted(self.args):
-                logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
-        return self._obstacles[part] is not None
+            elif found is not None and before is None:
+                self._micro_batches.close()  # first: its backward may compute layers once more
+                instances.step_aside(self.model)  # TRL's path is to meet the modules themselves
+        self._obstacles[part] = found
+        if found is not None and fastpath.wanted(self.args) and (part, found) not in self._said:
+            self._said.add((part, found))
+            logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
+        return found is not None

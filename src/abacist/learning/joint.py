@@ -70,16 +70,17 @@ class MicroBatches(TrainerCallback):
         if self._left < 1 or not torch.is_grad_enabled():
             return None
         if self._set is None or step >= self._set.end:
-            self._close()
+            self.close()
             self._set = _largest_set(self.trainer, self._left)
         if self._set is None or step < self._set.next_step:  # its turn came, and it asks again
             return None
         if step == self._set.next_step and self._set.holds(input_ids, attention_mask, silent):
             return self._set.take(score)
-        self._close()
+        self.close()
         return None
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Give up what was read ahead; the gradients of parts that had their turn come home."""
         if self._set is not None:
             self._set.backward()
         self._set = None

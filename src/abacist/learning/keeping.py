@@ -31,7 +31,9 @@ def rollouts_of(
 ) -> list[Rollout]:
     """One :class:`Rollout` for each completion of ``scored``, in its order."""
     weights = trainer.reward_weights.to(scored.rewards.device)
-    totals = torch.nansum(scored.rewards * weights, dim=1).tolist()
+    sums = torch.nansum(scored.rewards * weights, dim=1)
+    sums[scored.rewards.isnan().all(dim=1)] = math.nan  # no reward applied: not the same as 0
+    totals = sums.tolist()
     first = trainer.accelerator.process_index * len(totals)
     stop_ids = set(trainer.eos_token_ids)
     rollouts = []
@@ -61,7 +63,7 @@ def rollouts_of(
                 read_answer=answer,
                 is_correct=same_answer(answer, gold) if isinstance(gold, str) else None,
                 rewards={name: None if math.isnan(value) else value for name, value in paid},
-                reward=totals[index],
+                reward=None if math.isnan(totals[index]) else totals[index],
                 advantage=advantages[index],
             )
         )

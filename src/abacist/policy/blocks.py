@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import functools
 import math
-import types
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
+from abacist.policy import instances
 from abacist.policy.attention import attend
 from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels import pointwise
@@ -51,10 +51,9 @@ def fuse_layers(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) in _LAYERS:
-            module.forward = types.MethodType(_forward, module)  # type: ignore[method-assign]
+            instances.stand_in(module, _forward)
         elif type(module) in _BACKBONES:
-            norm: Any = module.norm
-            norm.forward = types.MethodType(_last_norm, norm)
+            instances.stand_in(cast(nn.Module, module.norm), _last_norm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ def _linears(layer: Any, hidden: Tensor) -> list[Adapted] | None:
     if (
         type(mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation")
         or any(norm.weight.requires_grad for norm in norms)
-        or any(_is_watched(module) for module in layer.modules() if module is not layer)
+        or any(instances.is_changed(module) for module in layer.modules() if module is not layer)
     ):
         return None
     found = []
@@ -144,16 +143,6 @@ def _linears(layer: Any, hidden: Tensor) -> list[Adapted] | None:
             return None
         found.append(one)
     return found
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody wants to see what goes into ``module`` or comes out of it."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _learning(linears: list[Adapted]) -> list[Tensor | None]:

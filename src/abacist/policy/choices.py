@@ -81,17 +81,27 @@ def choose_dtype(
     return dtype, Choice("dtype", str(dtype).removeprefix("torch."), why)
 
 
-def choose_attention(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, Choice]:
+def choose_attention(
+    asked: str, device: torch.device, dtype: torch.dtype, kind: type | None = None
+) -> tuple[str, Choice]:
     """The ``attn_implementation`` for ``asked``: ``auto``, or one of transformers' names.
+
+    ``auto`` chooses among those that ``kind``, the model's class, can use where it is known: with
+    soft-capped scores (Gemma 2), for example, not every one can.
 
     FlashAttention 2 comes from the ``flash_attn`` package or, where that is missing, from the
     ``kernels`` package, through which transformers fetches a build from the Hub.
     """
     obstacle = _flash_obstacle(device, dtype)
     if asked == "auto":
+        name = "this model" if kind is None else kind.__name__
+        if obstacle is None and not getattr(kind, "_supports_flash_attn", True):
+            obstacle = f"{name} does not support it"
         obstacle = obstacle or _kernel_obstacle()
         if obstacle is None:
             value, why = "flash_attention_2", f"from the {_flash_source()}"
+        elif not getattr(kind, "_supports_sdpa", True):
+            value, why = "eager", f"{name} does not support sdpa; no FlashAttention: {obstacle}"
         else:
             value, why = "sdpa", f"PyTorch's own; no FlashAttention, because {obstacle}"
         return value, Choice("attention", value, why)

@@ -19,6 +19,7 @@ Shapes: B rows of a batch, P prompt tokens (left-padded), V vocabulary entries.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
@@ -187,13 +189,12 @@ def _with_transformers(
     ended: Ended | None,
 ) -> list[list[int]]:
     """The ids of each row, written by transformers batch after batch."""
-    # Like lengths together, the longest first: memory that does not suffice shows at once.
-    order = sorted(range(len(rows)), key=lambda number: -len(prompt_ids[rows[number].prompt]))
     written: list[list[int]] = [[] for _ in rows]
+    lengths = [len(prompt_ids[row.prompt]) for row in rows]
+    before: list[list[int]] = []  # the ids of replies in batches that have ended
     with _generation_mode(policy):
-        for start in range(0, len(rows), batch_size):
-            batch = order[start : start + batch_size]
-            tell = _told(progress, [written[row] for row in order[:start]], len(batch), len(rows))
+        for batch in _batches(lengths, batch_size, alike=_learns_a_prompt(policy.model)):
+            tell = _told(progress, before, len(batch), len(rows))
             sampler = None
             if sampling is not None:
                 luck = _uniforms([rows[number].stream for number in batch], max_completion_tokens)
@@ -204,6 +205,7 @@ def _with_transformers(
                 written[number] = ids
                 if ended is not None:
                     ended(number, ids)
+            before += [written[number] for number in batch]
     if progress is not None:
         progress(Decoded.all_ended([len(ids) for ids in written], max_completion_tokens))
     return written
@@ -222,6 +224,27 @@ def _told(
             )
 
     return tell
+
+
+def _batches(lengths: Sequence[int], batch_size: int, *, alike: bool) -> Iterator[list[int]]:
+    """Rows that are written together; where ``alike``, none of them longer than another.
+
+    Like lengths together, the longest first: memory that does not suffice shows at once.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    groups = itertools.groupby(order, lambda number: lengths[number] if alike else 0)
+    for group in [list(group) for _, group in groups]:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]
+
+
+def _learns_a_prompt(model: Any) -> bool:
+    """Whether an adapter puts what it learned before the text, as prompt and prefix tuning do.
+
+    PEFT puts it before the padding too, and counts positions through both. So what such a model
+    writes would depend on the longest prompt of its batch, but for prompts of one length.
+    """
+    return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 class _Sampler(LogitsProcessor):

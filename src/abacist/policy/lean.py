@@ -15,17 +15,16 @@ Shapes: N tokens, D numbers of a head, V vocabulary entries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import LoraModel, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
+from abacist.policy import instances
 from abacist.policy.kernels import decoding as kernels
 from abacist.policy.projections import Live, Projection, gated, live_gated, projection
 
@@ -33,7 +32,6 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(layer, queries [N, query heads, D], keys and values [N, key heads, D]) -> like queries. The
 queries are scaled already."""
 
-_FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 # Their frequencies do not change with the length of the text.
 _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,11 +42,8 @@ gigabytes, and longer to make than it saves."""
 
 def obstacle(model: Any) -> str | None:
     """Why the lean network cannot take ``model``, as the end of a sentence; None: it can."""
-    if isinstance(model, PeftModel):
-        if not isinstance(model.base_model, LoraModel):
-            return f"its adapter is {type(model.base_model).__name__}, not LoRA"
-        model = model.get_base_model()
-    if type(model) not in _FAMILIES:
+    whole, model = model, instances.base_of(model)
+    if type(model) not in instances.FAMILIES:
         return f"{type(model).__name__} is not Llama, Qwen2 or Qwen3"
     config = model.config
     if config.hidden_act != "silu":
@@ -59,20 +54,12 @@ def obstacle(model: Any) -> str | None:
         return "its rotary frequencies change with the length of the text"
     if type(model.model.embed_tokens) is not nn.Embedding:
         return "its token embedding carries an adapter, or is not a plain one"
-    for name, module in model.named_modules():
-        if hasattr(module, "_hf_hook"):
-            return f"{name or 'it'} is loaded or moved by accelerate's hooks"
-        # Training with adapters hooks the embedding, to make its output ask for gradients.
-        if module is not model.model.embed_tokens and (
-            module._forward_hooks or module._forward_pre_hooks
-        ):
-            return f"{name or 'it'} has forward hooks, which might change what it computes"
-    for linear in _linears(model):
+    if found := instances.obstacle(whole, learns=False):
+        return found
+    for linear in (*instances.linears_of(model), model.lm_head):
         if found := _linear_obstacle(linear):
             return found
     weights = list(model.parameters())
-    if len({weight.device for weight in weights}) != 1 or weights[0].is_meta:
-        return "its weights are spread over several devices"
     if any(type(weight.data) is not torch.Tensor or weight.numel() == 0 for weight in weights):
         return "its weights are sharded over processes"
     if model.model.embed_tokens.weight.dtype not in _DTYPES:
@@ -80,18 +67,8 @@ def obstacle(model: Any) -> str | None:
     return None
 
 
-def _linears(model: Any) -> Iterator[Any]:
-    for layer in model.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    yield model.lm_head
-
-
 def _linear_obstacle(linear: Any) -> str | None:
     if type(linear) is LoraLinear:
-        if linear.lora_variant or linear.lora_magnitude_vector:
-            return "its adapter is a variant of LoRA (such as DoRA)"
         if linear.merged and linear.disable_adapters:
             return "its adapter is merged and switched off at once"
         if any(linear.lora_bias.values()):
@@ -128,18 +105,18 @@ class LeanNetwork:
     """
 
     def __init__(self, model: Any, max_tokens: int, max_rows: int | None = None) -> None:
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        config = base.config
+        base: Any = instances.base_of(model)
         copied = max_rows != 1 or not _is_worth_no_copy(base)
         product, gated_product = (projection, gated) if copied else (Live, live_gated)
         first = base.model.layers[0].self_attn
         self.num_layers: int = len(base.model.layers)
         self.head_dim: int = first.head_dim
-        self.key_heads: int = config.num_key_value_heads
-        self.query_heads: int = config.num_attention_heads
+        # From the modules: what they were built with counts, whatever the config says by now.
+        self.key_heads: int = first.k_proj.out_features // self.head_dim
+        self.query_heads: int = first.q_proj.out_features // self.head_dim
         self.embedding: torch.Tensor = base.model.embed_tokens.weight.detach()
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
-        self.epsilon: float = config.rms_norm_eps
+        self.epsilon: float = base.model.norm.variance_epsilon
         self.final_norm: torch.Tensor = base.model.norm.weight.detach()
         self.head: Projection = product(base.lm_head)
         self.layers = [

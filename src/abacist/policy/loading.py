@@ -17,7 +17,13 @@ import torch
 import transformers
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 from abacist.errors import ModelError
 from abacist.policy.chat import Chat
@@ -42,7 +48,10 @@ class Policy:
     @property
     def context_tokens(self) -> int:
         """The longest prompt plus completion the model was made for."""
-        return int(self.model.config.get_text_config().max_position_embeddings)
+        positions = int(self.model.config.get_text_config().max_position_embeddings)
+        if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
+            positions -= int(self.model.active_peft_config.num_virtual_tokens or 0)
+        return positions
 
 
 def quiet_libraries() -> None:
@@ -95,7 +104,8 @@ def load_policy(
     where, device_choice = choose_device(device)
     full = trainable and lora is None and not found.is_adapter
     number, dtype_choice = choose_dtype(dtype, where, trains_all_weights=full)
-    attention, attention_choice = choose_attention(attn_implementation, where, number)
+    kind = _class_of(base, trust_remote_code) if attn_implementation == "auto" else None
+    attention, attention_choice = choose_attention(attn_implementation, where, number, kind)
 
     options = {"dtype": number, "attn_implementation": attention}
     network: Any = _load_network(base, trust_remote_code=trust_remote_code, **options)
@@ -177,6 +187,18 @@ def _base_of(adapter: Source, trust_remote_code: bool) -> Source:
     return base
 
 
+def _class_of(source: Source, trust_remote_code: bool) -> type | None:
+    """The class that a model in transformers' own code will have; None where it cannot be told."""
+    try:
+        config = AutoConfig.from_pretrained(
+            source.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except Exception:  # loading will say what is wrong with it
+        return None
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return found if isinstance(found, type) else None
+
+
 def _load_network(source: Source, **options: Any) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -247,6 +269,9 @@ def _unloadable(source: Source, error: Exception) -> ModelError:
     elif "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
         reason = "its weights have other shapes than its config, or its base model, says"
         hint = "Check that they belong together."
+    elif "attention" in str(error) and "attn_implementation" in str(error):
+        reason = "it does not support the attention that was asked for"
+        hint = "Use --attn_implementation auto (or eager, which every model supports)."
     elif "trust_remote_code" in str(error):
         reason = "it can only be loaded by code of its own"
         hint = "Read that code, then allow it with --trust_remote_code true."

@@ -11,7 +11,6 @@ Shapes: N tokens, I inputs, O outputs, R the rank of the adapter.
 
 from __future__ import annotations
 
-import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from abacist.policy import instances
 from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels.products import multiply
 
@@ -49,9 +49,9 @@ def fuse_linears(model: nn.Module) -> None:
     """
     for module in model.modules():
         if type(module) is LoraLinear:
-            module.forward = types.MethodType(_lora_forward, module)  # type: ignore[assignment]
+            instances.stand_in(module, _lora_forward)
         elif type(module) is nn.Linear and kernels.takes(module.weight):
-            module.forward = types.MethodType(_linear_forward, module)  # type: ignore[assignment]
+            instances.stand_in(module, _linear_forward)
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
@@ -142,6 +142,8 @@ def adapted(linear: Any, x: Tensor) -> Adapted | None:
     base = linear.base_layer if is_lora else linear
     if type(base) is not nn.Linear or base.weight.requires_grad:
         return None
+    if is_lora and instances.is_changed(base):
+        return None
     if base.bias is not None and base.bias.requires_grad:
         return None
     # Without autocast PEFT casts between the dtypes of base and adapter; that stays its own.
@@ -157,7 +159,8 @@ def adapted(linear: Any, x: Tensor) -> Adapted | None:
     (name,) = names
     inner, outer = linear.lora_A[name], linear.lora_B[name]
     is_plain = (
-        inner.bias is None
+        not any(type(one) is not nn.Linear or instances.is_changed(one) for one in (inner, outer))
+        and inner.bias is None
         and outer.bias is None
         and name not in linear.lora_variant
         and (not linear.training or isinstance(linear.lora_dropout[name], nn.Identity))

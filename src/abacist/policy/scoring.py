@@ -14,50 +14,39 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.lora.layer import LoraLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from abacist.errors import ModelError
-from abacist.policy import attending
+from abacist.policy import attending, instances
 from abacist.policy.attention import attend
 from abacist.policy.choices import Choice
 from abacist.policy.head import score_tokens
+from abacist.policy.instances import FAMILIES
 from abacist.policy.layout import Layout, Pick, lay_out
 
-FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _FIXED_ROTARY = ("default", "linear", "llama3", "yarn")  # the same at every sequence length
 
 
 def obstacle(model: Any) -> str | None:
     """Why ``model``, as it is set now, cannot be scored by :func:`score`; None: it can.
 
-    Give it the model as :func:`score` will get it (wrapped by ``accelerate``, in training mode if
-    it will be trained), and ask once: it looks at every module.
+    Give it the model as :func:`score` will get it: wrapped by ``accelerate``, in training mode if
+    it will be trained. It looks at every module.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    if isinstance(model, PeftModel):
-        for config in model.peft_config.values():
-            if not isinstance(config, LoraConfig):
-                return f"the adapter is {config.peft_type}, not LoRA"
-            if getattr(config, "alora_invocation_tokens", None):
-                return "the adapter is an activated LoRA, which looks at token positions"
-        model = model.get_base_model()
-    if type(model) not in FAMILIES:
-        names = ", ".join(family.__name__ for family in FAMILIES)
-        return f"{type(model).__name__} is not one of {names}"
-    return _obstacle_in_config(model) or _obstacle_in_modules(model)
+    base = instances.base_of(model)
+    if type(base) not in FAMILIES:
+        return instances.obstacle(model)
+    for config in getattr(base, "peft_config", {}).values():
+        if getattr(config, "alora_invocation_tokens", None):
+            return "the adapter is an activated LoRA, which looks at token positions"
+    return _obstacle_in_config(base) or instances.obstacle(model) or _dropout(base)
 
 
 def attention_choice(model: Any) -> Choice:
     """Which attention :func:`score` reads ``model`` with, and why; ask within the same autocast."""
-    return _attending(_causal_model(model)).choice
+    return _attending(instances.base_of(model)).choice
 
 
 def score(
@@ -95,7 +84,7 @@ def score(
         ModelError: the model's layers do not use the attention that is registered for them.
         ValueError: the padding is not as above, or a completion has no prompt.
     """
-    causal = _causal_model(model)
+    causal = instances.base_of(model)
     layout = lay_out(input_ids, attention_mask, logits_to_keep, skip_rows)
     shape = (input_ids.shape[0], logits_to_keep)
 
@@ -115,11 +104,6 @@ def score(
         return _spread(logps, layout), None if entropies is None else _spread(entropies, layout)
 
     return _within(model, forward)
-
-
-def _causal_model(model: Any) -> Any:
-    model = model.module if isinstance(model, DistributedDataParallel) else model
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _hidden_states(causal: Any, layout: Layout) -> Tensor:
@@ -241,17 +225,10 @@ def _obstacle_in_config(causal: Any) -> str | None:
     return None
 
 
-def _obstacle_in_modules(causal: nn.Module) -> str | None:
-    for name, module in causal.named_modules():
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            return f"{name} is trained apart from the adapter (modules_to_save)"
-        if isinstance(module, LoraLayer):
-            if type(module) is not LoraLinear or type(module.get_base_layer()) is not nn.Linear:
-                return f"{name} is {type(module).__name__} over another layer than nn.Linear"
-            if any(module.use_dora.values()) or any(getattr(module, "lora_variant", {}).values()):
-                return f"{name} has a variant of LoRA (DoRA or another)"
-        elif isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            return f"{name} is {type(module).__name__}, not a plain linear layer"
-        if isinstance(module, nn.Dropout) and module.p > 0 and module.training:
-            return f"{name} has dropout {module.p}: rows that share a prompt would share its mask"
+def _dropout(causal: Any) -> str | None:
+    """Whether the adapters drop out; the rest of the families has no dropout but attention's."""
+    for linear in instances.linears_of(causal):
+        for drop in getattr(linear, "lora_dropout", {}).values():
+            if type(drop) is nn.Dropout and drop.p > 0 and drop.training:
+                return f"LoRA has dropout {drop.p}: rows that share a prompt would share its mask"
     return None

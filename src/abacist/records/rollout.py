@@ -67,7 +67,8 @@ class Rollout:
 
     ``group`` counts the prompts of a step and ``member`` the completions of a group, both from
     0. ``rewards`` maps a reward's name to what it paid, None where it did not apply; ``reward``
-    is their weighted sum; ``read_answer`` is the answer that was read, as text.
+    is their weighted sum, None where none applied; ``read_answer`` is the answer that was read, as
+    text.
     """
 
     run_id: str

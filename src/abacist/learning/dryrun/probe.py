@@ -117,5 +117,8 @@ def _paid(task: Task, trainer: Any, found: Evaluation) -> tuple[dict[str, Interv
         ]
         means[name] = clustered_mean([v for v, _ in known], [o for _, o in known])
     totals = (paid * trainer.reward_weights.cpu()).nansum(dim=1).view(-1, PROBE_SAMPLES)
-    spread = (totals.amax(dim=1) - totals.amin(dim=1)).tolist()
+    # A reply to which no reward applied (None) is compared with nothing.
+    unknown = paid.isnan().all(dim=1).view(-1, PROBE_SAMPLES)
+    highest = totals.masked_fill(unknown, -math.inf).amax(dim=1)
+    spread = (highest - totals.masked_fill(unknown, math.inf).amin(dim=1)).tolist()
     return means, proportion([width > 1e-6 for width in spread])

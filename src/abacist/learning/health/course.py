@@ -101,7 +101,8 @@ class Course:
         while len(self.recent) > 1 and self.recent[1][0] <= self.step - self.patience_steps:
             self.recent.popleft()
         for name in reward_names(row):
-            value = (row.get(f"rewards/{name}/mean"), row.get(f"rewards/{name}/std") or 0.0)
+            # NaN, or null in a file: it applied to no reply (None), or to one, which has no spread.
+            value = (number(row.get(f"rewards/{name}/mean")), _spread(row, name))
             if value[1] or self.constant.setdefault(name, value) != value:
                 self.varied.add(name)
         self.has_stopped |= (number(row.get("completions/clipped_ratio")) or 0.0) < 1.0
@@ -167,6 +168,10 @@ def usual_norm(norms: Iterable[float]) -> float | None:
     """The median gradient norm before the last three, or None while that means nothing."""
     before = list(norms)[:-3]
     return median(before) if len(before) >= 5 else None
+
+
+def _spread(row: Row, name: str) -> float:
+    return number(row.get(f"rewards/{name}/std")) or 0.0
 
 
 def _mean(values: Iterable[object]) -> float | None:

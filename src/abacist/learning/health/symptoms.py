@@ -31,7 +31,15 @@ def no_signal(course: Course) -> Said | None:
     silent = course.now("frac_reward_zero_std")
     if not course.is_long_enough or silent is None or silent < 0.95 or course.is_solved():
         return None
-    reward = course.now("reward") or 0.0
+    reward = course.now("reward")
+    if reward is None:
+        return Said(
+            f"in {course.stretch()} no reward applied to any reply (all were None or NaN), so the "
+            "advantages are zero and the weights do not move.",
+            "A reward returns None where it does not apply. See what each is given "
+            "(rollouts/*.parquet), and why it declines: a column that is missing, an answer that "
+            "cannot be read.",
+        )
     remedy = (
         "Read some replies (rollouts/*.parquet). If none can earn anything, show the format with "
         "--num_shots, allow longer replies, or pay for partial success; if all earn the same, "
@@ -42,8 +50,8 @@ def no_signal(course: Course) -> Said | None:
         "temperature of 1 make groups differ."
     )
     return Said(
-        f"in {course.stretch()} {silent:.0%} of the groups had equal rewards (mean "
-        f"{reward:.3g}), so their advantages are zero and the weights do not move.",
+        f"in {course.stretch()} {silent:.0%} of the groups had no two replies of different reward "
+        f"(mean {reward:.3g}), so their advantages are zero and the weights do not move.",
         remedy,
     )
 

@@ -79,13 +79,11 @@ class SoundTrainer(FastTrainer):
                 checkpoints.rotate(run, self.args.save_total_limit, self._best_checkpoint(run))
             self.accelerator.wait_for_everyone()
         except Exception as error:
+            unwritten = _unwritten(f"checkpoint-{step}", run, error)  # while the disk is full
             if is_writer:
                 checkpoints.clear_leftovers(run)
-            if _is_full(error, run):
-                raise RunError(
-                    f"checkpoint-{step} was not saved: the disk of {run} is full.",
-                    "What was saved before stands. Free some space, then resume the run.",
-                ) from error
+            if unwritten is not None:
+                raise unwritten from error
             raise
         self._saved_step = step
         if self.args.push_to_hub:
@@ -122,10 +120,18 @@ class SoundTrainer(FastTrainer):
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        super().save_model(str(aside), _internal_call=True)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save and aside.is_dir():
-            checkpoints.move_files(aside, final)
+        try:
+            super().save_model(str(aside), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save and aside.is_dir():
+                checkpoints.move_files(aside, final)
+        except Exception as error:
+            unwritten = _unwritten("the trained model", final, error)
+            if self.args.should_save:
+                shutil.rmtree(aside, ignore_errors=True)
+            if unwritten is not None:
+                raise unwritten from error
+            raise
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -145,12 +151,39 @@ class SoundTrainer(FastTrainer):
         return f"grpo_state_{self.accelerator.process_index}.pt" if several else "grpo_state.pt"
 
 
-def _is_full(error: BaseException | None, run: Path) -> bool:
-    """Whether a save failed for want of space; libraries hide the system's word for it."""
+def _unwritten(what: str, run: Path, error: BaseException) -> RunError | None:
+    """The error that names ``what`` was not saved in ``run``, if that is what ``error`` means.
+
+    Ask before anything is cleared away: PyTorch's writer does not say why it failed.
+    """
+    if (reason := _why_not_written(error, run)) is None:
+        return None
+    return RunError(
+        f"{what} was not saved: {reason}.",
+        "What was saved before stands. Free some space, then resume the run.",
+    )
+
+
+def _why_not_written(error: BaseException | None, run: Path) -> str | None:
+    full = f"the disk of {run} is full"
     while error is not None:
+        text = str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left" in str(error) or "os error 28" in str(error):
-            return True
+            return full
+        if isinstance(error, OSError) and error.errno in _DISKS_ERRORS:
+            return f"{error.strerror} ({error.filename or run})"
+        # Of safetensors, which puts the system's words into an error of its own.
+        if any(words in text for words in ("No space left", "os error 28", "quota exceeded")):
+            return full
+        if "I/O error" in text:
+            return f"{text.strip().splitlines()[0][:200]} ({run})"
+        if isinstance(error, RuntimeError) and any(words in text for words in _TORCHS_WRITER):
+            near = shutil.disk_usage(run).free < 2**20
+            return full if near else f"PyTorch could not write to {run} (no space, or a quota?)"
         error = error.__cause__ or error.__context__
-    return shutil.disk_usage(run).free < 2**16
+    return full if shutil.disk_usage(run).free < 2**16 else None
+
+
+_DISKS_ERRORS = (errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+# As PyTorch's archive writer, in C++, puts a write that failed.
+_TORCHS_WRITER = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")
