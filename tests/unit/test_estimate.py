@@ -161,7 +161,8 @@ RATES = Rates(WRITING, WRITING, Pass(0.0, 0.001), Pass(0.0, 0.002), 5.0)
 WORK = Work(
     steps=250, problems=16, generations=8, micro_rows=8, rollouts_a_step=1.0, iterations=1,
     budget_tokens=512, prompt_tokens=300.0, shared_tokens=200, heldout=600, repeated=100,
-    measurements=2, selection=100, selection_measurements=5, eval_rows=100, forwards=0, recomputes=False,
+    measurements=2,
+    selection=100, selection_measurements=5, eval_rows=100, forwards=0, recomputes=False,
     reads_prompt_once=True,
 )  # fmt: skip
 
