@@ -177,7 +177,8 @@ def test_another_configuration_is_refused_with_the_list_and_forced_on_request(
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     manifest["versions"] |= {"torch": "2.0", "CPU kernels": "made by another compiler"}
     (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert main(["train", "--resume", str(run), "--max_steps", "6", "--force"]) == 0
+    forced = ["--max_steps", "6", "--weight_decay", "0.01", "--force"]
+    assert main(["train", "--resume", str(run), *forced]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "checkpoint-5: step 5 of 6" in said
     assert "torch was 2.0 and is" in said and "the last bits may differ" in said

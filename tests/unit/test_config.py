@@ -100,7 +100,7 @@ def test_every_retired_key_is_explained_as_flag_and_with_its_line_in_a_file(
         (["--learnin_rate", "1"], "Did you mean learning_rate"),
         (["--num_generation", "8"], "Did you mean num_generations"),
         (["--learning_rate", "fast"], "invalid float value"),
-        (["--num_generations", "7"], "divisible"),
+        (["--num_generations", "7", "--per_device_train_batch_size", "64"], "divisible"),
         (["--zzz", "1"], "--help_all"),
     ],
 )

@@ -165,7 +165,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _shots(config: dict[str, Any], folder: Path) -> Shots:
-    if str(config.get("num_shots") or "0") == "0":
+    if str(config.get("num_shots") or "0") == "0" and not config.get("shots_file"):
         return Shots()
     path = folder / "shots.jsonl"
     if not path.is_file():

@@ -18,6 +18,11 @@ class GRPOConfig(trl.GRPOConfig):
     """TRL's configuration plus what only Abacist does; every addition is off by default."""
 
     # A field's metadata is its help text, shown by `abacist train --help_all`.
+    # transformers declares a list that its own parser reads as one name.
+    report_to: list[str] = field(  # type: ignore[assignment]
+        default_factory=lambda: ["none"],
+        metadata={"help": "wandb, trackio and tensorboard, as many as you like; all, or none."},
+    )
     use_fast_path: bool = field(
         default=True,
         metadata={

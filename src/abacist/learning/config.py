@@ -13,7 +13,7 @@ import argparse
 import difflib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -25,8 +25,11 @@ from transformers import HfArgumentParser
 
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
+from abacist.learning.following import followers
+from abacist.learning.limits import refuse_out_of_range, split_at_commas, trackers
 from abacist.learning.resume.checkpoints import run_to_resume
-from abacist.learning.retired import RETIRED
+from abacist.learning.retired import RETIRED, SWITCHES
+from abacist.learning.startingrun import prompt_of, run_of, settings_of
 
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
@@ -106,6 +109,12 @@ class _Parser(HfArgumentParser):
             action.default = argparse.SUPPRESS
         return vars(self.parse_args(tokens))
 
+    def hide(self, names: Iterable[str]) -> None:
+        """Leave the settings ``names`` out of the help."""
+        for action in self._actions:
+            if action.dest in names:
+                action.help = argparse.SUPPRESS
+
 
 def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -> Config:
     """The configuration for one command line.
@@ -127,27 +136,50 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
         typed["output_dir"] = str(run)
         if recipe is None and config_path is None and (run / "config.yaml").exists():
             config_path = str(run / "config.yaml")
-    if recipe is None and config_path is None:
+    notes: list[str] = []
+    layers: list[tuple[str, dict[str, Any]]] = []
+    began = run_of(typed.get("model_name_or_path"))
+    if began is not None and recipe is None and config_path is None:
+        layers.append((str(began.config_path), settings_of(began, known)))
+        notes.append(f"as {began.path} was trained, unless set otherwise; it goes on as a new run")
+    elif began is not None:
+        layers.append((str(began.config_path), prompt_of(began, known)))
+    elif recipe is None and config_path is None:
         model = typed.get("model_name_or_path", "tiny")
         recipe = DEFAULT_RECIPE if model == "tiny" else GENERAL_RECIPE
-    layers: list[tuple[str, dict[str, Any]]] = []
+    of_recipe: dict[str, Any] = {}
     if recipe is not None:
         recipe = recipe.lower().removesuffix("-instruct")
-        layers.append(("", _read_recipe(recipe, known)))
+        of_recipe = _read_recipe(recipe, known)
+        layers.append(("", of_recipe))
+    of_file: dict[str, Any] = {}
     if config_path is not None:
-        layers.append((Path(config_path).name, _read_yaml(Path(config_path), known)))
+        of_file = _read_yaml(Path(config_path), known)
+        layers.append((Path(config_path).name, of_file))
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for source, layer in [*((s, parser.given(_tokens(one))) for s, one in layers), ("flag", typed)]:
+    cast = [(source, parser.given(_tokens(layer))) for source, layer in layers]
+    for source, layer in [*cast, ("flag", typed)]:
         settings.update(layer)
         sources.update(dict.fromkeys(layer, source))
-    notes = _fit_to_machine(settings)
-    return Config(recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes)
+    given = {key: value for key, value in settings.items() if sources[key] != ""}
+    for key, (value, followed) in followers(of_recipe, given).items():
+        settings[key], sources[key] = value, f"follows {followed}"
+    _read_lists(settings, sources)
+    refuse_out_of_range(settings, sources)
+    notes += _fit_to_machine(settings)
+    config = Config(
+        recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
+    )
+    notes += _step_in_words(config)
+    return config
 
 
 def full_help() -> str:
-    """Help for every setting there is."""
-    return _Parser().format_help()
+    """Help for every setting that is taken."""
+    parser = _Parser()
+    parser.hide(RETIRED)
+    return parser.format_help()
 
 
 def recipe_names() -> list[str]:
@@ -185,6 +217,30 @@ def _build(
         raise UsageError(f"these settings do not fit together: {error}") from error
 
 
+def _read_lists(settings: dict[str, Any], sources: Mapping[str, str]) -> None:
+    """Lists whose names cannot hold a comma may be written with commas."""
+    if "report_to" in settings:
+        settings["report_to"] = trackers(settings["report_to"], sources)
+    if settings.get("lora_target_modules"):
+        settings["lora_target_modules"] = split_at_commas(settings["lora_target_modules"])
+
+
+def _step_in_words(config: Config) -> list[str]:
+    """What one step consists of, and a warm-up that the run does not outlast."""
+    training = config.training
+    size, problems = int(training.num_generations or 1), config.problems_per_step
+    lines = [
+        f"a step: {problems} problems × {size} replies = {problems * size} replies "
+        f"of at most {config.max_completion_tokens} tokens"
+    ]
+    if 0 < training.max_steps <= training.warmup_steps and training.warmup_steps >= 1:
+        lines.append(
+            f"warning: the learning rate rises over {training.warmup_steps:g} warm-up steps "
+            f"(warmup_steps) and the run ends after {training.max_steps}, so little is learned"
+        )
+    return lines
+
+
 def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
     """Choose mixed precision where nobody did: TRL's default is bf16, which needs a GPU."""
     notes = []
@@ -200,32 +256,73 @@ def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
 
 
 def _checked_flags(flags: list[str], known: set[str]) -> list[str]:
-    """The flags with underscores for dashes; the first unknown one is an error."""
-    tokens = []
-    for token in flags:
+    """The flags with underscores for dashes, without retired ones that are switched off.
+
+    Raises UsageError with all that are unknown.
+    """
+    tokens: list[str] = []
+    wrong: list[_Unknown] = []
+    is_dropped = False
+    for at, token in enumerate(flags):
         if token.startswith("--"):
             name, equals, value = token.removeprefix("--").partition("=")
             key = name.replace("-", "_")
-            _check_known(key, known, where=f"--{name}")
-            token = f"--{key}{equals}{value}"
-        tokens.append(token)
+            following = flags[at + 1 : at + 2]
+            value = value if equals else "".join(following)
+            is_dropped = _asks_for_nothing(key, value)
+            unknown = None if is_dropped else _unknown(key, known, f"--{name}")
+            wrong += [unknown] if unknown else []
+            token = f"--{key}{equals}{value if equals else ''}"
+        if not is_dropped:
+            tokens.append(token)
+    _refuse_unknown(wrong, "the command line")
     return tokens
 
 
-def _check_known(key: str, known: set[str], where: str) -> None:
+@dataclass(frozen=True, slots=True)
+class _Unknown:
+    """A name that is no setting: where it stands, what is wrong with it, what to write instead."""
+
+    where: str
+    wrong: str
+    instead: str
+
+
+def _unknown(key: str, known: set[str], where: str) -> _Unknown | None:
     bare = key.removeprefix("no_")
     if bare in RETIRED or key in RETIRED:
-        raise UsageError(
-            f"{where} is not a setting of Abacist", RETIRED.get(key, RETIRED.get(bare, ""))
-        )
-    if key not in known and bare not in known:
-        close = difflib.get_close_matches(key, sorted(known | set(RETIRED)), n=1, cutoff=0.7)
-        hint = (
-            f"Did you mean {close[0]}?"
-            if close
-            else "abacist train --help_all lists every setting."
-        )
-        raise UsageError(f"{where} is not a known setting", hint)
+        instead = RETIRED.get(key, RETIRED.get(bare, ""))
+        return _Unknown(where, "is not a setting of Abacist", instead)
+    if key in known or bare in known:
+        return None
+    close = difflib.get_close_matches(key, sorted(known | set(RETIRED)), n=1, cutoff=0.7)
+    hint = f"Did you mean {close[0]}?" if close else "abacist train --help_all lists every setting."
+    return _Unknown(where, "is not a known setting", hint)
+
+
+def _asks_for_nothing(key: str, value: Any) -> bool:
+    """Whether a setting that Abacist does not have is switched off, and so is no fault.
+
+    >>> [_asks_for_nothing("push_to_hub", value) for value in (False, "false", None, True, "")]
+    [True, True, True, False, False]
+    >>> _asks_for_nothing("no_push_to_hub", ""), _asks_for_nothing("lr", "0")
+    (True, False)
+    """
+    if key.removeprefix("no_") in SWITCHES and key.startswith("no_"):
+        return True
+    if key not in RETIRED:
+        return False
+    is_off = value is False or str(value).lower() in ("false", "no", "f", "n")
+    return value is None or (key in SWITCHES and is_off)
+
+
+def _refuse_unknown(wrong: Sequence[_Unknown], where: str) -> None:
+    if len(wrong) == 1:
+        (only,) = wrong
+        raise UsageError(f"{only.where} {only.wrong}", only.instead)
+    if wrong:
+        lines = "\n".join(f"{one.where}: {one.instead}" for one in wrong)
+        raise UsageError(f"{len(wrong)} settings of {where} are not known to Abacist", lines)
 
 
 def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
@@ -263,14 +360,17 @@ def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{where} holds no settings", "Write one 'key: value' a line.")
+    wrong = []
     for key_node, _ in node.value:
-        if key_node.value != "extends":
+        key = str(key_node.value)
+        if key != "extends" and not _asks_for_nothing(key, settings.get(key, "")):
             line = key_node.start_mark.line + 1
-            _check_known(
-                str(key_node.value), known, where=f"{key_node.value} ({where}, line {line})"
-            )
+            unknown = _unknown(key, known, where=f"{key} ({where}, line {line})")
+            wrong += [unknown] if unknown else []
+    _refuse_unknown(wrong, where)
     under = settings.pop("extends", None)
-    return {**(_read_recipe(str(under), known) if under else {}), **settings}
+    kept = {key: value for key, value in settings.items() if not _asks_for_nothing(key, value)}
+    return {**(_read_recipe(str(under), known) if under else {}), **kept}
 
 
 def _tokens(settings: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings that older scripts carry, and what to write instead. Data only."""
+"""Settings that other scripts and older ones carry, and what to write instead. Data only."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ RETIRED: dict[str, str] = {
     "fast_inference": "It is --use_vllm.",
     "gpu_memory_utilization": "It is --vllm_gpu_memory_utilization.",
     "use_transformers_paged": "TRL renamed it --use_transformers_continuous_batching.",
+    "dataset_prompt_column": "It is --question_column.",
     "dataset_streaming": "Problems are held in memory: GSM8K is 4 MB.",
     "reward_model_name_or_path": "Rewards here are functions: --reward_funcs module.function.",
     "push_to_hub": "Not part of this version: upload the run directory with `hf upload`.",
@@ -39,3 +40,22 @@ RETIRED: dict[str, str] = {
     "deepspeed": "Not offered: Abacist trains on one machine, with accelerate.",
     "fsdp": "Not offered: Abacist trains on one machine, with accelerate.",
 }
+
+# Those that can be switched off, which asks for nothing: `push_to_hub: false` is no fault.
+SWITCHES = frozenset(
+    {
+        "push_to_hub",
+        "load_in_4bit",
+        "load_in_8bit",
+        "fast_inference",
+        "use_flash_attention_2",
+        "use_transformers_paged",
+        "use_auth_token",
+        "dataset_streaming",
+        "log_completions",
+        "auto_find_batch_size",
+        "overwrite_output_dir",
+        "fsdp",
+        "deepspeed",
+    }
+)

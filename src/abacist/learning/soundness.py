@@ -27,7 +27,8 @@ def refuse_hackable(
     """Note in one line what the audit says.
 
     Raises RewardError where a hack earns what an honest right solution does, unless
-    ``allow_hackable_rewards`` is set, and where a reward wants a column that no problem has.
+    ``allow_hackable_rewards`` is set, where a reward wants a column that no problem has, and where
+    one fails on every reply.
     """
     if config.script.control != NONE:
         return  # a placebo is meant not to pay for answers
@@ -43,6 +44,15 @@ def refuse_hackable(
         raise RewardError(
             f"A reward cannot be called: {missing[0].evidence}.",
             "Give the parameter a default, or compute it from the columns there are.",
+        )
+    tried = {name for earned in found.earned for name in earned.rewards}
+    broken = [
+        one for one in found.findings if one.kind is Kind.FAILS and not tried & set(one.rewards)
+    ]
+    if broken:
+        raise RewardError(
+            f"A reward fails on every reply that was tried: {broken[0].evidence}.",
+            "Mend it, or leave it out of --reward_funcs.",
         )
     hacks = [one for one in found.findings if one.kind is Kind.HACKABLE]
     if hacks and not config.script.allow_hackable_rewards:

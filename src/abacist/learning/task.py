@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from abacist.errors import DataError, ModelError
@@ -11,7 +12,7 @@ from abacist.learning.config import Config
 from abacist.policy.loading import Policy
 from abacist.task.gist import gist_gold
 from abacist.task.problems import Problem, load_problems, normalise_question
-from abacist.task.prompts import Shots, choose_shots, system_text, to_dataset_rows
+from abacist.task.prompts import Shots, choose_shots, load_shots, system_text, to_dataset_rows
 
 GENERATED_TRAIN_PROBLEMS = 4000
 
@@ -57,8 +58,7 @@ def load_task(config: Config) -> Task:
     if any(name.split(".")[0] == "gist" for name in script.reward_funcs):
         # The historic rewards compare text with a gold that was cleaned when the data was read.
         problems = [replace(problem, answer=gist_gold(problem.answer)) for problem in problems]
-    examples = load_problems(script.shots_file, split="all") if script.shots_file else problems
-    shots = choose_shots(examples, script.num_shots, seed=seed)
+    shots = _shots(script.shots_file, script.num_shots, problems, seed)
     # A file of examples may hold problems of the other splits, with their answers.
     shown = {normalise_question(shot.question) for shot in (*shots.chosen, *shots.spares)}
 
@@ -74,6 +74,35 @@ def load_task(config: Config) -> Task:
         system_prompt=system_text(script.system_prompt),
         shots=shots,
     )
+
+
+def _shots(file: str | None, wanted: str, problems: list[Problem], seed: int) -> Shots:
+    """Examples drawn from the training problems or from ``file``; without a number, all of it."""
+    if file is None:
+        return choose_shots(problems, wanted, seed=seed)
+    examples = load_problems(file, split="all")
+    if wanted != "0":
+        return choose_shots(examples, wanted, seed=seed)
+    choose_shots(examples, len(examples))  # raises where one of them cannot serve
+    return load_shots(Path(file)) if file.endswith(".jsonl") else Shots(tuple(examples))
+
+
+def split_lines(config: Config, task: Task) -> list[str]:
+    """How the problems were split, and where that is not what was asked for."""
+    script = config.script
+    lines = [
+        f"problems: {len(task.train):,} to train on, {len(task.selection):,} for --eval_steps, "
+        f"{len(task.heldout):,} held out"
+    ]
+    parts = [("num_heldout_problems", script.num_heldout_problems, len(task.heldout))]
+    if config.training.do_eval:
+        parts.append(("num_selection_problems", script.num_selection_problems, len(task.selection)))
+    lines += [
+        f"  {found} and not {wanted} ({name}): the data has no more in this part"
+        for name, wanted, found in parts
+        if found < wanted
+    ]
+    return lines
 
 
 def check_fit(config: Config, task: Task, policy: Policy) -> None:

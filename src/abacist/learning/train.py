@@ -1,7 +1,8 @@
 """The one place where a run is assembled. Read it from top to bottom.
 
-:func:`train` loads the task, the policy and the rewards, measures the held-out problems, trains,
-saves, measures the same problems again and compares. The optimizer step itself is
+:func:`train` loads the task, the policy and the rewards, makes the trainer, measures the held-out
+problems, trains, saves, measures the same problems again and compares. Whatever can be refused is
+refused before anything is measured, and before anything is written. The optimizer step itself is
 ``abacist.learning.trainer.GRPOTrainer`` and, under it, TRL's.
 """
 
@@ -26,11 +27,13 @@ from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.judge import Judge
 from abacist.learning.resume import resuming
+from abacist.learning.resume.exactstate import random_state, set_random_state
 from abacist.learning.resume.resuming import Run
 from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.seen import seen_in
+from abacist.learning.settingup import LORA, refuse_unmatched_targets, setting_up, try_out
 from abacist.learning.soundness import refuse_hackable
-from abacist.learning.task import Task, check_fit, load_task
+from abacist.learning.task import Task, check_fit, load_task, split_lines
 from abacist.learning.tracking import (
     MetricsLog,
     Silent,
@@ -65,11 +68,11 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
     if is_resumed and resuming.is_finished(config):
         return resuming.finished(config, watcher)
     with ExitStack() as held:
-        # A run that is resumed is refused or locked before anything is loaded; a new one is
-        # made when all that it needs is known to be there.
-        resumed = held.enter_context(resuming.open_run(config, watcher)) if is_resumed else None
+        # Refused or locked before anything is loaded. The place of a new run is left as it is
+        # until all that the run needs is known to be there.
+        run = resuming.open_run(config, watcher) if is_resumed else RunDir.reserve(**place(config))
+        held.enter_context(run)
         task, rewards, policy = load_parts(config, watcher)
-        run = resumed or held.enter_context(new_run(config))
         held.enter_context(stops)
         try:
             return _train_in(run, config, task, policy, rewards, stops, watcher)
@@ -87,6 +90,8 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
     for line in config.lines():
         watcher.note(f"  {line}")
     task = load_task(config)
+    for line in split_lines(config, task):
+        watcher.note(f"  {line}")
     rewards = load_rewards(config, watcher)
     refuse_hackable(config, task.train, rewards, watcher)
     if config.training.trust_remote_code:
@@ -99,14 +104,14 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
     return task, rewards, policy
 
 
-def new_run(config: Config) -> RunDir:
-    """The directory of a run that begins, empty and locked."""
+def place(config: Config) -> dict[str, Any]:
+    """Where a run that begins is kept, as ``RunDir.reserve`` and ``RunDir.check`` take it."""
     output_dir = config.training.output_dir
-    return RunDir.create(
-        Path(output_dir) if "output_dir" in config.settings and output_dir else None,
-        name=config.name,
-        overwrite=config.script.overwrite,
-    )
+    return {
+        "output_dir": Path(output_dir) if "output_dir" in config.settings and output_dir else None,
+        "name": config.name,
+        "overwrite": config.script.overwrite,
+    }
 
 
 def _train_in(
@@ -132,9 +137,12 @@ def _train_in(
         | resuming.fingerprints(policy.model, rewards)
     )
     made_of["versions"]["CPU kernels"] = kernels.description()
+    judge = Judge(config, task, run, watcher)
+    trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
     if is_resumed:
         resuming.note_resumption(config, run, made_of, watcher)
     else:
+        run.clear()
         run.write_manifest(made_of)
     write_aside(run.config_path, config.to_yaml().encode())
     began_from = find(config.model.model_name_or_path, revision=config.model.model_revision).folder
@@ -143,15 +151,16 @@ def _train_in(
         save_shots(run.path / "shots.jsonl", task.shots)
     watcher.note(f"  this run is kept in {run.path}")
 
-    judge = Judge(config, task, run, watcher)
     known = resuming.measured_before(run, task.heldout) if is_resumed else None
-    trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
     paths = trainer.paths()
     cost = tell_estimate(
         config, task, policy, trainer, watcher, **resuming.what_is_left(config, run, known)
     )
     share = cost.share_of_measuring() if cost else ""
+    # The trainer has seeded the generators, and training begins where it left them.
+    seeded = random_state()
     before, sampled_before = known or judge.measure(policy, "before", share)
+    set_random_state(seeded)
     watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
     for line in paths:
         watcher.note(f"  {line}")
@@ -216,13 +225,16 @@ def refuse_several_processes() -> None:
 
 
 def load_trainable(config: Config) -> Policy:
-    """The policy, in a new LoRA adapter unless it is one itself or all weights are to learn."""
+    """The policy, in a new LoRA adapter unless it is one itself or all weights are to learn.
+
+    Raises ModelError for a model that cannot be had, UsageError for a LoRA that does not fit it.
+    """
     model, training = config.model, config.training
     lora = None
     name, trust = model.model_name_or_path, training.trust_remote_code
     found = find(name, revision=model.model_revision, trust_remote_code=trust)
+    targets = model.lora_target_modules or ["all-linear"]
     if model.use_peft and not found.is_adapter:
-        targets = model.lora_target_modules or ["all-linear"]
         lora = LoraConfig(
             task_type="CAUSAL_LM",
             r=model.lora_r,
@@ -232,17 +244,21 @@ def load_trainable(config: Config) -> Policy:
             use_rslora=model.use_rslora,
             use_dora=model.use_dora,
         )
-    return load_policy(
-        model.model_name_or_path,
-        dtype=model.dtype,
-        device="cpu" if training.use_cpu else model.device,
-        attn_implementation=model.attn_implementation,
-        revision=model.model_revision,
-        trust_remote_code=trust,
-        lora=lora,
-        trainable=True,
-        seed=training.seed,
-    )
+    with setting_up(config, *LORA):
+        policy = load_policy(
+            model.model_name_or_path,
+            dtype=model.dtype,
+            device="cpu" if training.use_cpu else model.device,
+            attn_implementation=model.attn_implementation,
+            revision=model.model_revision,
+            trust_remote_code=trust,
+            lora=lora,
+            trainable=True,
+            seed=training.seed,
+        )
+    if lora is not None:
+        refuse_unmatched_targets(policy.model, targets)
+    return policy
 
 
 def make_trainer(
@@ -254,7 +270,11 @@ def make_trainer(
     judge: Judge,
     watcher: Watcher,
 ) -> GRPOTrainer:
-    """Our trainer around the policy, its LoRA, the rewards and everything that listens."""
+    """Our trainer around the policy, its LoRA, the rewards and everything that listens.
+
+    Raises UsageError for whatever TRL, transformers or torch would refuse, now or at the first
+    step, with the flag and their own words.
+    """
     training = config.training
     given = training.chat_template_kwargs
     template: dict[str, Any] = given if isinstance(given, dict) else {}
@@ -263,16 +283,19 @@ def make_trainer(
     training.run_name = training.run_name or run.run_id
     if not task.selection:  # a recipe may ask for measurements that a flag left nothing for
         training.eval_strategy = transformers.IntervalStrategy.NO
-    trainer = GRPOTrainer(
-        model=policy.model,
-        reward_funcs=rewards,
-        args=training,
-        train_dataset=Dataset.from_list(task.rows(task.train)),
-        eval_dataset=Dataset.from_list(task.rows(task.selection)) if task.selection else None,
-        processing_class=policy.chat.tokenizer,
-        evaluator=lambda model: judge.selection(replace(policy, model=model)),
-        callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
-    )
+    selection = Dataset.from_list(task.rows(task.selection)) if task.selection else None
+    with setting_up(config):
+        trainer = GRPOTrainer(
+            model=policy.model,
+            reward_funcs=rewards,
+            args=training,
+            train_dataset=Dataset.from_list(task.rows(task.train)),
+            eval_dataset=selection,
+            processing_class=policy.chat.tokenizer,
+            evaluator=lambda model: judge.selection(replace(policy, model=model)),
+            callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
+        )
+    try_out(trainer, config)
     # The watcher shows progress, and metrics.jsonl keeps it; transformers would print it again.
     trainer.remove_callback(transformers.PrinterCallback)
     shield_trackers(trainer, watcher.note)

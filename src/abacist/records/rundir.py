@@ -8,6 +8,7 @@ one and never half of one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,6 +41,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = RunLock(path)
+        self._made: list[Path] = []  # folders made for it, which stay once something is in them
 
     @property
     def run_id(self) -> str:
@@ -85,32 +87,64 @@ class RunDir:
     def create(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir:
         """A new, empty run directory, locked for this process; write its manifest first.
 
-        ``output_dir``, or the next free ``runs/<name>-001``, ``-002`` … below the working
-        directory. With ``overwrite`` a run of ours that stands there is cleared. Raises
-        RunError if the directory holds anything else, is being written, or cannot be made, or
-        if ``name`` is no plain file name.
+        As :meth:`reserve`, then :meth:`clear`. Raises what they raise.
         """
-        if not _RUN_NAME.fullmatch(name):
-            raise RunError(
-                f"A run cannot be named {name!r}.",
-                "Use letters, digits, dots, dashes and underscores; begin with a letter or digit.",
-            )
+        run = cls.reserve(output_dir, name=name, overwrite=overwrite)
         try:
-            run = cls(_make_numbered(name) if output_dir is None else Path(output_dir))
-            run.path.mkdir(parents=True, exist_ok=True)
-            run._refuse_unless_ours(overwrite)
-            run._lock.acquire()
-        except OSError as error:
-            raise RunError(
-                f"{output_dir or RUNS_FOLDER}: cannot make the run directory ({error.strerror}).",
-                "Choose another place with --output_dir.",
-            ) from error
-        try:
-            run._refuse_unless_ours(overwrite)  # again, now that nobody else can write
-            run._clear()
+            run.clear()
         except BaseException:
             run.release()
             raise
+        return run
+
+    @classmethod
+    def reserve(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir:
+        """A place for a new run, locked for this process; what stands there is left alone.
+
+        ``output_dir``, or the next free ``runs/<name>-001``, ``-002`` … below the working
+        directory. :meth:`clear` begins the run. A place that is released without that is as it
+        was. Raises RunError if the directory holds anything, unless it is a run and ``overwrite``
+        is set, is being written, or cannot be made, or if a run cannot be named ``name``.
+        """
+        run = cls.check(output_dir, name=name, overwrite=overwrite)
+        try:
+            if run is None:
+                made = _make_folders(RUNS_FOLDER)
+                run = cls(_make_numbered(name))
+                run._made = [*made, run.path]
+            else:
+                run._made = _make_folders(run.path)
+            run._lock.acquire()
+        except OSError as error:
+            raise _cannot_make(output_dir or RUNS_FOLDER, error.strerror) from error
+        try:
+            run._refuse_unless_ours(overwrite)  # again, now that nobody else can write
+        except BaseException:
+            run.release()
+            raise
+        return run
+
+    @classmethod
+    def check(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir | None:
+        """The run that :meth:`reserve` would give, None if it is to be numbered; writes nothing.
+
+        Raises RunError as :meth:`reserve` does, but for what only writing shows.
+        """
+        if output_dir is None:
+            if not _RUN_NAME.fullmatch(name):
+                raise RunError(
+                    f"A run cannot be named {name!r}: its folder is called after it.",
+                    "Use letters from a to z, digits, dots, dashes and underscores; begin with a "
+                    "letter or digit. With --output_dir any --run_name will do.",
+                )
+            return None
+        run = cls(Path(output_dir))
+        try:
+            if run.path.exists() and not run.path.is_dir():
+                raise _cannot_make(run.path, "a file is in its place")
+            run._refuse_unless_ours(overwrite)
+        except OSError as error:
+            raise _cannot_make(run.path, error.strerror) from error
         return run
 
     @classmethod
@@ -125,8 +159,12 @@ class RunDir:
         self._lock.acquire()
 
     def release(self) -> None:
-        """Give the right to write back."""
+        """Give the right to write back. Folders that were made for it and are empty go."""
         self._lock.release()
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):  # not empty: a run, or others' runs
+                folder.rmdir()
+        self._made = []
 
     def __enter__(self) -> RunDir:
         return self
@@ -174,6 +212,8 @@ class RunDir:
 
     def _contents(self) -> list[Path]:
         """What the directory holds beside our lock, which a crash before anything else leaves."""
+        if not self.path.is_dir():
+            return []
         return [entry for entry in self.path.iterdir() if entry.name != LOCK_NAME]
 
     def _refuse_unless_ours(self, overwrite: bool) -> None:
@@ -195,13 +235,27 @@ class RunDir:
                 "Choose another --output_dir, or remove that directory yourself.",
             ) from error
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Empty the directory, the manifest last: a clearing cut short can be taken up again."""
         for entry in sorted(self._contents(), key=lambda entry: entry == self.manifest_path):
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def _cannot_make(path: Path, why: str | None) -> RunError:
+    return RunError(
+        f"{path}: cannot make the run directory ({why}).",
+        "Choose another place with --output_dir.",
+    )
+
+
+def _make_folders(path: Path) -> list[Path]:
+    """Make ``path`` and what lies above it; those that were not there, outermost first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
 
 
 def _make_numbered(name: str) -> Path:

@@ -32,6 +32,7 @@ from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.learning.train import (
     load_parts,
     make_trainer,
+    place,
     refuse_several_processes,
 )
 from abacist.policy.loading import Policy, quiet_libraries
@@ -121,6 +122,7 @@ def plan(
     watcher = watcher or Silent()
     refuse_several_processes()
     quiet_libraries()
+    RunDir.check(**place(config))
     task, rewards, policy = load_parts(config, watcher)
     with tempfile.TemporaryDirectory(prefix="abacist-plan-") as folder:
         run = RunDir(Path(folder) / "run")

@@ -17,7 +17,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from accelerate.logging import get_logger
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl.trainer.utils import RepeatSampler
 
 from abacist.errors import AbacistError, RunError
@@ -42,6 +42,7 @@ class ExactTrainer(SoundTrainer):
         self.say: Callable[[str], None] = _warn
         self._resumed: exactstate.State | None = None
         self._came_from: Path | None = None
+        self._scheduled_steps = 0
         self.add_callback(_Moments(self))
 
     def train(
@@ -184,7 +185,10 @@ class ExactTrainer(SoundTrainer):
         # The optimizer's state holds its learning rate, so another one in the arguments would be
         # passed over without a word.
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self._resumed is None or not self._resumed["peak_learning_rate"]:
+        if self._resumed is None:
+            return
+        self._place_in_schedule(Path(str(checkpoint)))
+        if not self._resumed["peak_learning_rate"]:
             return
         factor = float(self.args.learning_rate) / self._resumed["peak_learning_rate"]
         if factor != 1.0:
@@ -194,6 +198,25 @@ class ExactTrainer(SoundTrainer):
             for rates in (self.lr_scheduler.base_lrs, self.lr_scheduler._last_lr):
                 rates[:] = [rate * factor for rate in rates]
             self.say(f"the learning rate is {factor:g} times that of the checkpoint from here on")
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # How many steps a schedule was made for is kept nowhere in it.
+        self._scheduled_steps = num_training_steps
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _place_in_schedule(self, checkpoint: Path) -> None:
+        """Give the next step the rate of a schedule that is longer now than at the checkpoint."""
+        steps_then = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).max_steps
+        shapes = getattr(self.lr_scheduler, "lr_lambdas", None)
+        if steps_then == self._scheduled_steps or shapes is None:
+            return
+        # The optimizer's state holds what the schedule of then said of this step: 0 at its end.
+        at = self.lr_scheduler.last_epoch
+        bases = self.lr_scheduler.base_lrs
+        rates = [base * shape(at) for base, shape in zip(bases, shapes, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.lr_scheduler._last_lr = rates
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         # Neither weights nor files change in here but rollouts, which a repeated step rewrites.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ _CONSEQUENCES = {
     "adam_beta2": _OPTIMIZERS_OWN,
     "adam_epsilon": _OPTIMIZERS_OWN,
 }
+# Schedules whose past does not depend on how long a run is going to be.
+_LENGTHLESS = {"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"}
 # How many values of every weight tensor are looked at to tell one model from another.
 SAMPLED_VALUES = 64
 
@@ -67,13 +70,14 @@ SAMPLED_VALUES = 64
 def is_finished(config: Config) -> bool:
     """Whether ``config`` resumes a run that has reached its end, its verdict included."""
     run = RunDir.open(Path(str(config.training.output_dir)))
-    return bool(run.read_manifest().get("finished")) and not setting_differences(config, run)
+    return bool(run.read_manifest().get("finished")) and not differing(config, run)
 
 
 def finished(config: Config, watcher: Watcher) -> Run:
     """What a finished run found, read again: nothing is done."""
     run = RunDir.open(Path(str(config.training.output_dir)))
     watcher.note(f"{run.path} is finished already: nothing to resume, and nothing was done")
+    watcher.note("To train it longer, give more --max_steps (or --num_train_epochs).")
     found = {
         kind: Evaluation.load(run.evals_dir / kind) if (run.evals_dir / kind).is_dir() else None
         for kind in ("before", "after", "before-sampled", "after-sampled")
@@ -86,23 +90,30 @@ def finished(config: Config, watcher: Watcher) -> Run:
 def open_run(config: Config, watcher: Watcher) -> RunDir:
     """The run that ``config`` resumes, locked, without what a killed process left half written.
 
-    Raises RunError if it is none, if another process is writing it, or if it was begun with other
-    settings (see :func:`setting_differences`).
+    Raises RunError if it is none, if another process is writing it, if it was begun with other
+    settings (see :func:`setting_differences`), or if it is finished and has no checkpoint to go on
+    from. A run may be made longer: what that does to its past is said.
     """
     run = RunDir.open(Path(str(config.training.output_dir)))
     run.lock()
     try:
         run.clear_half_written()
         checkpoints.clear_leftovers(run.path)
-        refuse(setting_differences(config, run), config, run, watcher)
+        found = differing(config, run)
+        if is_longer(found):
+            watcher.note(f"  longer than it was begun: {longer_sentence(config, found)}")
+        else:
+            refuse(_told(found), config, run, watcher)
+        if run.read_manifest().get("finished"):
+            _refuse_without_checkpoint(config, run)
     except BaseException:
         run.release()
         raise
     return run
 
 
-def setting_differences(config: Config, run: RunDir) -> list[str]:
-    """Settings of ``config`` that the run was not begun with, as ``name: then → now``."""
+def differing(config: Config, run: RunDir) -> dict[str, tuple[Any, Any]]:
+    """Settings of ``config`` that the run was not begun with, as ``(then, now)`` by name."""
     if not run.config_path.exists():
         raise RunError(
             f"{run.path}: it has no config.yaml, so it was stopped before it began.",
@@ -110,12 +121,65 @@ def setting_differences(config: Config, run: RunDir) -> list[str]:
         )
     begun = load_config(None, str(run.config_path), [])
     names = (begun.settings.keys() | config.settings.keys()) - NO_DIFFERENCE
-    found = []
-    for name in sorted(names):
-        then, now = _effective(begun, name), _effective(config, name)
-        if then != now:
-            found.append(f"{name}: {then} → {now}{_CONSEQUENCES.get(name, '')}")
-    return found
+    both = {name: (_effective(begun, name), _effective(config, name)) for name in sorted(names)}
+    return {name: (then, now) for name, (then, now) in both.items() if then != now}
+
+
+def setting_differences(config: Config, run: RunDir) -> list[str]:
+    """What :func:`differing` finds, as ``name: then → now`` with what that means."""
+    return _told(differing(config, run))
+
+
+def _told(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [
+        f"{name}: {then} → {now}{_CONSEQUENCES.get(name, '')}"
+        for name, (then, now) in found.items()
+    ]
+
+
+def is_longer(found: Mapping[str, tuple[Any, Any]]) -> bool:
+    """Whether nothing differs but that the run is to have more steps, or more epochs.
+
+    >>> is_longer({"max_steps": (60, 90)}), is_longer({"max_steps": (90, 60)})
+    (True, False)
+    >>> is_longer({"max_steps": (-1, 90)}), is_longer({"max_steps": (60, 90), "seed": (0, 1)})
+    (False, False)
+    """
+    if len(found) != 1:
+        return False
+    ((name, (then, now)),) = found.items()
+    return name in ("max_steps", "num_train_epochs") and 0 < then < now
+
+
+def longer_sentence(config: Config, found: Mapping[str, tuple[Any, Any]]) -> str:
+    """What a longer run has to do with the one that would have been begun at that length."""
+    ((name, (then, now)),) = found.items()
+    training = config.training
+    schedule = str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type))
+    if schedule in _LENGTHLESS and not 0 < training.warmup_steps < 1:
+        return (
+            f"{name} {then} → {now}. The learning rate ({schedule}) does not depend on it, so the "
+            f"run ends as one begun with {now} ends."
+        )
+    return (
+        f"{name} {then} → {now}. Up to here the learning rate's schedule ({schedule}) was for "
+        f"{then}, from here on it is the one for {now}: the result is not that of a run begun with "
+        f"{now}. That would take a constant schedule, or a new run."
+    )
+
+
+def _refuse_without_checkpoint(config: Config, run: RunDir) -> None:
+    """A finished run that cannot go on is left as it is."""
+    wanted = config.training.resume_from_checkpoint
+    try:
+        if not checkpoints.checkpoints_of(run.path):
+            raise RunError("It kept no checkpoint.")
+        checkpoints.choose(run.path, wanted, lambda text: None)
+    except RunError as error:
+        raise RunError(
+            f"{run.path} is finished and cannot go on. {error.message}",
+            f"Begin a new run with what it learned: abacist train --model_name_or_path {run.path}",
+        ) from error
 
 
 def ingredient_differences(made_of: Mapping[str, Any], begun: Mapping[str, Any]) -> list[str]:
@@ -156,7 +220,10 @@ def fingerprints(model: Any, rewards: Sequence[Any]) -> dict[str, Any]:
 def note_resumption(
     config: Config, run: RunDir, made_of: Mapping[str, Any], watcher: Watcher
 ) -> None:
-    """Check the ingredients, warn of other versions, and record in the manifest that it goes on."""
+    """Check the ingredients, warn of other versions, and record in the manifest that it goes on.
+
+    The verdict of a run that was finished is kept beside what it will get at its new end.
+    """
     begun = run.read_manifest()
     found = ingredient_differences(made_of, begun)
     refuse(found, config, run, watcher)
@@ -164,10 +231,37 @@ def note_resumption(
         now = made_of["versions"].get(package)
         if now != version:
             watcher.note(f"  {package} was {version} and is {now}: the last bits may differ")
-    forced = [*setting_differences(config, run), *found]
-    entry = {"argv": scrub_argv(made_of["argv"]), "forced": forced}
+    others = differing(config, run)
+    longer = is_longer(others)
+    entry = {
+        "argv": scrub_argv(made_of["argv"]),
+        "forced": [*([] if longer else _told(others)), *found],
+    }
+    if longer:
+        entry["longer"] = _told(others)
     resumed = [*begun.get("resumed", []), entry]
     run.write_manifest(begun | {"finished": False, "resumed": resumed})
+    kept = _keep_verdict(run)
+    if kept:
+        watcher.note(f"  the verdict at its end so far is kept in {kept}")
+
+
+def _keep_verdict(run: RunDir) -> Path | None:
+    """Move what a run found at its end aside, named after the step; where the verdict is then."""
+    verdict, present = run.evals_dir / "verdict.json", checkpoints.checkpoints_of(run.path)
+    if not verdict.exists() or not present:
+        return None
+    step = checkpoints.step_of(present[-1])
+    kept = run.evals_dir / f"verdict-step-{step}.json"
+    moves = {
+        "after": f"after-step-{step}",
+        "after-sampled": f"after-step-{step}-sampled",
+        verdict.name: kept.name,  # last: it says that there is something to move
+    }
+    for name, aside in moves.items():
+        if (run.evals_dir / name).exists() and not (run.evals_dir / aside).exists():
+            os.replace(run.evals_dir / name, run.evals_dir / aside)
+    return kept
 
 
 def checkpoint_to_resume(config: Config, run: RunDir, watcher: Watcher) -> str | None:
