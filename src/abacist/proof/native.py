@@ -129,9 +129,9 @@ def right_in_own_form(text: str, gold: str | None) -> bool:
     sentence that commits to a number; where a later one holds numbers and does not say which is
     meant, the very last may be the gold instead. Linear, never raises.
 
-    >>> right_in_own_form("So it is $\\boxed{1{,}450}$.", "1450"), right_in_own_form("12.", "12")
+    >>> right_in_own_form("So it is $\\\\boxed{1{,}450}$.", "1450"), right_in_own_form("12.", "12")
     (True, True)
-    >>> right_in_own_form("#### 12\nNo, wait.\n#### $13.00", "13")
+    >>> right_in_own_form("#### 12\\nNo, wait.\\n#### $13.00", "13")
     True
     """
     if gold is None:

@@ -168,7 +168,7 @@ def read_numeral(text: str) -> Fraction | None:
 def integer_digits(text: str) -> str | None:
     """The normalised digits of a bare integer numeral of any length, or None if it is none.
 
-    >>> [integer_digits(text) for text in ("-5", "+01,450", "-0", "12.0", "12 345", "²")]
+    >>> [integer_digits(text) for text in ("-5", "+1,450", "-0", "12.0", "12 345", "²")]
     ['-5', '1450', '0', None, None, None]
     """
     text = text.strip()
