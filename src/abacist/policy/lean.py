@@ -107,7 +107,9 @@ class LeanNetwork:
     def __init__(self, model: Any, max_tokens: int, max_rows: int | None = None) -> None:
         base: Any = instances.base_of(model)
         copied = max_rows != 1 or not _is_worth_no_copy(base)
-        product, gated_product = (projection, gated) if copied else (Live, live_gated)
+        product: Callable[..., Projection] = projection if copied else Live
+        gated_product: Callable[..., Callable[[torch.Tensor], torch.Tensor]]
+        gated_product = gated if copied else live_gated
         first = base.model.layers[0].self_attn
         self.num_layers: int = len(base.model.layers)
         self.head_dim: int = first.head_dim
