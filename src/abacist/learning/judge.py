@@ -14,6 +14,13 @@ from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 
 VERDICT_SAMPLES = 4
+# What `Judge.selection` measures; `--metric_for_best_model` chooses among them.
+SELECTION_METRICS = (
+    "accuracy",
+    "any_format_accuracy",
+    "strict_format",
+    "mean_completion_tokens",
+)
 
 
 @dataclass
@@ -55,12 +62,13 @@ class Judge:
     def selection(self, policy: Policy) -> dict[str, float]:
         """Greedy accuracy and format on the selection split, for ``--eval_steps``."""
         found = self._evaluate(policy, self.task.selection, "selection problems", split="selection")
-        return {
-            "accuracy": found.accuracy.value,
-            "any_format_accuracy": found.any_format_accuracy.value,
-            "strict_format": found.strict.value,
-            "mean_completion_tokens": found.mean_completion_tokens.value,
-        }
+        measured = (
+            found.accuracy,
+            found.any_format_accuracy,
+            found.strict,
+            found.mean_completion_tokens,
+        )
+        return {name: one.value for name, one in zip(SELECTION_METRICS, measured, strict=True)}
 
     def _evaluate(
         self, policy: Policy, problems: list[Problem], label: str, **how: Any

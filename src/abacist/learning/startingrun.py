@@ -50,9 +50,7 @@ def settings_of(run: RunDir, known: Collection[str]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UsageError(f"{run.config_path} holds no settings", "The run is damaged.")
     kept = {
-        key: value
-        for key, value in settings.items()
-        if key in known and key not in _NOT_TAKEN_OVER
+        key: value for key, value in settings.items() if key in known and key not in _NOT_TAKEN_OVER
     }
     shots = run.path / SHOTS_NAME
     if shots.is_file() and kept.get("num_shots") != "gist":

@@ -89,9 +89,7 @@ def split_lines(config: Config, task: Task) -> list[str]:
     ]
     parts = [("num_heldout_problems", script.num_heldout_problems, len(task.heldout))]
     if config.training.do_eval:
-        parts.append(
-            ("num_selection_problems", script.num_selection_problems, len(task.selection))
-        )
+        parts.append(("num_selection_problems", script.num_selection_problems, len(task.selection)))
     lines += [
         f"  {found} and not {wanted} ({name}): the data has no more in this part"
         for name, wanted, found in parts

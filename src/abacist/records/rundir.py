@@ -125,9 +125,7 @@ class RunDir:
         return run
 
     @classmethod
-    def check(
-        cls, output_dir: Path | None, *, name: str, overwrite: bool = False
-    ) -> RunDir | None:
+    def check(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir | None:
         """The run that :meth:`reserve` would give, None if it is to be numbered; writes nothing.
 
         Raises RunError as :meth:`reserve` does, but for what only writing shows.
