@@ -187,6 +187,80 @@ def test_another_configuration_is_refused_with_the_list_and_forced_on_request(
     assert lines(run / "metrics.jsonl") == 7  # six steps and the summary
 
 
+STEADY = [*FLAGS[2:], "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "1"]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("short") / "run"
+    assert main(["train", "--output_dir", str(run), "--max_steps", "3", *STEADY]) == 0
+    return run
+
+
+def test_a_finished_run_that_is_made_longer_is_the_run_that_was_begun_longer(
+    short: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    long, run = tmp_path / "long", tmp_path / "run"
+    assert main(["train", "--output_dir", str(long), "--max_steps", "5", *STEADY]) == 0
+    shutil.copytree(short, run)
+    verdict = (run / "evals" / "verdict.json").read_bytes()
+    after = (run / "evals" / "after" / "evaluation.json").read_bytes()
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--max_steps", "5"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "max_steps 3 → 5. The learning rate (constant_with_warmup) does not depend" in said
+    assert "checkpoint-3: step 3 of 5" in said
+    kept = contents(run)
+    # Nothing that was found at the first end is lost.
+    assert kept.pop("evals/verdict-step-3.json") == verdict
+    assert kept["evals/after-step-3/evaluation.json"] == after
+    kept = {name: content for name, content in kept.items() if "after-step-3" not in name}
+    assert kept == contents(long)
+    resumed = json.loads((run / "manifest.json").read_text())["resumed"][0]
+    assert resumed["longer"] and not resumed["forced"]
+    assert main(["train", "--resume", str(run)]) == 0  # finished again: nothing to do
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_longer_run_on_another_schedule_says_what_differs_and_goes_on_at_its_rate(
+    whole: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    assert main(["train", "--resume", str(run), "--max_steps", "8"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "schedule (linear) was for 5, from here on it is the one for 8" in said
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+    # Warm-up 1, then down to 0 at the end: step n + 1 is made at the rate logged here for n + 1.
+    assert [round(rates[step] / 0.0015 * 7, 6) for step in (6, 7, 8)] == [3, 2, 1]
+    assert lines(run / "metrics.jsonl") == 9
+
+
+@fault("resume", "a finished run without checkpoints is to be made longer",
+       "that it cannot go on, and how to begin from it; it stays as it is")  # fmt: skip
+def test_a_finished_run_that_cannot_go_on_is_left_as_it_is(
+    short: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    for path in checkpoints_of(run):
+        shutil.rmtree(path)
+    before = contents(run)
+    assert main(["train", "--resume", str(run), "--max_steps", "5"]) == 1
+    said = capsys.readouterr().err
+    assert "is finished and cannot go on" in said and f"--model_name_or_path {run}" in said
+    assert contents(run) == before
+    assert json.loads((run / "manifest.json").read_text())["finished"]
+
+
+@fault("resume", "a finished run is to be made shorter", "both numbers, and --force")
+def test_a_shorter_run_is_another_run(short: Path, capsys: Captured) -> None:
+    before = contents(short)
+    assert main(["train", "--resume", str(short), "--max_steps", "2"]) == 1
+    assert "max_steps: 3 → 2" in capsys.readouterr().err and contents(short) == before
+
+
 @fault("resume", "the run does not exist", "that there is none")
 @fault("resume", "no run is named", "that it must be", 2)
 def test_what_cannot_be_resumed_says_why(tmp_path: Path, capsys: Captured) -> None:

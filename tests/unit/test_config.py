@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from abacist.errors import UsageError
-from abacist.learning.config import load_config, recipe_names
+from abacist.learning.config import full_help, load_config, recipe_names
 from abacist.learning.retired import RETIRED
 
 
@@ -124,3 +125,83 @@ def test_an_unknown_recipe_or_file_is_named_with_what_there_is() -> None:
         load_config("qwen-1.5b", None, [])
     with pytest.raises(UsageError, match="cannot read the config"):
         load_config(None, "nowhere.yaml", [])
+
+
+OPEN_R1 = """\
+model_name_or_path: some/model
+torch_dtype: bfloat16
+dataset_prompt_column: problem
+hub_strategy: every_save
+log_completions: true
+max_prompt_length: 512
+num_generations: 8
+push_to_hub: false
+report_to: [wandb]
+warmup_ratio: 0.1
+benchmarks: null
+wandb_projekt: mine
+"""
+
+
+def test_all_settings_that_are_not_known_are_told_at_once_each_with_its_line_and_mend(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UsageError) as error:
+        load_config(None, write(tmp_path / "grpo.yaml", OPEN_R1), [])
+    said = str(error.value)
+    for line, key in ((2, "torch_dtype"), (3, "dataset_prompt_column"), (6, "max_prompt_length"),
+                      (10, "warmup_ratio"), (11, "benchmarks"), (12, "wandb_projekt")):  # fmt: skip
+        assert f"{key} ({tmp_path / 'grpo.yaml'}, line {line}): " in said
+    assert "7 settings of" in said and RETIRED["torch_dtype"] in said
+    assert "push_to_hub" not in said and "hub_strategy" not in said
+    with pytest.raises(UsageError, match=r"2 settings of the command line(.|\n)*--sed(.|\n)*--lr"):
+        load_config(None, None, ["--sed", "1", "--beta", "0", "--lr", "1"])
+
+
+@pytest.mark.parametrize(
+    "line", ["push_to_hub: false", "load_in_4bit: no", "overwrite_output_dir: false", "lr: null",
+             "max_prompt_length: null", "deepspeed: null", "log_completions: False"],
+)  # fmt: skip
+def test_a_setting_we_lack_that_is_switched_off_asks_for_nothing(line: str, tmp_path: Path) -> None:
+    config = load_config("tiny", write(tmp_path / "a.yaml", f"seed: 3\n{line}\n"), [])
+    assert config.training.seed == 3 and line.split(":")[0] not in config.settings
+
+
+@pytest.mark.parametrize(
+    "flags", [["--push_to_hub", "false"], ["--push-to-hub=False"], ["--no_push_to_hub"]]
+)
+def test_and_so_on_the_command_line(flags: list[str]) -> None:
+    config = load_config("tiny", None, [*flags, "--seed", "5"])
+    assert config.training.seed == 5 and not config.training.push_to_hub
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["push_to_hub: true", "push_to_hub: 0", "lr: 0", "lr: false", "load_in_4bit: true",
+     "max_prompt_length: 0", "pushtohub: false"],
+)  # fmt: skip
+def test_one_that_asks_for_something_is_refused(line: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 1"):
+        load_config("tiny", write(tmp_path / "a.yaml", f"{line}\n"), [])
+    with pytest.raises(UsageError):
+        load_config("tiny", None, ["--push_to_hub"])
+    with pytest.raises(UsageError):
+        load_config("tiny", None, ["--push_to_hub", "--seed", "1"])
+
+
+def test_the_full_help_lists_no_flag_that_is_refused() -> None:
+    listed = set(re.findall(r"^  (--[a-z]\w*)", full_help(), re.MULTILINE))
+    assert len(listed) > 150
+    assert not {flag.removeprefix("--").removeprefix("no_") for flag in listed} & set(RETIRED)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [(["--learning_rate", "-1"], "--learning_rate -1.0 is not at least 0"),
+     (["--beta=-1"], "--beta -1.0"), (["--seed", "-1"], "--seed -1 "),
+     (["--loss_type", "gpro"], "Did you mean grpo"), (["--report_to", "wanbd"], "mean wandb"),
+     (["--lora_r", "0"], "--lora_r 0 is not at least 1")],
+)  # fmt: skip
+def test_a_value_that_means_nothing_is_told_as_it_was_set(flag: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load_config("tiny", None, flag)

@@ -16,6 +16,13 @@ from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 
 VERDICT_SAMPLES = 4
+# What `Judge.selection` measures; `--metric_for_best_model` chooses among them.
+SELECTION_METRICS = (
+    "accuracy",
+    "any_format_accuracy",
+    "strict_format",
+    "mean_completion_tokens",
+)
 
 
 @dataclass
@@ -79,12 +86,13 @@ class Judge:
         """Greedy accuracy and format on the selection split, for ``--eval_steps``."""
         tell = told_of(self.watcher, "selection problems")
         found = self._evaluate(policy, self.task.selection, tell, split="selection")
-        return {
-            "accuracy": found.accuracy.value,
-            "any_format_accuracy": found.any_format_accuracy.value,
-            "strict_format": found.strict.value,
-            "mean_completion_tokens": found.mean_completion_tokens.value,
-        }
+        measured = (
+            found.accuracy,
+            found.any_format_accuracy,
+            found.strict,
+            found.mean_completion_tokens,
+        )
+        return {name: one.value for name, one in zip(SELECTION_METRICS, measured, strict=True)}
 
     def _evaluate(
         self, policy: Policy, problems: list[Problem], progress: Progress, **how: Any

@@ -7,8 +7,9 @@ only find at the first step. Used around the assembly of a run and nowhere in th
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -16,16 +17,20 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+import transformers
+from torch.utils.checkpoint import checkpoint
 
 import abacist
 from abacist.errors import AbacistError, UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
 from abacist.learning.config import Config
+from abacist.learning.judge import SELECTION_METRICS
 from abacist.learning.limits import named
 
 _NAMES = {one.name for kind in (GRPOConfig, ModelConfig, ScriptArguments) for one in fields(kind)}
 _OURS = Path(str(abacist.__file__)).parent
 _LONGEST_MESSAGE_CHARS = 400
+_OTHER_NAMES = {"target_modules": "lora_target_modules", "dropout": "lora_dropout"}
 LORA = ("lora_target_modules", "lora_r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
 OPTIMIZER = ("optim", "optim_args", "optim_target_modules")
 SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
@@ -49,7 +54,10 @@ def setting_up(config: Config, *about: str) -> Iterator[None]:
         is_of_the_system = isinstance(error, OSError) and error.errno is not None
         if is_of_the_system or "can't allocate" in text or _is_ours(error):
             raise
-        flags = _flags_in(text, config) or _flags_set(about, config)
+        flags = (
+            _flags_in(text, config) or _flags_with_a_value_in(text, config)
+            or _flags_set(about, config)
+        )  # fmt: skip
         what = " and ".join(flags) or "one of the settings"
         raise UsageError(
             f"{what} cannot be used: {shorten(text, _LONGEST_MESSAGE_CHARS, placeholder=' …')}",
@@ -60,22 +68,50 @@ def setting_up(config: Config, *about: str) -> Iterator[None]:
 def try_out(trainer: Any, config: Config) -> None:
     """Have made, once, what TRL would make when its training begins. Nothing of it is kept.
 
-    Raises UsageError for an optimizer, a schedule or a way of sampling that cannot be had.
+    Raises UsageError for an optimizer, a schedule or a way of sampling that cannot be had, and for
+    a metric that is never measured.
     """
-    if trainer.optimizer is None and not _hooks_itself_in(str(config.training.optim)):
+    training = config.training
+    if trainer.optimizer is None and not _hooks_itself_in(str(training.optim)):
         try:
             with setting_up(config, *OPTIMIZER):
                 trainer.create_optimizer()
             with setting_up(config, *SCHEDULE):
-                steps = max(1, int(config.training.max_steps))
+                steps = max(1, int(training.max_steps))
                 trainer.create_scheduler(num_training_steps=steps, optimizer=trainer.optimizer)
         finally:
             trainer.optimizer = trainer.lr_scheduler = None
             trainer._created_lr_scheduler = False
-    with setting_up(config, *SAMPLING):
-        generation = getattr(trainer, "generation_config", None)  # vLLM has its own
-        if generation is not None:
+    generation = getattr(trainer, "generation_config", None)  # vLLM has its own
+    if generation is not None:
+        with setting_up(config, *SAMPLING):
             generation.validate()
+        known = vars(transformers.GenerationConfig())
+        _refuse_unknown_keys(config, "generation_kwargs", training.generation_kwargs, known)
+    if training.use_liger_kernel and not transformers.utils.is_liger_kernel_available():
+        raise UsageError(
+            f"{_as_set('use_liger_kernel', config)} cannot be used: liger-kernel is not installed",
+            "Install it, or leave this out.",
+        )
+    checkpointing = [*inspect.signature(checkpoint).parameters, "every_n_layers", "offload"]
+    kwargs = training.gradient_checkpointing_kwargs
+    _refuse_unknown_keys(config, "gradient_checkpointing_kwargs", kwargs, checkpointing)
+    metric = training.metric_for_best_model
+    measured = [f"eval_{name}" for name in SELECTION_METRICS]
+    if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in measured:
+        raise UsageError(
+            f"--metric_for_best_model {metric} is not measured here",
+            f"What --eval_steps measures: {', '.join(SELECTION_METRICS)}.",
+        )
+
+
+def _refuse_unknown_keys(config: Config, name: str, given: Any, known: Collection[str]) -> None:
+    unknown = sorted(set(given or {}) - set(known))
+    if unknown:
+        raise UsageError(
+            f"{_as_set(name, config)}: {', '.join(unknown)} is not known to what takes it",
+            f"There are: {', '.join(sorted(one for one in known if one[0] != '_'))}.",
+        )
 
 
 def refuse_unmatched_targets(model: Any, targets: list[str]) -> None:
@@ -116,20 +152,37 @@ def _is_ours(error: Exception) -> bool:
 
 
 def _flags_in(text: str, config: Config) -> list[str]:
-    """The settings that a message names, those that were set first."""
-    words = dict.fromkeys(re.findall(r"[a-z][a-z0-9_]+", text))
-    known = [word for word in words if word in _NAMES and "_" in word]
-    known += [word for word in words if word in _NAMES and word in config.settings]
-    return _flags_set([one for one in dict.fromkeys(known) if one in config.settings] or known,
-                      config, also_unset=True)[:3]  # fmt: skip
-
-
-def _flags_set(
-    names: tuple[str, ...] | list[str], config: Config, *, also_unset: bool = False
-) -> list[str]:
-    settings: Mapping[str, Any] = config.settings
-    return [
-        f"{named(name, config.sources)} {settings[name]}" if name in settings else f"--{name}"
-        for name in names
-        if also_unset or name in settings
+    """The settings that a message names, at most three, those that were set first."""
+    words = [_OTHER_NAMES.get(word, word) for word in re.findall(r"[a-z][a-z0-9_]+", text)]
+    # A word such as "seed" or "beta" stands for a setting only where it was set.
+    found = [
+        word
+        for word in dict.fromkeys(words)
+        if word in _NAMES and ("_" in word or word in config.settings)
     ]
+    is_set = [word for word in found if word in config.settings]
+    return [_as_set(word, config) for word in (is_set or found)[:3]]
+
+
+def _flags_set(names: Sequence[str], config: Config) -> list[str]:
+    """Those of ``names`` that a person has set; a recipe's own where nobody has set any."""
+    is_set = [name for name in names if name in config.settings]
+    by_hand = [name for name in is_set if config.sources.get(name)]
+    return [_as_set(name, config) for name in by_hand or is_set]
+
+
+def _flags_with_a_value_in(text: str, config: Config) -> list[str]:
+    """The settings set by hand to a word that a message holds."""
+    words = set(re.findall(r"[\w.-]+", text.lower()))
+    return [
+        _as_set(name, config)
+        for name, value in config.settings.items()
+        if isinstance(value, str) and value.lower() in words and config.sources.get(name)
+    ]
+
+
+def _as_set(name: str, config: Config) -> str:
+    flag, value = named(name, config.sources), config.settings.get(name)
+    if value is None or value is True:
+        return flag
+    return f"{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}"

@@ -137,10 +137,12 @@ def _train_in(
         | resuming.fingerprints(policy.model, rewards)
     )
     made_of["versions"]["CPU kernels"] = kernels.description()
+    if is_resumed:
+        made_of = resuming.checked_resumption(config, run, made_of, watcher)
     judge = Judge(config, task, run, watcher)
     trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
     if is_resumed:
-        resuming.note_resumption(config, run, made_of, watcher)
+        resuming.note_resumption(run, made_of, watcher)
     else:
         run.clear()
         run.write_manifest(made_of)

@@ -217,13 +217,10 @@ def fingerprints(model: Any, rewards: Sequence[Any]) -> dict[str, Any]:
     return {"model": {"sha256": _weights_sum(model)}, "rewards": list(map(_reward_sum, rewards))}
 
 
-def note_resumption(
+def checked_resumption(
     config: Config, run: RunDir, made_of: Mapping[str, Any], watcher: Watcher
-) -> None:
-    """Check the ingredients, warn of other versions, and record in the manifest that it goes on.
-
-    The verdict of a run that was finished is kept beside what it will get at its new end.
-    """
+) -> dict[str, Any]:
+    """Check the ingredients and warn of other versions; the manifest of the run that goes on."""
     begun = run.read_manifest()
     found = ingredient_differences(made_of, begun)
     refuse(found, config, run, watcher)
@@ -240,7 +237,15 @@ def note_resumption(
     if longer:
         entry["longer"] = _told(others)
     resumed = [*begun.get("resumed", []), entry]
-    run.write_manifest(begun | {"finished": False, "resumed": resumed})
+    return begun | {"finished": False, "resumed": resumed}
+
+
+def note_resumption(run: RunDir, manifest: Mapping[str, Any], watcher: Watcher) -> None:
+    """Write what :func:`checked_resumption` gave: from here on the run is not finished.
+
+    The verdict of a run that was is kept beside the one that it will get at its new end.
+    """
+    run.write_manifest(manifest)
     kept = _keep_verdict(run)
     if kept:
         watcher.note(f"  the verdict at its end so far is kept in {kept}")
