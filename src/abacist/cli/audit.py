@@ -30,6 +30,7 @@ def run(argv: list[str]) -> int:
             limit=options.limit,
             question_column=options.question_column,
             answer_column=options.answer_column,
+            decimal_mark=options.decimal_mark,
             dataset_config=options.dataset_config,
             train_split=options.dataset_train_split,
             skip_bad_rows=options.skip_bad_rows,
@@ -77,6 +78,8 @@ def _parser() -> Parser:
                       help="the split to read (train)")  # fmt: skip
     data.add_argument("--question_column", default="question", metavar="NAME")
     data.add_argument("--answer_column", default="answer", metavar="NAME")
+    data.add_argument("--decimal_mark", choices=("auto", "point", "comma"), default="auto",
+                      help="how bare golds are written: 3.5 or 3,5")  # fmt: skip
     data.add_argument("--skip_bad_rows", action="store_true", help="leave unusable rows out")
     data.add_argument("--limit", type=positive, metavar="N", help="at most so many problems")
     parser.add_argument("--max_seconds", type=positive, default=300, metavar="N",

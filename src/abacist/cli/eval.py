@@ -85,6 +85,8 @@ def _parser() -> Parser:
     add("--perturb", type=_seed, metavar="SEED", help="the same problems with other numbers")
     add("--question_column", default="question", metavar="NAME", help="(question)")
     add("--answer_column", default="answer", metavar="NAME", help="(answer)")
+    add("--decimal_mark", choices=("auto", "point", "comma"), default="auto",
+        help="how bare golds are written: 3.5 or 3,5")  # fmt: skip
     add("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read; rows "
         "without gold are kept and counted")  # fmt: skip
     prompt = parser.add_argument_group("prompt")

@@ -44,6 +44,7 @@ class Request:
     dataset_config: str | None = None
     question_column: str = "question"
     answer_column: str = "answer"
+    decimal_mark: str = "auto"
     skip_bad_rows: bool = False
     split: str | None = None
     num_problems: int | None = None
@@ -100,6 +101,7 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
     columns: dict[str, Any] = {
         "question_column": request.question_column,
         "answer_column": request.answer_column,
+        "decimal_mark": request.decimal_mark,
         "dataset_config": request.dataset_config,
         "skip_bad_rows": request.skip_bad_rows,
     }

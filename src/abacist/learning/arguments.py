@@ -116,6 +116,10 @@ class ScriptArguments:
         default="answer",
         metadata={"help": "Column with the solution ending in '#### gold', or the bare gold."},
     )
+    decimal_mark: Literal["auto", "point", "comma"] = field(
+        default="auto",
+        metadata={"help": "How bare golds in a text column are written: 3.5 or 3,5."},
+    )
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Leave out unusable rows and count them."}
     )

@@ -167,6 +167,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
         settings[key], sources[key] = value, f"follows {followed}"
     _read_lists(settings, sources)
     refuse_out_of_range(settings, sources)
+    _make_paths_absolute(settings)
     notes += _fit_to_machine(settings)
     config = Config(
         recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
@@ -239,6 +240,37 @@ def _step_in_words(config: Config) -> list[str]:
             f"(warmup_steps) and the run ends after {training.max_steps}, so little is learned"
         )
     return lines
+
+
+# Names that are built in, whatever stands in the working directory.
+_BUILT_IN = {"dataset_name": ("generated", "gsm_symbolic"), "model_name_or_path": ("tiny",)}
+
+
+def _make_paths_absolute(settings: dict[str, Any]) -> None:
+    """Local files by their whole path, so that a run goes on from any working directory."""
+    for name in ("dataset_name", "shots_file", "model_name_or_path"):
+        given = settings.get(name)
+        if isinstance(given, str) and given and given not in _BUILT_IN.get(name, ()):
+            settings[name] = _absolute(given)
+    if "reward_funcs" in settings:
+        settings["reward_funcs"] = [_absolute_reward(name) for name in settings["reward_funcs"]]
+
+
+def _absolute(given: str) -> str:
+    path = Path(given).expanduser()
+    return str(path.resolve()) if path.exists() else given  # else a Hub id, or a typing error
+
+
+def _absolute_reward(name: str) -> str:
+    """``mine.py:f`` by its whole path, and so ``mine.f`` of a module in the working directory."""
+    place, colon, function = name.rpartition(":")
+    if colon:
+        return f"{_absolute(place)}:{function}"
+    place, _, function = name.rpartition(".")
+    module = Path(f"{place}.py")
+    if place and "." not in place and module.is_file():
+        return f"{module.resolve()}:{function}"
+    return name
 
 
 def _fit_to_machine(settings: dict[str, Any]) -> list[str]:

@@ -47,6 +47,7 @@ def load_task(config: Config) -> Task:
             seed=seed if split == "train" else 0,
             question_column=script.question_column,
             answer_column=script.answer_column,
+            decimal_mark=script.decimal_mark,
             dataset_config=script.dataset_config,
             train_split=script.dataset_train_split,
             test_split=script.dataset_test_split,

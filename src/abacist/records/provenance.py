@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import re
 import subprocess
@@ -73,7 +74,10 @@ def data_fingerprint(problems: Iterable[Problem]) -> str:
     """
     digest = hashlib.sha256()
     for problem in problems:
-        for text in (problem.problem_id, problem.question, problem.answer):
+        texts = [problem.problem_id, problem.question, problem.answer]
+        if problem.columns:  # rewards read them
+            texts.append(json.dumps(problem.columns, sort_keys=True, default=str))
+        for text in texts:
             encoded = text.encode("utf-8", "surrogatepass")
             digest.update(f"{len(encoded)}:".encode() + encoded)
     return digest.hexdigest()

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from abacist.errors import DataError, UsageError
+from abacist.task import columns
+from abacist.task.golds import DecimalMark
 from abacist.task.rows import Problem, normalise_question, problems_of
 from abacist.task.sources import Row, read_file, read_folder, read_hub
 
@@ -46,6 +48,7 @@ def load_problems(
     test_split: str = "test",
     skip_bad_rows: bool = False,
     keep_without_gold: bool = False,
+    decimal_mark: DecimalMark = "auto",
 ) -> list[Problem]:
     """The checked problems of one split, in source order, or ``limit`` of them drawn by ``seed``.
 
@@ -83,6 +86,7 @@ def load_problems(
         skip_bad_rows=skip_bad_rows,
         needs_gold=not keep_without_gold,
         reserved=reserved,
+        decimal_mark=decimal_mark,
     )
     if split not in ("test", "all"):
         problems = _cut(problems, split, name)
@@ -141,10 +145,13 @@ def _test_questions(name: str, part: str, config: str | None, column: str) -> di
         rows = list(_rows_of(name, part, config, wants_test=True))
     except DataError:
         return {}
+    names = [name for row in rows[:1] for name in row.fields]
+    column, _ = columns.choose(names, column, columns.DEFAULT_ANSWER)
     return {
         "question " + normalise_question(question): f"{row.file}, {row.place}"
         for row in rows
-        if isinstance(question := row.fields.get(column), str)
+        for value in [row.fields.get(column)]
+        if isinstance(question := columns.turn_of(value, "user") or value, str)
     }
 
 

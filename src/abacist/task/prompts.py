@@ -200,10 +200,14 @@ def to_dataset_rows(
 ) -> list[dict[str, object]]:
     """The rows TRL trains on: ``prompt`` (messages), ``answer`` (the gold), and who it is.
 
-    TRL hands every column but ``prompt`` to the reward functions by its name.
+    TRL hands every column but ``prompt`` to the reward functions by its name, the problems' other
+    columns too (None for a problem that lacks one).
     """
+    problems = list(problems)
+    others = dict.fromkeys(name for problem in problems for name in problem.columns)
     return [
         {
+            **{name: problem.columns.get(name) for name in others},
             "prompt": build_messages(
                 problem.question,
                 system_prompt=system_prompt,

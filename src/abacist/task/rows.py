@@ -9,22 +9,35 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import logging
-import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from abacist.errors import DataError
-from abacist.task.answers import read_answer
+from abacist.task import columns
+from abacist.task.golds import (
+    GOLD_MARK,
+    DecimalMark,
+    GoldError,
+    contradiction,
+    shown,
+    solution_and_gold,
+)
 from abacist.task.sources import Row
 
-GOLD_MARK = "####"
 MAX_QUESTION_CHARACTERS = 20_000  # GSM8K's longest has 985
-_BARE_GOLD = re.compile(r"[-+−]?\$?\d[\d,]*(\.\d+)?(/\d+)?%?")
+# Columns whose meaning is fixed: no column of a data set is handed to rewards under these names.
+_TAKEN = frozenset(
+    ("prompt", "prompts", "completion", "completions", "completion_ids", "answer", "problem_id",
+     "difficulty", "id", "structure", "unseen_structure", "trainer_state", "images", "tools")
+)  # fmt: skip
+# A column is known by its first rows; a later one may hold more, which rewards then miss.
+_ROWS_LOOKED_AT = 100
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +58,8 @@ class Problem:
     difficulty: int
     structure: str | None = None
     unseen_structure: bool | None = None
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
+    """The other columns of its row, which rewards receive by name, as in TRL."""
 
 
 class _BadRow(Exception):
@@ -69,13 +84,21 @@ def problems_of(
     skip_bad_rows: bool,
     needs_gold: bool = True,
     reserved: Mapping[str, str] = MappingProxyType({}),
+    decimal_mark: DecimalMark = "auto",
 ) -> list[Problem]:
     """The rows as problems.
 
     ``reserved`` says where the questions stand that belong to the test split. Raises DataError for
     the first row that is bad, unless ``skip_bad_rows`` leaves such rows out and logs how many for
     which reason; and if nothing is left. Without ``needs_gold`` an unusable gold becomes "".
+    Golds that speak against the point as decimal mark are refused unless ``decimal_mark`` decides.
     """
+    rows = list(rows)
+    names = itertools.chain.from_iterable(row.fields for row in rows[:_ROWS_LOOKED_AT])
+    asked = question_column, answer_column
+    question_column, answer_column = columns.choose(names, *asked)
+    if decimal_mark == "auto":
+        _refuse_unclear_golds(rows, source, answer_column)
     problems: list[Problem] = []
     places: dict[str, str] = {}  # problem id, and normalised question -> where it stands
     faults: list[str] = []
@@ -83,7 +106,9 @@ def problems_of(
     for row in rows:
         place = f"{row.file}, {row.place}"
         try:
-            problem = _problem_of(row, question_column, answer_column, needs_gold=needs_gold)
+            problem = _problem_of(
+                row, question_column, answer_column, decimal_mark, needs_gold=needs_gold
+            )
             keys = ("id " + problem.problem_id, "question " + normalise_question(problem.question))
             if earlier := next((places[key] for key in keys if key in places), None):
                 raise _BadRow(f"repeats the question or the id of {earlier}")
@@ -104,6 +129,11 @@ def problems_of(
             f"{source}: no problems in it." + (f" {faults[0]}" if faults else ""),
             "Give rows with a question and a worked answer that ends in '#### number'.",
         )
+    if (question_column, answer_column) != asked:
+        _warn_once(
+            f"{source}: questions are taken from the column {question_column!r}, answers from "
+            f"{answer_column!r} (--question_column and --answer_column choose others)"
+        )
     if faults:
         counts = ", ".join(f"{count} × “{reason}”" for reason, count in reasons.most_common())
         _warn_once(f"{source}: left out {len(faults)} bad rows: {counts}. The first: {faults[0]}")
@@ -115,20 +145,45 @@ def _warn_once(message: str) -> None:
     _log.warning("%s", message)
 
 
-def _problem_of(row: Row, question_column: str, answer_column: str, *, needs_gold: bool) -> Problem:
+def _refuse_unclear_golds(rows: Iterable[Row], source: str, column: str) -> None:
+    """Raise DataError where a column of bare golds may be written with a decimal comma."""
+    bare = [
+        (row.place, value.strip())
+        for row in rows
+        if isinstance(value := row.fields.get(column), str)
+        if GOLD_MARK not in value and "\n" not in value.strip()
+    ]
+    if against := contradiction(bare):
+        places = ", ".join(f"{shown(gold)} ({place})" for place, gold in against)
+        raise DataError(
+            f"{source}: the column {column!r} may be written with a decimal comma: {places}.",
+            "Say which it is: --decimal_mark comma, or --decimal_mark point.",
+        )
+
+
+def _problem_of(
+    row: Row,
+    question_column: str,
+    answer_column: str,
+    decimal_mark: DecimalMark,
+    *,
+    needs_gold: bool,
+) -> Problem:
     if row.defect:
         raise _BadRow(row.defect)
-    question = _text(row.fields, question_column, "--question_column")
+    question = _text(row.fields, question_column, "--question_column", "user")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise _BadRow(
             f"has a question too long to be one: {len(question):,} characters, of which "
             f"{MAX_QUESTION_CHARACTERS:,} are allowed"
         )
     try:
-        solution, gold = _solution_and_gold(row.fields, answer_column)
-    except _BadRow:
+        text = _text(row.fields, answer_column, "--answer_column", "assistant")
+        typed = not isinstance(row.fields[answer_column], str)  # its point is one
+        solution, gold = solution_and_gold(text, answer_column, "point" if typed else decimal_mark)
+    except (_BadRow, GoldError) as fault:
         if needs_gold:
-            raise
+            raise _BadRow(str(fault)) from None
         solution, gold = "", ""
     names = (row.fields.get(column) for column in ("problem_id", "id"))
     named = next((str(name) for name in names if name not in (None, "")), None)
@@ -142,39 +197,31 @@ def _problem_of(row: Row, question_column: str, answer_column: str, *, needs_gol
         difficulty=max(1, sum(bool(line.strip()) for line in solution.split("\n"))),
         structure=structure if isinstance(structure, str) else None,
         unseen_structure=unseen if isinstance(unseen, bool) else None,
+        columns={
+            name: value
+            for name, value in row.fields.items()
+            if name not in _TAKEN and name not in (question_column, answer_column)
+        },
     )
 
 
-def _solution_and_gold(fields: Mapping[str, object], answer_column: str) -> tuple[str, str]:
-    solution, mark, gold = _text(fields, answer_column, "--answer_column").partition(GOLD_MARK)
-    if not mark:
-        if not _BARE_GOLD.fullmatch(solution):
-            raise _BadRow(f"has no gold: no {GOLD_MARK} in {answer_column!r}, nor a bare number")
-        solution, gold = "", solution
-    solution, gold = solution.rstrip(), gold.strip()
-    if GOLD_MARK in gold:
-        raise _BadRow(f"has {GOLD_MARK} twice in {answer_column!r}")
-    if "\n" in gold or read_answer(gold) is None:
-        raise _BadRow(f"has a gold that is no number: {gold[:40]!r}")
-    return solution, gold
-
-
-def _text(fields: Mapping[str, object], column: str, flag: str) -> str:
-    """The stripped text of a column; numbers are taken as their digits."""
+def _text(fields: Mapping[str, object], column: str, flag: str, role: str) -> str:
+    """The stripped text of a column: numbers as their digits, of a chat the turn of ``role``."""
     if column not in fields:
         has = ", ".join(map(str, list(fields)[:12])) or "none"
         raise _BadRow(f"has no column {column!r} (its columns: {has}; choose with {flag})")
     value = fields[column]
-    if isinstance(value, float) and math.isfinite(value):
-        value = f"{value:.15g}"
-    elif isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if columns.is_empty(value):
         raise _BadRow(f"has an empty {column!r}")
-    if not isinstance(value, str):
-        raise _BadRow(f"has a {type(value).__name__} in {column!r}, not text")
+    text = value if isinstance(value, str) else columns.number_text(value)
+    if text is None:
+        text = columns.turn_of(value, role)
+    if text is None:
+        raise _BadRow(f"has a {type(value).__name__} in {column!r}, not text: {shown(value)}")
+    if not text.strip():
+        raise _BadRow(f"has an empty {column!r}")
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise _BadRow(f"has broken Unicode in {column!r} (a lone surrogate)") from None
-    return value.strip()
+    return text.strip()

@@ -16,9 +16,11 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +124,51 @@ def read_hub(name: str, split: str, config: str | None) -> Iterator[Row]:
             hint = "If it is gated, accept its terms on its page, then run 'hf auth login'."
         raise DataError(message, f"{hint} {way_on}") from error
     where = f"{name}{f' ({config})' if config else ''}, split {split}"
-    return (Row(where, f"row {number}", fields) for number, fields in enumerate(table, 1))
+    kinds = {
+        column: str(getattr(kind, "dtype", ""))
+        for column, kind in getattr(table, "features", {}).items()
+    }
+    return (
+        Row(where, f"row {number}", _shortest(fields, kinds))
+        for number, fields in enumerate(table, 1)
+    )
+
+
+# Format for `struct` and the digits that tell any two of them apart.
+_NARROW_FLOATS = {
+    "float": ("f", 9),
+    "float32": ("f", 9),
+    "halffloat": ("e", 5),
+    "float16": ("e", 5),
+}
+
+
+def _shortest(fields: Mapping[str, object], kinds: Mapping[str, str]) -> Mapping[str, object]:
+    """``fields`` with the numbers of float32 and float16 columns as they were written.
+
+    Python's float has more digits than such a column: 0.1 would read 0.10000000149011612.
+
+    >>> _shortest({"a": 0.10000000149011612, "b": 0.1}, {"a": "float", "b": "double"})
+    {'a': 0.1, 'b': 0.1}
+    """
+    narrow = {name: _NARROW_FLOATS[kind] for name, kind in kinds.items() if kind in _NARROW_FLOATS}
+    if not narrow:
+        return fields
+    return {
+        name: _shortest_float(value, *narrow[name])
+        if name in narrow and isinstance(value, float) and math.isfinite(value)
+        else value
+        for name, value in fields.items()
+    }
+
+
+def _shortest_float(value: float, kind: str, most_digits: int) -> float:
+    for digits in range(1, most_digits):
+        short = float(f"{value:.{digits}g}")
+        with suppress(OverflowError):
+            if struct.unpack(kind, struct.pack(kind, short))[0] == value:
+                return short
+    return value
 
 
 @contextmanager
@@ -183,8 +229,36 @@ def _bytes_of(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
+def _utf8_of(path: Path) -> bytes:
+    """The file's text in UTF-8 without a mark; UTF-16 and UTF-32, as Excel saves it, is converted.
+
+    Bytes that are not valid UTF-8 stay as they are, so that the row can be named.
+    """
+    data = _bytes_of(path)
+    # UTF-32 first: its little-endian mark begins with UTF-16's.
+    for marks, encoding in (
+        ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+        ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+    ):
+        if data.startswith(marks):
+            try:
+                return data.decode(encoding).encode("utf-8")
+            except UnicodeError as error:
+                raise DataError(
+                    f"{path}: begins as {encoding.upper()} and is not valid {encoding.upper()} "
+                    f"({error}).",
+                    "Save it again, as UTF-8.",
+                ) from error
+    if data[:1000].count(0) > len(data[:1000]) // 4:
+        raise DataError(
+            f"{path}: looks like UTF-16 without a byte order mark, or is no text.",
+            "Save it as UTF-8.",
+        )
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    data = _bytes_of(path).removeprefix(codecs.BOM_UTF8)
+    data = _utf8_of(path)
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue
@@ -197,7 +271,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    data = _bytes_of(path).removeprefix(codecs.BOM_UTF8)
+    data = _utf8_of(path)
     if not data.lstrip().startswith(b"["):
         yield from _jsonl_rows(path)
         return
@@ -224,18 +298,28 @@ def _why_not_json(error: Exception) -> str:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    text = _bytes_of(path).decode("utf-8-sig", "surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    text = _utf8_of(path).decode("utf-8", "surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
     line = 1
     try:
         header = next(reader, [])
         line = reader.line_num + 1
         for values in reader:
-            if values:
+            if any(map(str.strip, values)):  # spreadsheets save empty rows behind the last
                 yield _csv_row(str(path), f"line {line}", header, values)
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: is not valid CSV ({error}).") from error
+
+
+def _delimiter(text: str) -> str:
+    """What separates the header's fields: a comma, or Excel's semicolon or tab where it has none.
+
+    >>> _delimiter("question,answer"), _delimiter("question;answer"), _delimiter("a\\tb")
+    (',', ';', '\\t')
+    """
+    header = text.split("\n", 1)[0]
+    return next((mark for mark in ",;\t" if mark in header), ",")
 
 
 def _csv_row(file: str, place: str, header: list[str], values: list[str]) -> Row:
@@ -261,10 +345,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pq.ParquetFile(path) as table:
+            kinds = {one.name: str(one.type) for one in table.schema_arrow}
             for batch in table.iter_batches():
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(str(path), f"row {number}", fields)
+                    yield Row(str(path), f"row {number}", _shortest(fields, kinds))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
 

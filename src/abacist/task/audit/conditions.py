@@ -40,7 +40,7 @@ class Advantages(NamedTuple):
 
 def columns_of(problem: Problem) -> dict[str, Any]:
     """What a reward is handed beside the completions."""
-    return {column: getattr(problem, column) for column in COLUMNS}
+    return {**problem.columns, **{column: getattr(problem, column) for column in COLUMNS}}
 
 
 def length_advantages(
@@ -175,7 +175,7 @@ def mishap_findings(trial: Trial) -> Iterator[Finding]:
             continue
         evidence = mishaps[0].message
         if mishap_kind is MishapKind.NO_COLUMN:
-            evidence = f"'{trial.name}' {evidence}; there are {', '.join(COLUMNS)}"
+            evidence = f"'{trial.name}' {evidence}; there are {', '.join(trial.columns)}"
         else:
             evidence = f"the reply '{mishaps[0].sample}': {evidence}"
             if trial.num_failed > 1:

@@ -50,6 +50,7 @@ class Trial:
 
     func: Callable[..., Any]
     limit_seconds: float
+    columns: Sequence[str] = COLUMNS
     mishaps: list[Mishap] = field(default_factory=list)
     num_failed: int = 0
     num_hung: int = 0
@@ -73,7 +74,7 @@ class Trial:
             for parameter in parameters
             if parameter.default is parameter.empty
             and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and parameter.name not in _GIVEN.union(COLUMNS)
+            and parameter.name not in _GIVEN.union(self.columns)
         ]
 
     def pay(
