@@ -205,3 +205,22 @@ def test_the_full_help_lists_no_flag_that_is_refused() -> None:
 def test_a_value_that_means_nothing_is_told_as_it_was_set(flag: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=re.escape(said)):
         load_config("tiny", None, flag)
+
+
+def test_local_paths_are_kept_whole_so_that_a_run_goes_on_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "mine.py").write_text("def pays(completions, **c): ...", encoding="utf-8")
+    (tmp_path / "tiny").mkdir()  # the built-in name wins over a folder
+    flags = ["--dataset_name", "data.jsonl", "--model_name_or_path", "tiny"]
+    flags += ["--reward_funcs", "default", "mine.pays", "mine.py:pays", "elsewhere.pays"]
+    config = load_config("tiny", None, flags)
+    assert config.script.dataset_name == str(tmp_path / "data.jsonl")
+    assert config.model.model_name_or_path == "tiny"
+    ours = f"{tmp_path / 'mine.py'}:pays"
+    assert config.script.reward_funcs == ["default", ours, ours, "elsewhere.pays"]
+    assert load_config("any", None, ["--model_name_or_path", "Qwen/Qwen2.5-0.5B"]).script == (
+        load_config("any", None, []).script
+    )
