@@ -168,7 +168,7 @@ def test_a_run_to_be_overwritten_stays_whole_until_the_new_one_is_known_to_start
 not_a_list: Any = 3
 RAISED: list[tuple[Callable[[], Any], type[BaseException]]] = [
     (lambda: exec("raise MemoryError()"), MemoryError),
-    (lambda: open("/nowhere/at/all", encoding="utf-8"), FileNotFoundError),
+    (lambda: Path("/nowhere/at/all").read_text(encoding="utf-8"), FileNotFoundError),
     (lambda: load_config("tiny", None, ["--sed", "1"]), UsageError),
     (lambda: choose_shots(not_a_list, 1), TypeError),  # a bug of ours stays one
 ]

@@ -26,7 +26,7 @@ from transformers import HfArgumentParser
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
 from abacist.learning.following import followers
-from abacist.learning.limits import named, refuse_out_of_range, split_at_commas, trackers
+from abacist.learning.limits import refuse_out_of_range, split_at_commas, trackers
 from abacist.learning.resume.checkpoints import run_to_resume
 from abacist.learning.retired import RETIRED, SWITCHES
 from abacist.learning.startingrun import prompt_of, run_of, settings_of
