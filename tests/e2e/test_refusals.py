@@ -11,7 +11,7 @@ import pytest
 
 import abacist.learning.train as learning_train
 from abacist.cli.main import main
-from abacist.errors import UsageError
+from abacist.errors import ModelError, UsageError
 from abacist.learning.config import load_config
 from abacist.learning.judge import Judge
 from abacist.learning.settingup import setting_up
@@ -37,7 +37,7 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*args: Any, **how: Any) -> None:
-        raise AssertionError("the model was loaded before the run was refused")
+        raise ModelError("the model was loaded")
 
     monkeypatch.setattr(learning_train, "load_policy", loaded)
 
@@ -168,7 +168,7 @@ def test_a_run_to_be_overwritten_stays_whole_until_the_new_one_is_known_to_start
 not_a_list: Any = 3
 RAISED: list[tuple[Callable[[], Any], type[BaseException]]] = [
     (lambda: exec("raise MemoryError()"), MemoryError),
-    (lambda: Path("/nowhere/at/all").read_bytes(), FileNotFoundError),
+    (lambda: Path("/nowhere/at/all").read_text(encoding="utf-8"), FileNotFoundError),
     (lambda: load_config("tiny", None, ["--sed", "1"]), UsageError),
     (lambda: choose_shots(not_a_list, 1), TypeError),  # a bug of ours stays one
 ]

@@ -200,7 +200,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_finished_run_that_is_made_longer_is_the_run_that_was_begun_longer(
     short: Path, tmp_path: Path, capsys: Captured
 ) -> None:
-    long, run = tmp_path / "long", tmp_path / "run"
+    long, run = tmp_path / "long" / "run", tmp_path / "run"
     assert main(["train", "--output_dir", str(long), "--max_steps", "5", *STEADY]) == 0
     shutil.copytree(short, run)
     verdict = (run / "evals" / "verdict.json").read_bytes()

@@ -97,7 +97,7 @@ def test_a_file_of_examples_without_a_number_is_shown_whole_in_its_order(tmp_pat
     )
     flags = ["--shots_file", str(path), "--num_train_problems", "20"]
     task = load_task(load_config("tiny", None, flags))
-    assert [shot.question for shot in task.shots] == [one.question for one in rows]
+    assert [shot.question for shot in task.shots.chosen] == [one.question for one in rows]
     fewer = load_task(load_config("tiny", None, [*flags, "--num_shots", "2"]))
     assert len(fewer.shots) == 2
 

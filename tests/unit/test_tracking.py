@@ -114,8 +114,8 @@ def test_trackers_that_cannot_be_had_are_left_out_with_one_warning_each(
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: None if name == "trackio" else object()
     )
-    assert available_trackers(["wandb", "trackio", "mlflow"], said.append) == ["wandb"]
-    assert "pip install 'abacist[trackio]'" in said[0] and "mlflow" in said[1]
+    assert available_trackers(["wandb", "trackio"], said.append) == ["wandb"]
+    assert len(said) == 1 and "pip install 'abacist[trackio]'" in said[0]
 
 
 def test_only_trackers_are_shielded() -> None:

@@ -39,7 +39,8 @@ TRAIN_FLAGS = (
     Group(
         "model",
         (
-            Flag("--model_name_or_path", "MODEL", "Hub id, folder, adapter, or `tiny`"),
+            Flag("--model_name_or_path", "MODEL", "Hub id, folder, adapter, or `tiny`; a run "
+                 "brings its settings and its prompt"),
             Flag("--dtype", "TYPE", "bfloat16, float16, float32 or auto"),
             Flag("--attn_implementation", "NAME", "flash_attention_2, sdpa or eager"),
             Flag("--device", "NAME", "cuda, mps, cpu or auto"),
@@ -77,13 +78,15 @@ TRAIN_FLAGS = (
     Group(
         "learning",
         (
-            Flag("--num_generations", "N", "replies to each problem: the size of a group"),
+            Flag("--num_generations", "N", "replies to each problem: the size of a group; the "
+                 "batch follows, unless it is given too"),
             Flag("--max_completion_length", "N", "tokens a reply may have"),
             Flag("--temperature", "T", "of sampling while learning"),
             Flag("--learning_rate", "LR", "with LoRA about ten times that of full training"),
             Flag("--beta", "B", "weight of the KL term; 0 needs no reference model"),
             Flag("--loss_type", "NAME", "dapo, dr_grpo, grpo, bnpo, …"),
-            Flag("--max_steps", "N", "optimizer steps; wins over epochs"),
+            Flag("--max_steps", "N", "optimizer steps; wins over epochs. In a shorter run than the "
+                 "recipe's, warm-up and measurements follow"),
             Flag("--num_train_epochs", "N", "times through the problems"),
             Flag("--per_device_train_batch_size", "N", "replies in one forward pass"),
             Flag("--gradient_accumulation_steps", "N", "forward passes in one step"),
@@ -97,13 +100,14 @@ TRAIN_FLAGS = (
         (
             Flag("--output_dir", "DIR", "where it is kept; a new folder in runs/ unless given"),
             Flag("--overwrite", "", "replace a run that stands there already"),
-            Flag("--run_name", "NAME", "what trackers call it"),
+            Flag("--run_name", "NAME", "what trackers call it, and its folder in runs/"),
             Flag("--report_to", "NAME …", "wandb, trackio, tensorboard; metrics.jsonl is always "
                  "written"),
             Flag("--logging_steps", "N", "steps between two lines of metrics"),
             Flag("--eval_steps", "N", "steps between two looks at held-out problems"),
             Flag("--save_steps", "N", "steps between two checkpoints"),
-            Flag("--resume", "RUN", "go on with a run, or from one of its checkpoints, exactly"),
+            Flag("--resume", "RUN", "go on with a run, or from one of its checkpoints, exactly; "
+                 "with more --max_steps a finished one too"),
             Flag("--resume_from_checkpoint", "PATH", "TRL's name for it; `latest` is that of "
                  "--output_dir"),
             Flag("--force", "", "resume although settings, data or rewards are not the run's"),

@@ -172,8 +172,8 @@ def _flags_set(names: Sequence[str], config: Config) -> list[str]:
 
 
 def _flags_with_a_value_in(text: str, config: Config) -> list[str]:
-    """The settings set by hand to a word that a message holds."""
-    words = set(re.findall(r"[\w.-]+", text.lower()))
+    """The settings set by hand to a word that a message quotes."""
+    words = set(re.findall(r"['\"`]([\w.-]+)['\"`]", text.lower()))
     return [
         _as_set(name, config)
         for name, value in config.settings.items()

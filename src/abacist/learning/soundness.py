@@ -14,11 +14,15 @@ from abacist.learning.config import Config
 from abacist.learning.control import NONE
 from abacist.learning.tracking import Watcher
 from abacist.task.audit.audit import audit
+from abacist.task.audit.conditions import columns_of
 from abacist.task.audit.findings import Kind
+from abacist.task.audit.renderings import layouts
+from abacist.task.audit.trial import MishapKind, Trial
 from abacist.task.problems import Problem
 
 NUM_PROBLEMS = 30
 MAX_SECONDS = 10.0
+NUM_TRIED_PROBLEMS = 3
 
 
 def refuse_hackable(
@@ -45,15 +49,13 @@ def refuse_hackable(
             f"A reward cannot be called: {missing[0].evidence}.",
             "Give the parameter a default, or compute it from the columns there are.",
         )
-    tried = {name for earned in found.earned for name in earned.rewards}
-    broken = [
-        one for one in found.findings if one.kind is Kind.FAILS and not tried & set(one.rewards)
-    ]
-    if broken:
-        raise RewardError(
-            f"A reward fails on every reply that was tried: {broken[0].evidence}.",
-            "Mend it, or leave it out of --reward_funcs.",
-        )
+    failing = {name for one in found.findings if one.kind is Kind.FAILS for name in one.rewards}
+    for reward in rewards:
+        if reward.__name__ in failing and (why := _always_fails(reward, problems)):
+            raise RewardError(
+                f"A reward fails on every reply that was tried. {why}",
+                "Mend it, or leave it out of --reward_funcs.",
+            )
     hacks = [one for one in found.findings if one.kind is Kind.HACKABLE]
     if hacks and not config.script.allow_hackable_rewards:
         raise RewardError(
@@ -66,3 +68,18 @@ def refuse_hackable(
         watcher.note("  They are trained on all the same (allow_hackable_rewards).")
     for remark in found.remarks:
         watcher.note(f"  {remark}")
+
+
+def _always_fails(reward: Any, problems: Sequence[Problem]) -> str:
+    """What a reward says when it fails on every solution of several problems; "" if it does not."""
+    said = ""
+    for problem in problems[:NUM_TRIED_PROBLEMS]:
+        trial = Trial(reward, MAX_SECONDS)
+        variants = list(layouts(problem))
+        texts, names = [one.text for one in variants], [one.name for one in variants]
+        trial.pay(texts, problem.question, columns_of(problem), names)
+        failures = [one for one in trial.mishaps if one.kind is MishapKind.FAILED]
+        if trial.is_usable or len(failures) < len(trial.mishaps):  # one that hangs may be slow only
+            return ""
+        said = failures[0].message
+    return said

@@ -20,7 +20,6 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from abacist.policy.progress import Decoded, Progress
 
-SUPPORTED_TRACKERS = ("wandb", "trackio", "tensorboard")
 _TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 
 
@@ -113,9 +112,7 @@ def available_trackers(report_to: list[str], warn: Callable[[str], None]) -> lis
     """The trackers that can be started; one warning, with the mend, for each that cannot."""
     kept = []
     for name in report_to:
-        if name not in SUPPORTED_TRACKERS:
-            warn(f"tracker {name!r} is not known here ({', '.join(SUPPORTED_TRACKERS)}): left out")
-        elif importlib.util.find_spec(name) is None:
+        if importlib.util.find_spec(name) is None:
             warn(f"tracker {name} is not installed: left out (pip install 'abacist[{name}]')")
         else:
             kept.append(name)
