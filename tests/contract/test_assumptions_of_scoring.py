@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 
 import lookalikes
 from abacist.errors import ModelError
-from abacist.policy import scoring
+from abacist.policy import instances, scoring
 from abacist.policy.loading import default_lora, load_policy
 from abacist.policy.scoring import FAMILIES, obstacle, score
 
@@ -141,7 +141,7 @@ def test_trl_asks_for_nothing_that_we_do_not_know_of() -> None:
 def test_variants_of_lora_are_told_by_the_attributes_we_read(model: Qwen2ForCausalLM) -> None:
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     layer = wrapped.get_base_model().model.layers[0].self_attn.q_proj
-    assert type(layer) is scoring.LoraLinear
+    assert type(layer) is instances.LoraLinear
     assert layer.use_dora == {"default": False}
     assert not any(layer.lora_variant.values())
 

@@ -216,7 +216,7 @@ def test_a_finished_run_that_is_made_longer_is_the_run_that_was_begun_longer(
     assert kept["evals/after-step-3/evaluation.json"] == after
     kept = {name: content for name, content in kept.items() if "after-step-3" not in name}
     assert kept == contents(long)
-    resumed = json.loads((run / "manifest.json").read_text())["resumed"][0]
+    resumed = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["resumed"][0]
     assert resumed["longer"] and not resumed["forced"]
     assert main(["train", "--resume", str(run)]) == 0  # finished again: nothing to do
     assert "finished already" in capsys.readouterr().out
@@ -230,7 +230,10 @@ def test_a_longer_run_on_another_schedule_says_what_differs_and_goes_on_at_its_r
     assert main(["train", "--resume", str(run), "--max_steps", "8"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "schedule (linear) was for 5, from here on it is the one for 8" in said
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
     # Warm-up 1, then down to 0 at the end: step n + 1 is made at the rate logged here for n + 1.
     assert [round(rates[step] / 0.0015 * 7, 6) for step in (6, 7, 8)] == [3, 2, 1]
@@ -251,7 +254,7 @@ def test_a_finished_run_that_cannot_go_on_is_left_as_it_is(
     said = capsys.readouterr().err
     assert "is finished and cannot go on" in said and f"--model_name_or_path {run}" in said
     assert contents(run) == before
-    assert json.loads((run / "manifest.json").read_text())["finished"]
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["finished"]
 
 
 @fault("resume", "a finished run is to be made shorter", "both numbers, and --force")

@@ -236,9 +236,10 @@ def test_what_an_adapter_learned_to_put_before_the_text_does_not_depend_on_the_b
     assert generate(learned, PROMPTS, max_completion_tokens=4, batch_size=2) == generate(
         learned, PROMPTS, max_completion_tokens=4
     )
-    seen: list[tuple[int, int]] = []
-    generate(learned, PROMPTS, max_completion_tokens=2, progress=lambda *n: seen.append(n))
-    assert seen[-1] == (6, 6) and seen == sorted(set(seen))
+    seen: list[Decoded] = []
+    generate(learned, PROMPTS, max_completion_tokens=2, progress=seen.append)
+    ended = [decoded.ended for decoded in seen]
+    assert ended[-1] == 6 and ended == sorted(ended)
 
 
 def test_prompts_of_any_length_share_a_batch_where_no_prompt_was_learned() -> None:

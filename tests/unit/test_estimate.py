@@ -105,7 +105,7 @@ def test_a_run_is_the_same_to_the_bit_with_and_without_an_estimate(
         (rollouts,) = (run / "rollouts").iterdir()
         table = pyarrow.parquet.read_table(rollouts).drop_columns("run_id")
         weights = (run / "adapter_model.safetensors").read_bytes()
-        return table, weights, (run / "metrics.jsonl").read_text()
+        return table, weights, (run / "metrics.jsonl").read_text(encoding="utf-8")
 
     told = kept(run_in(tmp_path / "told", *flags))
     monkeypatch.setattr(training, "tell_estimate", lambda *args, **where: None)
