@@ -63,7 +63,7 @@ def _parts_of_a_run(
     warmup = recipe.get("warmup_steps", 0)
     longest = int(now * LONGEST_WARMUP_FRACTION)
     if warmup >= 1 and warmup > longest and "warmup_steps" not in given:
-        found["warmup_steps"] = (longest, "max_steps")
+        found["warmup_steps"] = (float(longest), "max_steps")  # as the parser reads it
     for name, fewest in (
         ("num_heldout_problems", FEWEST_HELDOUT_PROBLEMS),
         ("num_consistency_problems", FEWEST_CONSISTENCY_PROBLEMS),
