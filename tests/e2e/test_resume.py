@@ -157,7 +157,9 @@ def forget_the_end(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     del manifest["finished"]
     (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    shutil.rmtree(run / "evals" / "after")
+    for name in ("after", "after-sampled"):
+        shutil.rmtree(run / "evals" / name)
+    (run / "evals" / "verdict.json").unlink()  # written only at the end
     (run / "adapter_model.safetensors").unlink()
 
 
