@@ -34,7 +34,9 @@ MAX_QUESTION_CHARACTERS = 20_000  # GSM8K's longest has 985
 # Columns whose meaning is fixed: no column of a data set is handed to rewards under these names.
 _TAKEN = frozenset(
     ("prompt", "prompts", "completion", "completions", "completion_ids", "answer", "problem_id",
-     "difficulty", "id", "structure", "unseen_structure", "trainer_state", "images", "tools")
+     "difficulty", "id", "structure", "unseen_structure", "trainer_state", "images", "tools",
+     # TRL takes any one of these, in the order of a set, to tell a chat from a text.
+     "messages", "chosen", "rejected")
 )  # fmt: skip
 # A column is known by its first rows; a later one may hold more, which rewards then miss.
 _ROWS_LOOKED_AT = 100
