@@ -17,12 +17,11 @@ from abacist.policy.source import BUILT_IN
 from abacist.proof.native import NATIVE_COMPLETION_TOKENS, NATIVE_SHOTS, NativeForm
 from abacist.proof.overlap import Overlap
 from abacist.records.seen import Seen
-from abacist.task.problems import Problem, draw, load_problems
+from abacist.task.problems import MADE_HERE, Problem, draw, load_problems
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
 from abacist.task.variants.perturb import perturb_all
 
 DEFAULT_DATASET, GENERATED = "openai/gsm8k", "generated"
-MADE_HERE = (GENERATED, "gsm_symbolic")
 # Evaluations with different seeds are compared, so the seed of sampling changes no problem and
 # no example.
 FIXED_SEED = 0

@@ -12,6 +12,8 @@ from typing import Literal
 
 import trl
 
+from abacist.task.golds import DecimalMark
+
 
 @dataclass
 class GRPOConfig(trl.GRPOConfig):
@@ -116,7 +118,7 @@ class ScriptArguments:
         default="answer",
         metadata={"help": "Column with the solution ending in '#### gold', or the bare gold."},
     )
-    decimal_mark: Literal["auto", "point", "comma"] = field(
+    decimal_mark: DecimalMark = field(
         default="auto",
         metadata={"help": "How bare golds in a text column are written: 3.5 or 3,5."},
     )

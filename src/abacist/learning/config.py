@@ -30,6 +30,8 @@ from abacist.learning.limits import refuse_out_of_range, split_at_commas, tracke
 from abacist.learning.resume.checkpoints import run_to_resume
 from abacist.learning.retired import RETIRED, SWITCHES
 from abacist.learning.startingrun import prompt_of, run_of, settings_of
+from abacist.policy.source import BUILT_IN
+from abacist.task.problems import MADE_HERE
 
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
@@ -243,7 +245,7 @@ def _step_in_words(config: Config) -> list[str]:
 
 
 # Names that are built in, whatever stands in the working directory.
-_BUILT_IN = {"dataset_name": ("generated", "gsm_symbolic"), "model_name_or_path": ("tiny",)}
+_BUILT_IN = {"dataset_name": MADE_HERE, "model_name_or_path": (BUILT_IN,)}
 
 
 def _make_paths_absolute(settings: dict[str, Any]) -> None:

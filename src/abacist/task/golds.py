@@ -16,7 +16,6 @@ from abacist.task.answers import same_answer
 GOLD_MARK = "####"
 SHOWN_CHARACTERS = 40
 DecimalMark = Literal["auto", "point", "comma"]
-DECIMAL_MARKS = ("auto", "point", "comma")
 
 # The number of a short gold: digits with points and commas between them.
 _NUMERAL = re.compile(r"\d[\d.,]*\d|\d")

@@ -24,6 +24,8 @@ from abacist.task.golds import DecimalMark
 from abacist.task.rows import Problem, normalise_question, problems_of
 from abacist.task.sources import Row, read_file, read_folder, read_hub
 
+# Sources whose problems are made on the spot; a file or folder of the same name is not read.
+MADE_HERE = ("generated", "gsm_symbolic")
 SPLITS = ("train", "selection", "heldout", "test", "all")
 HELDOUT_FRACTION = 0.08
 SELECTION_FRACTION = 0.034
@@ -70,7 +72,7 @@ def load_problems(
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} problems leaves nothing.", "Give 1 or more, or none.")
     name = os.fspath(source)
-    if name in ("generated", "gsm_symbolic"):
+    if name in MADE_HERE:
         rows = _made_rows(name, split, limit, seed)
         return problems_of(rows, name, "question", "answer", skip_bad_rows=False)
     part = test_split if split == "test" else train_split
