@@ -23,6 +23,7 @@ from abacist.policy.loading import Policy
 from abacist.policy.progress import Progress
 from abacist.policy.source import BUILT_IN
 from abacist.records.rollout import Rollout
+from abacist.records.rundir import RunDir
 from abacist.task.prompts import (
     SYSTEM_PROMPT,
     Shots,
@@ -167,7 +168,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _shots(config: dict[str, Any], folder: Path) -> Shots:
     if str(config.get("num_shots") or "0") == "0" and not config.get("shots_file"):
         return Shots()
-    path = folder / "shots.jsonl"
+    path = RunDir(folder).shots_path
     if not path.is_file():
         raise RunError(
             f"{folder}: was trained with worked examples in its prompt, and shots.jsonl, which "

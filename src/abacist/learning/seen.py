@@ -172,11 +172,10 @@ def _questions_drawn(run: RunDir) -> Iterator[str]:
 def _shown_examples(run: RunDir) -> list[str]:
     from abacist.task.prompts import load_shots
 
-    path = run.path / "shots.jsonl"
-    if not path.is_file():
+    if not run.shots_path.is_file():
         return []
     try:
-        shots = load_shots(path)
+        shots = load_shots(run.shots_path)
     except AbacistError:
         return []
     return [shot.question for shot in (*shots.chosen, *shots.spares)]

@@ -16,7 +16,6 @@ import yaml
 from abacist.errors import RunError, UsageError
 from abacist.records.rundir import RunDir
 
-SHOTS_NAME = "shots.jsonl"
 PROMPT_SETTINGS = ("system_prompt", "num_shots", "shots_file")
 # What belongs to one run, or to the model that it began with.
 _NOT_TAKEN_OVER = ("run_name", "model_name_or_path", "model_revision", "max_hours", "max_steps")
@@ -52,10 +51,9 @@ def settings_of(run: RunDir, known: Collection[str]) -> dict[str, Any]:
     kept = {
         key: value for key, value in settings.items() if key in known and key not in _NOT_TAKEN_OVER
     }
-    shots = run.path / SHOTS_NAME
-    if shots.is_file() and kept.get("num_shots") != "gist":
+    if run.shots_path.is_file() and kept.get("num_shots") != "gist":
         # Drawn once: with other data or another seed the draw would be another.
-        kept["shots_file"] = str(shots.resolve())
+        kept["shots_file"] = str(run.shots_path.resolve())
         kept.pop("num_shots", None)
     return kept
 

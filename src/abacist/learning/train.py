@@ -147,10 +147,9 @@ def _train_in(
         run.clear()
         run.write_manifest(made_of)
     write_aside(run.config_path, config.to_yaml().encode())
-    began_from = find(config.model.model_name_or_path, revision=config.model.model_revision).folder
-    seen_in(task, began_from).write(run.path)
+    seen_in(task, policy.folder).write(run.path)
     if task.shots:
-        save_shots(run.path / "shots.jsonl", task.shots)
+        save_shots(run.shots_path, task.shots)
     watcher.note(f"  this run is kept in {run.path}")
 
     known = resuming.measured_before(run, task.heldout) if is_resumed else None

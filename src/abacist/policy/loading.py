@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, fields
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
@@ -40,6 +41,8 @@ class Policy:
     choices: list[Choice]
     name: str
     base_name: str
+    folder: Path
+    """Where the model, or the adapter, was loaded from."""
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +141,7 @@ def load_policy(
     if not trains:
         network.requires_grad_(False)
     choices = [device_choice, dtype_choice, attention_choice, _trained_part(network, trains)]
-    return Policy(network, chat, choices, model, base.name)
+    return Policy(network, chat, choices, model, base.name, found.folder)
 
 
 class _PortableLora(LoraConfig):

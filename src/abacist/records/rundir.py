@@ -54,6 +54,11 @@ class RunDir:
         return self.path / "config.yaml"
 
     @property
+    def shots_path(self) -> Path:
+        """The worked examples of its prompt, where it has any."""
+        return self.path / "shots.jsonl"
+
+    @property
     def manifest_path(self) -> Path:
         """What made the run: see ``records.provenance``."""
         return self.path / "manifest.json"

@@ -21,7 +21,7 @@ from pathlib import Path
 from abacist.errors import DataError, UsageError
 from abacist.task import columns
 from abacist.task.golds import DecimalMark
-from abacist.task.rows import Problem, normalise_question, problems_of
+from abacist.task.rows import Problem, columns_read, normalise_question, problems_of
 from abacist.task.sources import Row, read_file, read_folder, read_hub
 
 # Sources whose problems are made on the spot; a file or folder of the same name is not read.
@@ -147,8 +147,7 @@ def _test_questions(name: str, part: str, config: str | None, column: str) -> di
         rows = list(_rows_of(name, part, config, wants_test=True))
     except DataError:
         return {}
-    names = [name for row in rows[:1] for name in row.fields]
-    column, _ = columns.choose(names, column, columns.DEFAULT_ANSWER)
+    column, _ = columns_read(rows, column, columns.DEFAULT_ANSWER)
     return {
         "question " + normalise_question(question): f"{row.file}, {row.place}"
         for row in rows

@@ -14,7 +14,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -96,9 +96,8 @@ def problems_of(
     Golds that speak against the point as decimal mark are refused unless ``decimal_mark`` decides.
     """
     rows = list(rows)
-    names = itertools.chain.from_iterable(row.fields for row in rows[:_ROWS_LOOKED_AT])
     asked = question_column, answer_column
-    question_column, answer_column = columns.choose(names, *asked)
+    question_column, answer_column = columns_read(rows, *asked)
     if decimal_mark == "auto":
         _refuse_unclear_golds(rows, source, answer_column)
     problems: list[Problem] = []
@@ -145,6 +144,12 @@ def problems_of(
 @functools.cache  # every split of a source reads its rows again
 def _warn_once(message: str) -> None:
     _log.warning("%s", message)
+
+
+def columns_read(rows: Sequence[Row], question_column: str, answer_column: str) -> tuple[str, str]:
+    """The columns of the question and the gold, by what the first rows hold."""
+    names = itertools.chain.from_iterable(row.fields for row in rows[:_ROWS_LOOKED_AT])
+    return columns.choose(names, question_column, answer_column)
 
 
 def _refuse_unclear_golds(rows: Iterable[Row], source: str, column: str) -> None:
