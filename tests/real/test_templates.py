@@ -16,14 +16,8 @@ from abacist.policy.chat import PINNED_DATE, Chat
 from abacist.records.rollout import StopReason
 from abacist.task.prompts import SYSTEM_PROMPT
 from real.models import Abacist, config_of
+from unit.test_chat import CONVERSATION, QUESTION
 
-QUESTION = [{"role": "user", "content": "What is 5 + 7?"}]
-CONVERSATION = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "What is 1 + 1?"},
-    {"role": "assistant", "content": "2\n"},
-    {"role": "user", "content": "What is 5 + 7?"},
-]
 CLOSERS = {"qwen2": "<|im_end|>", "llama": ("<|eot_id|>", "<|im_end|>")}
 
 
@@ -221,8 +215,8 @@ def test_padding_on_the_left_and_sharing_a_batch_change_no_greedy_token(model: P
     assert written[0][:1] == written[1]
     prompt_ids = [policy.chat.encode(messages) for messages in prompts]
     rows = decoding._rows(prompt_ids, 1, 0)
-    padded = decoding._with_transformers(policy, prompt_ids, rows, 12, None, 8, None)
-    alone = decoding._with_transformers(policy, prompt_ids, rows, 12, None, 1, None)
+    padded = decoding._with_transformers(policy, prompt_ids, rows, 12, None, 8, None, None)
+    alone = decoding._with_transformers(policy, prompt_ids, rows, 12, None, 1, None, None)
     assert written[0] == padded == alone
 
 
