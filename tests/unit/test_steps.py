@@ -226,15 +226,14 @@ HOSTILE += [
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_no_text_of_100_kb_takes_quadratic_time(unit: str) -> None:
-    # About 50 ms of processor time on an idle core; quadratic time would be minutes.
+def test_no_text_of_100_kb_takes_more_than_50_ms(unit: str) -> None:
     text = (unit * 100_000)[:100_000]
     best = float("inf")
     for _ in range(5):
         start = time.process_time()
         valid_steps(text)
         best = min(best, time.process_time() - start)
-    assert best < 1.0
+    assert best < 0.05
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not in ../shared/gsm8k")

@@ -52,6 +52,7 @@ _HTML_TAG = re.compile(r"<(/?)(b|strong|em|i|u|code|mark|tt|kbd|samp|big|small|i
 _HTML_LINE_BREAK = re.compile(r"<br\s*/?>", re.I)
 _LINE_BREAK = re.compile("[\r\x0b\x0c]")
 _MAX_SEEN = 4_096
+_MAX_REPLACED = 16  # different characters that are replaced one by one
 _EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)
 
 _GROUPED = r"[1-9][0-9]{0,2}(?:,[0-9]{3})+"
@@ -100,7 +101,17 @@ def plain_text(text: str) -> str:
         text = _LINE_BREAK.sub("\n", text)
         text = _BEFORE_FRACTION.sub(" ", text) if "\\" in text else text
     else:
-        text = _BEFORE_POWER.sub("^", _BEFORE_FRACTION.sub(" ", text)).translate(_SEEN)
+        present = set(text)
+        if "\\" in present or not present.isdisjoint(_VULGAR_FRACTIONS):
+            text = _BEFORE_FRACTION.sub(" ", text)
+        if not present.isdisjoint(_SUPERSCRIPTS):
+            text = _BEFORE_POWER.sub("^", text)
+        changed = [character for character in present if _SEEN[ord(character)] != character]
+        if len(changed) > _MAX_REPLACED:
+            text = text.translate(_SEEN)
+        else:  # quicker than a look at every character; nothing that is put in is changed again
+            for character in changed:
+                text = text.replace(character, _SEEN[ord(character)])
     if "\\" in text:
         text = re.sub(r"\\(times|cdot|div)\b", lambda found: _LATEX_OPERATOR[found[1]], text)
         text = _LATEX_FRACTION.sub(r"\1/\2", text)

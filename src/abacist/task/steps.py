@@ -32,7 +32,8 @@ from abacist.task.numerals import plain_text
 
 MAX_EQUALS_SIGNS = 300
 
-_EQUALS = re.compile(r"(?<![!<>=:~])=(?![=>])|>>")  # ">>" ends GSM8K's "<<48/2=24>>24"
+# ">>" ends GSM8K's "<<48/2=24>>24". The sign comes before the look behind it: found faster so.
+_EQUALS = re.compile(r"=(?<![!<>=:~]=)(?![=>])|>>")
 
 
 @dataclass(frozen=True, slots=True)
