@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from abacist.cli import console
-from abacist.cli.flags import TRAIN_FLAGS, render
+from abacist.cli.flags import render
 from abacist.errors import UsageError
+from abacist.learning.helptext import TRAIN_FLAGS
 
 if TYPE_CHECKING:
     from abacist.learning.config import Config

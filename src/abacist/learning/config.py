@@ -25,11 +25,10 @@ from transformers import HfArgumentParser
 
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
-from abacist.learning.following import followers
+from abacist.learning.inherited import followers, prompt_of, run_to_continue, settings_of
 from abacist.learning.limits import refuse_out_of_range, split_at_commas, trackers
 from abacist.learning.resume.checkpoints import run_to_resume
 from abacist.learning.retired import RETIRED, SWITCHES
-from abacist.learning.startingrun import prompt_of, run_of, settings_of
 from abacist.policy.source import BUILT_IN
 from abacist.task.problems import MADE_HERE
 
@@ -140,7 +139,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
             config_path = str(run / "config.yaml")
     notes: list[str] = []
     layers: list[tuple[str, dict[str, Any]]] = []
-    began = run_of(typed.get("model_name_or_path"))
+    began = run_to_continue(typed.get("model_name_or_path"))
     if began is not None and recipe is None and config_path is None:
         layers.append((str(began.config_path), settings_of(began, known)))
         notes.append(f"as {began.path} was trained, unless set otherwise; it goes on as a new run")

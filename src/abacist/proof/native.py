@@ -1,4 +1,4 @@
-"""A model asked in its own best-known way: the honest baseline of a training.
+"""A model asked in its own best-known prompt: the honest baseline of a training.
 
 A base model that scores 15 % in a layout it has never seen may score 60 % when asked as its
 makers ask it; a gain has to be read against the latter. Three kinds of models are told apart:

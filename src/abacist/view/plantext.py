@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from abacist.learning.dryrun.memory import Memory
 from abacist.learning.dryrun.plan import Plan
-from abacist.learning.dryrun.solverates import GROUP_SIZES
+from abacist.learning.dryrun.probe import GROUP_SIZES
+from abacist.view.live import duration
 from abacist.view.plaintext import visible
-from abacist.view.readings import duration
 
 WIDTH = 96
 BAR_COLUMNS = 30
@@ -48,7 +48,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     memory = plan.memory
     yield (
         f"Memory on {memory.device}, predicted for replies that all use the whole budget "
-        f"({gib(memory.available_bytes)} there)"
+        f"({gib(memory.available_bytes)} available)"
     )
     shared = sum(part.bytes for part in memory.parts if part.phase == "both")
     yield _memory_line(_BOTH, shared, memory, "both")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from abacist.learning.config import Config
-from abacist.learning.dryrun.schedule import occasions, total_steps
 from abacist.learning.estimate.trial import Rates, Writing
-from abacist.learning.judge import VERDICT_SAMPLES
+from abacist.learning.heldout import VERDICT_SAMPLES
 from abacist.learning.task import Task
 
 
@@ -157,3 +157,31 @@ def roughly(seconds: float) -> str:
         if amount >= (2 if unit == "days" else 1) or unit == "s":
             break
     return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.2g} {unit}"
+
+
+def total_steps(config: Config, num_problems: int) -> int:
+    """How many optimizer steps the run will have."""
+    training = config.training
+    if training.max_steps > 0:
+        return int(training.max_steps)
+    passes = int(training.steps_per_generation or 1) * training.num_iterations
+    micro_batches = num_problems // max(1, config.problems_per_step) * passes
+    per_epoch = max(1, micro_batches // training.gradient_accumulation_steps)
+    return math.ceil(training.num_train_epochs * per_epoch)
+
+
+def occasions(strategy: Any, every: float | None, steps: int, epochs: float) -> int:
+    """How often something falls due that happens by TRL's ``strategy`` and ``every``.
+
+    >>> occasions("steps", 20, steps=60, epochs=1), occasions("steps", 0.25, steps=60, epochs=1)
+    (3, 4)
+    >>> occasions("epoch", 500, steps=60, epochs=2), occasions("no", 20, steps=60, epochs=1)
+    (2, 0)
+    """
+    kind = str(getattr(strategy, "value", strategy))
+    if kind == "epoch":
+        return math.ceil(epochs)
+    if kind != "steps" or not every:
+        return 0
+    interval = math.ceil(every * steps) if every < 1 else int(every)
+    return steps // max(1, interval)

@@ -1,4 +1,4 @@
-"""What a training depends on beside weights and optimizer, taken out of the trainer and put back.
+"""The training state beside weights and optimizer: captured from the trainer, and restored.
 
 transformers keeps the weights, the optimizer, the schedule and one file of random states. TRL's
 GRPO loop depends on more: which completions are still to be used, how far the sampler is, what has

@@ -1,4 +1,4 @@
-"""Taking up a run of ``abacist train`` again: which run, whether it may, and from where.
+"""Resuming a run of ``abacist train``: which run, whether it may be resumed, and from where.
 
 A resumed run promises to end as if it had never been stopped. That holds only if it is the
 same run: what it is made of (settings, data, rewards, weights at the start) is compared with
@@ -185,9 +185,9 @@ def _refuse_without_checkpoint(config: Config, run: RunDir) -> None:
 def ingredient_differences(made_of: Mapping[str, Any], begun: Mapping[str, Any]) -> list[str]:
     """What two manifests say of data, rewards and first weights, where it differs."""
     words = {
-        "data": "the problems are others (compare their source)",
-        "rewards": "the code of a reward is another",
-        "model": "the weights at the start are others",
+        "data": "problems changed (compare their source)",
+        "rewards": "reward code changed",
+        "model": "initial weights changed",
     }
     return [
         f"{name}: {text}"

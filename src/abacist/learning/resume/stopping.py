@@ -1,4 +1,4 @@
-"""Stopping a run without losing it: signals and a limit of hours.
+"""Stops a run without losing it: signals, and a limit of hours.
 
 The first SIGTERM or Ctrl-C ends the run at the next moment at which nothing is half changed. While
 completions are sampled and gradients computed that is at once: the step under way is

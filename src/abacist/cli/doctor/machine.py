@@ -245,9 +245,9 @@ def _netrc_has(host: str) -> bool:
 
 def _built_in() -> Iterator[Finding]:
     """The whole way once: load the built-in model and have it answer a generated problem."""
-    from abacist.delivery.ask import Prompting, ask
     from abacist.policy.loading import load_policy
     from abacist.policy.source import BUILT_IN
+    from abacist.proof.ask import Prompting, ask
     from abacist.task.wordproblems import generate
     from abacist.view.plaintext import cut_middle, visible
 
