@@ -10,6 +10,7 @@ import ast
 import re
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,21 @@ def test_the_layers_are_those_that_contributing_draws() -> None:
     assert folders == set(LAYERS) - {"errors"}
     for name in re.findall(r"`((?:src|tests)/[\w./]+)`", text):
         assert (ROOT / name).exists(), f"CONTRIBUTING.md names {name}"
+
+
+def test_the_way_to_the_optimizer_step_is_as_short_as_contributing_says() -> None:
+    from abacist.learning.trainer import GRPOTrainer
+
+    classes = [kind.__module__ for kind in GRPOTrainer.__mro__ if "abacist." in kind.__module__]
+    way = ["abacist.cli.train", "abacist.learning.train", *dict.fromkeys(classes)]
+    assert len(way) <= 6
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"From `abacist train` to the optimizer.*?\n\n", text, re.DOTALL)
+    files = re.findall(r"`([\w/]+)\.py`", told)
+    assert [f"abacist.{name.replace('/', '.')}" for name in files] == way
+    for here, there in pairwise(way):
+        path = ROOT / "src" / f"{here.replace('.', '/')}.py"
+        assert there in [module for _, module in imports_of(path)], f"{here} leads to {there}"
 
 
 def test_folders_are_not_facades() -> None:

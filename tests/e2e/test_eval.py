@@ -117,7 +117,7 @@ def test_figures_do_not_depend_on_the_batch_size_nor_on_a_kill(
     assert kept and sum(asked) < 12 + 36, "what was kept is not asked again"
     assert same_bytes(folder, whole)
     assert not (folder / "unfinished").exists()
-    assert "is taken up" in capsys.readouterr().out
+    assert "resuming the unfinished evaluation" in capsys.readouterr().out
 
 
 def test_another_command_does_not_continue_an_unfinished_evaluation(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from abacist.errors import UsageError
-from abacist.learning.config import Config, load_config, recipe_names
+from abacist.learning.config import Config, load_config
+from abacist.learning.helptext import recipe_names
 from abacist.learning.inherited import followers
 from abacist.learning.task import load_task
 from abacist.proof.ask import Prompting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import PeftModel
 
 from abacist.learning.config import Config, load_config
 from abacist.learning.dryrun import memory
 from abacist.learning.dryrun.memory import Forward, Memory, Part, _saved_bytes, measure_forward
-from abacist.learning.dryrun.plan import Plan, _trial_of, recommend, warn
+from abacist.learning.dryrun.plan import Plan, _learning_rate, _trial_of, recommend, warn
 from abacist.learning.dryrun.probe import GROUP_SIZES, Probe, SolveRates
 from abacist.learning.estimate.cost import total_steps
+from abacist.learning.health.history import Facts
+from abacist.learning.health.rules import rate_out_of_band
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
@@ -280,3 +284,33 @@ def test_the_number_of_steps_is_the_one_that_training_will_take(
         micro_batches = len(run.trainer.get_train_dataloader())
         told = run.trainer.set_initial_training_values(args, run.trainer.get_train_dataloader())
         assert steps in told, (micro_batches, told)
+
+
+class _Lora(PeftModel):
+    """So many weights and nothing else."""
+
+    def __init__(self, count: int) -> None:
+        torch.nn.Module.__init__(self)
+        self.weights = [torch.empty(count, device="meta")]
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter(self.weights)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 5e-7, 8e-6, 2e-5, 3e-4, 4e-3, 0.3])
+@pytest.mark.parametrize("count", [1_900_000, 1_500_000_000])
+@pytest.mark.parametrize("uses_lora", [True, False])
+def test_the_dry_run_and_the_health_rules_say_the_same_of_a_learning_rate(
+    rate: float, count: int, uses_lora: bool
+) -> None:
+    model: Any = _Lora(count)
+    if not uses_lora:
+        model = SimpleNamespace(parameters=model.parameters)
+    config: Any = SimpleNamespace(training=SimpleNamespace(learning_rate=rate))
+    facts = Facts(learning_rate=rate, uses_lora=uses_lora, parameters=count)
+    said = rate_out_of_band(facts)
+    advised = _learning_rate(config, model)
+    assert bool(advised.flags) is (said is not None)
+    if said:
+        start = float(advised.flags.split()[1])
+        assert rate_out_of_band(replace(facts, learning_rate=start)) is None

@@ -171,7 +171,7 @@ def _refuse_contradictions(options: Namespace) -> None:
     if seeds is not None:
         if options.control is not None:
             raise UsageError(
-                "--control stands beside one run, and --seeds are several",
+                "--control takes one run, and --seeds names several",
                 "Compare each with the control: abacist compare RUN --control CONTROL",
             )
         options.evaluations, options.seeds = given[:1], [*given[1:], *seeds]
@@ -189,8 +189,7 @@ def _refuse_contradictions(options: Namespace) -> None:
     if len(given) > 2:
         raise UsageError(
             f"{len(given)} evaluations were named, and a comparison has two sides",
-            "If the first is the base, and the others are one method with several seeds, "
-            "add --seeds.",
+            "If the first is the base and the others are several seeds of one method, add --seeds.",
         )
 
 

@@ -109,7 +109,7 @@ def _parser() -> Parser:
     add = result.add_argument
     add("--output_dir", type=Path, metavar="DIR", help="where it is kept (a new folder in the "
         "run's evals/, or in evals/)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace an evaluation that stands there")
+    add("--overwrite", action="store_true", help="replace an evaluation that is there already")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     add_loading_flags(parser)
     return parser

@@ -25,10 +25,16 @@ from transformers import HfArgumentParser
 
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
+from abacist.learning.helptext import recipe_names
 from abacist.learning.inherited import followers, prompt_of, run_to_continue, settings_of
-from abacist.learning.limits import refuse_out_of_range, split_at_commas, trackers
+from abacist.learning.limits import (
+    RETIRED,
+    SWITCHES,
+    refuse_out_of_range,
+    split_at_commas,
+    trackers,
+)
 from abacist.learning.resume.checkpoints import run_to_resume
-from abacist.learning.retired import RETIRED, SWITCHES
 from abacist.policy.source import BUILT_IN
 from abacist.task.problems import MADE_HERE
 
@@ -182,14 +188,6 @@ def full_help() -> str:
     parser = _Parser()
     parser.hide(RETIRED)
     return parser.format_help()
-
-
-def recipe_names() -> list[str]:
-    """The built-in recipes."""
-    folder = resources.files("abacist").joinpath("recipes")
-    return sorted(
-        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
-    )
 
 
 def _build(

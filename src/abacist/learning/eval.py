@@ -164,7 +164,7 @@ def evaluate_model(
     with _folder(request, data, asked) as folder, _says_how_to_go_on(folder, num_replies):
         watcher.note(f"  kept in {folder.path}; if stopped, the same command goes on from there")
         if folder.resumed:
-            watcher.note("  an unfinished evaluation is there, and is taken up")
+            watcher.note("  resuming the unfinished evaluation there")
 
         def ask(kind: str, **how: Any) -> Evaluation:
             replies = len(data.problems) * int(how.get("num_samples", 1))
@@ -216,7 +216,8 @@ def _says_how_to_go_on(folder: EvaluationFolder, num_replies: int) -> Iterator[N
             f"{'interrupted' if number == signal.SIGINT else 'terminated'}. "
             f"{folder.count_replies():,} of {num_replies:,} replies are kept in "
             f"{folder.path / UNFINISHED}.",
-            "Give the same command again: it asks for the others and ends in the same figures.",
+            "Give the same command again: it asks for the remaining replies and gives the same "
+            "figures.",
             number,
         ) from None
 
@@ -334,7 +335,7 @@ def _ignored_defaults(request: Request, policy: Policy) -> str:
     path = find(policy.base_name, revision=revision).folder / "generation_config.json"
     own = read_json(path) if path.is_file() else {}
     told = [f"{name} {own[name]:g}" for name in _SAMPLING_DEFAULTS if _is_number(own.get(name))]
-    return f"; the checkpoint's own defaults are left aside: {', '.join(told)}" if told else ""
+    return f"; the checkpoint's own defaults are ignored: {', '.join(told)}" if told else ""
 
 
 def _is_number(value: object) -> bool:

@@ -8,6 +8,7 @@ the texts of Abacist's own settings from here too (``learning.arguments``).
 
 from __future__ import annotations
 
+from importlib import resources
 from typing import NamedTuple
 
 
@@ -97,7 +98,7 @@ TRAIN_FLAGS = (
         "the run",
         (
             Flag("--output_dir", "DIR", "where it is kept; a new folder in runs/ unless given"),
-            Flag("--overwrite", "", "replace a run that stands in --output_dir already"),
+            Flag("--overwrite", "", "replace a run that is in --output_dir already"),
             Flag("--run_name", "NAME", "what trackers call it, and its folder in runs/"),
             Flag("--report_to", "NAME …", "wandb, trackio, tensorboard; metrics.jsonl is always "
                  "written"),
@@ -151,3 +152,11 @@ _TEXTS = _OTHERS | {
 def text_of(setting: str) -> dict[str, str]:
     """The help text of a setting, as the metadata of a dataclass field."""
     return {"help": _TEXTS[setting]}
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    folder = resources.files("abacist") / "recipes"
+    return sorted(
+        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
+    )

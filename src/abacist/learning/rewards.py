@@ -187,11 +187,11 @@ def refuse_hackable(
         raise RewardError(
             f"These rewards would teach a hack: {hacks[0].evidence}.",
             "`abacist audit` with the same --reward_funcs shows what is wrong. To train on them "
-            "all the same: --allow_hackable_rewards.",
+            "anyway: --allow_hackable_rewards.",
         )
     watcher.note(f"  rewards: {found.summary()}")
     if hacks:
-        watcher.note("  They are trained on all the same (allow_hackable_rewards).")
+        watcher.note("  They are used anyway (allow_hackable_rewards).")
     for remark in found.remarks:
         watcher.note(f"  {remark}")
 

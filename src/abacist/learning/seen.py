@@ -84,7 +84,7 @@ def without_seen(sides: Sequence[Side]) -> tuple[list[Side], str]:
     if dropped == everything:
         raise DataError(
             f"Nothing new is left to compare on. {told}.",
-            "Evaluate both on problems that neither was trained on, or compare all the same with "
+            "Evaluate both on problems that neither was trained on, or include these problems with "
             "--include_seen.",
         )
     kept = [replace(side, evaluation=side.evaluation.without(dropped)) for side in sides]

@@ -43,7 +43,7 @@ class RunLock:
                     raise RunError(
                         f"{self.path.parent}: process {owner.get('pid', 'unknown')} on "
                         f"{owner.get('host', 'this machine')} is writing this run.",
-                        f"Wait for it or end it; if it is surely gone, delete {self.path}.",
+                        f"Wait for it or end it; if it no longer runs, delete {self.path}.",
                     )
                 if _is_same_file(descriptor, self.path):  # else its owner just released it: again
                     os.ftruncate(descriptor, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from abacist.learning.dryrun.memory import Memory
+from abacist.learning.dryrun.memory import Memory, gib
 from abacist.learning.dryrun.plan import Plan
 from abacist.learning.dryrun.probe import GROUP_SIZES
 from abacist.view.live import duration
@@ -16,7 +16,6 @@ from abacist.view.plaintext import visible
 
 WIDTH = 96
 BAR_COLUMNS = 30
-GIB = 2**30
 _BOTH = "held throughout"
 
 
@@ -147,16 +146,3 @@ def _folded(text: str, hang: int = 4) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)
-
-
-def gib(count: float) -> str:
-    """Bytes as GiB, with as many digits as matter; small ones as MiB.
-
-    >>> gib(7_000_000), gib(3 * 2**30)
-    ('7 MiB', '3.0 GiB')
-    """
-    size = count / GIB
-    if size < 0.1:
-        return f"{size * 1024:.0f} MiB"
-    digits = 0 if size >= 100 else 1 if size >= 1 else 2
-    return f"{size:.{digits}f} GiB"

@@ -72,7 +72,7 @@ def examine(*, online: bool = False) -> Iterator[Finding]:
             yield Finding(name, State.MEND, f"{type(error).__name__}: {reason}", _REINSTALL)
 
 
-_REINSTALL = "Install Abacist anew, in an environment of its own: make install"
+_REINSTALL = "Reinstall Abacist in its own environment: make install"
 
 
 def _python() -> Iterator[Finding]:

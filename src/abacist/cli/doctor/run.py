@@ -191,7 +191,7 @@ def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any])
     return Finding(
         "model",
         State.NOTE,
-        f"none yet: the training stands at step {max(steps, default=0)}{of}",
+        f"none yet: the training is at step {max(steps, default=0)}{of}",
         how,
     )
 

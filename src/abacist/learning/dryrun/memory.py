@@ -308,3 +308,16 @@ def _saved_bytes(trainer: Any, groups: int, size: int, prompt: int, completion: 
         found = sum(kept.values())
         del graph
     return found
+
+
+def gib(count: float) -> str:
+    """Bytes as GiB, with as many digits as matter; small ones as MiB.
+
+    >>> gib(7_000_000), gib(3 * 2**30)
+    ('7 MiB', '3.0 GiB')
+    """
+    size = count / 2**30
+    if size < 0.1:
+        return f"{size * 1024:.0f} MiB"
+    digits = 0 if size >= 100 else 1 if size >= 1 else 2
+    return f"{size:.{digits}f} GiB"

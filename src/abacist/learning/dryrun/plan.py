@@ -28,6 +28,7 @@ from abacist.learning.dryrun.memory import (
     SAFE_FRACTION,
     Forward,
     Memory,
+    gib,
     measure_forward,
     plan_memory,
     with_micro_batch,
@@ -50,7 +51,6 @@ from abacist.records.rundir import RunDir
 
 PROBE_PROBLEMS = 32
 DISK_BYTES_PER_SECOND = 200e6  # assumed, not measured: a dry run writes nothing
-GIB = 2**30
 
 ENOUGH_MIXED = 0.5  # of the groups: from here on more replies to a problem buy little
 ROOMY_FRACTION = 0.7  # of the memory: what may be spent on speed
@@ -358,15 +358,15 @@ def _checkpointing(plan: Plan, trainer: Any, forward: Forward) -> Recommendation
     )
     there = plan.memory.available_bytes
     flags, now = "", "on" if is_on else "off"
-    sizes = f"training takes {_gib(without)} without it, {_gib(with_)} with it"
+    sizes = f"training takes {gib(without)} without it, {gib(with_)} with it"
     if is_on and without <= ROOMY_FRACTION * there:
         flags, reason = "--gradient_checkpointing false", f"{sizes}: without it a step is faster"
     elif is_on:
-        reason = f"{sizes}; {_gib(there)} are available"
+        reason = f"{sizes}; {gib(there)} are available"
     elif without > SAFE_FRACTION * there and with_ < without:
-        flags, reason = "--gradient_checkpointing true", f"{sizes}; {_gib(there)} are available"
+        flags, reason = "--gradient_checkpointing true", f"{sizes}; {gib(there)} are available"
     else:
-        reason = f"training takes {_gib(without)}; {_gib(there)} are available"
+        reason = f"training takes {gib(without)}; {gib(there)} are available"
     return Recommendation("gradient_checkpointing", now, flags, reason)
 
 
@@ -393,14 +393,14 @@ def _micro_batch(
         if n % size == 0 and memory(n).training_bytes <= ROOMY_FRACTION * there
     ]  # fmt: skip
     if rows not in safe:
-        reason = f"{rows} replies at once need {_gib(memory(rows).training_bytes)}"
+        reason = f"{rows} replies at once need {gib(memory(rows).training_bytes)}"
         if safe:
-            reason += f", {safe[-1]} need {_gib(memory(safe[-1]).training_bytes)}"
+            reason += f", {safe[-1]} need {gib(memory(safe[-1]).training_bytes)}"
             return Recommendation(_MICRO, str(rows), flags(safe[-1]), reason)
         return Recommendation(_MICRO, str(rows), "", f"{reason}, and one is too much already")
     # A CPU gains nothing from more rows at once; a GPU is idle without them.
     if roomy and roomy[-1] > rows and plan.memory.device != "cpu":
-        reason = f"{roomy[-1]} fit as well ({_gib(memory(roomy[-1]).training_bytes)}): fewer passes"
+        reason = f"{roomy[-1]} fit as well ({gib(memory(roomy[-1]).training_bytes)}): fewer passes"
         return Recommendation(_MICRO, str(rows), flags(roomy[-1]), reason)
     return Recommendation(_MICRO, str(rows), "", "fits, and more at once would gain little")
 
@@ -414,8 +414,8 @@ def _memory_warnings(plan: Plan) -> Iterator[str]:
     if plan.burst is None:
         how = "ran out in the trial" if memory.fits else "is predicted to run out"
         yield (
-            f"Memory {how}: the {phase} needs about {_gib(memory.peak_bytes)}, and "
-            f"{_gib(memory.available_bytes)} are available. See the flags below"
+            f"Memory {how}: the {phase} needs about {gib(memory.peak_bytes)}, and "
+            f"{gib(memory.available_bytes)} are available. See the flags below"
             + (
                 ", lower --max_completion_length, or write fewer replies at once "
                 "(--gradient_accumulation_steps, --eval_batch_size)."
@@ -425,8 +425,8 @@ def _memory_warnings(plan: Plan) -> Iterator[str]:
         )
     elif not memory.fits:
         yield (
-            f"Memory is tight: {_gib(memory.peak_bytes)} predicted for the {phase}, "
-            f"{_gib(memory.available_bytes)} available, though the trial steps went well."
+            f"Memory is tight: {gib(memory.peak_bytes)} predicted for the {phase}, "
+            f"{gib(memory.available_bytes)} available, though the trial steps went well."
         )
 
 
@@ -473,13 +473,6 @@ def _disk_warnings(plan: Plan, config: Config) -> Iterator[str]:
     free = shutil.disk_usage(place).free
     if wanted > free:
         yield (
-            f"{kept} checkpoints take {_gib(wanted)}, and {place} has {_gib(free)} free. "
+            f"{kept} checkpoints take {gib(wanted)}, and {place} has {gib(free)} free. "
             "Choose another --output_dir, or lower --save_total_limit."
         )
-
-
-def _gib(count: float) -> str:
-    """Bytes as GiB, with as many digits as matter."""
-    size = count / GIB
-    digits = 0 if size >= 100 else 1 if size >= 1 else 2
-    return f"{size:.{digits}f} GiB"

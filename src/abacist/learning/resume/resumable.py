@@ -417,7 +417,7 @@ def _unwritten(what: str, run: Path, error: BaseException) -> RunError | None:
         return None
     return RunError(
         f"{what} was not saved: {reason}.",
-        "What was saved before stands. Free some space, then resume the run.",
+        "Earlier saves are intact. Free some space, then resume the run.",
     )
 
 
