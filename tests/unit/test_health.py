@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def healthy(step: int) -> Row:
-    """A row as a run that learns logs it: up from 0.5 to 1.7 of 2, as facts.md describes."""
+    """A row as a run that learns logs it: up from 0.5 to 1.7 of 2."""
     share = min(1.0, step / 40)
     return {
         "step": step,

@@ -246,7 +246,7 @@ _BUILT_IN = {"dataset_name": MADE_HERE, "model_name_or_path": (BUILT_IN,)}
 
 
 def _make_paths_absolute(settings: dict[str, Any]) -> None:
-    """Local files by their whole path, so that a run goes on from any working directory."""
+    """Make paths of local files absolute, so that a run resumes from any directory."""
     for name in ("dataset_name", "shots_file", "model_name_or_path"):
         given = settings.get(name)
         if isinstance(given, str) and given and given not in _BUILT_IN.get(name, ()):
@@ -273,7 +273,7 @@ def _absolute_reward(name: str) -> str:
 
 
 def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
-    """Choose mixed precision where nobody did: TRL's default is bf16, which needs a GPU."""
+    """Choose mixed precision unless it is set: TRL's default is bf16, which needs a GPU."""
     notes = []
     if settings.get("device") == "cpu":
         settings["use_cpu"] = True
@@ -312,7 +312,7 @@ def _checked_flags(flags: list[str], known: set[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Unknown:
-    """A name that is no setting: where it stands, what is wrong with it, what to write instead."""
+    """A name that is no setting: where it is, what is wrong with it, what to write instead."""
 
     where: str
     wrong: str

@@ -27,7 +27,7 @@ _OF_A_VERDICT = [when + kind for when in (BEFORE, AFTER) for kind in ("", f"-{SA
 
 
 def seen_in(task: Task, began_from: Path) -> Seen:
-    """What a run of ``task`` sees whose model began as the one in the folder ``began_from``."""
+    """What a run of ``task`` sees, including what its first model ``began_from`` had seen."""
     seen = Seen.of(
         (problem.question for problem in task.train),
         (problem.question for problem in task.selection),
@@ -112,7 +112,7 @@ def _reconstructed(run: RunDir) -> Seen:
 
 
 def _reloaded(run: RunDir) -> Seen | None:
-    """Of the data that the run's settings name, if it is there; complete if it is the same."""
+    """From the data that the run's settings name; None if it is gone, complete if unchanged."""
     from abacist.learning.config import load_config
     from abacist.learning.task import load_task
 

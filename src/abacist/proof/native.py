@@ -150,7 +150,7 @@ def right_in_own_form(text: str, gold: str | None) -> bool:
 
 
 def _stated(text: str) -> Iterator[str]:
-    """What stands where an answer is given expressly, in the order in which it counts."""
+    """The texts given expressly as an answer, in the order in which they count."""
     yield from (box[1] for box in _from_end(_BOX, text))
     yield parse_reply(text).answer or ""
     for mark in _from_end(_MARK, text):

@@ -176,7 +176,7 @@ class EvaluationFolder:
         return sum(map(len, kept))
 
     def finish(self) -> None:
-        """Everything is written: the parts, and what a kill left half written, can go."""
+        """Remove the parts, and what a kill left half written: everything is saved."""
         for torn in self.path.glob(".*.tmp"):
             torn.unlink(missing_ok=True)
         shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)

@@ -63,7 +63,7 @@ class RunLock:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """True if the kernel gave the lock, False if another has it, None if it knows no locks here."""
+    """True if the kernel gave the lock, False if another process has it, None if unsupported."""
     if sys.platform == "win32":
         return None
     try:

@@ -33,7 +33,7 @@ class RunDir:
     ::
 
         config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl
-        rollouts/*.parquet  evals/  checkpoint-N/  report.html  and the trained model at the root
+        rollouts/*.parquet  evals/  checkpoint-N/  and the trained model at the root
 
     As a context manager it gives the lock back at the end.
     """
@@ -82,11 +82,6 @@ class RunDir:
     def evals_dir(self) -> Path:
         """One file a measurement on held-out problems."""
         return self.path / "evals"
-
-    @property
-    def report_path(self) -> Path:
-        """The page a person reads."""
-        return self.path / "report.html"
 
     @classmethod
     def create(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir:

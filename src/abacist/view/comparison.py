@@ -73,7 +73,7 @@ def p_text(paired: Paired) -> str:
 
 
 def sides(names: Mapping[str, str]) -> Table:
-    """Who is who."""
+    """A table of the names of the sides."""
     rows = [(letter, one_line(name, 90)) for letter, name in names.items()]
     return Table(("compared", ""), rows, has_words=True)
 
@@ -167,7 +167,7 @@ def difference_row(label: str, change: Interval) -> tuple[str, ...]:
 
 
 def tail(interval: Interval) -> tuple[str, str]:
-    """What no number goes without: n and method."""
+    """n and method of an interval."""
     return f"{interval.n:,}", interval.method
 
 
@@ -303,7 +303,7 @@ def shots_page(
 
 
 def _other_shots(counts: Iterable[int], trained_at: str, is_built_in: bool) -> list[str]:
-    """What to think of the numbers of shots that the run was not trained with."""
+    """How to read the numbers of shots that the run was not trained with."""
     if all(str(count) == trained_at for count in counts):
         return []
     if is_built_in and trained_at == "0":

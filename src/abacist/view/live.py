@@ -89,7 +89,7 @@ class Step:
 
 
 def measured_words(metrics: Mapping[str, object]) -> str:
-    """What an evaluation in the middle of training logged, as words; "" if it is none.
+    """What an evaluation during training logged, as words; "" if it is none.
 
     >>> measured_words({"step": 20, "eval_accuracy": 0.45, "eval_runtime": 3.0})
     'step 20 | measured: accuracy 0.450'
@@ -141,7 +141,7 @@ class Pace:
     reported_done: float = 0
 
     def mark(self, done: float) -> None:
-        """So much is done now."""
+        """Record that ``done`` is done now."""
         now = self.clock()
         # Marks of every token would soon reach back no further than a moment.
         if len(self.marks) > 1 and now - self.marks[-2][0] < _MARKS_APART_SECONDS:

@@ -66,7 +66,7 @@ def render(finding: Finding, *, colours: bool = False) -> str:
 
 
 def conclusion(subject: str, to_mend: list[Finding]) -> str:
-    """The last words: ready, or what to mend."""
+    """The last line: ready, or what to mend."""
     if not to_mend:
         return "\nready" if subject == "this machine" else "\nnothing to mend"
     names = ", ".join(dict.fromkeys(finding.name for finding in to_mend))

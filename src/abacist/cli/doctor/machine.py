@@ -175,7 +175,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def _container_limit_bytes() -> tuple[int, int] | None:
-    """Limit and use of a container, where there is one: the machine's own figures mislead there."""
+    """Limit and use of a container, if any: the machine's own figures do not apply there."""
     try:
         return int(CGROUP_LIMIT.read_text(encoding="utf-8")), int(
             CGROUP_USED.read_text(encoding="utf-8")
@@ -244,7 +244,7 @@ def _netrc_has(host: str) -> bool:
 
 
 def _built_in() -> Iterator[Finding]:
-    """The whole way once: load the built-in model and have it answer a generated problem."""
+    """Load the built-in model and have it answer a generated problem."""
     from abacist.policy.loading import load_policy
     from abacist.policy.source import BUILT_IN
     from abacist.proof.ask import Prompting, ask

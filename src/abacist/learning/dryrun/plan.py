@@ -278,7 +278,7 @@ def recommend(
 
 
 def warn(plan: Plan, config: Config) -> list[str]:
-    """What would make the run fail, or teach nothing, each with a way out."""
+    """What would make the run fail, or teach nothing, each with a remedy."""
     return [*_memory_warnings(plan), *_signal_warnings(plan), *_disk_warnings(plan, config)]
 
 

@@ -41,7 +41,7 @@ PROBE_SAMPLES = 8
 
 @dataclass(frozen=True)
 class Probe:
-    """What the untrained policy makes of a sample of the training problems.
+    """Figures of the untrained policy on a sample of the training problems.
 
     ``rewards`` are those of the run, unweighted; ``varied`` is the share of groups whose weighted
     rewards are not all the same, so that they teach anything at all.
@@ -196,7 +196,7 @@ class SolveRates:
 
     @cached_property
     def _weights(self) -> np.ndarray:
-        """How well each Beta on the grid explains what was seen; they add up to 1."""
+        """The normalised likelihood of each Beta on the grid."""
         first, second = self._shapes
         likelihood = np.zeros_like(first)
         for right, problems in enumerate(self.histogram()):

@@ -91,7 +91,7 @@ def estimate(
 
 
 def lines(found: Estimate, config: Config) -> list[str]:
-    """The estimate for a person, with a warning and a way out where it is far too much."""
+    """The estimate as lines, with a warning and flags that help where it is far too much."""
     most, likely, work = found.most, found.likely, found.most.work
     replies = f"{work.problems * work.generations:,} replies of at most {work.budget_tokens} tokens"
     told = []
@@ -150,7 +150,7 @@ def tell_estimate(
     watcher: Watcher,
     **where: Any,
 ) -> Estimate | None:
-    """Say what the run will take; None where that could not be found out, which is said too."""
+    """Report what the run will take; None where the trial failed, which is reported too."""
     watcher.stage("What this run will take here")
     try:
         found = estimate(config, task, policy, trainer, **where)
@@ -166,7 +166,7 @@ def tell_estimate(
 
 
 class FirstStep(TrainerCallback):
-    """Says after the first step that is taken what the rest will take, by what was really seen.
+    """Reports after the first step what the rest will take, by the measured time.
 
     ``measurement_seconds`` tells how long the measurement after training will be, if that is known.
     Short runs are left in peace.

@@ -1,10 +1,10 @@
 """Watches a training: reports faults while it runs, refuses a step whose gradient is not finite.
 
 One NaN gradient turns every weight it touches into NaN, and transformers then logs an invented,
-finite loss. So :class:`Guard` looks at the gradient between backward pass and optimizer step: if it
+finite loss. So :class:`Guard` checks the gradient between backward pass and optimizer step. If it
 is not finite, the gradients are dropped before the optimizer sees them, and weights and optimizer
-stay as they were. Everything else it knows it reads from the log, by the rules of
-``learning.health.rules``, and says once.
+stay as they were. All other faults are found in the log, by the rules of ``learning.health.rules``,
+and reported once.
 
 The cost of a step: two norms over what is trained, and some sums over numbers already logged.
 """

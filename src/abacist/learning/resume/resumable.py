@@ -217,8 +217,8 @@ class ResumableTrainer(FastTrainer):
                 raise
             raise RunError(
                 f"{path} cannot be loaded: {first_line(error)}",
-                "Resume with the model, the adapter's shape and the optimizer of the run; what is "
-                "no tensor in a file is never run.",
+                "Resume with the run's own model, adapter shape and optimizer. Only tensors are "
+                "loaded from a checkpoint; code in it is never run.",
             ) from error
         finally:
             self.args.eval_on_start = eval_on_start
