@@ -25,7 +25,7 @@ from abacist.learning import train as training
 from abacist.learning.config import load_config
 from abacist.learning.health.guard import Guard
 from abacist.learning.resume import exactstate
-from abacist.learning.resume.soundtrainer import SoundTrainer
+from abacist.learning.resume.resumable import ResumableTrainer
 from abacist.learning.trainer import GRPOTrainer
 from abacist.view.live import Live
 
@@ -65,7 +65,7 @@ class Stopwatch:
 def measure(steps: int, run: Path) -> dict[str, Any]:
     """Make the run and return the seconds and shares of its parts."""
     watch = Stopwatch()
-    watch.watch(SoundTrainer, "_save_checkpoint", "checkpoints")
+    watch.watch(ResumableTrainer, "_save_checkpoint", "checkpoints")
     watch.watch(exactstate, "capture", "state after every step")
     for name in sorted(vars(Guard)):
         if name.startswith("on_"):

@@ -7,8 +7,11 @@ import dataclasses
 from trl import GRPOConfig, ModelConfig
 from trl.scripts.grpo import GRPOScriptArguments
 
-from abacist.cli.flags import OWN_FLAGS, TRAIN_FLAGS
+from abacist.learning.arguments import GRPOConfig as OurConfig
+from abacist.learning.arguments import ModelConfig as OurModel
+from abacist.learning.arguments import ScriptArguments as OurScript
 from abacist.learning.config import full_help
+from abacist.learning.helptext import TRAIN_FLAGS, text_of
 
 TRL_FLAGS = {
     f"--{field.name}"
@@ -17,9 +20,28 @@ TRL_FLAGS = {
 }
 
 
-def test_every_flag_shown_is_trls_or_declared_ours() -> None:
+OWN_FIELDS = {
+    field.name: field
+    for kind in (OurConfig, OurModel, OurScript)
+    for field in dataclasses.fields(kind)
+}
+READ_BY_THE_VERB = {"--config", "--dry_run", "--json", "--resume"}
+
+
+def test_every_flag_shown_is_trls_or_ours() -> None:
     shown = {flag.name for group in TRAIN_FLAGS for flag in group.flags}
-    assert shown - TRL_FLAGS == OWN_FLAGS
+    ours = {f"--{name}" for name in OWN_FIELDS}
+    assert shown - TRL_FLAGS <= ours | READ_BY_THE_VERB
+
+
+def test_every_setting_of_ours_has_one_text_which_both_helps_show() -> None:
+    of_trl = {field.name: field for field in dataclasses.fields(GRPOConfig)}
+    help_all = " ".join(full_help().split())
+    for name, field in OWN_FIELDS.items():
+        if field.metadata == of_trl.get(name, dataclasses.field()).metadata:
+            continue  # TRL's own
+        assert dict(field.metadata) == text_of(name), name
+        assert " ".join(text_of(name)["help"].split()) in help_all, name
 
 
 def test_flags_shown_without_a_value_are_switches() -> None:
@@ -35,6 +57,5 @@ def test_flags_shown_without_a_value_are_switches() -> None:
 
 def test_every_flag_shown_is_taken() -> None:
     taken = set(full_help().replace(",", " ").split())
-    read_by_the_verb = {"--config", "--dry_run", "--json", "--resume"}
     shown = {flag.name for group in TRAIN_FLAGS for flag in group.flags}
-    assert shown - read_by_the_verb <= taken
+    assert shown - READ_BY_THE_VERB <= taken

@@ -9,8 +9,7 @@ import pytest
 
 from abacist.cli.main import main
 from abacist.learning.config import load_config
-from abacist.learning.control import control_rewards
-from abacist.learning.soundness import refuse_hackable
+from abacist.learning.rewards import control_rewards, refuse_hackable
 from abacist.learning.task import load_task
 from abacist.learning.tracking import Silent
 from abacist.task.rewards import load_reward_funcs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_figures_do_not_depend_on_the_batch_size_nor_on_a_kill(
     assert kept and sum(asked) < 12 + 36, "what was kept is not asked again"
     assert same_bytes(folder, whole)
     assert not (folder / "unfinished").exists()
-    assert "is taken up" in capsys.readouterr().out
+    assert "resuming the unfinished evaluation" in capsys.readouterr().out
 
 
 def test_another_command_does_not_continue_an_unfinished_evaluation(
@@ -238,6 +239,33 @@ def test_without_a_name_each_evaluation_gets_a_folder_of_its_own(
     asked = {p.question for p in load_problems("generated", split="heldout", limit=3)}
     perturbed = Evaluation.load(Path("evals/tiny-generated-heldout-perturbed-001"))
     assert perturbed.problems and not {p.question for p in perturbed.problems} & asked
+
+
+def test_a_run_is_shown_with_its_own_rewards_and_without_those_that_are_gone(
+    hostile: Callable[[list[str]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile(["a b c"])
+    mine = tmp_path / "mine.py"
+    mine.write_text("def brief(completions, **kw):\n    return [0.75] * len(completions)\n")
+    run = tmp_path / "run"
+    shutil.copytree(Path(abacist.__file__).parent / "policy" / "tiny", run)
+    rewards = [f"{mine}:brief", "strict_format"]
+    (run / "config.yaml").write_text(json.dumps({"reward_funcs": rewards}), encoding="utf-8")
+    flags = ["eval", str(run), "--dataset_name", "generated", "--num_problems", "3"]
+    assert main([*flags, "--output_dir", "one"]) == 0
+    page = capsys.readouterr().out
+    assert "brief" in page and "0.75" in page and "xml_count" not in page
+    assert list(Evaluation.load(Path("one")).rewards) == ["brief", "strict_format"]
+    mine.write_text("raise OSError('moved')")
+    sys.modules.pop(next(name for name in sys.modules if name.endswith("_mine_py")))
+    assert main([*flags, "--output_dir", "two"]) == 0
+    told = capsys.readouterr()
+    assert "moved" in told.out + told.err
+    assert list(Evaluation.load(Path("two")).rewards) == ["strict_format"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from abacist.cli.main import main
-from abacist.learning.config import load_config, recipe_names
+from abacist.learning.config import load_config
+from abacist.learning.helptext import recipe_names
 from abacist.records.rollout import read_rollouts
 from abacist.task.wordproblems import generate
 from lookalikes import build

@@ -13,7 +13,7 @@ import abacist.learning.train as learning_train
 from abacist.cli.main import main
 from abacist.errors import ModelError, UsageError
 from abacist.learning.config import load_config
-from abacist.learning.judge import Judge
+from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.settingup import setting_up
 from abacist.records.provenance import MANIFEST_FORMAT, MANIFEST_VERSION
 from abacist.task.prompts import choose_shots
@@ -31,7 +31,7 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(*args: Any) -> None:
         raise AssertionError("the base was measured before the run was refused")
 
-    monkeypatch.setattr(Judge, "measure", measured)
+    monkeypatch.setattr(HeldoutEvaluation, "measure", measured)
 
 
 @pytest.fixture

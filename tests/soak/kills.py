@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from abacist.learning.resume import soundtrainer
+from abacist.learning.resume import resumable
 from abacist.learning.resume.checkpoints import ASIDE, checkpoints_of, defect, step_of
 from soak import warm
 from soak.ledger import Trial
@@ -259,7 +259,7 @@ def kill_in_save(operation: int, seen: Path) -> None:
     counted(safetensors.torch, "serialize_file", lambda value, path, *rest: path)
     counted(PreTrainedTokenizerFast, "_save_pretrained")
     sys.addaudithook(audited)
-    save = soundtrainer.SoundTrainer._save_checkpoint
+    save = resumable.ResumableTrainer._save_checkpoint
 
     def watched(self: Any, *args: Any) -> None:
         is_it = self.state.global_step == SAVE_OF_STEP
@@ -271,4 +271,4 @@ def kill_in_save(operation: int, seen: Path) -> None:
             passing("the save is over")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    soundtrainer.SoundTrainer._save_checkpoint = watched  # type: ignore[method-assign]
+    resumable.ResumableTrainer._save_checkpoint = watched  # type: ignore[method-assign]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from abacist.cli.ask import render
 from abacist.cli.main import main
-from abacist.delivery.ask import Prompting, ask
 from abacist.errors import ModelError, RunError, UsageError
 from abacist.policy.loading import Policy, load_policy
+from abacist.proof.ask import Prompting, ask
 from abacist.records.rollout import Rollout, StopReason
 from abacist.task.problems import Problem
 from abacist.task.prompts import SYSTEM_PROMPT, Shots, save_shots

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import abacist
 from abacist.cli import train
-from abacist.cli.flags import TRAIN_FLAGS, nearest, normalise, render
+from abacist.cli.flags import nearest, normalise, render
 from abacist.cli.main import VERBS, main
 from abacist.errors import UsageError
+from abacist.learning.helptext import TRAIN_FLAGS
 
 SOURCE = Path(abacist.__file__).resolve().parents[1]
 
@@ -127,7 +128,7 @@ def test_a_line_that_can_mean_two_things_is_refused(argv: list[str]) -> None:
 
 @pytest.fixture
 def a_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Stands in for the learning floor; collects what it was called with."""
+    """Stands in for the learning layer; collects what it was called with."""
     calls: list[Any] = []
 
     def stand_in(name: str, **members: Any) -> None:

@@ -10,8 +10,7 @@ from rich.cells import cell_len
 
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.comparison.seeds import combine
-from abacist.view.comparison import headline, pair_page
-from abacist.view.methods import control_blocks, seeds_page, shots_page
+from abacist.view.comparison import control_blocks, headline, pair_page, seeds_page, shots_page
 from abacist.view.sheet import WIDTH, Quote, Table, as_markdown, as_text
 from evaluated import BARE, GOOD, WORKLESS, WRONG, evaluation, problem
 

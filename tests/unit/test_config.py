@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from abacist.errors import UsageError
-from abacist.learning.config import full_help, load_config, recipe_names
-from abacist.learning.retired import RETIRED
+from abacist.learning.config import full_help, load_config
+from abacist.learning.helptext import recipe_names
+from abacist.learning.limits import RETIRED
 
 
 def write(path: Path, text: str) -> str:

@@ -14,9 +14,9 @@ from scipy import stats
 from scipy.special import expit
 
 from abacist.proof.comparison.change import Paired
-from abacist.proof.comparison.resampling import bootstrap_mean
 from abacist.proof.statistics import (
     Interval,
+    bootstrap_mean,
     clustered_difference,
     clustered_mean,
     clustered_proportion,

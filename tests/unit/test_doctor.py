@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from abacist.cli import machine
-from abacist.cli.machine import GIB, Finding, State, examine
+from abacist.cli.doctor import machine
+from abacist.cli.doctor.machine import GIB, Finding, State, examine
+from abacist.cli.doctor.run import summarise
 from abacist.cli.main import main
-from abacist.cli.runsummary import summarise
 from abacist.errors import RunError
 from abacist.learning.resume.checkpoints import seal
 from abacist.policy import source

@@ -19,12 +19,19 @@ from hypothesis import strategies as st
 
 from abacist.learning import train as training
 from abacist.learning.config import Config, load_config
-from abacist.learning.estimate import advice
 from abacist.learning.estimate import estimate as estimating
 from abacist.learning.estimate.cost import Work, cost_of, roughly
-from abacist.learning.estimate.estimate import Estimate, FirstStep, lines, tell_estimate
+from abacist.learning.estimate.estimate import (
+    ENOUGH_STEPS,
+    FITTING_SECONDS,
+    Estimate,
+    FirstStep,
+    fitting,
+    lines,
+    tell_estimate,
+)
 from abacist.learning.estimate.trial import Pass, Rates, Writing, measure_rates
-from abacist.learning.judge import Judge
+from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.resume import resuming
 from abacist.learning.tracking import Silent
 from abacist.records.rundir import RunDir
@@ -71,7 +78,7 @@ def assembled(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     task, rewards, policy = training.load_parts(config, Silent())
     run = RunDir(tmp_path_factory.mktemp("run"))
     config.training.output_dir = str(run.path)
-    judge = Judge(config, task, run, Silent())
+    judge = HeldoutEvaluation(config, task, run, Silent())
     trainer = training.make_trainer(config, task, policy, rewards, run, judge, Silent())
     return SimpleNamespace(config=config, task=task, policy=policy, trainer=trainer)
 
@@ -152,7 +159,7 @@ def test_what_cannot_be_tried_is_said_and_stops_nothing(
     parts = (assembled.config, assembled.task, assembled.policy, assembled.trainer)
     assert tell_estimate(*parts, heard) is None
     assert heard.notes == [
-        "  not known, because trying it failed: DefaultCPUAllocator: can't allocate memory"
+        "  not known, because the trial failed: DefaultCPUAllocator: can't allocate memory"
     ]
 
 
@@ -221,18 +228,18 @@ def flags_in(told: list[str]) -> list[str]:
 
 def test_an_absurd_run_is_warned_of_with_flags_that_fit_and_are_read_as_meant() -> None:
     told = lines(estimate_of(WORK, slower(8)), config_of())
-    assert any(line.startswith("Warning: this machine would be at it for about") for line in told)
+    assert any(line.startswith("Warning: this run would take about") for line in told)
     given = flags_in(told)
     smaller = config_of(*given)
-    cut = advice.fitting(WORK, slower(8)).work
+    cut = fitting(WORK, slower(8)).work
     assert smaller.problems_per_step == cut.problems < 16
     assert smaller.training.num_generations == cut.generations == 8
-    assert smaller.training.max_steps == cut.steps >= advice.ENOUGH_STEPS
+    assert smaller.training.max_steps == cut.steps >= ENOUGH_STEPS
     assert smaller.max_completion_tokens == cut.budget_tokens
     assert smaller.script.num_heldout_problems == cut.heldout < 600
     assert smaller.script.num_consistency_problems == cut.repeated
     assert smaller.training.warmup_steps <= smaller.training.max_steps / 10
-    assert cost_of(cut, slower(8)).total_seconds <= advice.FITTING_SECONDS
+    assert cost_of(cut, slower(8)).total_seconds <= FITTING_SECONDS
     assert "--max_hours" in told[-1]
 
 
@@ -271,12 +278,12 @@ def test_rollouts_of_another_engine_are_said_not_to_be_known() -> None:
 
 @given(st.floats(1e-4, 1e5), st.booleans())
 def test_what_is_advised_is_never_more_than_what_was_asked(factor: float, keeps: bool) -> None:
-    cost = advice.fitting(WORK, slower(factor), keeps_batch=keeps)
+    cost = fitting(WORK, slower(factor), keeps_batch=keeps)
     work = cost.work
     for name in ("problems", "generations", "budget_tokens", "heldout", "repeated", "selection"):
         assert getattr(work, name) <= getattr(WORK, name)
     assert 1 <= work.steps <= WORK.steps and work.repeated <= work.heldout
-    fits = cost.total_seconds <= advice.FITTING_SECONDS * 1.001
+    fits = cost.total_seconds <= FITTING_SECONDS * 1.001
     assert fits or work.steps == 1
 
 
@@ -316,7 +323,7 @@ def test_the_first_step_mends_the_estimate_once_and_of_long_runs_only(
     step_through(FirstStep(found, heard, 60.0, clocked), clock, seconds, 41)
     foretold = roughly(found.most.step_seconds)
     expected = (
-        f"  the first step took 30 s (foretold: at most {foretold}); at this pace the other 40 "
-        "take 20 min, and with the measuring it is 21 min to the end"
+        f"  the first step took 30 s (estimate: at most {foretold}); at this pace the other 40 "
+        "take 20 min, and 21 min remain with the evaluations"
     )
     assert heard.notes == ([expected] if told else [])

@@ -16,7 +16,9 @@ from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.statistics import proportion
 from abacist.records.rollout import StopReason, write_rollouts
+from abacist.task.custom_rewards import checked
 from abacist.task.reply import render_reply
+from abacist.task.rewards import load_reward_funcs
 from evaluated import BARE, GOOD, POLICY, SILENT, WORKLESS, WRONG, evaluation, problem, saying
 
 
@@ -165,3 +167,59 @@ def test_no_reply_can_break_an_evaluation(texts: list[str]) -> None:
     found = evaluation([text + "\ud800\x00</answer>" for text in texts])
     assert found.accuracy.value == 0 or "7" in "".join(texts)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+def lengths(
+    prompts: Any, completions: Any, completion_ids: Any, hint: Any, **columns: Any
+) -> list[float]:
+    assert all(turns[0]["role"] == "assistant" for turns in completions)
+    return [len(ids) + float(of or 0) for ids, of in zip(completion_ids, hint, strict=True)]
+
+
+async def later(prompts: Any, completions: Any, **columns: Any) -> list[float | None]:
+    return [None if columns["problem_id"][0] == "p001" else 1.0 for _ in completions]
+
+
+def test_the_rewards_that_are_named_are_reported_with_the_columns_of_training() -> None:
+    problems = [replace(problem(n), columns={"hint": 10 * n}) for n in range(2)]
+    given = [*load_reward_funcs(["integer"]), checked(lengths), checked(later)]
+    found = evaluation([GOOD, BARE], problems, rewards=given, reward_weights=[1.0, 0.0, 3.0])
+    assert list(found.rewards) == ["integer", "lengths", "later"]
+    ids = [len(rollout.completion_ids) for rollout in found.rollouts]
+    assert [r.rewards["lengths"] for r in found.rollouts] == [ids[0], ids[1] + 10]
+    assert [r.rewards["later"] for r in found.rollouts] == [1.0, None]
+    assert [r.reward for r in found.rollouts] == [0.5 + 3.0, 0.0]
+    assert "rewards" not in found.conditions
+
+
+def test_a_reward_that_fails_costs_its_own_figures_and_no_reply() -> None:
+    calls = []
+
+    def fragile(prompts: Any, completions: Any, answer: Any, **columns: Any) -> list[float]:
+        calls.append(answer[0])
+        return [1.0 / (7 - int(answer[0]) + len(calls) % 2) for _ in completions]
+
+    problems = [replace(problem(n), answer=gold) for n, gold in enumerate(["", "7", "7", "7"])]
+    given = [checked(fragile, 0), *load_reward_funcs(["correctness"])]
+    found = evaluation([GOOD] * 4, problems, rewards=given)
+    # Without a gold a failure says nothing of the reward: in training there always is one.
+    assert [r.rewards["fragile"] for r in found.rollouts] == [None, 1.0, None, None]
+    assert "fragile" in found.conditions["rewards"]
+    assert "ZeroDivisionError" in found.conditions["rewards"]
+    assert [r.rewards["correctness"] for r in found.rollouts] == [None, 2.0, 2.0, 2.0]
+    assert calls.count("7") <= 3 and len(found.rollouts) == 4
+
+
+def test_the_historic_rewards_get_golds_without_commas_and_ours_the_same_value() -> None:
+    of_thousand = replace(problem(0), answer="1,450")
+    reply = render_reply("a", "1450")
+    given = load_reward_funcs(["gist", "correctness"])
+    found = evaluation([reply], [of_thousand], rewards=given)
+    paid = found.rollouts[0].rewards
+    assert paid["correctness_reward_func"] == paid["correctness"] == 2.0
+    assert found.rollouts[0].gold == "1,450"
+
+
+def test_no_rewards_is_a_choice_too() -> None:
+    found = evaluation([GOOD], rewards=[])
+    assert found.rewards == {} and found.rollouts[0].rewards == {} and found.accuracy.value == 1.0

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from abacist.learning.habits import (
+from abacist.learning.warmstart import (
     PREVAILING_HABIT,
     PREVAILING_SLIP,
     Habit,
@@ -20,8 +20,7 @@ from abacist.task.answers import same_answer
 from abacist.task.reply import parse_reply
 from abacist.task.rewards import REWARD_SETS
 from abacist.task.steps import shows_work
-from abacist.task.storywords import NAMES
-from abacist.task.wordproblems import Slip, Story, stories
+from abacist.task.wordproblems import NAMES, Slip, Story, stories
 
 STORIES = list(itertools.islice(stories("train", seed=3), 60))
 

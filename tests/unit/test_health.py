@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abacist.errors import ModelError, TrainingError
-from abacist.learning.health.course import Course, Facts
 from abacist.learning.health.guard import Guard, all_finite, refuse_broken_weights
-from abacist.learning.health.pathologies import Watch
-from abacist.learning.health.symptoms import RULES, rate_out_of_band
+from abacist.learning.health.history import Facts, MetricsHistory
+from abacist.learning.health.rules import RULES, Watch, rate_out_of_band
 from abacist.learning.tracking import Silent
 from faults import fault
 
@@ -28,7 +27,7 @@ Row = dict[str, Any]
 
 
 def healthy(step: int) -> Row:
-    """A row as a run that learns logs it: up from 0.5 to 1.7 of 2, as facts.md describes."""
+    """A row as a run that learns logs it: up from 0.5 to 1.7 of 2."""
     share = min(1.0, step / 40)
     return {
         "step": step,
@@ -188,7 +187,7 @@ def test_no_row_of_any_kind_is_fatal_to_the_watch(rows: list[Row]) -> None:
 
 
 def test_a_run_of_epochs_has_the_patience_of_a_long_one() -> None:
-    assert Course(Facts.of({"max_steps": -1, "num_generations": 8})).patience_steps == 40
+    assert MetricsHistory(Facts.of({"max_steps": -1, "num_generations": 8})).patience_steps == 40
 
 
 SETTINGS = ["learning_rate", "num_generations", "max_steps", "use_peft", "max_grad_norm"]

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from abacist.cli import machine
-from abacist.cli.machine import State
+from abacist.cli.doctor import machine
+from abacist.cli.doctor.machine import State
 from abacist.policy.kernels import build, compiler
 from faults import fault
 

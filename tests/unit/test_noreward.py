@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from abacist.learning.health.course import Facts
-from abacist.learning.health.pathologies import Watch
-from abacist.learning.keeping import Scored, rollouts_of
+from abacist.learning.health.history import Facts
+from abacist.learning.health.rules import Watch
+from abacist.learning.rollout_rows import Scored, rollouts_of
 from abacist.learning.trainer import GRPOTrainer
 from faults import fault
 from unit.test_fastpath import PROBLEMS, G, fix_completions, make
@@ -115,7 +115,7 @@ def test_the_doctor_names_rewards_that_never_applied(missing: float | None) -> N
     assert set(found) == {"no signal", "dead reward"}
     assert "no reward applied" in found["no signal"].evidence
     assert "nothing at all (None)" in found["dead reward"].evidence
-    assert watch.silent_steps == 19
+    assert watch.zero_advantage_steps == 19
 
 
 def test_a_reward_that_applies_to_one_reply_a_step_is_not_called_dead() -> None:

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abacist.task.arithmetic import evaluate
 from abacist.task.problems import Problem, load_problems, normalise_question
-from abacist.task.steps import equations
+from abacist.task.steps import equations, evaluate
 from abacist.task.variants.perturb import Refusal, perturb, perturb_all
 from abacist.task.variants.storynumbers import numerals, story_numbers
 from abacist.task.variants.worked import read_steps

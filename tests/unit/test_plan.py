@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import PeftModel
 
 from abacist.learning.config import Config, load_config
-from abacist.learning.dryrun import advice, memory
-from abacist.learning.dryrun.activations import Forward, _saved_bytes, measure_forward
-from abacist.learning.dryrun.memory import Memory, Part
-from abacist.learning.dryrun.plan import Plan, _trial_of
-from abacist.learning.dryrun.probe import Probe
-from abacist.learning.dryrun.schedule import total_steps
-from abacist.learning.dryrun.solverates import GROUP_SIZES, SolveRates
-from abacist.learning.judge import Judge
+from abacist.learning.dryrun import memory
+from abacist.learning.dryrun.memory import Forward, Memory, Part, _saved_bytes, measure_forward
+from abacist.learning.dryrun.plan import Plan, _learning_rate, _trial_of, recommend, warn
+from abacist.learning.dryrun.probe import GROUP_SIZES, Probe, SolveRates
+from abacist.learning.estimate.cost import total_steps
+from abacist.learning.health.history import Facts
+from abacist.learning.health.rules import rate_out_of_band
+from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
 from abacist.policy import cache, head
@@ -88,7 +90,7 @@ class Assembled:
         task, rewards, self.policy = load_parts(config, Silent())
         run = RunDir(folder)
         trial = _trial_of(config, folder)
-        judge = Judge(trial, task, run, Silent())
+        judge = HeldoutEvaluation(trial, task, run, Silent())
         self.config, self.task = config, task
         self.trainer: Any = make_trainer(trial, task, self.policy, rewards, run, judge, Silent())
 
@@ -198,7 +200,7 @@ def planned(solved: list[int], **told: Any) -> Plan:
 
 def advised(plan: Plan, tiny: Assembled, config: Config | None = None) -> dict[str, Any]:
     forward = Forward(0.0, 1e6, 100, 8, 96)
-    found = advice.recommend(plan, config or tiny.config, tiny.trainer, forward, 2048)
+    found = recommend(plan, config or tiny.config, tiny.trainer, forward, 2048)
     return {one.setting: one for one in found}
 
 
@@ -247,17 +249,17 @@ def test_a_budget_that_cuts_is_raised_and_one_that_is_never_used_is_lowered(
 def test_what_would_teach_nothing_or_break_is_warned_of(
     told: dict[str, Any], said: str, tiny: Assembled
 ) -> None:
-    assert any(said in warning for warning in advice.warn(planned(**told), tiny.config))
+    assert any(said in warning for warning in warn(planned(**told), tiny.config))
 
 
 def test_a_healthy_plan_warns_of_nothing_but_the_steps_it_could_not_take(tiny: Assembled) -> None:
-    warnings = advice.warn(planned([4] * 32), tiny.config)
+    warnings = warn(planned([4] * 32), tiny.config)
     assert len(warnings) == 1 and warnings[0].startswith("Memory")  # planned() has no burst
 
 
 def test_the_screen_is_narrow_and_shows_no_control_character(tiny: Assembled) -> None:
     plan = planned([0, 4, 8] * 10)
-    plan = replace(plan, warnings=tuple(advice.warn(plan, tiny.config)))
+    plan = replace(plan, warnings=tuple(warn(plan, tiny.config)))
     text = plan_text(replace(plan, recommendations=tuple(advised(plan, tiny).values())))
     assert max(map(len, text.split("\n"))) <= WIDTH and "\x1b" not in text
     assert "does not fit" in text
@@ -282,3 +284,33 @@ def test_the_number_of_steps_is_the_one_that_training_will_take(
         micro_batches = len(run.trainer.get_train_dataloader())
         told = run.trainer.set_initial_training_values(args, run.trainer.get_train_dataloader())
         assert steps in told, (micro_batches, told)
+
+
+class _Lora(PeftModel):
+    """So many weights and nothing else."""
+
+    def __init__(self, count: int) -> None:
+        torch.nn.Module.__init__(self)
+        self.weights = [torch.empty(count, device="meta")]
+
+    def parameters(self, recurse: bool = True) -> Any:
+        return iter(self.weights)
+
+
+@pytest.mark.parametrize("rate", [1e-9, 5e-7, 8e-6, 2e-5, 3e-4, 4e-3, 0.3])
+@pytest.mark.parametrize("count", [1_900_000, 1_500_000_000])
+@pytest.mark.parametrize("uses_lora", [True, False])
+def test_the_dry_run_and_the_health_rules_say_the_same_of_a_learning_rate(
+    rate: float, count: int, uses_lora: bool
+) -> None:
+    model: Any = _Lora(count)
+    if not uses_lora:
+        model = SimpleNamespace(parameters=model.parameters)
+    config: Any = SimpleNamespace(training=SimpleNamespace(learning_rate=rate))
+    facts = Facts(learning_rate=rate, uses_lora=uses_lora, parameters=count)
+    said = rate_out_of_band(facts)
+    advised = _learning_rate(config, model)
+    assert bool(advised.flags) is (said is not None)
+    if said:
+        start = float(advised.flags.split()[1])
+        assert rate_out_of_band(replace(facts, learning_rate=start)) is None

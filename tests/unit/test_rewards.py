@@ -18,11 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abacist.errors import RewardError
+from abacist.task import rewards as rewards_module
 from abacist.task.answers import gold_text
 from abacist.task.custom_rewards import checked, import_reward
 from abacist.task.reply import TAGS, render_reply
 from abacist.task.rewards import (
     REWARD_SETS,
+    REWARDS,
+    BuiltInReward,
+    built_in,
     correctness,
     integer,
     load_reward_funcs,
@@ -377,3 +381,55 @@ def test_a_coroutine_reward_stays_awaitable_and_guarded() -> None:
     assert asyncio.run(guarded(prompts=["p"], completions=["ab"])) == [0.5]
     with pytest.raises(RewardError, match="'awaited' raised ZeroDivisionError"):
         asyncio.run(guarded(prompts=["p"], completions=[""]))
+
+
+def test_what_is_known_of_a_built_in_reward_is_one_row_of_the_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rich.console import Console
+
+    from abacist.learning.health.history import Facts
+    from abacist.learning.health.rules import Watch
+    from abacist.learning.rewards import control_rewards
+    from abacist.task import rewards
+    from abacist.task.audit.trial import Trial
+    from abacist.view.live import Live
+
+    def brief(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        return [0.25] * len(completions)
+
+    assert control_rewards("format", [brief, xml_count], None, seed=0)[0] == [xml_count]
+    row = rewards.BuiltInReward(brief, None, 0.25, is_form_only=True)
+    monkeypatch.setattr(rewards, "REWARDS", (*rewards.REWARDS, row))
+    # Read by name, by the placebo, by the live view, and by the health rules.
+    assert load_reward_funcs(["brief"]) == [brief]
+    with pytest.raises(RewardError, match="Did you mean 'brief'"):
+        load_reward_funcs(["breif"])
+    assert control_rewards("format", [brief, correctness], None, seed=0)[0] == [brief]
+    assert Live(Console(quiet=True))._out_of("brief", 0.1) == "0.10/0.25"
+    # By the audit: a built-in reward needs no watchdog.
+    assert rewards.is_built_in(brief) and not rewards.is_built_in(lambda **given: [])
+    assert Trial(brief, 0.0).is_usable
+    watch = Watch(Facts(learning_rate=1e-4, problems_per_step=8, max_steps=60))
+    for step in range(1, 61):
+        paid = {"rewards/brief/mean": step / 240, "rewards/brief/std": 0.01}
+        flat = {"rewards/correctness/mean": 0.2, "rewards/correctness/std": 0.5}
+        watch.see({"step": step, "loss": 0.1, "reward": 1.0, **paid, **flat})
+    assert "brief" in watch.found["format only"].evidence
+
+
+def test_names_and_aliases_are_each_of_one_built_in_reward() -> None:
+    names = [name for reward in REWARDS for name in reward.names]
+    assert len(set(names)) == len(names)
+    assert {func.__name__ for func in REWARD_SETS["gist"]} <= set(names)
+    for reward in REWARDS:
+        assert built_in(reward.name) is reward and getattr(rewards_module, reward.name)
+        paid = [each for text in (CANONICAL, MENTION, "") for each in _paid(reward, text)]
+        assert max(paid) == reward.maximum and min(paid) >= 0
+        wrong = CANONICAL.replace("\n12\n", "\n13\n")
+        if reward.is_form_only:
+            assert _paid(reward, CANONICAL) == _paid(reward, wrong)
+
+
+def _paid(reward: BuiltInReward, text: str) -> list[float]:
+    return [value for value in reward.func(["p"], [text], answer=["12"]) if value is not None]

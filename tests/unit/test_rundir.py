@@ -41,14 +41,13 @@ def contents(path: Path) -> set[str]:
 def test_the_layout_is_what_the_documentation_promises() -> None:
     run = RunDir(Path("runs/x"))
     paths = (run.config_path, run.manifest_path, run.metrics_path, run.timings_path)
-    assert [p.name for p in (*paths, run.rollouts_dir, run.evals_dir, run.report_path)] == [
+    assert [p.name for p in (*paths, run.rollouts_dir, run.evals_dir)] == [
         "config.yaml",
         "manifest.json",
         "metrics.jsonl",
         "timings.jsonl",
         "rollouts",
         "evals",
-        "report.html",
     ]
     assert run.run_id == "x"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from abacist.delivery.examtask import Request, load_data
 from abacist.errors import DataError, RunError
 from abacist.learning.config import load_config
+from abacist.learning.eval import Request, load_data
 from abacist.learning.seen import run_of, seen_by, seen_in, without_seen
 from abacist.learning.task import load_task
 from abacist.proof.comparison.sides import load_side

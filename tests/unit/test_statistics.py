@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from abacist.proof.comparison.resampling import bootstrap_mean, sign_flip
 from abacist.proof.statistics import (
     Interval,
+    bootstrap_mean,
     clustered_difference,
     clustered_mean,
     clustered_proportion,
@@ -22,6 +22,7 @@ from abacist.proof.statistics import (
     paired_counts,
     paired_difference,
     proportion,
+    sign_flip,
 )
 
 counts = st.integers(0, 60)

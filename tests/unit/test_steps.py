@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abacist.task.arithmetic import evaluate
-from abacist.task.steps import MAX_EQUALS_SIGNS, equations, shows_work, valid_steps
+from abacist.task.steps import MAX_EQUALS_SIGNS, equations, evaluate, shows_work, valid_steps
 
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
 

@@ -1,1 +1,1 @@
-"""The command line: one short file per verb; the errors of all are turned into words in one."""
+"""The command line: one short file per verb; ``console`` turns their errors into messages."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from abacist.cli import console
-from abacist.cli.flags import Parser
+from abacist.cli.flags import Parser, add_loading_flags, loading_options, not_negative, positive
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def run(argv: list[str]) -> int:
     temperature = _temperature(options)
     question = _question(options.question)
     with console.stdout_for(result_only=options.json) as stdout:
-        from abacist.delivery.ask import Prompting, ask
         from abacist.learning.tracking import told_of
         from abacist.policy.loading import load_policy, quiet_libraries
+        from abacist.proof.ask import Prompting, ask
 
         quiet_libraries()
         prompting = Prompting.of(options.model)
@@ -38,14 +38,7 @@ def run(argv: list[str]) -> int:
             prompting = replace(prompting, max_completion_tokens=options.max_completion_length)
         with _watcher() as watcher:
             watcher.stage(f"Loading {options.model}")
-            policy = load_policy(
-                options.model,
-                dtype=options.dtype,
-                device=options.device,
-                attn_implementation=options.attn_implementation,
-                revision=options.model_revision,
-                trust_remote_code=options.trust_remote_code,
-            )
+            policy = load_policy(options.model, **loading_options(options))
             watcher.stage("Asking")
             rollouts = ask(
                 policy,
@@ -185,30 +178,5 @@ def _parser() -> Parser:
     replies.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
     replies.add_argument("--json", action="store_true",
                          help="one JSON object on stdout, all else on stderr")  # fmt: skip
-    loading = parser.add_argument_group("loading")
-    loading.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    loading.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
-    loading.add_argument("--attn_implementation", default="auto", metavar="NAME",
-                         help="auto, flash_attention_2, sdpa or eager")  # fmt: skip
-    loading.add_argument("--model_revision", metavar="REV", help="branch, tag or commit on the Hub")
-    loading.add_argument("--trust_remote_code", action="store_true",
-                         help="run code that comes with the model: never by default")  # fmt: skip
+    add_loading_flags(parser)
     return parser
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def not_negative(text: str) -> float:
-    """A finite number of at least 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return value

@@ -6,8 +6,7 @@ Exit code 0 where the rewards are sound, warnings included; 3 where they are not
 from __future__ import annotations
 
 from abacist.cli import console
-from abacist.cli.ask import positive
-from abacist.cli.flags import Parser
+from abacist.cli.flags import Parser, positive
 
 NOT_SOUND = 3
 

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abacist.cli import console
-from abacist.cli.ask import not_negative, positive
-from abacist.cli.flags import Parser
+from abacist.cli.flags import Parser, not_negative, positive
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
-    from abacist.proof.comparison.compare import Comparison
     from abacist.proof.comparison.sides import Side
     from abacist.view.sheet import Block
 
 NOT_BETTER = 3
-ALLOWABLE = ("prompt", "shots", "budget", "sampling")
+ALLOWABLE = ("prompt", "shots", "budget", "sampling")  # of proof.comparison.alike
 
 
 @dataclass
@@ -80,68 +78,36 @@ def _closing(better: bool, options: Namespace) -> str:
 
 
 def _of_pair(options: Namespace) -> Result:
-    from abacist.proof.comparison.alike import other_circumstances
-    from abacist.proof.comparison.compare import compare
+    from abacist.proof.comparison.gate import examples_json, pair_gate
     from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
-    from abacist.view.comparison import pair_page
+    from abacist.view.comparison import control_blocks, pair_page
 
     first, *rest = options.evaluations
-    second = rest[0] if rest else first
-    a = load_side(first, AFTER if rest else BEFORE, sampled=options.sampled)
-    b = load_side(second, AFTER, sampled=options.sampled)
-    c = (
-        None
-        if options.control is None
-        else load_side(options.control, AFTER, sampled=options.sampled)
-    )
-    (a, b, *others), left_out = _of_new_problems(options, [a, b] + ([c] if c else []))
-    allowed = options.allow_different
-    found = compare(a.evaluation, b.evaluation, control=b.control, allow_different=allowed)
-    page = pair_page(found, (a.name, b.name), num_examples=options.examples)
-    notes = left_out + other_circumstances(a.evaluation, b.evaluation)
+    named = [(first, AFTER if rest else BEFORE), (rest[0] if rest else first, AFTER)]
+    if options.control is not None:
+        named.append((options.control, AFTER))
+    sides = [load_side(path, when, sampled=options.sampled) for path, when in named]
+    (a, b, *control), left_out = _of_new_problems(options, sides)
+    gate = pair_gate(a, b, *control, allow_different=options.allow_different)
+    page = pair_page(gate.found, (a.name, b.name), num_examples=options.examples)
     document: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
-        "comparison": found.to_json(),
-        "examples": _examples(found, options.examples),
+        "comparison": gate.found.to_json(),
+        "examples": examples_json(gate.found, options.examples),
     }
-    sure_gain = _sure_gain(found)
-    for c in others:
-        beside, against = _beside_control(options, a, b, c, found)
-        document["control"] = beside.document
-        page[2:2] = beside.page
-        notes += against
-        sure_gain = _least(sure_gain, beside.sure_gain)
+    if (beside := gate.control) is not None:
+        document["control"] = beside.to_json()
+        page[2:2] = control_blocks(gate.found, beside.gain, beside.beyond, beside.name)
+    notes = left_out + gate.notes
     page += [f"Note: {note}" for note in notes]
-    return Result(page, document | {"notes": notes}, sure_gain)
-
-
-def _beside_control(
-    options: Namespace, a: Side, b: Side, c: Side, real: Comparison
-) -> tuple[Result, list[str]]:
-    """The control's own gain over A, and what the real run gains over the control."""
-    from abacist.proof.comparison.compare import compare
-    from abacist.proof.comparison.sides import other_settings
-    from abacist.view.methods import control_blocks
-
-    allowed = options.allow_different
-    gain = compare(a.evaluation, c.evaluation, control=c.control, allow_different=allowed)
-    beyond = compare(c.evaluation, b.evaluation, control=b.control, allow_different=allowed)
-    notes = []
-    if c.control == "none":
-        notes.append(f"{c.name} was not trained as a control (--control random or format).")
-    if apart := other_settings(b, c, of_control=True):
-        notes.append(f"run and control differ in more than their rewards: {apart}.")
-    document = {"name": c.name, "gain": gain.to_json(), "real_minus_control": beyond.to_json()}
-    page = control_blocks(real, gain, beyond, c.name)
-    return Result(page, document, _sure_gain(beyond)), notes
+    return Result(page, document | {"notes": notes}, gate.sure_gain)
 
 
 def _of_seeds(options: Namespace) -> Result:
-    from abacist.proof.comparison.compare import compare
-    from abacist.proof.comparison.seeds import combine
-    from abacist.proof.comparison.sides import AFTER, BEFORE, load_side, other_settings
-    from abacist.view.methods import seeds_page
+    from abacist.proof.comparison.gate import seeds_gate
+    from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
+    from abacist.view.comparison import seeds_page
 
     runs = options.seeds
     afters = [load_side(one, AFTER, sampled=options.sampled) for one in runs]
@@ -151,25 +117,13 @@ def _of_seeds(options: Namespace) -> Result:
         befores = [load_side(one, BEFORE, sampled=options.sampled) for one in runs]
     sides, left_out = _of_new_problems(options, befores + afters)
     befores, afters = sides[: len(runs)], sides[len(runs) :]
-    allowed = options.allow_different
-    comparisons = [
-        compare(a.evaluation, b.evaluation, control=b.control, allow_different=allowed)
-        for a, b in zip(befores, afters, strict=True)
-    ]
-    names = [side.name for side in afters]
-    found = combine(names, comparisons, allow_different=allowed)
-    notes = left_out + [
-        f"{other.name} differs from {names[0]} in more than its seed: {apart}."
-        for other in afters[1:]
-        if (apart := other_settings(afters[0], other))
-    ]
-    seeds = [side.settings.get("seed") for side in afters if side.settings]
-    if len(set(seeds)) < len(seeds):
-        notes.append(f"some runs have the same seed: {', '.join(map(str, seeds))}.")
+    gate = seeds_gate(befores, afters, allow_different=options.allow_different)
     a_name = befores[0].name if options.evaluations else "each run, before training"
-    page = [*seeds_page(found, a_name), *(f"Note: {note}" for note in notes)]
-    document = {"a": a_name, "b": names, "seeds": found.to_json(), "notes": notes}
-    return Result(page, document, found.combined.low)
+    notes = left_out + gate.notes
+    page = [*seeds_page(gate.found, a_name), *(f"Note: {note}" for note in notes)]
+    names = [side.name for side in afters]
+    document = {"a": a_name, "b": names, "seeds": gate.found.to_json(), "notes": notes}
+    return Result(page, document, gate.sure_gain)
 
 
 def _of_new_problems(options: Namespace, sides: list[Side]) -> tuple[list[Side], list[str]]:
@@ -187,16 +141,16 @@ def _by_shots(options: Namespace) -> Result:
     from abacist.learning.fewshot import measure_shots
     from abacist.policy.loading import quiet_libraries
     from abacist.policy.source import BUILT_IN
-    from abacist.proof.comparison.sides import read_settings
+    from abacist.proof.comparison.gate import least_gain
     from abacist.records.rundir import RunDir
+    from abacist.view.comparison import shots_page
     from abacist.view.live import Live
-    from abacist.view.methods import shots_page
 
     quiet_libraries()
     path = Path(options.evaluations[0]).expanduser()
     with Live() as watcher:
         found = measure_shots(path, sorted(set(options.shots)), watcher)
-    settings = read_settings(RunDir.open(path))
+    settings = RunDir.open(path).read_settings()
     page = shots_page(
         found,
         str(path),
@@ -204,31 +158,7 @@ def _by_shots(options: Namespace) -> Result:
         is_built_in=settings.get("model_name_or_path") == BUILT_IN,
     )
     document = {"run": str(path), "shots": {n: one.to_json() for n, one in found.items()}}
-    gains = [_sure_gain(one) for one in found.values()]
-    return Result(page, document, _least(*gains))
-
-
-def _sure_gain(found: Comparison) -> float | None:
-    return found.accuracy.change.low if found.accuracy.is_better else None
-
-
-def _least(*gains: float | None) -> float | None:
-    known = [gain for gain in gains if gain is not None]
-    return min(known) if len(known) == len(gains) else None
-
-
-def _examples(found: Comparison, count: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "outcome": example.outcome,
-            "problem_id": example.problem.problem_id,
-            "question": example.problem.question,
-            "gold": example.problem.answer,
-            "a": example.before.completion,
-            "b": example.after.completion,
-        }
-        for example in found.examples(count)
-    ]
+    return Result(page, document, least_gain(*found.values()))
 
 
 def _refuse_contradictions(options: Namespace) -> None:
@@ -241,7 +171,7 @@ def _refuse_contradictions(options: Namespace) -> None:
     if seeds is not None:
         if options.control is not None:
             raise UsageError(
-                "--control stands beside one run, and --seeds are several",
+                "--control takes one run, and --seeds names several",
                 "Compare each with the control: abacist compare RUN --control CONTROL",
             )
         options.evaluations, options.seeds = given[:1], [*given[1:], *seeds]
@@ -259,8 +189,7 @@ def _refuse_contradictions(options: Namespace) -> None:
     if len(given) > 2:
         raise UsageError(
             f"{len(given)} evaluations were named, and a comparison has two sides",
-            "If the first is the base, and the others are one method with several seeds, "
-            "add --seeds.",
+            "If the first is the base and the others are several seeds of one method, add --seeds.",
         )
 
 

@@ -1,4 +1,4 @@
-"""The one place where the command line meets the terminal.
+"""Runs a verb: its errors become messages and exit codes, and its results are printed.
 
 Every verb runs inside :func:`run`, which turns whatever goes wrong into words and an exit
 code, so that no verb has a ``try`` of its own for it:
@@ -14,7 +14,7 @@ terminated (SIGTERM)                   143  after every ``finally`` has run
 ====================================  ====  ==================================================
 
 Messages may quote foreign text (a file's content, another library's error): control characters
-are shown, not obeyed, and tokens are blotted out.
+are shown, not obeyed, and tokens are removed.
 """
 
 from __future__ import annotations

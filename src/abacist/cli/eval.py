@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abacist.cli import console
-from abacist.cli.ask import not_negative, positive
-from abacist.cli.flags import Parser
+from abacist.cli.flags import Parser, add_loading_flags, not_negative, positive
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,13 +33,12 @@ def run(argv: list[str]) -> int:
             "Leave out --system_prompt and --prefill, or --native_prompt.",
         )
     with console.stdout_for(result_only=as_json) as stdout:
-        from abacist.delivery.examine import examine
-        from abacist.delivery.examtask import Request
+        from abacist.learning.eval import Request, evaluate_model
         from abacist.view.evaltext import evaluation_json, evaluation_text
         from abacist.view.live import Live
 
         with Live() as watcher:
-            found = examine(Request(**options), watcher=watcher, render=_write)
+            found = evaluate_model(Request(**options), watcher=watcher, render=_write)
         if as_json:
             figures = evaluation_json(found.greedy, found.sampled)
             console.print_json({"path": found.path, **figures}, stdout)
@@ -111,20 +109,9 @@ def _parser() -> Parser:
     add = result.add_argument
     add("--output_dir", type=Path, metavar="DIR", help="where it is kept (a new folder in the "
         "run's evals/, or in evals/)")  # fmt: skip
-    add("--overwrite", action="store_true", help="replace an evaluation that stands there")
+    add("--overwrite", action="store_true", help="replace an evaluation that is there already")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
-    loading = parser.add_argument_group("loading")
-    add = loading.add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    add("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
-    add("--attn_implementation", default="auto", metavar="NAME", help="auto, flash_attention_2, "
-        "sdpa or eager")  # fmt: skip
-    add("--revision", metavar="REV", help="branch, tag or commit on the Hub")
-    add(
-        "--trust_remote_code",
-        action="store_true",
-        help="run code that comes with the model: never by default",
-    )
+    add_loading_flags(parser)
     return parser
 
 

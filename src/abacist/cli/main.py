@@ -1,7 +1,7 @@
 """``abacist VERB …``: find the verb, load only its file, run it.
 
-A verb is a module with ``run(argv: list[str]) -> int`` that imports torch and its kin inside
-functions, so that every ``--help`` answers at once. A new verb is a file and a line in
+A verb is a module with ``run(argv: list[str]) -> int`` that imports torch and other heavy packages
+inside functions, so that every ``--help`` answers at once. A new verb is a file and a line in
 :data:`VERBS`.
 """
 
@@ -31,7 +31,7 @@ VERBS = {
     "compare": Verb("abacist.cli.compare", "is B better than A? paired, problem by problem"),
     "audit": Verb("abacist.cli.audit", "what can these rewards be made to pay for?"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
-    "doctor": Verb("abacist.cli.doctor", "look at this machine, or at a run: is all well?"),
+    "doctor": Verb("abacist.cli.doctor.doctor", "look at this machine, or at a run: is all well?"),
 }
 
 

@@ -12,13 +12,13 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from abacist.cli import console
-from abacist.cli.flags import TRAIN_FLAGS, render
+from abacist.cli.flags import render
 from abacist.errors import UsageError
+from abacist.learning.helptext import TRAIN_FLAGS, recipe_names
 
 if TYPE_CHECKING:
     from abacist.learning.config import Config
@@ -197,22 +197,10 @@ def _program() -> str:
     return shlex.quote(str(started))
 
 
-def recipes() -> list[str]:
-    """Names of the recipes in the package, without loading anything that reads them."""
-    folder = resources.files("abacist") / "recipes"
-    if not folder.is_dir():
-        return []
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    )
-
-
 def help_text() -> str:
     """The help of ``abacist train``."""
     named = textwrap.fill(
-        f"recipes: {', '.join(recipes()) or 'none found'}",
+        f"recipes: {', '.join(recipe_names()) or 'none found'}",
         WIDTH,
         subsequent_indent=" " * 9,
         break_on_hyphens=False,

@@ -1,8 +1,8 @@
 """A canary for vLLM: do the engine that samples and the model that learns agree?
 
-An adapter that never reached the sampling engine, a stale weight or a wrong temperature shows
-nowhere in the rewards until the run has gone astray. So every few steps the log-probabilities that
-vLLM reported for its own tokens are set against those of the training model. Two engines in
+An adapter that never reached the sampling engine, a stale weight or a wrong temperature does not
+show in the rewards at first. So every few steps the log-probabilities that vLLM reported for its
+own tokens are compared with those of the training model. Two engines in
 bfloat16 differ by rounding, around a hundredth; a missing adapter differs by far more.
 Not run against a live vLLM yet: there was no GPU to run it on.
 """

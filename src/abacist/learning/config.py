@@ -25,11 +25,16 @@ from transformers import HfArgumentParser
 
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
-from abacist.learning.following import followers
-from abacist.learning.limits import refuse_out_of_range, split_at_commas, trackers
+from abacist.learning.helptext import recipe_names
+from abacist.learning.inherited import followers, prompt_of, run_to_continue, settings_of
+from abacist.learning.limits import (
+    RETIRED,
+    SWITCHES,
+    refuse_out_of_range,
+    split_at_commas,
+    trackers,
+)
 from abacist.learning.resume.checkpoints import run_to_resume
-from abacist.learning.retired import RETIRED, SWITCHES
-from abacist.learning.startingrun import prompt_of, run_of, settings_of
 from abacist.policy.source import BUILT_IN
 from abacist.task.problems import MADE_HERE
 
@@ -140,7 +145,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
             config_path = str(run / "config.yaml")
     notes: list[str] = []
     layers: list[tuple[str, dict[str, Any]]] = []
-    began = run_of(typed.get("model_name_or_path"))
+    began = run_to_continue(typed.get("model_name_or_path"))
     if began is not None and recipe is None and config_path is None:
         layers.append((str(began.config_path), settings_of(began, known)))
         notes.append(f"as {began.path} was trained, unless set otherwise; it goes on as a new run")
@@ -183,14 +188,6 @@ def full_help() -> str:
     parser = _Parser()
     parser.hide(RETIRED)
     return parser.format_help()
-
-
-def recipe_names() -> list[str]:
-    """The built-in recipes."""
-    folder = resources.files("abacist").joinpath("recipes")
-    return sorted(
-        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
-    )
 
 
 def _build(
@@ -249,7 +246,7 @@ _BUILT_IN = {"dataset_name": MADE_HERE, "model_name_or_path": (BUILT_IN,)}
 
 
 def _make_paths_absolute(settings: dict[str, Any]) -> None:
-    """Local files by their whole path, so that a run goes on from any working directory."""
+    """Make paths of local files absolute, so that a run resumes from any directory."""
     for name in ("dataset_name", "shots_file", "model_name_or_path"):
         given = settings.get(name)
         if isinstance(given, str) and given and given not in _BUILT_IN.get(name, ()):
@@ -276,7 +273,7 @@ def _absolute_reward(name: str) -> str:
 
 
 def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
-    """Choose mixed precision where nobody did: TRL's default is bf16, which needs a GPU."""
+    """Choose mixed precision unless it is set: TRL's default is bf16, which needs a GPU."""
     notes = []
     if settings.get("device") == "cpu":
         settings["use_cpu"] = True
@@ -315,7 +312,7 @@ def _checked_flags(flags: list[str], known: set[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Unknown:
-    """A name that is no setting: where it stands, what is wrong with it, what to write instead."""
+    """A name that is no setting: where it is, what is wrong with it, what to write instead."""
 
     where: str
     wrong: str

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from abacist.errors import AbacistError, ModelError
 from abacist.learning.config import Config, load_config
+from abacist.learning.rewards import reported_rewards
 from abacist.learning.task import load_task
 from abacist.learning.tracking import Watcher, told_of
 from abacist.policy.loading import Policy, load_policy
@@ -88,6 +89,7 @@ def _measure(
         attn_implementation=config.model.attn_implementation,
         revision=config.model.model_revision if when == BEFORE else None,
     )
+    rewards, weights = reported_rewards(config.settings, watcher.note)
     measured = []
     for count in counts:
         shots = _shots(config, count)
@@ -116,6 +118,8 @@ def _measure(
                 max_completion_tokens=own.settings.max_completion_tokens,
                 batch_size=config.script.eval_batch_size,
                 progress=progress,
+                rewards=rewards,
+                reward_weights=weights,
                 run_id=run.run_id,
                 parts=folder.parts(GREEDY),
             )

@@ -1,6 +1,6 @@
-"""A training in which nothing can move is refused: frozen weights, an adapter that takes no part.
+"""Refuses a training in which no weight can change: frozen weights, an inactive adapter.
 
-TRL trains such a model without a word, and saves what it was given.
+TRL trains such a model without a warning, and saves the weights it was given.
 """
 
 from __future__ import annotations

@@ -1,25 +1,24 @@
-"""What a model has seen in training: asked of the run that it is, or lies in, or began from.
+"""What a model has seen in training: read from the run that it is, lies in, or was trained from.
 
 A run's ``seen.json`` (:mod:`abacist.records.seen`) is the answer. A run made before there was one
-is asked otherwise: its settings load its data again, and the manifest's fingerprint says whether
-they are still the same; where they are not, its rollouts and worked examples show what was drawn.
+is reconstructed: its settings load its data again, and the manifest's fingerprint says whether they
+are unchanged; where they are not, its rollouts and worked examples show which problems were drawn.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from abacist.errors import AbacistError, DataError, RunError
 from abacist.proof.comparison.sides import AFTER, BEFORE, Side
 from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER
-from abacist.records.provenance import MANIFEST_FORMAT, data_fingerprint
+from abacist.records.provenance import data_fingerprint
 from abacist.records.rundir import RunDir
-from abacist.records.seen import Seen, question_key
+from abacist.records.seen import Seen, question_key, read_object, run_of
 
 if TYPE_CHECKING:
     from abacist.learning.task import Task
@@ -28,7 +27,7 @@ _OF_A_VERDICT = [when + kind for when in (BEFORE, AFTER) for kind in ("", f"-{SA
 
 
 def seen_in(task: Task, began_from: Path) -> Seen:
-    """What a run of ``task`` sees whose model began as the one in the folder ``began_from``."""
+    """What a run of ``task`` sees, including what its first model ``began_from`` had seen."""
     seen = Seen.of(
         (problem.question for problem in task.train),
         (problem.question for problem in task.selection),
@@ -52,27 +51,17 @@ def seen_by(model: Path) -> Seen | None:
         if folder in known or not folder.is_dir():
             continue
         known.add(folder)
-        if base := _json(folder / "adapter_config.json").get("base_model_name_or_path"):
+        if base := read_object(folder / "adapter_config.json").get("base_model_name_or_path"):
             waiting.append(Path(str(base)))
         owner = run_of(folder)
         if owner is None:
             continue
         seen = Seen.read(owner)
         if seen is None:
-            seen = _pieced_together(RunDir(owner))
+            seen = _reconstructed(RunDir(owner))
             waiting += _began_from(owner)
         found = seen if found is None else found | seen
     return found
-
-
-def run_of(folder: Path) -> Path | None:
-    """``folder`` itself if it holds a record, else the run that it is or lies in, if any."""
-    if Seen.read(folder) is not None:
-        return folder
-    for place in (folder, *folder.parents):
-        if _json(place / "manifest.json").get("format") == MANIFEST_FORMAT:
-            return place
-    return None
 
 
 def without_seen(sides: Sequence[Side]) -> tuple[list[Side], str]:
@@ -95,7 +84,7 @@ def without_seen(sides: Sequence[Side]) -> tuple[list[Side], str]:
     if dropped == everything:
         raise DataError(
             f"Nothing new is left to compare on. {told}.",
-            "Evaluate both on problems that neither was trained on, or compare all the same with "
+            "Evaluate both on problems that neither was trained on, or include these problems with "
             "--include_seen.",
         )
     kept = [replace(side, evaluation=side.evaluation.without(dropped)) for side in sides]
@@ -113,7 +102,7 @@ def _seen_on(side: Side) -> Iterable[str]:
     return Overlap.of(side.evaluation.problems, seen_by(folder), leave_out=True).kinds
 
 
-def _pieced_together(run: RunDir) -> Seen:
+def _reconstructed(run: RunDir) -> Seen:
     """What a run without a record has seen, as far as it can be found."""
     reloaded = _reloaded(run)
     if reloaded is not None and reloaded.is_complete:
@@ -123,7 +112,7 @@ def _pieced_together(run: RunDir) -> Seen:
 
 
 def _reloaded(run: RunDir) -> Seen | None:
-    """Of the data that the run's settings name, if it is there; complete if it is the same."""
+    """From the data that the run's settings name; None if it is gone, complete if unchanged."""
     from abacist.learning.config import load_config
     from abacist.learning.task import load_task
 
@@ -183,20 +172,8 @@ def _shown_examples(run: RunDir) -> list[str]:
 
 def _began_from(run: Path) -> list[Path]:
     """The folder of the model that a run without a record began from, if it was one."""
-    import yaml
-
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        name = RunDir(run).read_settings().get("model_name_or_path")
+    except RunError:
         return []
-    name = settings.get("model_name_or_path") if isinstance(settings, dict) else None
     return [Path(name)] if isinstance(name, str) and name else []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; {} if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -1,8 +1,8 @@
-"""What libraries refuse while a run is assembled, as errors that name the flag.
+"""Errors of TRL, transformers, PEFT and torch while a run is assembled, with the flag named.
 
-TRL, transformers, PEFT and torch check much of a configuration, each when it comes to it. Here
-their objections become ours, with their own words; :func:`try_out` brings forward what they would
-only find at the first step. Used around the assembly of a run and nowhere in the training loop.
+Each of these libraries checks its part of a configuration when it uses it. Their errors become
+ours, with their own words. :func:`try_out` brings forward what they would only find at the first
+step. Used around the assembly of a run and nowhere in the training loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import abacist
 from abacist.errors import AbacistError, UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
 from abacist.learning.config import Config
-from abacist.learning.judge import SELECTION_METRICS
+from abacist.learning.heldout import SELECTION_METRICS
 from abacist.learning.limits import named
 
 _NAMES = {one.name for kind in (GRPOConfig, ModelConfig, ScriptArguments) for one in fields(kind)}

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains, and who is told.
+"""Metrics files, trackers and the watcher of a run.
 
 ``metrics.jsonl`` holds every logged metric under TRL's names, a line a step; wall-clock times
 go to ``timings.jsonl``, so that everything else of two equal runs can be byte-equal. W&B,
@@ -24,7 +24,7 @@ _TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 
 
 class Watcher(Protocol):
-    """Who is told how a run goes; ``abacist.view.live.Live`` draws it on a terminal.
+    """Receives the progress of a run; ``abacist.view.live.Live`` draws it on a terminal.
 
     ``progress`` and ``within_step`` are called as often as after every token. Both give what is
     done of a total, in whatever unit tells how long it will take; ``words`` say it for a person
@@ -58,7 +58,7 @@ class Silent:
 
 
 def told_of(watcher: Watcher, label: str) -> Progress:
-    """What tells the watcher how far a generation is, under this label."""
+    """A progress callback that reports a generation to the watcher under this label."""
 
     def tell(found: Decoded) -> None:
         watcher.progress(found.written_tokens, found.expected_tokens, label, found.words())
@@ -97,7 +97,7 @@ def is_wall_clock(key: str) -> bool:
 
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
-    """One strict JSON object more; what JSON cannot say (nan, inf) becomes null."""
+    """Append one strict JSON object; nan and infinities become null."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({key: _jsonable(value) for key, value in row.items()}) + "\n")
 
@@ -120,7 +120,7 @@ def available_trackers(report_to: list[str], warn: Callable[[str], None]) -> lis
 
 
 class ShieldedTracker(TrainerCallback):
-    """A tracker's callback whose first failure is told once and its last."""
+    """A tracker's callback: its first failure is reported once, and then it is switched off."""
 
     def __init__(self, tracker: TrainerCallback, warn: Callable[[str], None]) -> None:
         self.tracker: Any = tracker

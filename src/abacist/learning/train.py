@@ -1,4 +1,4 @@
-"""The one place where a run is assembled. Read it from top to bottom.
+"""Assembles and runs a training. Read it from top to bottom.
 
 :func:`train` loads the task, the policy and the rewards, makes the trainer, measures the held-out
 problems, trains, saves, measures the same problems again and compares. Whatever can be refused is
@@ -22,17 +22,16 @@ from peft import LoraConfig
 
 from abacist.errors import UsageError
 from abacist.learning.config import Config
-from abacist.learning.control import NONE, control_rewards
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
-from abacist.learning.judge import Judge
+from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.resume import resuming
 from abacist.learning.resume.exactstate import random_state, set_random_state
 from abacist.learning.resume.resuming import Run
 from abacist.learning.resume.stopping import StopNow, StopRequests
+from abacist.learning.rewards import load_rewards, refuse_hackable
 from abacist.learning.seen import seen_in
 from abacist.learning.settingup import LORA, refuse_unmatched_targets, setting_up, try_out
-from abacist.learning.soundness import refuse_hackable
 from abacist.learning.task import Task, check_fit, load_task, split_lines
 from abacist.learning.tracking import (
     MetricsLog,
@@ -48,9 +47,7 @@ from abacist.policy.source import find
 from abacist.proof.comparison.compare import compare
 from abacist.records.provenance import build_manifest
 from abacist.records.rundir import RunDir, write_aside
-from abacist.task.gist import GIST_DEFECTS
 from abacist.task.prompts import save_shots
-from abacist.task.rewards import load_reward_funcs
 
 
 def train(config: Config, watcher: Watcher | None = None) -> Run:
@@ -139,8 +136,8 @@ def _train_in(
     made_of["versions"]["CPU kernels"] = kernels.description()
     if is_resumed:
         made_of = resuming.checked_resumption(config, run, made_of, watcher)
-    judge = Judge(config, task, run, watcher)
-    trainer = make_trainer(config, task, policy, rewards, run, judge, watcher)
+    heldout = HeldoutEvaluation(config, task, run, watcher)
+    trainer = make_trainer(config, task, policy, rewards, run, heldout, watcher)
     if is_resumed:
         resuming.note_resumption(run, made_of, watcher)
     else:
@@ -160,14 +157,14 @@ def _train_in(
     share = cost.share_of_measuring() if cost else ""
     # The trainer has seeded the generators, and training begins where it left them.
     seeded = random_state()
-    before, sampled_before = known or judge.measure(policy, "before", share)
+    before, sampled_before = known or heldout.measure(policy, "before", share)
     set_random_state(seeded)
     watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
     for line in paths:
         watcher.note(f"  {line}")
     trainer.watch_step = watcher.within_step
     if cost:
-        trainer.add_callback(FirstStep(cost, watcher, judge.measured_seconds))
+        trainer.add_callback(FirstStep(cost, watcher, heldout.measured_seconds))
     guard = Guard.of(config, policy.model, watcher)
     guard.attach(trainer)
     trainer.stops, trainer.say = stops, lambda text: watcher.note(f"  {text}")
@@ -177,7 +174,7 @@ def _train_in(
     trainer.save_state()
     stops.end_of_training()
     policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
-    after, sampled_after = judge.measure(policy, "after", share)
+    after, sampled_after = heldout.measure(policy, "after", share)
     comparison = None
     if before and after:
         comparison = compare(before, after, control=config.script.control)
@@ -190,33 +187,8 @@ def _train_in(
     return Run(run.path, before, after, sampled_before, sampled_after, comparison)
 
 
-def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
-    """The reward functions by name, with the historic set's defects said when it is chosen."""
-    script = config.script
-    rewards = load_reward_funcs(script.reward_funcs, script.reward_timeout_seconds)
-    weights = config.training.reward_weights
-    if weights is not None and len(weights) != len(rewards):
-        raise UsageError(
-            f"{len(weights)} reward weights were given for {len(rewards)} rewards: "
-            f"{', '.join(reward.__name__ for reward in rewards)}",
-            "Give --reward_weights one number for each, in this order.",
-        )
-    if "gist" in config.script.reward_funcs:
-        watcher.note(
-            "The gist's rewards are the historic ones; what is known to be wrong with them:"
-        )
-        for defect in GIST_DEFECTS:
-            watcher.note(f"  - {defect}")
-    kind, seed = script.control, config.training.seed
-    rewards, config.training.reward_weights = control_rewards(kind, rewards, weights, seed=seed)
-    if kind != NONE:
-        names = ", ".join(reward.__name__ for reward in rewards)
-        watcher.note(f"  control: this run is paid by {names} only, not for right answers")
-    return rewards
-
-
 def refuse_several_processes() -> None:
-    """A run directory has one writer. Raises UsageError under a distributed launcher."""
+    """Raise UsageError under a distributed launcher: a run directory has one writer."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(
             "abacist train runs in one process, and a launcher has started several",
@@ -268,7 +240,7 @@ def make_trainer(
     policy: Policy,
     rewards: list[Any],
     run: RunDir,
-    judge: Judge,
+    heldout: HeldoutEvaluation,
     watcher: Watcher,
 ) -> GRPOTrainer:
     """Our trainer around the policy, its LoRA, the rewards and everything that listens.
@@ -293,7 +265,7 @@ def make_trainer(
             train_dataset=Dataset.from_list(task.rows(task.train)),
             eval_dataset=selection,
             processing_class=policy.chat.tokenizer,
-            evaluator=lambda model: judge.selection(replace(policy, model=model)),
+            evaluator=lambda model: heldout.selection(replace(policy, model=model)),
             callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
         )
     try_out(trainer, config)

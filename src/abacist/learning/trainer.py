@@ -3,7 +3,7 @@
 A script that imports this class instead of ``trl.GRPOTrainer`` and passes a plain
 ``trl.GRPOConfig`` gets the same mathematics faster: completions from our engine, log-probabilities
 from a forward that reads each prompt once (``learning.fasttrainer``). Its checkpoints are sound,
-and a resumed run is the same run (``learning.resume.exacttrainer``).
+and a resumed run is the same run (``learning.resume.resumable``).
 What else is added is asked for: rollouts are kept when ``abacist.GRPOConfig.keep_rollouts`` says
 so, and ``evaluator`` replaces TRL's evaluation (sampled groups and their rewards) by held-out
 accuracy, measured as the verdict measures it.
@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from abacist.learning import canary, gating, sampling
+from abacist.learning import canary, outcome_gating, problem_sampling
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.keeping import Scored, rollouts_of
-from abacist.learning.resume.exacttrainer import ExactTrainer
+from abacist.learning.resume.resumable import ResumableTrainer
+from abacist.learning.rollout_rows import Scored, rollouts_of
 from abacist.records.rollout import write_rollouts
 
 Evaluator = Callable[[Any], Mapping[str, float]]
 
 
-class GRPOTrainer(ExactTrainer):
+class GRPOTrainer(ResumableTrainer):
     """``trl.GRPOTrainer`` that can keep its rollouts and measure held-out accuracy.
 
     Args:
@@ -47,8 +47,8 @@ class GRPOTrainer(ExactTrainer):
         self.evaluator = evaluator
         self._prompt_lengths: list[int] = []
         self._scored: Scored | None = None
-        self.problem_sampler = sampling.sampler_for(self)
-        self.gates_by_outcome = gating.is_wanted(self)
+        self.problem_sampler = problem_sampling.sampler_for(self)
+        self.gates_by_outcome = outcome_gating.is_wanted(self)
 
     @property
     def keeps_rollouts(self) -> bool:
@@ -77,7 +77,9 @@ class GRPOTrainer(ExactTrainer):
         )
         if self.problem_sampler is not None and self.model is not None and self.model.training:
             # Every process must hear the same, since each draws the order for itself.
-            self.problem_sampler.observe(gather_object(sampling.outcomes(inputs, completions)))
+            self.problem_sampler.observe(
+                gather_object(problem_sampling.outcomes(inputs, completions))
+            )
         first = self.accelerator.process_index * len(prompts)
         self._scored = Scored(
             inputs,
@@ -97,7 +99,7 @@ class GRPOTrainer(ExactTrainer):
             canary.check(self, output, self.state.global_step + 1)
         training = self.model is not None and self.model.training
         if self._scored and training and self.gates_by_outcome:
-            gating.gate(self, self._scored, output["advantages"])
+            outcome_gating.gate(self, self._scored, output["advantages"])
         if self._scored and training and self.keeps_rollouts:
             several = self.accelerator.num_processes > 1
             rank = f"-rank{self.accelerator.process_index}" if several else ""

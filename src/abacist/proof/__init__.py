@@ -1,1 +1,1 @@
-"""The proof floor: how we know that a model has learned."""
+"""HOW WE KNOW that a model has learned: evaluation, comparison, statistics."""

@@ -1,8 +1,8 @@
 """Put problems to a policy and grade what it replies.
 
-The prompt, the answer rule and the rewards are those of training: what is measured here is what
-is paid there. The result is an :class:`~abacist.proof.evaluation.Evaluation`, which knows its
-figures; this file only asks.
+The prompt and the answer rule are those of training, and the rewards those that the caller names.
+The result is an :class:`~abacist.proof.evaluation.Evaluation`, which derives the figures; this file
+only asks.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from abacist.errors import DataError, ModelError
+from abacist.errors import AbacistError, DataError, ModelError
 from abacist.policy.progress import Decoded, Progress
 from abacist.proof.evaluation import Evaluation, Settings
 from abacist.proof.unfinished import Parts
 from abacist.records.rollout import Rollout
 from abacist.task.answers import same_answer
+from abacist.task.custom_rewards import RewardFunc
+from abacist.task.gist import gist_gold
 from abacist.task.problems import Problem
 from abacist.task.prompts import Message, Shots, build_messages
 from abacist.task.reply import parse_reply
-from abacist.task.rewards import load_reward_funcs
+from abacist.task.rewards import REWARD_SETS, load_reward_funcs, pay
 
-if TYPE_CHECKING:  # the proof floor reads and compares kept evaluations without torch
+if TYPE_CHECKING:  # the proof layer reads and compares kept evaluations without torch
     from abacist.policy.decoding import Completion
     from abacist.policy.loading import Policy
 
@@ -47,6 +49,8 @@ def evaluate(
     step: int = 0,
     generate: Callable[..., list[list[Completion]]] | None = None,
     native_messages: Callable[[Problem], list[Message]] | None = None,
+    rewards: Sequence[RewardFunc] | None = None,
+    reward_weights: Sequence[float] | None = None,
     conditions: Mapping[str, str] | None = None,
     parts: Parts | None = None,
 ) -> Evaluation:
@@ -55,8 +59,11 @@ def evaluate(
     ``temperature`` 0 is greedy. ``prefill`` opens every reply and counts as part of it.
     ``progress`` is told how far it is, after every token where that is known. ``run_id``, ``split``
     and ``step`` go into the rollouts, ``conditions`` into the evaluation. ``generate`` stands in
-    for :func:`abacist.policy.decoding.generate`, ``native_messages`` for our own prompt. With
-    ``parts`` replies are kept as they come, and those already kept there are not asked for again.
+    for :func:`abacist.policy.decoding.generate`, ``native_messages`` for our own prompt.
+    ``rewards`` are reported for every reply, as ``load_reward_funcs`` gives them (the default set).
+    One that fails is not called again: its values are None from there on, and ``conditions`` says
+    so under "rewards". With ``parts`` replies are kept as they come, and those already kept there
+    are not asked for again.
 
     Raises DataError for no problems, two under one id or text that would be control tokens,
     ModelError for a prompt and budget that exceed the context, and whatever ``generate`` raises.
@@ -79,6 +86,7 @@ def evaluate(
     prompt_lengths = [len(policy.chat.encode(asked, prefill=prefill)) for asked in conversations]
     if parts is not None:  # hours may pass before the part with the longest prompt
         _refuse_too_long(policy, problems, prompt_lengths, max_completion_tokens)
+    paying = _Paying(load_reward_funcs(["default"]) if rewards is None else rewards, reward_weights)
     kept = {} if parts is None else parts.read()
     waiting = [at for at, problem in enumerate(problems) if problem.problem_id not in kept]
     done = Decoded.all_ended(
@@ -93,11 +101,10 @@ def evaluate(
         if problem.problem_id in kept:
             return
         gold = problem.answer or None
-        paid = _pay(conversations[at], [completion.text for completion in group], gold)
+        paid = paying.pay(problem, conversations[at], group)
         rollouts = []
         for member, completion in enumerate(group):
             answer = parse_reply(completion.text).answer
-            rewards = paid[member]
             rollouts.append(
                 Rollout(
                     run_id=run_id,
@@ -116,8 +123,8 @@ def evaluate(
                     gold=gold,
                     read_answer=answer,
                     is_correct=None if gold is None else same_answer(answer, gold),
-                    rewards=rewards,
-                    reward=sum(value for value in rewards.values() if value is not None),
+                    rewards=paid[member],
+                    reward=paying.total(paid[member]),
                 )
             )
         kept[problem.problem_id] = rollouts
@@ -154,7 +161,10 @@ def evaluate(
         native_prompt=native_messages is not None,
     )
     replies = [rollout for problem in problems for rollout in kept[problem.problem_id]]
-    return Evaluation(tuple(problems), tuple(replies), settings, dict(conditions or {}))
+    noted = dict(conditions or {})
+    if paying.faults:
+        noted["rewards"] = " ".join(paying.faults)
+    return Evaluation(tuple(problems), tuple(replies), settings, noted)
 
 
 def _behind(progress: Progress | None, done: Decoded) -> Progress | None:
@@ -188,11 +198,42 @@ def _refuse_too_long(
         )
 
 
-def _pay(asked: list[Message], texts: list[str], gold: str | None) -> list[dict[str, float | None]]:
-    """What each of the five rewards pays for each reply to one problem, by the reward's name."""
-    paid: list[dict[str, float | None]] = [{} for _ in texts]
-    prompts, golds = [asked] * len(texts), [gold] * len(texts)
-    for reward in load_reward_funcs(["default"]):
-        for row, value in zip(paid, reward(prompts, texts, answer=golds), strict=True):
-            row[reward.__name__] = value
-    return paid
+class _Paying:
+    """The rewards that an evaluation reports, and what went wrong with them."""
+
+    def __init__(self, rewards: Sequence[RewardFunc], weights: Sequence[float] | None) -> None:
+        self.rewards = list(rewards)
+        self.names = [reward.__name__ for reward in rewards]
+        self.weights = dict(zip(self.names, weights or [1.0] * len(self.names), strict=True))
+        # The historic rewards expect golds that were cleaned when the data was read.
+        self.cleans_golds = any(reward in REWARD_SETS["gist"] for reward in rewards)
+        self.faults: list[str] = []
+
+    def pay(
+        self, problem: Problem, asked: list[Message], group: Sequence[Completion]
+    ) -> list[dict[str, float | None]]:
+        """What each reward pays for each reply to one problem, by the reward's name."""
+        paid: list[dict[str, float | None]] = [dict.fromkeys(self.names) for _ in group]
+        gold: str | None = problem.answer or None
+        if gold is not None and self.cleans_golds:
+            gold = gist_gold(gold)
+        known = {"answer": gold, "problem_id": problem.problem_id, "difficulty": problem.difficulty}
+        columns = {
+            name: [value] * len(group) for name, value in {**problem.columns, **known}.items()
+        }
+        texts = [[{"role": "assistant", "content": completion.text}] for completion in group]
+        ids = [completion.ids for completion in group]
+        for name, values in pay(self.rewards, [asked] * len(group), texts, ids, columns):
+            if not isinstance(values, Exception):
+                for row, value in zip(paid, values, strict=True):
+                    row[name] = value
+            elif gold is not None:  # in training every problem has a gold
+                message = values.message if isinstance(values, AbacistError) else str(values)
+                self.faults.append(f"'{name}' is not reported from there on. {message}")
+                self.rewards = [one for one in self.rewards if one.__name__ != name]
+        return paid
+
+    def total(self, paid: Mapping[str, float | None]) -> float:
+        """The weighted sum of one reply's rewards."""
+        known = ((self.weights[name], value) for name, value in paid.items() if value is not None)
+        return sum(weight * value for weight, value in known)

@@ -1,8 +1,8 @@
-"""What a policy replied to a set of problems, and every figure that can be read off it.
+"""A policy's replies to a set of problems, and the figures derived from them.
 
 An :class:`Evaluation` is the problems and one :class:`~abacist.records.rollout.Rollout` per
-reply. Figures are derived from those two and never stored beside them, so a loaded evaluation
-and a fresh one cannot disagree. Nothing is dropped: a reply that never stops or says nothing
+reply. Figures are derived from those two and not stored, so a loaded evaluation and a fresh one
+agree. Nothing is dropped: a reply that never stops or says nothing
 counts as wrong.
 """
 

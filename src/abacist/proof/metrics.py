@@ -4,7 +4,7 @@ A :class:`Mark` is everything the verdict counts about one reply, each a yes or 
 length). Everything above it, a share with its interval, a table by difficulty, a paired
 comparison, is a sum over marks; so a new figure is one field here and one line in a table.
 
-Terms (design.md §4). *Shows work*: the reasoning holds an equation whose numbers stand in it.
+Terms: *Shows work*: the reasoning holds an equation whose numbers stand in it.
 *Valid steps*: every such equation is true. *Structure adherence*: strict format and shows
 work. *Consistency*: the share of problems on which all k sampled replies keep the strict format.
 *Any-format accuracy*: :func:`~abacist.proof.scorers.lm_eval_flexible`.

@@ -1,4 +1,4 @@
-"""A model asked in its own best-known way: the honest baseline of a training.
+"""A model asked in its own best-known prompt: the honest baseline of a training.
 
 A base model that scores 15 % in a layout it has never seen may score 60 % when asked as its
 makers ask it; a gain has to be read against the latter. Three kinds of models are told apart:
@@ -150,7 +150,7 @@ def right_in_own_form(text: str, gold: str | None) -> bool:
 
 
 def _stated(text: str) -> Iterator[str]:
-    """What stands where an answer is given expressly, in the order in which it counts."""
+    """The texts given expressly as an answer, in the order in which they count."""
     yield from (box[1] for box in _from_end(_BOX, text))
     yield parse_reply(text).answer or ""
     for mark in _from_end(_MARK, text):

@@ -1,4 +1,4 @@
-"""Which of an evaluation's problems its model has seen in training, and what was done about it."""
+"""Which of an evaluation's problems its model has seen in training, and whether they count."""
 
 from __future__ import annotations
 

@@ -145,14 +145,14 @@ class EvaluationFolder:
             raise RunError(
                 f"{path}: an unfinished evaluation is there that asked otherwise: "
                 f"{_difference(before, asked)}.",
-                "Give its own command to finish it, choose another --output_dir, or begin anew "
+                "Give its own command to finish it, choose another --output_dir, or start over "
                 "with --overwrite.",
             )
         if any(unfinished.glob("*.parquet")) and not overwrite:
             raise RunError(
-                f"{unfinished / _ASKED}: missing or damaged, so the replies beside it belong to "
-                "nothing.",
-                "Choose another --output_dir, or begin anew with --overwrite.",
+                f"{unfinished / _ASKED}: missing or damaged, so it is not known what the replies "
+                "beside it were asked.",
+                "Choose another --output_dir, or start over with --overwrite.",
             )
         if (path / _RESULT).exists() and not overwrite:
             raise RunError(
@@ -178,7 +178,7 @@ class EvaluationFolder:
         return sum(map(len, kept))
 
     def finish(self) -> None:
-        """Everything is written: the parts, and what a kill left half written, can go."""
+        """Remove the parts, and what a kill left half written: everything is saved."""
         for torn in self.path.glob(".*.tmp"):
             torn.unlink(missing_ok=True)
         shutil.rmtree(self.path / UNFINISHED, ignore_errors=True)

@@ -43,7 +43,7 @@ class RunLock:
                     raise RunError(
                         f"{self.path.parent}: process {owner.get('pid', 'unknown')} on "
                         f"{owner.get('host', 'this machine')} is writing this run.",
-                        f"Wait for it or end it; if it is surely gone, delete {self.path}.",
+                        f"Wait for it or end it; if it no longer runs, delete {self.path}.",
                     )
                 if _is_same_file(descriptor, self.path):  # else its owner just released it: again
                     os.ftruncate(descriptor, 0)
@@ -63,7 +63,7 @@ class RunLock:
 
 
 def _flock(descriptor: int) -> bool | None:
-    """True if the kernel gave the lock, False if another has it, None if it knows no locks here."""
+    """True if the kernel gave the lock, False if another process has it, None if unsupported."""
     if sys.platform == "win32":
         return None
     try:

@@ -1,4 +1,4 @@
-"""What made a run: versions, commit, seed, command line, data. Never a secret, never the time.
+"""The manifest of a run: versions, commit, seed, command line, data. No secrets, no clock times.
 
 The manifest holds no clock reading, so two runs of the same thing have the same manifest, and
 versions are read from package metadata, so writing one imports neither torch nor transformers.

@@ -3,7 +3,7 @@
 Nothing a person owns is ever lost here: a directory that holds anything is refused, and
 ``overwrite`` clears only what is recognisably a run of ours that no process is writing. Files
 are written aside and moved into place, so a reader, or a crash, meets the old file or the new
-one and never half of one.
+one, never half of one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RunDir:
     ::
 
         config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl
-        rollouts/*.parquet  evals/  checkpoint-N/  report.html  and the trained model at the root
+        rollouts/*.parquet  evals/  checkpoint-N/  and the trained model at the root
 
     As a context manager it gives the lock back at the end.
     """
@@ -82,11 +82,6 @@ class RunDir:
     def evals_dir(self) -> Path:
         """One file a measurement on held-out problems."""
         return self.path / "evals"
-
-    @property
-    def report_path(self) -> Path:
-        """The page a person reads."""
-        return self.path / "report.html"
 
     @classmethod
     def create(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir:
@@ -215,6 +210,10 @@ class RunDir:
             )
         return manifest
 
+    def read_settings(self) -> dict[str, Any]:
+        """What ``config.yaml`` holds. Raises RunError if it cannot be read."""
+        return read_settings(self.config_path)
+
     def _contents(self) -> list[Path]:
         """What the directory holds beside our lock, which a crash before anything else leaves."""
         if not self.path.is_dir():
@@ -247,6 +246,20 @@ class RunDir:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a run's ``config.yaml``, or in a recipe. Raises RunError if damaged."""
+    import yaml  # a message about a run directory needs none
+
+    hint = "The run is damaged."
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({error}).", hint) from error
+    if not isinstance(settings, dict):
+        raise RunError(f"{path}: holds no settings.", hint)
+    return settings
 
 
 def _cannot_make(path: Path, why: str | None) -> RunError:

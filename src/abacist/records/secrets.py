@@ -1,4 +1,4 @@
-"""Tokens and keys, blotted out of whatever is shown or written down.
+"""Removes tokens and keys from whatever is shown or written.
 
 They come in through the environment, files that other tools keep, and now and then a URL; they
 get out in the messages of libraries, which quote what they were given.

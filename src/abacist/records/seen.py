@@ -12,8 +12,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from abacist.errors import RunError
+from abacist.records.provenance import MANIFEST_FORMAT
 from abacist.records.rundir import write_json
 from abacist.task.rows import normalise_question
 
@@ -108,3 +110,22 @@ class Seen:
         if keys.keys() != kinds.keys():
             raise RunError(f"{path}: damaged (a list of questions is missing).", hint)
         return cls(keys, document.get("is_complete") is True)
+
+
+def run_of(folder: Path) -> Path | None:
+    """``folder`` itself if it holds a record, else the run that it is or lies in, if any."""
+    if Seen.read(folder) is not None:
+        return folder
+    for place in (folder, *folder.parents):
+        if read_object(place / "manifest.json").get("format") == MANIFEST_FORMAT:
+            return place
+    return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; {} if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""Why the Hub did not give a model or a data set, in words that say what to do about it.
+"""Errors of the Hub as a message and a hint: why a model or data set was not found.
 
 Four things look alike in a traceback and need different answers: the user asked to stay offline,
 there is no way to the Hub, the Hub knows no such thing (or not for this account), and the Hub

@@ -52,19 +52,19 @@ class Defect(StrEnum):
 
     NO_REASONING = "no_reasoning", "There is no <reasoning> tag."
     UNCLOSED_REASONING = "unclosed_reasoning", "The reasoning block is opened and never closed."
-    REPEATED_REASONING = "repeated_reasoning", "A reasoning tag stands more than once."
+    REPEATED_REASONING = "repeated_reasoning", "A reasoning tag appears more than once."
     EMPTY_REASONING = "empty_reasoning", "The reasoning block is empty."
     NO_ANSWER = "no_answer", "There is no <answer> tag."
     UNCLOSED_ANSWER = "unclosed_answer", "The answer block is opened and never closed."
-    REPEATED_ANSWER = "repeated_answer", "An answer tag stands more than once."
+    REPEATED_ANSWER = "repeated_answer", "An answer tag appears more than once."
     DISAGREEING_ANSWERS = "disagreeing_answers", "Several answer blocks do not hold one integer."
     EMPTY_ANSWER = "empty_answer", "The answer block is empty."
     STRAY_CLOSING_TAG = "stray_closing_tag", "A closing tag has no opening tag before it."
-    WRONG_ORDER = "wrong_order", "The reasoning block does not stand before the answer block."
+    WRONG_ORDER = "wrong_order", "The reasoning block does not come before the answer block."
     TEXT_BEFORE = "text_before", "There is text before the first block."
     TEXT_BETWEEN = "text_between", "There is text between the blocks."
     TEXT_AFTER = "text_after", "There is text after the last block."
-    TAG_NOT_ON_OWN_LINE = "tag_not_on_own_line", "A tag does not stand alone on its line."
+    TAG_NOT_ON_OWN_LINE = "tag_not_on_own_line", "A tag is not alone on its line."
     EXTRA_WHITE_SPACE = "extra_white_space", "There is a blank line or space around the blocks."
 
 

@@ -15,13 +15,20 @@ pays for it).
 Each is called as TRL calls it, ``f(prompts=..., completions=..., **columns)``, with completions
 that are texts or lists of messages, can be pickled, and never raises over what a model wrote.
 ``load_reward_funcs`` finds these, the historic ``gist`` set, and a user's own by name.
+
+To add a built-in reward: write the function, add its row to :data:`REWARDS`, and, if it is to be
+paid by default, its name to :data:`REWARD_SETS`. Nothing else lists rewards by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 from abacist.errors import RewardError
@@ -121,6 +128,42 @@ strict_format_reward_func = strict_format
 soft_format_reward_func = soft_format
 xmlcount_reward_func = xml_count
 
+
+@dataclass(frozen=True, slots=True)
+class BuiltInReward:
+    """One row of :data:`REWARDS`.
+
+    ``alias`` is the gist's name for it, which both this function and the historic one answer to.
+    ``maximum`` is the most that it pays for one completion. ``is_form_only`` says that it cannot
+    tell a right answer from a wrong one.
+    """
+
+    func: RewardFunc
+    alias: str | None
+    maximum: float
+    is_form_only: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the function, which logs and rollouts carry."""
+        return self.func.__name__
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name, and the alias where there is one."""
+        return (self.name,) if self.alias is None else (self.name, self.alias)
+
+
+#: Every built-in reward. What is known of one is read from here: what the live view draws, what
+#: ``--control format`` keeps, what the health rules and the audit take it for.
+REWARDS: tuple[BuiltInReward, ...] = (
+    BuiltInReward(correctness, "correctness_reward_func", 2.0, is_form_only=False),
+    BuiltInReward(integer, "int_reward_func", 0.5, is_form_only=False),
+    BuiltInReward(strict_format, "strict_format_reward_func", 0.5, is_form_only=True),
+    BuiltInReward(soft_format, "soft_format_reward_func", 0.5, is_form_only=True),
+    BuiltInReward(xml_count, "xmlcount_reward_func", 0.5, is_form_only=True),
+)
+
 REWARD_SETS: dict[str, tuple[RewardFunc, ...]] = {
     "default": (correctness, integer, strict_format, soft_format, xml_count),
     "gist": (
@@ -131,15 +174,57 @@ REWARD_SETS: dict[str, tuple[RewardFunc, ...]] = {
         gist.correctness_reward_func,
     ),
 }
-_NAMED: dict[str, RewardFunc] = {
-    **{func.__name__: func for func in REWARD_SETS["default"]},
-    "correctness_reward_func": correctness_reward_func,
-    "int_reward_func": int_reward_func,
-    "strict_format_reward_func": strict_format_reward_func,
-    "soft_format_reward_func": soft_format_reward_func,
-    "xmlcount_reward_func": xmlcount_reward_func,
-    **{f"gist.{func.__name__}": func for func in REWARD_SETS["gist"]},
-}
+_GIST = "gist."
+
+
+def built_in(name: str) -> BuiltInReward | None:
+    """The row of :data:`REWARDS` with this name or alias; None for a user's own reward.
+
+    >>> built_in("xmlcount_reward_func").maximum, built_in("my_reward")
+    (0.5, None)
+    """
+    return next((reward for reward in REWARDS if name in reward.names), None)
+
+
+def is_built_in(func: Any) -> bool:
+    """Whether this very function is one of :data:`REWARDS` or of the sets."""
+    known = (tuple(reward.func for reward in REWARDS), *REWARD_SETS.values())
+    return any(func is one for funcs in known for one in funcs)
+
+
+def pay(
+    rewards: Sequence[RewardFunc],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]],
+) -> Iterator[tuple[str, list[float | None] | Exception]]:
+    """What each reward pays for each completion, by name; called as TRL calls it.
+
+    ``columns`` holds lists of as many values as there are completions. A reward that raises, or
+    returns another number of values, yields the error in place of its list.
+    """
+    for reward in rewards:
+        try:
+            paid = reward(
+                prompts=prompts,
+                completions=completions,
+                completion_ids=completion_ids,
+                trainer_state=SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
+                log_extra=_ignore,
+                log_metric=_ignore,
+                **columns,
+            )
+            values = list(asyncio.run(paid) if inspect.iscoroutine(paid) else paid)
+            if len(values) != len(completions):
+                raise RewardError(f"The reward '{reward.__name__}' returned {len(values)} values.")
+            yield reward.__name__, values
+        except Exception as error:  # whatever a user's function does
+            yield reward.__name__, error
+
+
+def _ignore(*values: Any, **named: Any) -> None:
+    """Stands in for TRL's logging callbacks."""
 
 
 def load_reward_funcs(
@@ -174,14 +259,18 @@ def load_reward_funcs(
 def _resolve(name: str, timeout_seconds: float) -> Sequence[Any]:
     if name in REWARD_SETS:
         return REWARD_SETS[name]
-    if name in _NAMED:
-        return (_NAMED[name],)
-    if ("." in name and not name.startswith("gist.")) or ":" in name:
+    if (ours := built_in(name)) is not None:
+        return (ours.func,)
+    historic = {f"{_GIST}{func.__name__}": func for func in REWARD_SETS["gist"]}
+    if name in historic:
+        return (historic[name],)
+    if ("." in name and not name.startswith(_GIST)) or ":" in name:
         return (checked(import_reward(name), timeout_seconds),)
-    close = get_close_matches(name, [*_NAMED, *REWARD_SETS], n=1)
+    known = [*(each for reward in REWARDS for each in reward.names), *historic, *REWARD_SETS]
+    close = get_close_matches(name, known, n=1)
     raise RewardError(
         f"There is no reward '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""),
-        f"Rewards: {', '.join(func.__name__ for func in REWARD_SETS['default'])}; "
+        f"Rewards: {', '.join(reward.name for reward in REWARDS)}; "
         f"sets: {', '.join(REWARD_SETS)}; "
         "your own: module.function or path/to/file.py:function.",
     )

@@ -1,7 +1,7 @@
-"""A time limit for code of others, so that a reward that hangs ends the run instead of stopping it.
+"""A time limit for a user's code, so that a reward that hangs ends the run instead of blocking it.
 
-What hangs is mostly a regular expression that backtracks for ever, which never lets another
-thread run; a signal reaches it. So the limit is the alarm signal where there is one (main thread,
+Most hanging code is a regular expression that backtracks without end. It blocks every other
+thread, but a signal reaches it. So the limit is the alarm signal where there is one (main thread,
 not Windows), because rewards that use the alarm themselves, such as math-verify's, must stay
 in that thread too. Elsewhere the call runs in a thread that is given up. Code that stops in a
 library without ever coming back to Python is ended, with the whole process and a traceback, when

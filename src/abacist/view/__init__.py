@@ -1,1 +1,1 @@
-"""The view floor: what a person sees while a model trains, and when it is done."""
+"""WHAT A PERSON SEES while a model trains, and when it is done."""

@@ -87,7 +87,7 @@ def headline(greedy: Evaluation) -> str:
         )
     return (
         f"{model}: {shown(figures['correct'])} correct on {problems}, by our answer rule; "
-        f"{flexible}, the one to set against figures made with other prompts."
+        f"{flexible}, the one to compare with figures made with other prompts."
     )
 
 

@@ -1,4 +1,4 @@
-"""Text that a model wrote, made safe to show to a person.
+"""Makes text that a model wrote safe to show.
 
 A reply may hold anything: terminal escapes that clear the screen, marks that reverse the reading
 direction, a hundred thousand characters, halves of surrogate pairs. Whatever is shown goes

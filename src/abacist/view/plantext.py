@@ -8,15 +8,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from abacist.learning.dryrun.memory import Memory
+from abacist.learning.dryrun.memory import Memory, gib
 from abacist.learning.dryrun.plan import Plan
-from abacist.learning.dryrun.solverates import GROUP_SIZES
+from abacist.learning.dryrun.probe import GROUP_SIZES
+from abacist.view.live import duration
 from abacist.view.plaintext import visible
-from abacist.view.readings import duration
 
 WIDTH = 96
 BAR_COLUMNS = 30
-GIB = 2**30
 _BOTH = "held throughout"
 
 
@@ -48,7 +47,7 @@ def _memory_lines(plan: Plan) -> Iterator[str]:
     memory = plan.memory
     yield (
         f"Memory on {memory.device}, predicted for replies that all use the whole budget "
-        f"({gib(memory.available_bytes)} there)"
+        f"({gib(memory.available_bytes)} available)"
     )
     shared = sum(part.bytes for part in memory.parts if part.phase == "both")
     yield _memory_line(_BOTH, shared, memory, "both")
@@ -147,16 +146,3 @@ def _folded(text: str, hang: int = 4) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 10 else duration(seconds)
-
-
-def gib(count: float) -> str:
-    """Bytes as GiB, with as many digits as matter; small ones as MiB.
-
-    >>> gib(7_000_000), gib(3 * 2**30)
-    ('7 MiB', '3.0 GiB')
-    """
-    size = count / GIB
-    if size < 0.1:
-        return f"{size * 1024:.0f} MiB"
-    digits = 0 if size >= 100 else 1 if size >= 1 else 2
-    return f"{size:.{digits}f} GiB"

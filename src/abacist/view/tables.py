@@ -13,8 +13,8 @@ from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES, Row
 from abacist.proof.statistics import Interval
 from abacist.records.rollout import REWARD_PREFIX
+from abacist.task.rewards import built_in
 from abacist.view.plaintext import visible
-from abacist.view.readings import REWARD_MAXIMA
 
 LABEL_COLUMNS = 38
 _GREEDY = (
@@ -75,7 +75,8 @@ def reward_table(comparison: Comparison) -> list[str]:
     lines = [_heading("mean reward (at most)")]
     for name in before.rewards:
         if REWARD_PREFIX + name in changed:
-            most = f" ({REWARD_MAXIMA[name]:g})" if name in REWARD_MAXIMA else ""
+            ours = built_in(name)
+            most = f" ({ours.maximum:g})" if ours else ""
             label = visible(name)[:28] + most
             lines.append(_mean_line(label, before, after, changed, REWARD_PREFIX + name, digits=2))
     return lines

@@ -1,9 +1,9 @@
-"""The verdict: what a training has changed, in words and tables a newcomer understands.
+"""The verdict: what a training has changed, in words and tables for a newcomer.
 
 Plain text, without colours, at most 100 columns wide; the same figures for machines by
 :func:`verdict_json`. It says "learned" only where the paired interval and the exact test agree,
-and says beside it how much is left when the format is ignored, because a model can learn to
-please the format without calculating any better.
+and says beside it how much is left when the format is ignored, because a model can learn
+the format without calculating any better.
 """
 
 from __future__ import annotations

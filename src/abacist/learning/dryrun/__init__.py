@@ -1,1 +1,1 @@
-"""What a dry run looks at, one question a file; ``learning.dryrun.plan`` puts them together."""
+"""The parts of a dry run: memory, time, solve rates; ``plan`` puts them together."""

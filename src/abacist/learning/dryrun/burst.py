@@ -1,4 +1,4 @@
-"""A few real steps with a stopwatch: how long one takes, and how much memory it really took.
+"""Times a few real steps, and measures the memory they take.
 
 The trainer is the run's own; what it learns here is thrown away with it. The first cycle warms
 up (caches, the optimizer's state, compiled kernels) and is not counted if there is a second one.

@@ -1,32 +1,43 @@
-"""What a run will cost and what it has to learn from, before it is begun: ``--dry_run``.
+"""What a run will cost and what it has to learn from, before it begins: ``--dry_run``.
 
 :func:`plan` assembles the run as ``learning.train`` does, asks the untrained policy a sample of
 the training problems, takes a few real steps with a stopwatch, and adds everything up. Nothing
 of it is kept: the trainer works in a temporary folder that is removed, and the weights it moved are
-those in memory.
+those in memory. :func:`recommend` names settings to change, each with its reason and the flag to
+paste, and :func:`warn` what would make the run fail or teach nothing. docs/scaling.md says what
+their rules rest on.
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from abacist.learning.config import Config
-from abacist.learning.dryrun import advice
-from abacist.learning.dryrun.activations import measure_forward
 from abacist.learning.dryrun.burst import Burst, run_burst
-from abacist.learning.dryrun.memory import Memory, plan_memory
-from abacist.learning.dryrun.probe import PROBE_SAMPLES, Probe, ask
-from abacist.learning.dryrun.schedule import run_seconds, total_steps
-from abacist.learning.dryrun.solverates import GROUP_SIZES
-from abacist.learning.judge import VERDICT_SAMPLES, Judge
+from abacist.learning.dryrun.memory import (
+    SAFE_FRACTION,
+    Forward,
+    Memory,
+    gib,
+    measure_forward,
+    plan_memory,
+    with_micro_batch,
+)
+from abacist.learning.dryrun.probe import GROUP_SIZES, PROBE_SAMPLES, Probe, ask
+from abacist.learning.estimate.cost import occasions, total_steps
+from abacist.learning.health.history import Facts
+from abacist.learning.health.rules import rate_band, rate_out_of_band
+from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
 from abacist.learning.task import Task
 from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.learning.train import (
@@ -39,6 +50,22 @@ from abacist.policy.loading import Policy, quiet_libraries
 from abacist.records.rundir import RunDir
 
 PROBE_PROBLEMS = 32
+DISK_BYTES_PER_SECOND = 200e6  # assumed, not measured: a dry run writes nothing
+
+ENOUGH_MIXED = 0.5  # of the groups: from here on more replies to a problem buy little
+ROOMY_FRACTION = 0.7  # of the memory: what may be spent on speed
+TRUNCATED_AT_MOST = 0.05
+SPARE_LENGTH = 1.5  # times the longest of 99 replies in 100, because replies grow while learning
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """``flags`` are ready to be pasted; empty where the setting is fine as it is."""
+
+    setting: str
+    now: str
+    flags: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -57,7 +84,7 @@ class Plan:
     seconds: dict[str, float]
     checkpoint_bytes: int
     probe: Probe
-    recommendations: tuple[advice.Recommendation, ...] = ()
+    recommendations: tuple[Recommendation, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -128,9 +155,8 @@ def plan(
         run = RunDir(Path(folder) / "run")
         run.path.mkdir()
         trial = _trial_of(config, run.path)
-        trainer = make_trainer(
-            trial, task, policy, rewards, run, Judge(trial, task, run, Silent()), Silent()
-        )
+        heldout = HeldoutEvaluation(trial, task, run, Silent())
+        trainer = make_trainer(trial, task, policy, rewards, run, heldout, Silent())
         for line in trainer.paths():
             watcher.note(f"  {line}")
         asked = min(num_problems, len(task.train))
@@ -164,10 +190,34 @@ def plan(
         return replace(
             found,
             recommendations=tuple(
-                advice.recommend(found, config, trainer, forward, policy.context_tokens)
+                recommend(found, config, trainer, forward, policy.context_tokens)
             ),
-            warnings=tuple(advice.warn(found, config)),
+            warnings=tuple(warn(found, config)),
         )
+
+
+def run_seconds(
+    config: Config, task: Task, steps: int, burst: Burst | None, probe: Probe, checkpoint_bytes: int
+) -> dict[str, float]:
+    """The whole run by part; nothing where no step was taken.
+
+    A greedy reply is taken to last as long as a sampled one.
+    """
+    if burst is None:
+        return {}
+    training = config.training
+    epochs = training.num_train_epochs
+    sampled = VERDICT_SAMPLES * min(config.script.num_consistency_problems, len(task.heldout))
+    verdict_replies = 2 * (len(task.heldout) + sampled)
+    looks = occasions(training.eval_strategy, training.eval_steps, steps, epochs)
+    saves = 1 + occasions(training.save_strategy, training.save_steps, steps, epochs)
+    return {
+        "rollouts": steps * burst.rollout_seconds,
+        "training": steps * burst.training_seconds,
+        "verdict, before and after": verdict_replies * probe.reply_seconds,
+        "selection problems": looks * len(task.selection) * probe.reply_seconds,
+        "checkpoints": saves * checkpoint_bytes / DISK_BYTES_PER_SECOND,
+    }
 
 
 def _trial_of(config: Config, folder: Path) -> Config:
@@ -208,3 +258,221 @@ def _checkpoint_bytes(trainer: Any) -> int:
 
 def _longest_prompt_tokens(task: Task, policy: Policy) -> int:
     return max(len(policy.chat.encode(row["prompt"])) for row in task.rows(task.train))
+
+
+def recommend(
+    plan: Plan, config: Config, trainer: Any, forward: Forward, context_tokens: int
+) -> list[Recommendation]:
+    """One recommendation for each setting that a dry run can judge."""
+    checkpointing = _checkpointing(plan, trainer, forward)
+    use_checkpointing = trainer.args.gradient_checkpointing
+    if checkpointing.flags:
+        use_checkpointing = not use_checkpointing
+    return [
+        _group_size(plan, config),
+        _budget(plan, context_tokens),
+        _learning_rate(config, trainer.model),
+        _micro_batch(plan, config, trainer, forward, bool(use_checkpointing)),
+        checkpointing,
+    ]
+
+
+def warn(plan: Plan, config: Config) -> list[str]:
+    """What would make the run fail, or teach nothing, each with a remedy."""
+    return [*_memory_warnings(plan), *_signal_warnings(plan), *_disk_warnings(plan, config)]
+
+
+def _group_size(plan: Plan, config: Config) -> Recommendation:
+    size, rates = plan.num_generations, plan.probe.rates
+    shares = {other: rates.predicted_mixed(other).value for other in {*GROUP_SIZES, size}}
+    now, most = shares[size], max(GROUP_SIZES)
+
+    def keep(reason: str) -> Recommendation:
+        return Recommendation("num_generations", str(size), "", reason)
+
+    if plan.probe.truncated_fraction > 0.5:
+        return keep("not to be judged while most replies are cut off")
+    if now >= ENOUGH_MIXED:
+        return keep(f"{now:.0%} of the groups will be mixed")
+    if shares[most] < ENOUGH_MIXED / 2:
+        return keep(
+            f"{now:.0%} of the groups will be mixed, and {shares[most]:.0%} even of {most}: "
+            "other problems help, more replies do not"
+        )
+    larger = [other for other in GROUP_SIZES if other > size]
+    better = next((other for other in larger if shares[other] >= ENOUGH_MIXED), most)
+    if better <= size:
+        return keep(f"{now:.0%} of the groups will be mixed, and larger ones gain little")
+    training = config.training
+    flags = f"--num_generations {better}"
+    if int(training.generation_batch_size or 0) % better:
+        factor = -(-better // size)
+        flags += f" --gradient_accumulation_steps {training.gradient_accumulation_steps * factor}"
+    reason = f"{shares[better]:.0%} of the groups will be mixed, not {now:.0%}"
+    return Recommendation("num_generations", str(size), flags, reason)
+
+
+def _budget(plan: Plan, context_tokens: int) -> Recommendation:
+    budget, probe = plan.budget_tokens, plan.probe
+    long = probe.length(0.99)
+    flags, reason = "", f"99 in 100 replies need at most {long}"
+    wanted = _rounded_up(SPARE_LENGTH * long)
+    if probe.truncated_fraction > TRUNCATED_AT_MOST:
+        room = context_tokens - plan.longest_prompt_tokens
+        reason = f"{probe.truncated_fraction:.0%} of the replies are cut off"
+        if min(2 * budget, room) > budget:
+            flags = f"--max_completion_length {min(2 * budget, room)}"
+        else:
+            reason += ", and the model's context has no more room"
+    elif wanted <= 0.75 * budget:
+        flags = f"--max_completion_length {wanted}"
+        reason += ": half as much again is room enough, and saves memory"
+    return Recommendation("max_completion_length", str(budget), flags, reason)
+
+
+def _rounded_up(tokens: float) -> int:
+    return max(16, -(-int(tokens) // 16) * 16)
+
+
+def _learning_rate(config: Config, model: Any) -> Recommendation:
+    rate = config.training.learning_rate
+    facts = Facts(
+        learning_rate=rate,
+        uses_lora=isinstance(model, PeftModel),
+        parameters=sum(weight.numel() for weight in model.parameters()),
+    )
+    band, highest = rate_band(facts)
+    reason = f"{band.kind} has been seen to learn from {band.lowest:g} to {highest:g}"
+    flags = f"--learning_rate {band.start:g}" if rate_out_of_band(facts) else ""
+    return Recommendation("learning_rate", f"{rate:g}", flags, reason)
+
+
+def _checkpointing(plan: Plan, trainer: Any, forward: Forward) -> Recommendation:
+    rows, is_on = (
+        trainer.args.per_device_train_batch_size,
+        bool(trainer.args.gradient_checkpointing),
+    )
+    with_, without = (
+        with_micro_batch(plan.memory, trainer, forward, rows, one).training_bytes
+        for one in (True, False)
+    )
+    there = plan.memory.available_bytes
+    flags, now = "", "on" if is_on else "off"
+    sizes = f"training takes {gib(without)} without it, {gib(with_)} with it"
+    if is_on and without <= ROOMY_FRACTION * there:
+        flags, reason = "--gradient_checkpointing false", f"{sizes}: without it a step is faster"
+    elif is_on:
+        reason = f"{sizes}; {gib(there)} are available"
+    elif without > SAFE_FRACTION * there and with_ < without:
+        flags, reason = "--gradient_checkpointing true", f"{sizes}; {gib(there)} are available"
+    else:
+        reason = f"training takes {gib(without)}; {gib(there)} are available"
+    return Recommendation("gradient_checkpointing", now, flags, reason)
+
+
+def _micro_batch(
+    plan: Plan, config: Config, trainer: Any, forward: Forward, checkpointing: bool
+) -> Recommendation:
+    args, there = trainer.args, plan.memory.available_bytes
+    rows, size = args.per_device_train_batch_size, trainer.num_generations
+    in_all = rows * args.gradient_accumulation_steps
+
+    def memory(number: int) -> Memory:
+        return with_micro_batch(plan.memory, trainer, forward, number, checkpointing)
+
+    def flags(number: int) -> str:
+        return (
+            f"--per_device_train_batch_size {number} "
+            f"--gradient_accumulation_steps {in_all // number}"
+        )
+
+    divisors = [number for number in range(1, in_all + 1) if in_all % number == 0]
+    safe = [n for n in divisors if memory(n).training_bytes <= SAFE_FRACTION * there]
+    roomy = [
+        n for n in safe
+        if n % size == 0 and memory(n).training_bytes <= ROOMY_FRACTION * there
+    ]  # fmt: skip
+    if rows not in safe:
+        reason = f"{rows} replies at once need {gib(memory(rows).training_bytes)}"
+        if safe:
+            reason += f", {safe[-1]} need {gib(memory(safe[-1]).training_bytes)}"
+            return Recommendation(_MICRO, str(rows), flags(safe[-1]), reason)
+        return Recommendation(_MICRO, str(rows), "", f"{reason}, and one is too much already")
+    # A CPU gains nothing from more rows at once; a GPU is idle without them.
+    if roomy and roomy[-1] > rows and plan.memory.device != "cpu":
+        reason = f"{roomy[-1]} fit as well ({gib(memory(roomy[-1]).training_bytes)}): fewer passes"
+        return Recommendation(_MICRO, str(rows), flags(roomy[-1]), reason)
+    return Recommendation(_MICRO, str(rows), "", "fits, and more at once would gain little")
+
+
+_MICRO = "per_device_train_batch_size"
+
+
+def _memory_warnings(plan: Plan) -> Iterator[str]:
+    memory = plan.memory
+    phase = "rollout" if memory.rollout_bytes > memory.training_bytes else "training"
+    if plan.burst is None:
+        how = "ran out in the trial" if memory.fits else "is predicted to run out"
+        yield (
+            f"Memory {how}: the {phase} needs about {gib(memory.peak_bytes)}, and "
+            f"{gib(memory.available_bytes)} are available. See the flags below"
+            + (
+                ", lower --max_completion_length, or write fewer replies at once "
+                "(--gradient_accumulation_steps, --eval_batch_size)."
+                if phase == "rollout"
+                else "."
+            )
+        )
+    elif not memory.fits:
+        yield (
+            f"Memory is tight: {gib(memory.peak_bytes)} predicted for the {phase}, "
+            f"{gib(memory.available_bytes)} available, though the trial steps went well."
+        )
+
+
+def _signal_warnings(plan: Plan) -> Iterator[str]:
+    probe = plan.probe
+    replies, figures = len(probe.lengths), probe.figures
+    if probe.truncated_fraction == 1:
+        yield (
+            f"All {replies} replies were cut off at {plan.budget_tokens} tokens: none ended by "
+            "itself. Raise --max_completion_length, or take a model whose chat template it knows."
+        )
+    if figures["strict"].value == 0:
+        yield (
+            f"The format was never seen in {replies} replies, so a reward for it alone stays at 0. "
+            "Show it (--num_shots 1), or take an instruct model."
+        )
+    if probe.rates.mean == 0:
+        loose = figures["any_format"].value
+        yield f"None of {replies} replies was right" + (
+            f", but {loose:.0%} hold the right number in another form: the format comes first."
+            if loose
+            else ": the problems are too hard for this model. Take easier ones, or a larger model."
+        )
+    elif probe.rates.mean >= 0.98:
+        yield (
+            f"{probe.rates.mean:.0%} of the replies are right already: there is little to learn. "
+            "Take harder problems."
+        )
+    if probe.varied.value == 0:
+        yield (
+            "In every group all replies earn the same reward, so the gradient is 0. "
+            "Raise --temperature or --num_generations, or change --reward_funcs."
+        )
+
+
+def _disk_warnings(plan: Plan, config: Config) -> Iterator[str]:
+    kept = (config.training.save_total_limit or 1) + 1
+    wanted = kept * plan.checkpoint_bytes
+    place = Path.cwd()
+    if "output_dir" in config.settings and config.training.output_dir:
+        place = Path(config.training.output_dir)
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if wanted > free:
+        yield (
+            f"{kept} checkpoints take {gib(wanted)}, and {place} has {gib(free)} free. "
+            "Choose another --output_dir, or lower --save_total_limit."
+        )

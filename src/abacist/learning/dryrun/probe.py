@@ -2,24 +2,38 @@
 
 The replies are sampled as training samples them, graded by our answer rule, and paid with the
 run's own rewards, by the trainer's own code.
+
+GRPO learns from a group only if its rewards differ; of a group in which every reply is right, or
+every reply wrong, the outcome teaches nothing. Whether a group of G replies is *mixed* depends on
+the problem's own solve rate p: the chance is 1 - p^G - (1 - p)^G. A few replies to each of a few
+problems do not give every p, but they do give the distribution of p over problems, and that is
+all that a prediction for another G needs (:class:`SolveRates`).
+
+The distribution is taken to be a Beta, so that the solved replies of a problem are Beta-binomial.
+Its mean and its concentration are not estimated as one pair: every pair on a grid is weighed by
+its likelihood (flat in the mean and in the logarithm of the concentration), which yields the
+interval too, also where no reply was right or none wrong and a best pair would claim certainty.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+from scipy.special import betaln
+
 from abacist.learning.config import Config
-from abacist.learning.dryrun.solverates import SolveRates
 from abacist.learning.task import Task
 from abacist.policy import decoding
 from abacist.policy.loading import Policy
 from abacist.policy.progress import Progress
 from abacist.proof.evaluate import Evaluation, evaluate
-from abacist.proof.statistics import Interval, clustered_mean, proportion
+from abacist.proof.statistics import CONFIDENCE, Interval, clustered_mean, proportion
 from abacist.task.problems import draw
 
 PROBE_SAMPLES = 8
@@ -27,7 +41,7 @@ PROBE_SAMPLES = 8
 
 @dataclass(frozen=True)
 class Probe:
-    """What the untrained policy makes of a sample of the training problems.
+    """Figures of the untrained policy on a sample of the training problems.
 
     ``rewards`` are those of the run, unweighted; ``varied`` is the share of groups whose weighted
     rewards are not all the same, so that they teach anything at all.
@@ -79,6 +93,7 @@ def ask(
         seed=training.seed,
         split="train",
         progress=progress,
+        rewards=[],
         generate=partial(decoding.generate, top_p=training.top_p, top_k=training.top_k),
     )
     seconds = time.perf_counter() - began
@@ -122,3 +137,71 @@ def _paid(task: Task, trainer: Any, found: Evaluation) -> tuple[dict[str, Interv
     highest = totals.masked_fill(unknown, -math.inf).amax(dim=1)
     spread = (highest - totals.masked_fill(unknown, math.inf).amin(dim=1)).tolist()
     return means, proportion([width > 1e-6 for width in spread])
+
+
+GROUP_SIZES = (4, 8, 16, 32)
+METHOD = "Beta-binomial over problems, weighed on a grid"
+
+_MEANS = (np.arange(100) + 0.5) / 100
+# From "each problem always or never" to "every problem alike".
+_CONCENTRATIONS = np.geomspace(0.1, 300, 40)
+
+
+@dataclass(frozen=True)
+class SolveRates:
+    """Of ``samples`` replies to each problem, ``solved`` were right, a number for each problem."""
+
+    solved: Sequence[int]
+    samples: int
+
+    @property
+    def mean(self) -> float:
+        """The share of replies that are right."""
+        return sum(self.solved) / (self.samples * len(self.solved))
+
+    def histogram(self) -> list[int]:
+        """How many problems have 0, 1, … ``samples`` right replies.
+
+        >>> SolveRates([0, 2, 2, 1], samples=2).histogram()
+        [1, 1, 2]
+        """
+        return [list(self.solved).count(right) for right in range(self.samples + 1)]
+
+    def observed_mixed(self) -> Interval:
+        """The share of these very groups that are mixed."""
+        return proportion([0 < right < self.samples for right in self.solved])
+
+    def predicted_mixed(self, group_size: int) -> Interval:
+        """The share of groups of ``group_size`` replies that will be mixed.
+
+        With 95 % bounds for the share over all problems like these; ``n`` counts problems.
+        """
+        first, second = self._shapes
+        whole = betaln(first, second)
+        all_right = np.exp(betaln(first + group_size, second) - whole)
+        all_wrong = np.exp(betaln(first, second + group_size) - whole)
+        shares = (1 - all_right - all_wrong).ravel()
+        order = np.argsort(shares)
+        reached = np.cumsum(self._weights[order])
+        tail = (1 - CONFIDENCE) / 2
+        places = np.searchsorted(reached, [tail, 1 - tail]).clip(max=len(order) - 1)
+        low, high = shares[order[places]].tolist()
+        value = float(self._weights @ shares)
+        return Interval(value, low, high, len(self.solved), METHOD)
+
+    @property
+    def _shapes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both parameters of each Beta on the grid, [concentrations, means]."""
+        return _CONCENTRATIONS[:, None] * _MEANS, _CONCENTRATIONS[:, None] * (1 - _MEANS)
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """The normalised likelihood of each Beta on the grid."""
+        first, second = self._shapes
+        likelihood = np.zeros_like(first)
+        for right, problems in enumerate(self.histogram()):
+            if problems:
+                likelihood += problems * betaln(first + right, second + self.samples - right)
+        likelihood -= len(self.solved) * betaln(first, second)
+        weights = np.exp(likelihood - likelihood.max()).ravel()
+        return weights / weights.sum()

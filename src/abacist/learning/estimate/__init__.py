@@ -1,1 +1,1 @@
-"""What a run will cost on this machine, said before it begins."""
+"""What a run will cost on this machine, estimated before it begins."""

@@ -1,14 +1,14 @@
-"""What a run is made of, and what it takes at the rates of a trial."""
+"""The work of a run in numbers, and its cost in seconds at the rates of a trial."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from abacist.learning.config import Config
-from abacist.learning.dryrun.schedule import occasions, total_steps
 from abacist.learning.estimate.trial import Rates, Writing
-from abacist.learning.judge import VERDICT_SAMPLES
+from abacist.learning.heldout import VERDICT_SAMPLES
 from abacist.learning.task import Task
 
 
@@ -43,7 +43,7 @@ class Work:
 
     @property
     def measured_replies(self) -> int:
-        """In one measurement, greedy and sampled."""
+        """Replies in one measurement, greedy and sampled."""
         return self.heldout + VERDICT_SAMPLES * self.repeated
 
 
@@ -65,17 +65,17 @@ class Cost:
 
     @property
     def steps_seconds(self) -> float:
-        """All steps."""
+        """Seconds of all steps."""
         return self.work.steps * self.step_seconds
 
     @property
     def measuring_seconds(self) -> float:
-        """Both measurements, or those that are left."""
+        """Seconds of the measurements that are left."""
         return self.work.measurements * self.measurement_seconds
 
     @property
     def total_seconds(self) -> float:
-        """Everything but loading and saving."""
+        """Seconds of everything but loading and saving."""
         return self.steps_seconds + self.measuring_seconds + self.selection_seconds
 
 
@@ -90,7 +90,7 @@ def work_of(
     steps_done: int = 0,
     measurements: int = 2,
 ) -> Work:
-    """What ``config`` has ahead of it, ``steps_done`` behind it."""
+    """The work that is left of ``config`` after ``steps_done`` steps."""
     training = config.training
     steps = max(0, total_steps(config, len(task.train)) - steps_done)
     # In micro-batches, as TRL counts them.
@@ -120,7 +120,7 @@ def work_of(
 
 
 def cost_of(work: Work, rates: Rates, length_fraction: float = 1.0) -> Cost:
-    """What ``work`` takes if replies have this fraction of their budget on average."""
+    """The cost of ``work`` if replies have this fraction of their budget on average."""
     length = length_fraction * work.budget_tokens
     own_tokens = work.prompt_tokens - work.shared_tokens
 
@@ -157,3 +157,31 @@ def roughly(seconds: float) -> str:
         if amount >= (2 if unit == "days" else 1) or unit == "s":
             break
     return f"{amount:.0f} {unit}" if amount >= 10 else f"{amount:.2g} {unit}"
+
+
+def total_steps(config: Config, num_problems: int) -> int:
+    """How many optimizer steps the run will have."""
+    training = config.training
+    if training.max_steps > 0:
+        return int(training.max_steps)
+    passes = int(training.steps_per_generation or 1) * training.num_iterations
+    micro_batches = num_problems // max(1, config.problems_per_step) * passes
+    per_epoch = max(1, micro_batches // training.gradient_accumulation_steps)
+    return math.ceil(training.num_train_epochs * per_epoch)
+
+
+def occasions(strategy: Any, every: float | None, steps: int, epochs: float) -> int:
+    """How often TRL's ``strategy`` and ``every`` trigger an event.
+
+    >>> occasions("steps", 20, steps=60, epochs=1), occasions("steps", 0.25, steps=60, epochs=1)
+    (3, 4)
+    >>> occasions("epoch", 500, steps=60, epochs=2), occasions("no", 20, steps=60, epochs=1)
+    (2, 0)
+    """
+    kind = str(getattr(strategy, "value", strategy))
+    if kind == "epoch":
+        return math.ceil(epochs)
+    if kind != "steps" or not every:
+        return 0
+    interval = math.ceil(every * steps) if every < 1 else int(every)
+    return steps // max(1, interval)

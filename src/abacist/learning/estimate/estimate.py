@@ -1,10 +1,15 @@
-"""The estimate as it is said: before a run begins, and once more after its first step."""
+"""The estimate of a run: told before it begins, and once more after its first step.
+
+Where a run is far too much for its machine, :func:`fitting` cuts it down in the order in which that
+hurts least (problems of a step, room for a reply, problems of the verdict, replies to a problem,
+and steps last), and :func:`flags_for` says what to add to the command line.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +18,6 @@ from transformers import TrainerCallback
 from abacist.errors import AbacistError
 from abacist.learning import fastpath
 from abacist.learning.config import Config
-from abacist.learning.estimate import advice
 from abacist.learning.estimate.cost import Cost, Work, cost_of, roughly, work_of
 from abacist.learning.estimate.trial import Rates, measure_rates
 from abacist.learning.task import Task
@@ -87,7 +91,7 @@ def estimate(
 
 
 def lines(found: Estimate, config: Config) -> list[str]:
-    """The estimate for a person, with a warning and a way out where it is far too much."""
+    """The estimate as lines, with a warning and flags that help where it is far too much."""
     most, likely, work = found.most, found.likely, found.most.work
     replies = f"{work.problems * work.generations:,} replies of at most {work.budget_tokens} tokens"
     told = []
@@ -116,23 +120,23 @@ def lines(found: Estimate, config: Config) -> list[str]:
         f"in all at most {roughly(most.total_seconds)}; about {roughly(likely.total_seconds)} "
         f"{because} replies have {found.likely_tokens:.0f} tokens on average"
     )
-    is_limited = (config.script.max_hours or advice.DAY_SECONDS) * 3600 <= advice.DAY_SECONDS
-    if likely.total_seconds > advice.DAY_SECONDS and not is_limited:
+    is_limited = (config.script.max_hours or DAY_SECONDS) * 3600 <= DAY_SECONDS
+    if likely.total_seconds > DAY_SECONDS and not is_limited:
         told += _warning(found, config, work)
     return told
 
 
 def _warning(found: Estimate, config: Config, work: Work) -> list[str]:
     likely = roughly(found.likely.total_seconds)
-    told = [f"Warning: this machine would be at it for about {likely}."]
+    told = [f"Warning: this run would take about {likely} on this machine."]
     if config.training.resume_from_checkpoint is not None:
         # Its other settings belong to the run that was begun.
         return [*told, "--max_hours 8 saves and stops in time; --resume goes on from there."]
     is_batch_set = {"generation_batch_size", "steps_per_generation"} & config.settings.keys()
-    smaller = advice.fitting(work, found.rates, keeps_batch=bool(is_batch_set))
-    flags = advice.flags(config, work, smaller.work)
+    smaller = fitting(work, found.rates, keeps_batch=bool(is_batch_set))
+    flags = flags_for(config, work, smaller.work)
     told.append(f"A run of at most {roughly(smaller.total_seconds)} here: {flags}")
-    if smaller.total_seconds > 2 * advice.FITTING_SECONDS:
+    if smaller.total_seconds > 2 * FITTING_SECONDS:
         told.append("Even that is long: take a smaller model, or a GPU.")
     told.append("--max_hours 8 saves and stops in time; --resume goes on from there.")
     return told
@@ -146,14 +150,14 @@ def tell_estimate(
     watcher: Watcher,
     **where: Any,
 ) -> Estimate | None:
-    """Say what the run will take; None where that could not be found out, which is said too."""
+    """Report what the run will take; None where the trial failed, which is reported too."""
     watcher.stage("What this run will take here")
     try:
         found = estimate(config, task, policy, trainer, **where)
     except (AbacistError, RuntimeError, MemoryError) as error:
         # A matter of courtesy must not end a run; what is wrong will show where it matters.
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        watcher.note(f"  not known, because trying it failed: {first_line[:200]}")
+        watcher.note(f"  not known, because the trial failed: {first_line[:200]}")
         return None
     for line in lines(found, config):
         watcher.note(f"  {line}")
@@ -162,7 +166,7 @@ def tell_estimate(
 
 
 class FirstStep(TrainerCallback):
-    """Says after the first step that is taken what the rest will take, by what was really seen.
+    """Reports after the first step what the rest will take, by the measured time.
 
     ``measurement_seconds`` tells how long the measurement after training will be, if that is known.
     Short runs are left in peace.
@@ -196,7 +200,101 @@ class FirstStep(TrainerCallback):
         if left < 1 or rest < WORTH_REFINING_SECONDS:
             return
         self.watcher.note(
-            f"  the first step took {roughly(step_seconds)} (foretold: at most "
+            f"  the first step took {roughly(step_seconds)} (estimate: at most "
             f"{roughly(self.found.most.step_seconds)}); at this pace the other {left:,} take "
-            f"{roughly(seconds)}, and with the measuring it is {roughly(rest)} to the end"
+            f"{roughly(seconds)}, and {roughly(rest)} remain with the evaluations"
         )
+
+
+DAY_SECONDS = 86_400.0
+FITTING_SECONDS = DAY_SECONDS / 2  # what is advised takes at most so long, every reply full
+ENOUGH_STEPS = 30  # fewer teach little: cut something else first
+_MOST_WARMUP_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class _Smaller:
+    """How far a run is cut down: at most so many of each."""
+
+    problems: int
+    generations: int
+    budget_tokens: int
+    heldout: int
+    repeated: int
+
+
+_LADDER = (
+    _Smaller(8, 8, 512, 300, 100),
+    _Smaller(4, 8, 320, 200, 50),
+    _Smaller(4, 8, 256, 100, 20),
+    _Smaller(4, 8, 160, 100, 20),
+    _Smaller(2, 8, 160, 64, 10),
+    _Smaller(2, 4, 128, 32, 0),
+)
+
+
+def fitting(work: Work, rates: Rates, *, keeps_batch: bool = False) -> Cost:
+    """The run cut down to ``FITTING_SECONDS``, or to one step of the smallest kind.
+
+    ``keeps_batch`` leaves the replies of a step as they are.
+    """
+    found = None
+    for smaller in _LADDER:
+        one = _cut(work, smaller)
+        if keeps_batch:
+            one = replace(
+                one,
+                problems=work.problems,
+                generations=work.generations,
+                micro_rows=work.micro_rows,
+            )
+        cost = cost_of(one, rates)
+        rest = FITTING_SECONDS - cost.measuring_seconds - cost.selection_seconds
+        steps = min(work.steps, int(rest / cost.step_seconds)) if cost.step_seconds else work.steps
+        found = cost_of(replace(one, steps=max(1, steps)), rates)
+        if steps >= min(work.steps, ENOUGH_STEPS):
+            break
+    assert found is not None
+    return found
+
+
+def _cut(work: Work, smaller: _Smaller) -> Work:
+    heldout = min(work.heldout, smaller.heldout)
+    problems = min(work.problems, smaller.problems)
+    generations = min(work.generations, smaller.generations)
+    is_same = (problems, generations) == (work.problems, work.generations)
+    return replace(
+        work,
+        problems=problems,
+        generations=generations,
+        micro_rows=work.micro_rows if is_same else generations,
+        budget_tokens=min(work.budget_tokens, smaller.budget_tokens),
+        heldout=heldout,
+        repeated=min(work.repeated, smaller.repeated, heldout),
+        selection=min(work.selection, max(1, smaller.heldout // 2)),
+    )
+
+
+def flags_for(config: Config, work: Work, smaller: Work) -> str:
+    """What to add to the command line so that ``work`` becomes ``smaller``."""
+    found: list[str] = []
+
+    def add(name: str, now: object, then: object) -> None:
+        if now != then:
+            found.append(f"--{name} {then}")
+
+    add("num_generations", work.generations, smaller.generations)
+    if (work.problems, work.generations) != (smaller.problems, smaller.generations):
+        # One group a micro-batch: a step of so many groups, whatever the recipe's batch was.
+        found.append(f"--per_device_train_batch_size {smaller.generations}")
+        found.append(f"--gradient_accumulation_steps {smaller.problems}")
+    add("max_completion_length", work.budget_tokens, smaller.budget_tokens)
+    add("max_steps", work.steps, smaller.steps)
+    warmup = float(config.training.warmup_steps or 0)
+    if warmup >= 1 and warmup > _MOST_WARMUP_FRACTION * smaller.steps:
+        add("warmup_steps", int(warmup), max(1, int(_MOST_WARMUP_FRACTION * smaller.steps)))
+    add("num_heldout_problems", work.heldout, smaller.heldout)
+    add("num_consistency_problems", work.repeated, smaller.repeated)
+    if smaller.selection_measurements:
+        add("num_selection_problems", work.selection, smaller.selection)
+    return " ".join(found)

@@ -1,4 +1,4 @@
-"""A few seconds of a run's own work with a stopwatch: how fast this machine writes and trains.
+"""Times a few seconds of a run's own work: how fast this machine decodes and trains.
 
 What is timed is what the run will do: tokens of many replies at once by the engine it uses, and
 a scoring forward with its backward. Both begin small and grow only while that is cheap, so that

@@ -1,1 +1,1 @@
-"""A run is never silently wrong: named pathologies with evidence and remedy."""
+"""A run is never silently wrong: named faults with evidence and remedy."""

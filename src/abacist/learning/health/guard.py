@@ -1,10 +1,10 @@
-"""A run is never silently wrong: faults are told while it trains, and a poisoned step is refused.
+"""Watches a training: reports faults while it runs, refuses a step whose gradient is not finite.
 
 One NaN gradient turns every weight it touches into NaN, and transformers then logs an invented,
-finite loss. So :class:`Guard` looks at the gradient between backward pass and optimizer step: if it
+finite loss. So :class:`Guard` checks the gradient between backward pass and optimizer step. If it
 is not finite, the gradients are dropped before the optimizer sees them, and weights and optimizer
-stay as they were. Everything else it knows it reads from the log, by the rules of
-``learning.health.symptoms``, and says once.
+stay as they were. All other faults are found in the log, by the rules of ``learning.health.rules``,
+and reported once.
 
 The cost of a step: two norms over what is trained, and some sums over numbers already logged.
 """
@@ -19,8 +19,8 @@ from transformers import Trainer, TrainerCallback
 
 from abacist.errors import ModelError, TrainingError
 from abacist.learning.config import Config
-from abacist.learning.health.course import Facts
-from abacist.learning.health.pathologies import Diagnosis, Watch
+from abacist.learning.health.history import Facts
+from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.learning.tracking import Watcher
 
 MOST_REFUSED_IN_A_ROW = 10
@@ -72,7 +72,7 @@ class Guard(TrainerCallback):
         )
 
     def attach(self, trainer: Trainer) -> None:
-        """Stand before everyone who writes the log down: it is corrected here."""
+        """Become the first callback, so that every other one gets the corrected log."""
         trainer.callback_handler.callbacks.insert(0, self)
 
     def check(self) -> None:
@@ -132,7 +132,7 @@ class Guard(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs:
             return
-        was_told = self._refused > 0
+        was_reported = self._refused > 0
         if self._refused and "loss" in logs:
             # transformers filled the gap with an average; what was not measured is not a number.
             mended = {"loss": float("nan"), "refused_steps": self._refused}
@@ -140,15 +140,15 @@ class Guard(TrainerCallback):
                 record.update(mended)
             self._refused = 0
         for diagnosis in self.watch.see({**logs, "step": state.global_step}):
-            if not (was_told and diagnosis.name == NOT_FINITE):
+            if not (was_reported and diagnosis.name == NOT_FINITE):
                 self.watcher.note(told(diagnosis))
-        silent = self.watch.silent_steps
-        hopeless = 0 < self.max_silent_steps <= silent and not self.watch.course.is_solved()
+        without = self.watch.zero_advantage_steps
+        hopeless = 0 < self.max_silent_steps <= without and not self.watch.history.is_solved()
         if hopeless and self.fault is None and state.global_step < state.max_steps:
             control.should_training_stop = control.should_save = True
             self.fault = TrainingError(
-                f"In the last {silent} steps no group had replies of different rewards, so nothing "
-                f"could be learned; stopped at step {state.global_step}.",
+                f"In the last {without} steps no group had replies of different rewards, so "
+                f"nothing could be learned; stopped at step {state.global_step}.",
                 "See what is paid and for what (rollouts/*.parquet, `abacist doctor RUN`): easier "
                 "or harder problems, --num_shots, a longer --max_completion_length. "
                 "--max_silent_steps 0 goes on regardless.",

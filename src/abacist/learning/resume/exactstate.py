@@ -1,4 +1,4 @@
-"""What a training depends on beside weights and optimizer, taken out of the trainer and put back.
+"""The training state beside weights and optimizer: captured from the trainer, and restored.
 
 transformers keeps the weights, the optimizer, the schedule and one file of random states. TRL's
 GRPO loop depends on more: which completions are still to be used, how far the sampler is, what has
@@ -66,7 +66,7 @@ def capture(trainer: Any) -> State:
 
 
 def restore(trainer: Any, saved: State) -> None:
-    """Put back what :func:`capture` took; weights and optimizer are not its business."""
+    """Restore what :func:`capture` took. Weights and optimizer are not touched."""
     state = trainer.state
     trainer._step = saved["microsteps"]
     trainer.epoch_ended = saved["epoch_ended"]
@@ -93,7 +93,7 @@ def restore(trainer: Any, saved: State) -> None:
 
 
 def is_mid_epoch(state: Any) -> bool:
-    """Whether a trainer's state stands inside an epoch: transformers counts whole ones exactly."""
+    """Whether a trainer's state is inside an epoch: transformers counts whole ones exactly."""
     return state.epoch is not None and state.epoch != int(state.epoch)
 
 
@@ -122,7 +122,7 @@ def load_state(path: Path) -> State:
 
 
 def random_state() -> State:
-    """Where Python's, numpy's and torch's generators stand, in types that load weights-only."""
+    """The states of Python's, numpy's and torch's generators, in types that load weights-only."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     return {
@@ -135,7 +135,7 @@ def random_state() -> State:
 
 
 def set_random_state(saved: Mapping[str, Any]) -> None:
-    """Put every generator back; one of a device that is not here is left out."""
+    """Restore every generator; one of a device that this machine lacks is left out."""
     version, words, gauss = saved["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, position, has_gauss, cached = saved["numpy"]
@@ -148,7 +148,7 @@ def set_random_state(saved: Mapping[str, Any]) -> None:
 
 
 def kept_bytes(run: Path) -> dict[str, int]:
-    """How long the files that grow by lines are."""
+    """The sizes of the files that grow by lines, in bytes."""
     sizes = {}
     for name in KEPT_LINES:
         try:
@@ -171,7 +171,7 @@ def cut_after(run: Path, step: int, sizes: Mapping[str, int]) -> None:
 
 
 def to_disk(file: BinaryIO) -> None:
-    """Have the system write what it still holds of an open file."""
+    """Flush an open file to disk."""
     file.flush()
     os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""Taking up a run of ``abacist train`` again: which run, whether it may, and from where.
+"""Resuming a run of ``abacist train``: which run, whether it may be resumed, and from where.
 
 A resumed run promises to end as if it had never been stopped. That holds only if it is the
 same run: what it is made of (settings, data, rewards, weights at the start) is compared with
@@ -83,7 +83,8 @@ def finished(config: Config, watcher: Watcher) -> Run:
         for kind in ("before", "after", "before-sampled", "after-sampled")
     }
     before, after = found["before"], found["after"]
-    comparison = compare(before, after) if before and after else None
+    control = config.script.control
+    comparison = compare(before, after, control=control) if before and after else None
     return Run(run.path, before, after, found["before-sampled"], found["after-sampled"], comparison)
 
 
@@ -101,7 +102,7 @@ def open_run(config: Config, watcher: Watcher) -> RunDir:
         checkpoints.clear_leftovers(run.path)
         found = differing(config, run)
         if is_longer(found):
-            watcher.note(f"  longer than it was begun: {longer_sentence(config, found)}")
+            watcher.note(f"  longer than when it was started: {longer_sentence(config, found)}")
         else:
             refuse(_told(found), config, run, watcher)
         if run.read_manifest().get("finished"):
@@ -159,12 +160,12 @@ def longer_sentence(config: Config, found: Mapping[str, tuple[Any, Any]]) -> str
     if schedule in _LENGTHLESS and not 0 < training.warmup_steps < 1:
         return (
             f"{name} {then} → {now}. The learning rate ({schedule}) does not depend on it, so the "
-            f"run ends as one begun with {now} ends."
+            f"run ends as one started with {now} ends."
         )
     return (
         f"{name} {then} → {now}. Up to here the learning rate's schedule ({schedule}) was for "
-        f"{then}, from here on it is the one for {now}: the result is not that of a run begun with "
-        f"{now}. That would take a constant schedule, or a new run."
+        f"{then}, from here on it is the one for {now}: the result is not that of a run started "
+        f"with {now}. That would take a constant schedule, or a new run."
     )
 
 
@@ -185,9 +186,9 @@ def _refuse_without_checkpoint(config: Config, run: RunDir) -> None:
 def ingredient_differences(made_of: Mapping[str, Any], begun: Mapping[str, Any]) -> list[str]:
     """What two manifests say of data, rewards and first weights, where it differs."""
     words = {
-        "data": "the problems are others (compare their source)",
-        "rewards": "the code of a reward is another",
-        "model": "the weights at the start are others",
+        "data": "problems changed (compare their source)",
+        "rewards": "reward code changed",
+        "model": "initial weights changed",
     }
     return [
         f"{name}: {text}"
@@ -202,12 +203,12 @@ def refuse(differences: Sequence[str], config: Config, run: RunDir, watcher: Wat
         return
     if not config.script.force:
         raise RunError(
-            f"{run.path} is not resumed, because it was begun with something else:\n    "
+            f"{run.path} is not resumed, because these have changed since it was started:\n    "
             + "\n    ".join(differences),
             "Leave these flags out to resume it as it was, start a new run, or go on regardless "
             "with --force:\nthe result is then no longer that of one configuration.",
         )
-    watcher.note("  forced, although the run was begun with something else:")
+    watcher.note("  forced, although these have changed since the run was started:")
     for line in differences:
         watcher.note(f"    {line}")
 

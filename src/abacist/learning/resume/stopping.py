@@ -1,9 +1,9 @@
-"""Stopping a run without losing it: signals and a limit of hours.
+"""Stops a run without losing it: signals, and a limit of hours.
 
 The first SIGTERM or Ctrl-C ends the run at the next moment at which nothing is half changed. While
-completions are sampled and gradients computed that is at once: the step under way is
-given up and the state after the last whole step is saved. While weights change, metrics are
-written or a checkpoint is made, it is when that is done. A second Ctrl-C stops there and then;
+completions are sampled and gradients computed, that is at once: the current step is discarded and
+the state after the last whole step is saved. While weights change, metrics are written or a
+checkpoint is made, it is afterwards. A second Ctrl-C stops there and then;
 what is on disk is whole either way.
 """
 
@@ -24,7 +24,7 @@ _CALLED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class StopNow(BaseException):
-    """Raised where a run is to stop. Not an Exception: nothing on the way may swallow it.
+    """Raised to stop a run. Not an Exception, so that no handler on the way catches it.
 
     ``signal_number`` is None when the hours are used up; ``checkpoint`` is set once the state has
     been saved.
@@ -46,7 +46,7 @@ class StopNow(BaseException):
 
 
 class StopRequests:
-    """Hears signals, and counts hours, for one run. A context manager.
+    """Receives signals, and counts hours, for one run. A context manager.
 
     Outside :meth:`deferred` a signal raises :class:`StopNow` wherever the run is. Inside, it
     waits for the next :meth:`check`, or for an :meth:`at_once` section. Does nothing outside
@@ -85,7 +85,7 @@ class StopRequests:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A section inside a deferred one that may be left anywhere."""
+        """A section inside a deferred one in which a signal acts at once."""
         before, self._may_raise = self._may_raise, True
         try:
             if self.requested is not None:
@@ -111,7 +111,7 @@ class StopRequests:
             raise StopNow(self.requested)
 
     def start_of_training(self) -> None:
-        """What came before is not the length of a step."""
+        """Start the clock of the first step."""
         self._last_check = time.monotonic()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:

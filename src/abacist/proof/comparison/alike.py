@@ -1,4 +1,4 @@
-"""May these two evaluations be set against each other? What differs is named, never overlooked.
+"""Whether two evaluations may be compared. Every difference in conditions is named.
 
 The same model scores 73 or 38 depending on how it is asked, so two evaluations are compared only
 if they put the same problems with the same golds, in the same prompt, with the same budget and

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from abacist.proof.comparison.alike import refuse_unlike
-from abacist.proof.comparison.resampling import sign_flip
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES, by_problem, keeps_answer, keeps_format
 from abacist.proof.statistics import (
@@ -21,6 +20,7 @@ from abacist.proof.statistics import (
     mcnemar,
     paired_difference,
     proportion,
+    sign_flip,
 )
 from abacist.records.rollout import REWARD_PREFIX
 

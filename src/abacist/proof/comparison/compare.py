@@ -1,4 +1,4 @@
-"""Before against after: a training judged problem by problem.
+"""Before and after a training, compared problem by problem.
 
 Both were measured on the same problems, so what counts is which problems changed: a paired
 interval and an exact test see a gain that two separate intervals would hide.
@@ -13,12 +13,11 @@ from typing import Any
 
 from abacist.proof.comparison.alike import refuse_unlike
 from abacist.proof.comparison.change import Paired, changes
-from abacist.proof.comparison.resampling import bootstrap_mean
 from abacist.proof.comparison.split import Part, Shares, kinds_by_problem, split_of
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import steps_label, structure_label
 from abacist.proof.native import right_in_own_form
-from abacist.proof.statistics import Interval, clustered_proportion
+from abacist.proof.statistics import Interval, bootstrap_mean, clustered_proportion
 from abacist.records.rollout import Rollout
 from abacist.task.problems import Problem
 

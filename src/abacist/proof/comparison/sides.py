@@ -1,4 +1,4 @@
-"""What a person names when they compare: a run, or a folder that holds an evaluation.
+"""One side of a comparison, as a person names it: a run, or a folder with an evaluation.
 
 A run holds two evaluations of its own, before and after its training; which is meant depends on
 what it is compared with, so the caller says it. What the run recorded about itself (its seed, its
@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from abacist.errors import RunError
 from abacist.proof.comparison.compare import NO_CONTROL
@@ -68,7 +66,7 @@ def load_side(path: str, when: str = AFTER, *, sampled: bool = False) -> Side:
             f"`abacist doctor {path}` says what is there.",
         )
     name = f"{path}, {when} training" + (", sampled" if sampled else "")
-    settings = read_settings(found) if when == AFTER else {}
+    settings = found.read_settings() if when == AFTER else {}
     return Side(name, Evaluation.load(kept), folder, settings, kept)
 
 
@@ -86,18 +84,7 @@ def _of_evaluation(path: str, folder: Path, sampled: bool) -> Side:
     is_of_run = folder.parent.name == "evals" and (run / "manifest.json").is_file()
     if not is_of_run or not folder.name.startswith(AFTER):
         return Side(path, evaluation, folder=place)
-    return Side(path, evaluation, run, read_settings(RunDir.open(run)), place)
-
-
-def read_settings(run: RunDir) -> dict[str, Any]:
-    """What ``config.yaml`` holds. Raises RunError if it cannot be read."""
-    try:
-        settings = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{run.config_path}: cannot be read ({error}).") from error
-    if not isinstance(settings, dict):
-        raise RunError(f"{run.config_path}: holds no settings.", "The run is damaged.")
-    return settings
+    return Side(path, evaluation, run, RunDir.open(run).read_settings(), place)
 
 
 def other_settings(first: Side, second: Side, *, of_control: bool = False) -> str:

@@ -43,7 +43,7 @@ from abacist.task.audit.renderings import (
 from abacist.task.audit.trial import COLUMNS, Trial
 from abacist.task.gist import gist_gold
 from abacist.task.problems import Problem, draw
-from abacist.task.rewards import REWARD_SETS, load_reward_funcs
+from abacist.task.rewards import REWARD_SETS, is_built_in, load_reward_funcs
 
 NUM_CALIBRATION_PROBLEMS = 24
 NUM_LENGTH_PROBLEMS = 100
@@ -99,11 +99,10 @@ class _Inspection:
     ) -> None:
         self.thorough = thorough
         limit_seconds = 10.0 if thorough else 4.0  # of one call, for one problem
-        ours = {func for one_set in REWARD_SETS.values() for func in one_set}
         others = dict.fromkeys(name for problem in problems for name in problem.columns)
         columns = (*COLUMNS, *(name for name in others if name not in COLUMNS))
         self.all_trials = [  # ours are known to end, and arming the watchdog takes time
-            Trial(func, 0.0 if func in ours else limit_seconds, columns) for func in funcs
+            Trial(func, 0.0 if is_built_in(func) else limit_seconds, columns) for func in funcs
         ]
         self.all_weights = tuple(map(float, weights))
         self.remarks: list[str] = []

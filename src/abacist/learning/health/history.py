@@ -1,7 +1,7 @@
-"""The course of a training as far as rules look at it: how it began, and how it goes now.
+"""The metrics history that the health rules read: the opening of a run and its latest steps.
 
-Read from logged metrics under TRL's names. The latest stretch is long enough to rule out chance:
-ten steps, and forty groups, or the whole of a shorter run.
+Rows are logged metrics under TRL's names. The latest stretch is long enough to rule out chance:
+ten steps and forty groups, or the whole of a shorter run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
+from abacist.task.rewards import REWARDS, correctness
+
 Row = Mapping[str, Any]
 
 PATIENCE_STEPS = 10
 PATIENCE_GROUPS = 40
-CORRECTNESS = ("correctness", "correctness_reward_func")
-SOLVED = 1.8  # of the 2.0 that correctness pays
+_CORRECTNESS = next(reward for reward in REWARDS if reward.func is correctness)
+SOLVED_FRACTION = 0.9  # of the most that correctness pays
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Said(NamedTuple):
     remedy: str
 
 
-class Course:
+class MetricsHistory:
     """The part of a run's metrics that rules look at: its opening, its latest steps, some sums."""
 
     def __init__(self, facts: Facts) -> None:
@@ -131,7 +133,7 @@ class Course:
     def goal(self) -> str:
         """The metric that says whether the task is done: correctness, else the whole reward."""
         row = self.recent[-1][1]
-        names = (name for name in CORRECTNESS if f"rewards/{name}/mean" in row)
+        names = (name for name in _CORRECTNESS.names if f"rewards/{name}/mean" in row)
         return next((f"rewards/{name}/mean" for name in names), "reward")
 
     def has_improved(self) -> bool:
@@ -142,8 +144,9 @@ class Course:
         return then is not None and now is not None and now - then > 0.1 * (spread or 0.0)
 
     def is_solved(self) -> bool:
-        """Whether nearly every reply is correct: then silence is success."""
-        return self.goal() != "reward" and (self.now(self.goal()) or 0.0) >= SOLVED
+        """Whether nearly every reply is correct. Groups without a signal are then a success."""
+        most = SOLVED_FRACTION * _CORRECTNESS.maximum
+        return self.goal() != "reward" and (self.now(self.goal()) or 0.0) >= most
 
     def stretch(self) -> str:
         """The latest stretch in words."""

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import DataError, UsageError
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.sampling import SolveRateSampler, outcomes
+from abacist.learning.problem_sampling import SolveRateSampler, outcomes
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollouts
 from lookalikes import build

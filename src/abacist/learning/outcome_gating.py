@@ -1,9 +1,9 @@
-"""Outcome gating: once the format is learned, form is paid only where it goes with an outcome.
+"""Outcome gating: once the format is learned, groups without an outcome get zero advantages.
 
 In a group in which every completion is correct, or none, the answer says nothing about what to
 do more of; the advantages then come from shaping rewards alone. While the format is being learned
-that is what they are for. Afterwards it is noise about form, and such a group is silenced: its
-advantages become zero, as if all its rewards were equal. A KL term still acts on it.
+that is what they are for. Afterwards they are noise about form, so the advantages of such a group
+become zero, as if all its rewards were equal. A KL term still acts on it.
 
 The format counts as learned in a generation batch of which nine replies in ten are strict. That
 needs no memory, so a resumed run gates as an uninterrupted one does. It is off by default: what it
@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import gather_object
 
 from abacist.errors import DataError
-from abacist.learning.keeping import Scored
+from abacist.learning.rollout_rows import Scored
 from abacist.task.answers import same_answer
 from abacist.task.reply import completion_text, parse_reply
 
@@ -38,7 +38,7 @@ def is_wanted(trainer: Any) -> bool:
 
 
 def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
-    """Silence groups without an outcome to tell, in place.
+    """Set the advantages of groups without an outcome to zero, in place.
 
     ``scored`` and ``advantages`` [N] are this process's part of a generation batch; the groups and
     the share of strict replies are those of all processes.
@@ -53,7 +53,7 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
     alike = (solved == solved[:, :1]).all(dim=1)
     if together[:, 1].float().mean() < LEARNED_STRICT_FRACTION:
         alike[:] = False
-    silent = alike.repeat_interleave(trainer.num_generations)
+    gated = alike.repeat_interleave(trainer.num_generations)
     first = trainer.accelerator.process_index * len(known)
-    advantages[silent[first : first + len(known)].to(advantages.device)] = 0.0
+    advantages[gated[first : first + len(known)].to(advantages.device)] = 0.0
     trainer._metrics["train"]["frac_outcome_gated"].append(alike.float().mean().item())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from abacist.errors import UsageError
-from abacist.learning.control import RandomReward, control_rewards
+from abacist.learning.rewards import RandomReward, control_rewards
 from abacist.task.rewards import load_reward_funcs
 from evaluated import GOOD, SILENT, WRONG
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import DataError
-from abacist.learning import gating
+from abacist.learning import outcome_gating
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.keeping import Scored
+from abacist.learning.rollout_rows import Scored
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollouts
 from abacist.task.reply import render_reply
@@ -41,7 +41,7 @@ def gated(replies: list[str], size: int = 4, process: int = 0) -> tuple[list[flo
     )
     scored = Scored([{"answer": GOLD}] * len(replies), [], replies, [], torch.empty(0))
     advantages = torch.ones(len(replies))
-    gating.gate(trainer, scored, advantages)
+    outcome_gating.gate(trainer, scored, advantages)
     (share,) = trainer._metrics["train"]["frac_outcome_gated"]
     return advantages.tolist(), share
 
@@ -74,7 +74,7 @@ def test_a_group_that_is_spread_over_processes_is_judged_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first = [(True, True), (True, True), (False, True)]  # what the other process has told
-    monkeypatch.setattr(gating, "gather_object", lambda mine: first + mine)
+    monkeypatch.setattr(outcome_gating, "gather_object", lambda mine: first + mine)
     assert gated([RIGHT, WRONG, WRONG], size=2, process=1)[0] == [1.0, 0.0, 0.0]
     assert gated([WRONG, WRONG, WRONG], size=2, process=1)[0] == [0.0, 0.0, 0.0]
 
@@ -120,7 +120,7 @@ def test_a_gated_trainer_learns_nothing_from_form_alone_and_an_ungated_one_does(
     moves: bool,
 ) -> None:
     # Random weights solve nothing and are never strict, so the threshold decides.
-    monkeypatch.setattr(gating, "LEARNED_STRICT_FRACTION", share_strict)
+    monkeypatch.setattr(outcome_gating, "LEARNED_STRICT_FRACTION", share_strict)
     trainer = make_trainer(tmp_path / "run", build("qwen2.5-base", tmp_path / "m"), ROWS, **more)
     before = {name: one.detach().clone() for name, one in trainer.model.named_parameters()}
     trainer.train()

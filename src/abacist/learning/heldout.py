@@ -1,4 +1,4 @@
-"""How a run is judged: the same measurement before, during and after training."""
+"""Held-out evaluation: the same measurement before, during and after training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abacist.learning.config import Config
+from abacist.learning.rewards import reported_rewards
 from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher, told_of
 from abacist.policy.loading import Policy
@@ -16,7 +17,7 @@ from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 
 VERDICT_SAMPLES = 4
-# What `Judge.selection` measures; `--metric_for_best_model` chooses among them.
+# What `HeldoutEvaluation.selection` measures; `--metric_for_best_model` chooses among them.
 SELECTION_METRICS = (
     "accuracy",
     "any_format_accuracy",
@@ -26,8 +27,8 @@ SELECTION_METRICS = (
 
 
 @dataclass
-class Judge:
-    """Measures a policy on the splits it never learns from, always in the same way."""
+class HeldoutEvaluation:
+    """Evaluates a policy on the held-out and the selection split, always in the same way."""
 
     config: Config
     task: Task
@@ -53,13 +54,18 @@ class Judge:
         what = f"{count:,} replies to {len(heldout):,} held-out problems"
         self.watcher.stage(f"Measuring {when} training: {what}" + (f", {share}" if share else ""))
         tell = told_of(self.watcher, f"{when} training")
+        rewards, weights = reported_rewards(self.config.settings, self.watcher.note)
         greedy = self._evaluate(
             policy,
             heldout,
             lambda found: tell(found.before(VERDICT_SAMPLES * len(repeated))),
             split="heldout",
+            rewards=rewards,
+            reward_weights=weights,
         )
         greedy.save(self.run.evals_dir / when)
+        if fault := greedy.conditions.get("rewards"):
+            self.watcher.note(f"Warning: {fault}")
         if greedy.figures["stopped"].value == 0:
             self.watcher.note(
                 f"Warning: none of {len(greedy.rollouts)} replies ended by itself within "
@@ -75,6 +81,8 @@ class Judge:
                 repeated,
                 lambda found: tell(found.after(done)),
                 split="heldout",
+                rewards=rewards,
+                reward_weights=weights,
                 num_samples=VERDICT_SAMPLES,
                 temperature=1.0,
             )
@@ -85,7 +93,7 @@ class Judge:
     def selection(self, policy: Policy) -> dict[str, float]:
         """Greedy accuracy and format on the selection split, for ``--eval_steps``."""
         tell = told_of(self.watcher, "selection problems")
-        found = self._evaluate(policy, self.task.selection, tell, split="selection")
+        found = self._evaluate(policy, self.task.selection, tell, split="selection", rewards=[])
         measured = (
             found.accuracy,
             found.any_format_accuracy,

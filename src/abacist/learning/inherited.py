@@ -1,17 +1,67 @@
-"""Counts of a recipe that follow a count given beside it, so that one flag means what it says.
+"""Settings that nobody typed: those that follow a given one, and those of the model's own run.
 
-A recipe's numbers fit one another: a batch holds whole groups, a warm-up ends within the run, a
-verdict is a part of the run's work. A person who changes one of them changes one flag. What
-follows is shown with its reason among the settings, is saved, and never overrides a setting that
-was given: only a recipe's own numbers, and defaults, follow.
+**Followers.** The numbers of a recipe belong together: a batch holds whole groups, a warm-up ends
+within the run, the verdict is a part of the run's work. When a person changes one of them, others
+follow. What follows is shown with its reason among the settings, is saved, and never overrides a
+setting that was given: only a recipe's own numbers, and defaults, follow.
+
+**A run as the model to train.** A model that learned under one system text and some worked examples
+has learned that prompt too. So a run that is trained further brings its ``config.yaml``, as a
+config file would, or, where a recipe or a file is named, its prompt, under that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+from abacist.errors import RunError, UsageError
 from abacist.learning.arguments import ScriptArguments
+from abacist.records.rundir import RunDir
+
+PROMPT_SETTINGS = ("system_prompt", "num_shots", "shots_file")
+# What belongs to one run, or to the model that it began with.
+_NOT_TAKEN_OVER = ("run_name", "model_name_or_path", "model_revision", "max_hours", "max_steps")
+
+
+def run_to_continue(model: Any) -> RunDir | None:
+    """The run that ``model`` is the directory of, or a checkpoint in; None for other models."""
+    if not isinstance(model, str) or not model:
+        return None
+    path = Path(model).expanduser()
+    run = RunDir(path.parent if path.name.startswith("checkpoint-") else path)
+    try:
+        run.read_manifest()
+    except RunError:
+        return None
+    return run if run.config_path.is_file() else None
+
+
+def settings_of(run: RunDir, known: Collection[str]) -> dict[str, Any]:
+    """The settings of ``run`` for a run that begins with what it learned; its prompt exactly.
+
+    Raises UsageError if they cannot be read.
+    """
+    try:
+        settings = run.read_settings()
+    except RunError as error:
+        raise UsageError(error.message, "Name the settings with a recipe or --config.") from error
+    kept = {
+        key: value for key, value in settings.items() if key in known and key not in _NOT_TAKEN_OVER
+    }
+    if run.shots_path.is_file() and kept.get("num_shots") != "gist":
+        # Drawn once: with other data or another seed the draw would be another.
+        kept["shots_file"] = str(run.shots_path.resolve())
+        kept.pop("num_shots", None)
+    return kept
+
+
+def prompt_of(run: RunDir, known: Collection[str]) -> dict[str, Any]:
+    """Of :func:`settings_of` what makes up the prompt."""
+    settings = settings_of(run, known)
+    return {key: settings[key] for key in PROMPT_SETTINGS if key in settings}
+
 
 _BATCH = (
     "per_device_train_batch_size",

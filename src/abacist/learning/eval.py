@@ -1,36 +1,115 @@
-"""``abacist eval`` from start to end: load, ask, keep. Read :func:`examine` from top to bottom."""
+"""``abacist eval`` from start to end: load, ask, keep. Read :func:`evaluate_model` top to bottom.
+
+What was not asked for is what the model was trained with, if it is a run, and else the default,
+so that the plain command measures a run as its own verdict did.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from abacist.delivery.ask import Prompting, run_folder, run_settings
-from abacist.delivery.examtask import Data, Request, load_data, prompting_of
+from abacist.errors import DataError
+from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.policy import engine
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
-from abacist.policy.source import find, read_json
+from abacist.policy.source import BUILT_IN, find, read_json
+from abacist.proof.ask import Prompting, run_folder, run_settings
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import GREEDY, SAMPLED, Evaluation
-from abacist.proof.native import NativeForm, NativePrompt, native_form
+from abacist.proof.native import (
+    NATIVE_COMPLETION_TOKENS,
+    NATIVE_SHOTS,
+    NativeForm,
+    NativePrompt,
+    native_form,
+)
+from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
 from abacist.records.provenance import data_fingerprint
+from abacist.records.seen import Seen
+from abacist.task.problems import MADE_HERE, Problem, draw, load_problems
+from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
+from abacist.task.variants.perturb import perturb_all
 
 EVALS_FOLDER = Path("evals")
 _VERSIONS = ("abacist", "torch", "transformers")
 _SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_p", "top_k")
+DEFAULT_DATASET, GENERATED = "openai/gsm8k", "generated"
+# Evaluations with different seeds are compared, so the seed of sampling changes no problem and
+# no example.
+FIXED_SEED = 0
+_SPLITS = {
+    "all": "every row",
+    "test": "its test split",
+    "heldout": "held out from training",
+    "selection": "kept from training for --eval_steps",
+    "train": "of those trained on",
+}
 
 
 @dataclass(frozen=True)
-class Examined:
+class Request:
+    """What was asked for, in the words of the flags; None where nothing was said."""
+
+    model: str
+    dataset_name: str | None = None
+    dataset_config: str | None = None
+    question_column: str = "question"
+    answer_column: str = "answer"
+    decimal_mark: str = "auto"
+    skip_bad_rows: bool = False
+    split: str | None = None
+    num_problems: int | None = None
+    include_seen: bool = False
+    perturb: int | None = None
+    num_shots: str | None = None
+    shots_file: str | None = None
+    system_prompt: str | None = None
+    max_completion_length: int | None = None
+    prefill: str = ""
+    native_prompt: bool = False
+    num_samples: int = 1
+    temperature: float = 1.0
+    batch_size: int = 64
+    seed: int = 0
+    output_dir: Path | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    attn_implementation: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Data:
+    """The problems of an evaluation, and where they come from."""
+
+    problems: list[Problem]
+    source: str
+    split: str
+    perturbed: str = ""
+    columns: Mapping[str, Any] | None = None
+    overlap: Overlap = field(default_factory=Overlap)
+
+    @property
+    def sentence(self) -> str:
+        """In words, for a person."""
+        told = f"{len(self.problems):,} of {self.source}, {_SPLITS[self.split]}"
+        return f"{told}; {self.perturbed}" if self.perturbed else told
+
+
+@dataclass(frozen=True)
+class EvalResult:
     """A finished evaluation: where it is kept, and what was found."""
 
     path: Path
@@ -41,9 +120,9 @@ class Examined:
 Render = Callable[[Path, Evaluation, Evaluation | None], None]
 
 
-def examine(
+def evaluate_model(
     request: Request, *, watcher: Watcher | None = None, render: Render | None = None
-) -> Examined:
+) -> EvalResult:
     """Measure a model or a run as ``request`` asks, and keep everything in one folder.
 
     One reply to each problem is greedy; with ``num_samples`` > 1 that many are sampled besides.
@@ -56,7 +135,9 @@ def examine(
     trust = request.trust_remote_code
     # A wrong name shows before any data is read.
     found = find(request.model, revision=request.revision, trust_remote_code=trust)
-    data = load_data(request, run_settings(request.model), seen_by(found.folder))
+    settings = run_settings(request.model)
+    data = load_data(request, settings, seen_by(found.folder))
+    rewards, weights = reported_rewards(settings, watcher.note)
     if data.overlap.sentence:
         watcher.note(f"  {data.overlap.sentence}")
     policy = load_policy(
@@ -75,11 +156,12 @@ def examine(
         policy, prompting = native.policy, replace(prompting, shots=native.shots)
     conditions = _conditions(request, data, policy, prompting, form)
     asked = _asked(request, data, policy, prompting)
+    asked["rewards"] = [reward.__name__ for reward in rewards]
     num_replies = len(data.problems) * (1 + request.num_samples * (request.num_samples > 1))
     with _folder(request, data, asked) as folder, says_how_to_go_on(folder, num_replies):
         watcher.note(f"  kept in {folder.path}; if stopped, the same command goes on from there")
         if folder.resumed:
-            watcher.note("  an unfinished evaluation is there, and is taken up")
+            watcher.note("  resuming the unfinished evaluation there")
 
         def ask(kind: str, **how: Any) -> Evaluation:
             replies = len(data.problems) * int(how.get("num_samples", 1))
@@ -97,6 +179,8 @@ def examine(
                 run_id=_name(request.model),
                 split=data.split,
                 native_messages=native.messages if native else None,
+                rewards=rewards,
+                reward_weights=weights,
                 conditions=conditions,
                 parts=folder.parts(kind),
                 **how,
@@ -113,7 +197,7 @@ def examine(
         if render is not None:
             render(folder.path, greedy, sampled)
         folder.finish()
-        return Examined(folder.path, greedy, sampled)
+        return EvalResult(folder.path, greedy, sampled)
 
 
 def _folder(request: Request, data: Data, asked: dict[str, Any]) -> EvaluationFolder:
@@ -229,8 +313,130 @@ def _ignored_defaults(request: Request, policy: Policy) -> str:
     path = find(policy.base_name, revision=revision).folder / "generation_config.json"
     own = read_json(path) if path.is_file() else {}
     told = [f"{name} {own[name]:g}" for name in _SAMPLING_DEFAULTS if _is_number(own.get(name))]
-    return f"; the checkpoint's own defaults are left aside: {', '.join(told)}" if told else ""
+    return f"; the checkpoint's own defaults are ignored: {', '.join(told)}" if told else ""
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None = None) -> Data:
+    """The problems asked for; ``recorded`` is the settings of the run, {} if it is none.
+
+    Problems that the model has ``seen`` in training are left out, unless they were asked for: by
+    ``include_seen``, or as the split of a run's own data that it was trained on. Raises DataError
+    for data that cannot be used, or all of it seen; single rows without a gold are kept.
+    """
+    is_own = request.dataset_name is None and bool(recorded)
+    default = GENERATED if request.model == BUILT_IN else DEFAULT_DATASET
+    source = request.dataset_name or str(recorded.get("dataset_name", default))
+    split = request.split or _default_split(source, is_own)
+    columns: dict[str, Any] = {
+        "question_column": request.question_column,
+        "answer_column": request.answer_column,
+        "decimal_mark": request.decimal_mark,
+        "dataset_config": request.dataset_config,
+        "skip_bad_rows": request.skip_bad_rows,
+    }
+    limit = request.num_problems
+    if is_own:
+        columns |= {name: recorded[name] for name in columns if name in recorded}
+        names = {"train_split": "dataset_train_split", "test_split": "dataset_test_split"}
+        columns |= {ours: recorded[name] for ours, name in names.items() if name in recorded}
+        if split == "heldout":
+            limit = limit or recorded.get("num_heldout_problems") or None
+    # What is made on the spot is made in the number wanted, and a run's own held-out problems are
+    # cut as its verdict cut them; of other data the limit counts what is left to ask.
+    cut_first = is_own or source in MADE_HERE
+    problems = load_problems(
+        source,
+        split=split,
+        limit=limit if cut_first else None,
+        seed=FIXED_SEED,
+        keep_without_gold=True,
+        **columns,
+    )
+    leave_out = not (request.include_seen or (is_own and split in ("train", "selection")))
+    overlap = Overlap.of(problems, seen, leave_out=leave_out)
+    if leave_out:
+        problems = _unseen(problems, overlap, source)
+    if limit is not None and not cut_first:
+        problems = draw(problems, seed=FIXED_SEED, purpose="limit")[:limit]
+    if not leave_out:
+        overlap = Overlap.of(problems, seen, leave_out=False)
+    if not any(problem.answer for problem in problems):
+        raise DataError(
+            f"{source}: none of its {len(problems)} rows has a gold answer.",
+            "Name the column that holds it with --answer_column.",
+        )
+    perturbed = ""
+    if request.perturb is not None:
+        asked = len(problems)
+        problems, _ = perturb_all(problems, seed=request.perturb)
+        overlap = overlap.of_variants(request.perturb, problems)
+        perturbed = f"with other numbers (seed {request.perturb}); {asked - len(problems):,} of "
+        perturbed += f"{asked:,} have no sure variant"
+        if not problems:
+            raise DataError(
+                f"{source}: none of {asked} problems could be given other numbers.",
+                "That needs worked solutions with calculator annotations, as GSM8K's.",
+            )
+    return Data(problems, source, split, perturbed, columns, overlap)
+
+
+def _unseen(problems: list[Problem], overlap: Overlap, source: str) -> list[Problem]:
+    new = [problem for problem in problems if problem.problem_id not in overlap.kinds]
+    if not new:
+        raise DataError(
+            f"{source}: this run has seen all {len(problems):,} of these problems in training, so "
+            "they say nothing of how it does on new ones.",
+            "Leave out --dataset_name and --split to ask what was held out for it, name other "
+            "data, or ask these all the same with --include_seen.",
+        )
+    return new
+
+
+def _default_split(source: str, is_own: bool) -> str:
+    if is_own or source in MADE_HERE:
+        return "heldout"
+    return "all" if Path(source).expanduser().is_file() else "test"
+
+
+def prompting_of(request: Request, data: Data, form: NativeForm | None) -> Prompting:
+    """How the problems are put: as trained, or as asked; ``form`` is the native prompt's, if any.
+
+    Raises DataError or UsageError if the worked examples cannot be had.
+    """
+    prompting = Prompting.of(request.model)
+    if form is not None:
+        tokens = prompting.max_completion_tokens
+        if form is not NativeForm.BUILT_IN:
+            tokens = max(tokens, NATIVE_COMPLETION_TOKENS)
+        prompting = Prompting(None, Shots(), tokens)
+    elif request.system_prompt is not None:
+        prompting = replace(prompting, system_prompt=system_text(request.system_prompt))
+    if request.max_completion_length is not None:
+        prompting = replace(prompting, max_completion_tokens=request.max_completion_length)
+    wanted = request.num_shots
+    if form is NativeForm.COMPLETION and wanted is None and request.shots_file is None:
+        wanted = str(NATIVE_SHOTS)
+    if wanted is None and request.shots_file is not None:
+        return replace(prompting, shots=load_shots(Path(request.shots_file)))
+    if wanted is None:
+        return prompting
+    return replace(prompting, shots=choose_shots(_examples(request, data, wanted), wanted))
+
+
+def _examples(request: Request, data: Data, wanted: str) -> list[Problem]:
+    """The problems that worked examples are drawn from: never those of the split asked."""
+    if not wanted.isdecimal() or int(wanted) == 0:
+        return []
+    if request.shots_file is not None:
+        return load_problems(request.shots_file, split="all")
+    try:
+        return load_problems(data.source, split="train", **(data.columns or {}))
+    except DataError as error:
+        raise DataError(
+            f"No worked examples can be drawn: {error.message}",
+            "Name a file that holds some with --shots_file.",
+        ) from error

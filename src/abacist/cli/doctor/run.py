@@ -1,6 +1,6 @@
 """What ``abacist doctor RUN`` says of a run: what is there, how far it came, what went wrong.
 
-The course of the training is judged by the rules that watch it live (``learning.health``), so a
+The training is judged by the rules that watch it live (``learning.health``), so a
 run that nobody looked at, or that broke off, is explained afterwards. It only reads, and a file
 that cannot be read is a finding, not a failure.
 """
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from abacist.cli.machine import Finding, State
+from abacist.cli.doctor.machine import Finding, State
 from abacist.errors import RunError
-from abacist.learning.health.course import Facts
-from abacist.learning.health.pathologies import Diagnosis, Watch
+from abacist.learning.health.history import Facts
+from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
 from abacist.records.rollout import StopReason, read_rollouts
 from abacist.records.rundir import RunDir
@@ -58,15 +58,10 @@ def _manifest(run: RunDir) -> Finding:
 
 
 def _config(run: RunDir) -> tuple[Mapping[str, Any], Finding]:
-    import yaml
-
     try:
-        config = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = f"config.yaml cannot be read: {_first_line(error)}"
-        return {}, Finding("config", State.MEND, said)
-    if not isinstance(config, dict):
-        return {}, Finding("config", State.MEND, "config.yaml holds no settings")
+        config = run.read_settings()
+    except RunError as error:
+        return {}, Finding("config", State.MEND, _first_line(error))
     model = config.get("model_name_or_path", "?")
     data = config.get("dataset_name", "?")
     return config, Finding("config", State.OK, f"{model} on {data}, {len(config)} settings")
@@ -105,7 +100,7 @@ def _health(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> Iterator
             watch.see(row)
         except (TypeError, ValueError, ArithmeticError):  # a stranger's line
             continue
-    last = watch.course.step
+    last = watch.history.step
     for diagnosis in watch.found.values():
         yield Finding(
             diagnosis.name,
@@ -196,7 +191,7 @@ def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any])
     return Finding(
         "model",
         State.NOTE,
-        f"none yet: the training stands at step {max(steps, default=0)}{of}",
+        f"none yet: the training is at step {max(steps, default=0)}{of}",
         how,
     )
 

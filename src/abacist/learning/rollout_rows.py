@@ -1,4 +1,4 @@
-"""A generation batch as the rows that are kept: what was asked, replied, paid and concluded."""
+"""A generation batch as rollout rows: prompt, completion, rewards and advantage of each."""
 
 from __future__ import annotations
 

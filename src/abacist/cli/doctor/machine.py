@@ -72,7 +72,7 @@ def examine(*, online: bool = False) -> Iterator[Finding]:
             yield Finding(name, State.MEND, f"{type(error).__name__}: {reason}", _REINSTALL)
 
 
-_REINSTALL = "Install Abacist anew, in an environment of its own: make install"
+_REINSTALL = "Reinstall Abacist in its own environment: make install"
 
 
 def _python() -> Iterator[Finding]:
@@ -175,7 +175,7 @@ def _memory() -> Iterator[Finding]:
 
 
 def _container_limit_bytes() -> tuple[int, int] | None:
-    """Limit and use of a container, where there is one: the machine's own figures mislead there."""
+    """Limit and use of a container, if any: the machine's own figures do not apply there."""
     try:
         return int(CGROUP_LIMIT.read_text(encoding="utf-8")), int(
             CGROUP_USED.read_text(encoding="utf-8")
@@ -244,10 +244,10 @@ def _netrc_has(host: str) -> bool:
 
 
 def _built_in() -> Iterator[Finding]:
-    """The whole way once: load the built-in model and have it answer a generated problem."""
-    from abacist.delivery.ask import Prompting, ask
+    """Load the built-in model and have it answer a generated problem."""
     from abacist.policy.loading import load_policy
     from abacist.policy.source import BUILT_IN
+    from abacist.proof.ask import Prompting, ask
     from abacist.task.wordproblems import generate
     from abacist.view.plaintext import cut_middle, visible
 

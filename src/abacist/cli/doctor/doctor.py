@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from abacist.cli import console
+from abacist.cli.doctor.machine import Finding, State, examine
 from abacist.cli.flags import Parser
-from abacist.cli.machine import Finding, State, examine
 from abacist.errors import UsageError
 
 WIDTH = 96
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
             quiet_libraries()
             subject, found = "this machine", examine(online=options.online)
         else:
-            from abacist.cli.runsummary import summarise
+            from abacist.cli.doctor.run import summarise
 
             subject, found = options.run, summarise(Path(options.run))
         findings = []
@@ -66,7 +66,7 @@ def render(finding: Finding, *, colours: bool = False) -> str:
 
 
 def conclusion(subject: str, to_mend: list[Finding]) -> str:
-    """The last words: ready, or what to mend."""
+    """The last line: ready, or what to mend."""
     if not to_mend:
         return "\nready" if subject == "this machine" else "\nnothing to mend"
     names = ", ".join(dict.fromkeys(finding.name for finding in to_mend))

@@ -14,16 +14,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from abacist.errors import RunError, UsageError
-from abacist.learning.seen import run_of
 from abacist.policy.decoding import generate
 from abacist.policy.loading import Policy
 from abacist.policy.progress import Progress
 from abacist.policy.source import BUILT_IN
 from abacist.records.rollout import Rollout
-from abacist.records.rundir import RunDir
+from abacist.records.rundir import RunDir, read_settings
+from abacist.records.seen import run_of
 from abacist.task.prompts import (
     SYSTEM_PROMPT,
     Shots,
@@ -57,7 +55,7 @@ class Prompting:
         config_path = _config_path(model)
         if config_path is None:
             return cls()
-        config = _read_config(config_path)
+        config = read_settings(config_path)
         tokens = config.get("max_completion_length", DEFAULT_COMPLETION_TOKENS)
         if not isinstance(tokens, int) or tokens < 1:
             raise RunError(
@@ -77,7 +75,7 @@ def run_settings(model: str) -> dict[str, Any]:
     Raises :class:`RunError` if they cannot be read.
     """
     path = _config_path(model)
-    return {} if path is None or model == BUILT_IN else _read_config(path)
+    return {} if path is None or model == BUILT_IN else read_settings(path)
 
 
 def ask(
@@ -153,16 +151,6 @@ def _config_path(model: str) -> Path | None:
         return Path(str(resources.files("abacist"))) / "recipes" / "tiny.yaml"
     run = run_folder(model)
     return None if run is None else run / "config.yaml"
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: cannot be read ({error}).", "The run is damaged.") from error
-    if not isinstance(config, dict):
-        raise RunError(f"{path}: holds no settings.", "The run is damaged.")
-    return config
 
 
 def _shots(config: dict[str, Any], folder: Path) -> Shots:

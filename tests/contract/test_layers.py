@@ -1,4 +1,4 @@
-"""The house stands as design.md draws it: imports run one way, files stay small and say why.
+"""The package is layered as CONTRIBUTING says: imports run one way, files stay small and say why.
 
 Read from the source by ``ast``, so lazy imports inside functions count like any other, and
 so do those under ``TYPE_CHECKING``: what needs a name for its types leans on it too.
@@ -10,6 +10,7 @@ import ast
 import re
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,14 +19,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "abacist"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Lower may not import higher; view and delivery share a floor and may not import each other.
-FLOOR = {
-    "errors": 0, "task": 1, "records": 2, "policy": 3, "proof": 4, "learning": 5,
-    "view": 6, "delivery": 6, "cli": 7,
-}  # fmt: skip
-LIGHT_FLOORS = ("errors", "task", "records")
+# A layer may import only those before it.
+LAYERS = ("errors", "task", "records", "policy", "proof", "learning", "view", "cli")
+LAYER = {name: number for number, name in enumerate(LAYERS)}
+LIGHT_LAYERS = ("errors", "task", "records")
 HEAVY = {"torch", "transformers", "trl", "peft", "numpy", "datasets", "accelerate", "pandas"}
-# datasets reads the Hub in task/problems, lazily; it is the floor's one heavy guest.
+# datasets reads the Hub in task/problems, lazily; it is the layer's one heavy guest.
 ALLOWED_GUESTS = {("task", "datasets")}
 LINES_AT_MOST = 600
 # The name to import, where it is not the name to install.
@@ -36,10 +35,10 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts[1:])
 
 
-def floor_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     """The folder a module stands in; "errors" for errors.py; "" for the package's own files."""
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return first if first in FLOOR else ""
+    return first if first in LAYER else ""
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:
@@ -64,22 +63,22 @@ def imports_of(path: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_run_one_way(path: Path) -> None:
-    here = floor_of(path)
+    here = layer_of(path)
     if not here:
-        return  # abacist/__init__.py and __main__.py open onto the whole house
+        return  # abacist/__init__.py and __main__.py open onto the whole package
     for line, module in imports_of(path):
         there = module.split(".")[1] if module.startswith("abacist.") else here
-        if there in FLOOR and there != here:
-            assert FLOOR[there] < FLOOR[here], (
+        if there in LAYER and there != here:
+            assert LAYER[there] < LAYER[here], (
                 f"{path}:{line}: {here} may not import {module}: {there} is not below it"
             )
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if floor_of(path) in LIGHT_FLOORS], ids=name_of
+    "path", [path for path in MODULES if layer_of(path) in LIGHT_LAYERS], ids=name_of
 )
-def test_the_light_floors_import_no_tensors(path: Path) -> None:
-    here = floor_of(path)
+def test_the_light_layers_import_no_tensors(path: Path) -> None:
+    here = layer_of(path)
     for line, module in imports_of(path):
         top = module.split(".")[0]
         assert top not in HEAVY or (here, top) in ALLOWED_GUESTS, (
@@ -94,13 +93,46 @@ def test_every_module_says_what_it_is_for_and_stays_readable(path: Path) -> None
     assert text.count("\n") <= LINES_AT_MOST, f"{path} is longer than {LINES_AT_MOST} lines"
 
 
-def test_every_folder_is_a_floor_of_the_design() -> None:
+def test_every_folder_is_a_layer_of_the_design() -> None:
     strangers = {
         path.relative_to(PACKAGE).as_posix()
         for path in MODULES
-        if not floor_of(path) and path.name not in ("__init__.py", "__main__.py")
+        if not layer_of(path) and path.name not in ("__init__.py", "__main__.py")
     }
-    assert not strangers, f"these stand on no floor: {sorted(strangers)}"
+    assert not strangers, f"these stand in no layer: {sorted(strangers)}"
+
+
+def test_no_basename_stands_twice_within_a_layer() -> None:
+    """A name in a message, a traceback or a search means one file."""
+    seen: dict[tuple[str, str], Path] = {}
+    for path in MODULES:
+        if path.name not in ("__init__.py", "__main__.py") and layer_of(path) != "policy":
+            other = seen.setdefault((layer_of(path), path.name), path)
+            assert other is path, f"{other} and {path} have one name"
+
+
+def test_the_layers_are_those_that_contributing_draws() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert " < ".join(LAYERS) in text
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(LAYERS) - {"errors"}
+    for name in re.findall(r"`((?:src|tests)/[\w./]+)`", text):
+        assert (ROOT / name).exists(), f"CONTRIBUTING.md names {name}"
+
+
+def test_the_way_to_the_optimizer_step_is_as_short_as_contributing_says() -> None:
+    from abacist.learning.trainer import GRPOTrainer
+
+    classes = [kind.__module__ for kind in GRPOTrainer.__mro__ if "abacist." in kind.__module__]
+    way = ["abacist.cli.train", "abacist.learning.train", *dict.fromkeys(classes)]
+    assert len(way) <= 6
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"From `abacist train` to the optimizer.*?\n\n", text, re.DOTALL)
+    files = re.findall(r"`([\w/]+)\.py`", told)
+    assert [f"abacist.{name.replace('/', '.')}" for name in files] == way
+    for here, there in pairwise(way):
+        path = ROOT / "src" / f"{here.replace('.', '/')}.py"
+        assert there in [module for _, module in imports_of(path)], f"{here} leads to {there}"
 
 
 def test_folders_are_not_facades() -> None:

@@ -1,0 +1,1 @@
+"""``abacist doctor``: checks of the machine, and what became of a run."""

@@ -1,1 +1,0 @@
-"""What leaves the house: answers to a question now, exported models later."""

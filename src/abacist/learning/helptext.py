@@ -1,0 +1,162 @@
+"""The help texts of ``abacist train``, each written once, in a module that loads nothing.
+
+``abacist train`` takes every flag of TRL's ``GRPOConfig``, ``ModelConfig`` and script arguments by
+its own name, about two hundred. Asking TRL for their help takes seconds and buries the fifty that
+matter, so ``--help`` prints :data:`TRAIN_FLAGS`. ``--help_all`` asks TRL for the rest, and reads
+the texts of Abacist's own settings from here too (``learning.arguments``).
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import NamedTuple
+
+
+class Flag(NamedTuple):
+    """One flag of ``abacist train``: its name as typed, what follows it, and what it does."""
+
+    name: str
+    value: str
+    help: str
+
+
+class Group(NamedTuple):
+    """Flags that belong together, under a heading."""
+
+    title: str
+    flags: tuple[Flag, ...]
+
+
+TRAIN_FLAGS = (
+    Group(
+        "model",
+        (
+            Flag("--model_name_or_path", "MODEL", "`tiny` (built in), a Hub id, a folder or a PEFT "
+                 "adapter; a run brings its settings and its prompt"),
+            Flag("--dtype", "TYPE", "auto, float32, bfloat16 or float16: how the weights are held"),
+            Flag("--attn_implementation", "NAME", "auto, flash_attention_2, sdpa or eager"),
+            Flag("--device", "NAME", "auto, cuda, mps or cpu"),
+            Flag("--use_peft", "", "train a LoRA adapter: the default; --no_use_peft trains all"),
+            Flag("--trust_remote_code", "", "run code that comes with the model: never by default"),
+            Flag("--lora_r", "N", "rank of the adapter"),
+            Flag("--lora_alpha", "N", "its scale: the adapter is multiplied by alpha / r"),
+            Flag("--lora_dropout", "P", "dropout before the adapter"),
+            Flag("--lora_target_modules", "NAME …", "the layers that get an adapter, or "
+                 "all-linear"),
+        ),
+    ),
+    Group(
+        "problems and prompt",
+        (
+            Flag("--dataset_name", "DATA", "`generated`, a Hub id (openai/gsm8k), a folder, or a "
+                 "JSONL, CSV or Parquet file"),
+            Flag("--dataset_config", "NAME", "its configuration on the Hub (GSM8K: main)"),
+            Flag("--dataset_train_split", "NAME", "the split to learn from"),
+            Flag("--dataset_test_split", "NAME", "its test split, which no training reads"),
+            Flag("--num_heldout_problems", "N", "problems of the verdict, measured before and "
+                 "after; 0: no verdict"),
+            Flag("--num_consistency_problems", "N", "of these, get 4 sampled replies each, before "
+                 "and after (100); 0: none"),
+            Flag("--num_shots", "N", "solved examples in every prompt, or `gist` for its one-shot"),
+            Flag("--system_prompt", "TEXT", "default, none, or your own text asking for a format"),
+        ),
+    ),
+    Group(
+        "rewards",
+        (
+            Flag("--reward_funcs", "NAME …", "rewards by name, the sets `default` and `gist`, or "
+                 "your own module.function or file.py:function"),
+            Flag("--reward_weights", "W …", "one factor for each"),
+            Flag("--allow_hackable_rewards", "", "train on them although a hack earns what an "
+                 "honest solution does"),
+            Flag("--control", "KIND", "random or format: a placebo under the same budget, random "
+                 "coins or only the form rewards"),
+        ),
+    ),
+    Group(
+        "learning",
+        (
+            Flag("--num_generations", "N", "replies to each problem: the size of a group; the "
+                 "batch follows, unless it is given too"),
+            Flag("--max_completion_length", "N", "tokens a reply may have"),
+            Flag("--temperature", "T", "of sampling while learning"),
+            Flag("--learning_rate", "LR", "with LoRA about ten times that of full training"),
+            Flag("--beta", "B", "weight of the KL term; 0 needs no reference model"),
+            Flag("--loss_type", "NAME", "dapo, dr_grpo, grpo, bnpo, …"),
+            Flag("--max_steps", "N", "optimizer steps; wins over epochs. In a shorter run than the "
+                 "recipe's, warm-up and measurements follow"),
+            Flag("--num_train_epochs", "N", "times through the problems"),
+            Flag("--per_device_train_batch_size", "N", "replies in one forward pass"),
+            Flag("--gradient_accumulation_steps", "N", "forward passes in one step"),
+            Flag("--use_vllm", "", "sample with vLLM"),
+            Flag("--nan_policy", "NAME", "stop or skip, once a step has been refused whose "
+                 "gradient is NaN or infinite"),
+            Flag("--seed", "N", "of everything that is drawn"),
+        ),
+    ),
+    Group(
+        "the run",
+        (
+            Flag("--output_dir", "DIR", "where it is kept; a new folder in runs/ unless given"),
+            Flag("--overwrite", "", "replace a run that is in --output_dir already"),
+            Flag("--run_name", "NAME", "what trackers call it, and its folder in runs/"),
+            Flag("--report_to", "NAME …", "wandb, trackio, tensorboard; metrics.jsonl is always "
+                 "written"),
+            Flag("--logging_steps", "N", "steps between two lines of metrics"),
+            Flag("--eval_steps", "N", "steps between two looks at held-out problems"),
+            Flag("--save_steps", "N", "steps between two checkpoints"),
+            Flag("--resume", "RUN", "go on with a run, or from one of its checkpoints, exactly; "
+                 "with more --max_steps a finished one too"),
+            Flag("--resume_from_checkpoint", "PATH", "TRL's name for it; `latest` is that of "
+                 "--output_dir"),
+            Flag("--force", "", "resume although settings, data or rewards are not the run's"),
+            Flag("--max_hours", "H", "save and stop before the step that would take it past H "
+                 "hours"),
+            Flag("--config", "FILE", "flags from a YAML file; what is typed wins over it"),
+            Flag("--dry_run", "", "plan only, keep nothing: memory, time, what there is to learn "
+                 "from --dry_run_problems N (32)"),
+            Flag("--json", "", "the result as one JSON object on stdout, the rest on stderr"),
+        ),
+    ),
+)  # fmt: skip
+
+# Settings of Abacist's own that only --help_all shows.
+_OTHERS = {
+    "use_fast_path": "our rollout and scoring where they compute what TRL's do "
+    "(--no_use_fast_path)",
+    "vllm_canary_steps": "with --use_vllm, compare both engines every so many steps; 0: never",
+    "keep_rollouts": "write every completion with its rewards to output_dir/rollouts/*.parquet",
+    "problem_sampling": "which problems next: uniform (shuffled epochs), or solve_rate (those "
+    "that are sometimes solved)",
+    "outcome_gating": "once the format is learned, groups all right or all wrong teach nothing",
+    "model_revision": "branch, tag or commit of a model on the Hub",
+    "use_rslora": "scale the adapter by alpha / sqrt(r)",
+    "use_dora": "weight-decomposed LoRA",
+    "question_column": "column that holds the question",
+    "answer_column": "column with the solution ending in '#### gold', or the bare gold",
+    "decimal_mark": "how bare golds in a text column are written: 3.5 or 3,5",
+    "skip_bad_rows": "leave out unusable rows and count them",
+    "num_train_problems": "at most so many training problems, chosen by seed (generated: 4000)",
+    "num_selection_problems": "problems measured every --eval_steps; none of them is in the "
+    "verdict",
+    "shots_file": "take the examples from this file",
+    "reward_timeout_seconds": "time a reward of your own may take for one batch; 0: no limit",
+    "max_silent_steps": "stop after so many steps in which every advantage is zero; 0: never",
+    "eval_batch_size": "replies written at once while measuring",
+}
+_TEXTS = _OTHERS | {
+    flag.name.removeprefix("--"): flag.help for group in TRAIN_FLAGS for flag in group.flags
+}
+
+
+def text_of(setting: str) -> dict[str, str]:
+    """The help text of a setting, as the metadata of a dataclass field."""
+    return {"help": _TEXTS[setting]}
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    folder = resources.files("abacist") / "recipes"
+    return sorted(
+        item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")
+    )
