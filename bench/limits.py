@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from abacist.policy import products as own
 from abacist.policy.kernels.build import takes
-from abacist.policy.kernels.decoding import Packed
+from abacist.policy.kernels.decode import Packed
 
 Product = tuple[int, int, int, int]  # batch, rows, inner, columns
 _OPERANDS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # where the first factor stands

@@ -9,9 +9,9 @@ from unittest import mock
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from abacist.policy import graphs
-from abacist.policy.batch import Batch
-from abacist.policy.engine import Engine, Sampling
+from abacist.policy.decoding import graphs
+from abacist.policy.decoding.batch import Batch
+from abacist.policy.decoding.engine import Engine, Sampling
 
 SIZES = {
     "vocab_size": 200,

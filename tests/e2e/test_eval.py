@@ -16,8 +16,8 @@ import pytest
 
 import abacist
 from abacist.cli.main import main
-from abacist.policy import decoding
-from abacist.policy.decoding import Completion
+from abacist.policy.decoding import generation as decoding
+from abacist.policy.decoding.generation import Completion
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import StopReason
 from abacist.task.problems import load_problems

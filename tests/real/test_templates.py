@@ -203,7 +203,7 @@ def test_every_decision_is_explained(folder: Path) -> None:
 
 def test_padding_on_the_left_and_sharing_a_batch_change_no_greedy_token(model: Path) -> None:
     """By our engine, by transformers on a padded batch, by transformers on each prompt alone."""
-    from abacist.policy import decoding
+    from abacist.policy.decoding import generation as decoding
     from abacist.policy.loading import load_policy
 
     policy = load_policy(str(model), dtype="float32")

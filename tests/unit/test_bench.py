@@ -15,7 +15,7 @@ import torch
 
 from abacist.policy import products as own
 from abacist.policy.kernels.build import takes
-from abacist.policy.kernels.decoding import Packed
+from abacist.policy.kernels.decode import Packed
 
 BENCH = Path(__file__).parents[2] / "bench"
 MODEL, SHORTEST, LONGEST = "smoke-qwen", 4, 8

@@ -15,12 +15,12 @@ from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, ge
 from transformers import GenerationConfig, TopKLogitsWarper, TopPLogitsWarper
 
 from abacist.errors import ModelError
-from abacist.policy import decoding
-from abacist.policy.decoding import Completion, generate, sample_tokens, write
-from abacist.policy.drawing import Sampling
-from abacist.policy.lean import LeanNetwork
+from abacist.policy.decoding import generation as decoding
+from abacist.policy.decoding.generation import Completion, generate, sample_tokens, write
+from abacist.policy.decoding.network import LeanNetwork
+from abacist.policy.decoding.progress import Decoded
+from abacist.policy.decoding.token_sampling import Sampling
 from abacist.policy.loading import Policy, default_lora, load_policy
-from abacist.policy.progress import Decoded
 from abacist.records.rollout import StopReason
 
 Fold = Callable[[str], Path]

@@ -34,12 +34,12 @@ from transformers import (
 )
 
 from abacist.errors import ModelError
-from abacist.policy import lean
-from abacist.policy.engine import Engine, Sampling, obstacle
-from abacist.policy.kernels import attention, decoding
-from abacist.policy.lean import LeanNetwork
-from abacist.policy.progress import Decoded
-from abacist.policy.projections import Live
+from abacist.policy.decoding import network as lean
+from abacist.policy.decoding.engine import Engine, Sampling, obstacle
+from abacist.policy.decoding.network import LeanNetwork, Live
+from abacist.policy.decoding.progress import Decoded
+from abacist.policy.kernels import decode as decoding
+from abacist.policy.kernels import tree_attention as attention
 from abacist.policy.source import BUILT_IN_FOLDER
 
 Fold = Callable[[str], Path]

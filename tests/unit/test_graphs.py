@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from abacist.policy import graphs
-from abacist.policy.engine import Engine, Sampling
-from abacist.policy.kernels import attention, decoding
+from abacist.policy.decoding import graphs
+from abacist.policy.decoding.engine import Engine, Sampling
+from abacist.policy.kernels import decode as decoding
+from abacist.policy.kernels import tree_attention as attention
 
 Fold = Callable[[str], Path]
 BUDGET_TOKENS = 40
@@ -244,7 +245,7 @@ def test_a_replay_that_is_not_the_step_is_found_and_nothing_of_it_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from abacist.policy import engine
+    from abacist.policy.decoding import engine
 
     eager = written(qwen, EVERYTHING, stop_every=23)
     batches: list[Any] = []

@@ -28,7 +28,8 @@ from transformers.models.qwen2 import modeling_qwen2
 from trl.trainer.utils import add_fused_lm_head
 
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy import blocks, instances, lean, products, scoring
+from abacist.policy import blocks, instances, products, scoring
+from abacist.policy.decoding import network as lean
 from unit.test_fastpath import distance, gradients, make, scored
 
 FAMILIES = ("llama", "qwen2")

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from abacist.policy import attention
-from abacist.policy.kernels import attention as kernel
 from abacist.policy.kernels import build
+from abacist.policy.kernels import tree_attention as kernel
 from abacist.policy.layout import lay_out
 
 pytestmark = pytest.mark.skipif(

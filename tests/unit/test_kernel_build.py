@@ -17,10 +17,10 @@ import torch
 
 from abacist.cli import machine
 from abacist.cli.machine import State
-from abacist.policy.kernels import build, compiler
+from abacist.policy.kernels import build
 from faults import fault
 
-REAL = next(filter(None, map(shutil.which, compiler.COMPILERS)), None)
+REAL = next(filter(None, map(shutil.which, build.COMPILERS)), None)
 needs_compiler = pytest.mark.skipif(REAL is None, reason="there is no C++ compiler here")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no kernels are made for Windows")
 
@@ -264,7 +264,7 @@ def test_a_compiler_that_cannot_say_what_it_is_is_not_used(
     kept: Path, compile_by: Compiler, monkeypatch: pytest.MonkeyPatch, version: str, said: str
 ) -> None:
     script = compile_by("exit 0", version)
-    monkeypatch.setattr(compiler, "VERSION_SECONDS", 0.3)
+    monkeypatch.setattr(build, "VERSION_SECONDS", 0.3)
     assert build.library() is None and said in str(build.obstacle())
     build._kernels.cache_clear()
     script.write_bytes(b"\x7fnothing that runs")
@@ -317,8 +317,8 @@ def test_threads_that_are_started_by_one_openmp_and_numbered_by_another_are_not_
 def test_a_compilation_that_takes_long_says_so(
     kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(compiler, "SILENT_SECONDS", 0.0)
-    compiler.say_that_it_takes_long.cache_clear()
+    monkeypatch.setattr(build, "SILENT_SECONDS", 0.0)
+    build.say_that_it_takes_long.cache_clear()
     again()
     assert [record.message for record in caplog.records] == [
         "Abacist: compiling its CPU kernels, once, for a few seconds."
@@ -417,8 +417,8 @@ def test_kernels_need_the_openmp_library_they_are_given_and_no_other(tmp_path: P
     source.write_text(
         "extern void f(int);\nvoid g() {\n#pragma omp parallel\nf(0);\n}\n", encoding="utf-8"
     )
-    before, after = next(compiler.flags(str(tmp_path / renamed)))
-    code, output = compiler.run([str(REAL), *before, "-o", str(made), str(source), *after], 60.0)
+    before, after = next(build.flags(str(tmp_path / renamed)))
+    code, output = build.run([str(REAL), *before, "-o", str(made), str(source), *after], 60.0)
     assert code == 0, output
     assert renamed.encode() in made.read_bytes() and name not in made.read_bytes()
 

@@ -26,11 +26,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from abacist.policy.cache import Cache
-from abacist.policy.drawing import sample_tokens
-from abacist.policy.engine import Engine
-from abacist.policy.kernels import attention, build, decoding
-from abacist.policy.lean import LeanNetwork
+from abacist.policy.decoding.cache import Cache
+from abacist.policy.decoding.engine import Engine
+from abacist.policy.decoding.network import LeanNetwork
+from abacist.policy.decoding.token_sampling import sample_tokens
+from abacist.policy.kernels import build
+from abacist.policy.kernels import decode as decoding
+from abacist.policy.kernels import tree_attention as attention
 
 pytestmark = pytest.mark.skipif(
     build.library() is None, reason=f"there are no kernels: {build.obstacle()}"

@@ -29,7 +29,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from abacist.policy import instances, scoring
 from abacist.policy.head import score_tokens
-from abacist.policy.kernels import attention, build
+from abacist.policy.kernels import build
+from abacist.policy.kernels import tree_attention as attention
 from abacist.policy.layout import lay_out
 from abacist.policy.scoring import obstacle, score
 from abacist.policy.source import BUILT_IN_FOLDER

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from abacist.learning.resume.resuming import SAMPLED_VALUES, _spread, fingerprints
-from abacist.policy.drawing import sample_tokens
-from abacist.policy.engine import Engine, Sampling
+from abacist.policy.decoding.engine import Engine, Sampling
+from abacist.policy.decoding.token_sampling import sample_tokens
 from abacist.policy.head import score_tokens
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy

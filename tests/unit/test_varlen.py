@@ -16,7 +16,7 @@ from transformers import modeling_flash_attention_utils
 
 import flashkernels
 from abacist.policy import attending, instances, scoring
-from abacist.policy.kernels import attention
+from abacist.policy.kernels import tree_attention as attention
 from abacist.policy.layout import Pick, lay_out
 from abacist.policy.varlen import Sequences, Varlen, flash_kernel, pytorch_kernel
 from unit.test_scoring import BATCHES, batch_of, compare, distance, gradients, make, ours

@@ -128,8 +128,9 @@ def _applies(marker: object) -> bool:
 
 
 def _choices() -> Iterator[Finding]:
-    from abacist.policy import attending, graphs
+    from abacist.policy import attending
     from abacist.policy.choices import choose_attention, choose_device, choose_dtype
+    from abacist.policy.decoding import graphs
 
     device, device_choice = choose_device("auto")
     dtype, dtype_choice = choose_dtype("auto", device, trains_all_weights=False)

@@ -48,6 +48,7 @@ _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|endo
 _SPARE_TOKEN = re.compile(r"reserved|unused|pad", re.IGNORECASE)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _PROBE = "The answer is 12"
+_NEXT_QUESTION = re.compile(r"Question(:|\Z)")
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,51 @@ class Chat:
 
     def _plain_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+@dataclass(frozen=True)
+class PlainChat(Chat):
+    """A :class:`Chat` whose conversations are running text. Get one by :meth:`of`."""
+
+    @classmethod
+    def of(cls, chat: Chat) -> PlainChat:
+        """The same tokenizer, its template left aside."""
+        ids = chat.tokenizer("\n\nQuestion", add_special_tokens=False)["input_ids"]
+        alone = chat.tokenizer.decode(ids[-1:]) == "Question"
+        stop_ids = (*chat.stop_ids, ids[-1]) if alone else chat.stop_ids
+        named = ", ".join(chat.tokenizer.convert_ids_to_tokens(list(stop_ids)))
+        notes = (
+            ("template", "none: 'Question: … Answer: …' as running text"),
+            ("stop tokens", f"{named}, and the text is cut at a next 'Question'"),
+        )
+        return cls(chat.tokenizer, stop_ids, chat.pad_id, None, notes)
+
+    def encode(self, messages: Sequence[Message], *, prefill: str = "") -> list[int]:
+        """The ids of the examples and the question. Raises DataError for control tokens in them."""
+        parts = []
+        for message in messages:
+            self.check_user_text(message["content"], where=f"the {message['role']} message")
+            content = message["content"].strip()
+            asked = message["role"] == "user"
+            parts.append(f"Question: {content}\nAnswer:" if asked else f" {content}\n\n")
+        text = "".join(parts) + (f" {prefill}" if prefill else "")
+        return list(self.tokenizer(text)["input_ids"])  # with the BOS of those that want one
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text up to where the model begins another question."""
+        return _NEXT_QUESTION.split(super().decode(ids), maxsplit=1)[0]
+
+    def stop_reason(self, completion_ids: Sequence[int], max_completion_tokens: int) -> StopReason:
+        """As for any reply; one that was cut at a next question has stopped."""
+        reason = super().stop_reason(completion_ids, max_completion_tokens)
+        cut = reason is StopReason.LENGTH and _NEXT_QUESTION.search(super().decode(completion_ids))
+        return StopReason.STOPPED if cut else reason
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        # A question may well hold the word "Question".
+        plain = self.tokenizer("Question", add_special_tokens=False)["input_ids"]
+        return super()._control_ids - set(plain)
 
 
 def generation_config_holders(model: PreTrainedModel | PeftModel) -> list[Any]:

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from abacist.policy import instances
 from abacist.policy.kernels import build as kernels
-from abacist.policy.kernels.products import multiply
+from abacist.policy.kernels.multiply import multiply
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "reading.h"
+#include "decode_attention.h"
 #include "threads.h"
 
 constexpr int64_t CACHED_BYTES = 4 << 20;

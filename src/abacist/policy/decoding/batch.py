@@ -1,7 +1,7 @@
 """The rows that are written together: who is in work, where they lie, who comes and goes.
 
 What a step needs of a row lies in tensors that never move (``_state`` and its companions), so
-that a step can be recorded (:mod:`abacist.policy.graphs`). Between steps rows and prompts leave and
+that a step can be recorded (``graphs.py``). Between steps rows and prompts leave and
 come, in place. A row's first token is chosen by the scores of its prompt; a step then lets every
 row read its last token and choose the next.
 
@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import torch
 
-from abacist.policy import graphs, soundness
-from abacist.policy.cache import Cache, closed_up, common_prefix_tokens
-from abacist.policy.drawing import Sampling, penalise_repetition, sample_tokens
-from abacist.policy.lean import LeanNetwork
-from abacist.policy.progress import Decoded, Progress
+from abacist.policy import soundness
+from abacist.policy.decoding import graphs
+from abacist.policy.decoding.cache import Cache, closed_up, common_prefix_tokens
+from abacist.policy.decoding.network import LeanNetwork
+from abacist.policy.decoding.progress import Decoded, Progress
+from abacist.policy.decoding.token_sampling import Sampling, penalise_repetition, sample_tokens
 
 Ids = list[int]
 Ended = Callable[[int, Ids], None]

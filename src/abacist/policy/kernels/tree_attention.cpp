@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "rows.h"
+#include "attention_block.h"
 
 namespace attention {
 

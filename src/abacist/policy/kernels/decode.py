@@ -15,7 +15,7 @@ from abacist.policy.kernels import build
 from abacist.policy.kernels.build import library, threads
 
 if TYPE_CHECKING:
-    from abacist.policy.lean import LeanNetwork
+    from abacist.policy.decoding.network import LeanNetwork
 
 _Address, _Count = ctypes.c_void_p, ctypes.c_int64
 

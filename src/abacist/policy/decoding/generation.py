@@ -10,7 +10,7 @@ What is promised, so that the engine behind it can be exchanged:
   training, and in any subset of the data.
 * Nothing of the checkpoint's own generation defaults takes part.
 
-The engine of :mod:`abacist.policy.engine` writes them wherever it can take the model, at several
+Our own engine (``engine.py``) writes them wherever it can take the model, at several
 times the speed; every other model goes through transformers' own ``generate``.
 
 Shapes: B rows of a batch, P prompt tokens (left-padded), V vocabulary entries.
@@ -32,12 +32,12 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
 from abacist.policy import soundness
-from abacist.policy.batch import Ended
 from abacist.policy.chat import Message, generation_config_holders
-from abacist.policy.drawing import Sampling, sample_tokens
-from abacist.policy.engine import Engine, obstacle
+from abacist.policy.decoding.batch import Ended
+from abacist.policy.decoding.engine import Engine, obstacle
+from abacist.policy.decoding.progress import Decoded, Progress
+from abacist.policy.decoding.token_sampling import Sampling, sample_tokens
 from abacist.policy.loading import Policy
-from abacist.policy.progress import Decoded, Progress
 from abacist.records.rollout import StopReason
 
 __all__ = ["Completion", "generate", "sample_tokens"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from abacist.errors import ModelError
-from abacist.policy.kernels import decoding as kernels
+from abacist.policy.kernels import decode as kernels
 
 
 @dataclass(frozen=True)

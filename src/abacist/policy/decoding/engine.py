@@ -24,11 +24,12 @@ from typing import Any
 import torch
 
 from abacist.errors import ModelError
-from abacist.policy import graphs, soundness
-from abacist.policy.batch import Batch, Ended, Ids
-from abacist.policy.drawing import Sampling
-from abacist.policy.lean import LeanNetwork, obstacle
-from abacist.policy.progress import Progress
+from abacist.policy import soundness
+from abacist.policy.decoding import graphs
+from abacist.policy.decoding.batch import Batch, Ended, Ids
+from abacist.policy.decoding.network import LeanNetwork, obstacle
+from abacist.policy.decoding.progress import Progress
+from abacist.policy.decoding.token_sampling import Sampling
 
 __all__ = ["Engine", "Sampling", "obstacle"]
 

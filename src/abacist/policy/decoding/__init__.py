@@ -1,0 +1,1 @@
+"""Write completions: prompts in, token ids out, many rows at a time."""
