@@ -150,7 +150,7 @@ def _choices() -> Iterator[Finding]:
 def _kernels() -> Iterator[Finding]:
     from abacist.policy.kernels import build
 
-    if (why := build.obstacle()) is not None:
+    if (why := build.unsupported_reason()) is not None:
         cost = "Without kernels of ours a CPU computes the same on PyTorch alone, slower."
         yield Finding("kernels", State.NOTE, f"none: {why}", cost)
     else:

@@ -27,7 +27,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     layout.layers_attended += 1
     if layout.varlen is not None:
         return layout.varlen.attend(query, key, value, scale)
-    if kernel.takes(query, key, value):
+    if kernel.supports(query, key, value):
         return kernel.attend(query, key, value, layout.branches, scale)
     return padded(query, key, value, layout, scale)
 

@@ -1,19 +1,24 @@
-"""What the rows of a decoding batch remember: keys and values, a prompt's only once.
+"""The keys and values of a decoding batch, each prompt's only once, and the two passes over them.
 
-A group of completions shares its prompt, so keys and values are kept in two parts: those of each
-prompt in the batch, and those of each row's own completion. A token attends to both in one
-softmax; against the prompt, the queries of a whole group meet the same keys in one product. What
-all prompts begin with (a system text, worked examples) is computed once and copied.
+A group of completions shares its prompt. So keys and values are kept in two parts: those of each
+prompt, and those of each row's own completion.
 
-Rows and prompts leave by letting the last ones move into their places, so that what is alive
-always lies in front: a batch shrinks, or is refilled, at the cost of the rows that moved. Places
-that nobody holds, and what their last holder left there, are masked and never cleared.
+* **Prefill** (:meth:`Cache.read_prompts`) reads prompts, many at once, packed without padding. What
+  all prompts begin with (a system text, worked examples) is computed once and copied.
+* **A step** (:meth:`Cache.step`) reads one token per row. Each token attends to its prompt and to
+  its own completion in one softmax. The queries of all rows of a prompt meet the prompt's keys in
+  one product, so the prompt is read from memory once for the group, not once per row.
 
-A step reads only tensors that stay where they are, and does nothing that a CUDA graph cannot hold:
-what it computes depends on their contents, and on the numbers in ``Cache.shape``.
+Rows and prompts leave by letting the last ones move into their places. So the rows and prompts in
+use are always the first ones, and a batch shrinks, or is refilled, at the cost of the rows that
+move. Places not in use, and what their last holder left there, are masked and never cleared.
 
-Shapes: L layers, P prompts and N rows alive, H key heads, G query heads to a key head, D numbers
-of a head, M the most rows a prompt has, S prompt tokens, W completion tokens so far.
+A step reads only tensors that stay where they are, and does nothing that a CUDA graph cannot
+record: what it computes depends on the contents of these tensors and on ``Cache.shape``.
+
+Shapes: L layers, P prompts and N rows in use, M most rows of a prompt, H query heads, K key heads,
+Q = H / K query heads per key head, S prompt tokens, W window (completion tokens attended to),
+D head dim, C hidden size, T packed tokens.
 """
 
 from __future__ import annotations
@@ -24,19 +29,19 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from abacist.policy.decoding.network import Attend, LeanNetwork
+from abacist.policy.decoding.network import Attend, DecodingNetwork
 from abacist.policy.kernels import tree_attention
 
 _PREFILL_TOKENS = 8192
 
 
 class Shape(NamedTuple):
-    """How much a step computes, whoever is alive."""
+    """How much a step computes, whichever rows and prompts are in use."""
 
-    prompts: int
-    rows_a_prompt: int
-    prompt_tokens: int
-    in_order: bool  # row after row, the rows of a prompt and the prompts follow each other
+    prompts: int  # P
+    rows_a_prompt: int  # M
+    prompt_tokens: int  # S
+    in_order: bool  # rows are sorted by prompt and every prompt has M: no reordering is needed
 
 
 class Cache:
@@ -44,7 +49,7 @@ class Cache:
 
     def __init__(
         self,
-        network: LeanNetwork,
+        network: DecodingNetwork,
         *,
         max_rows: int,
         max_prompts: int,
@@ -54,13 +59,13 @@ class Cache:
     ) -> None:
         self._network, self._rows_a_prompt = network, rows_a_prompt or max_rows
         heads, layers, size = network.key_heads, network.num_layers, network.head_dim
-        # Zeros, for what is masked must still be finite.
-        self._prompts = torch.zeros(  # keys, values
+        # Zeros rather than empty: masked values are multiplied by 0, and 0 · NaN would be NaN.
+        self._prompts = torch.zeros(  # keys and values [2, L, prompts, K, prompt tokens, D]
             (2, layers, max_prompts, heads, prompt_tokens, size),
             dtype=network.dtype,
             device=network.device,
         )
-        self._rows = torch.zeros(
+        self._rows = torch.zeros(  # keys and values [2, L, rows, K, completion tokens, D]
             (2, layers, max_rows, heads, completion_tokens, size),
             dtype=network.dtype,
             device=network.device,
@@ -68,22 +73,23 @@ class Cache:
         self._prefix_tokens = 0
         self.shape = Shape(0, 0, 0, in_order=True)
         self._prompt_of_row = torch.empty(0)
-        # To the rows in the order of their prompts, and back.
+        # A slot is one of the M rows of one of the P prompts: slot = prompt · M + number.
         self._row_of_slot, self._slot_of_row = (
             torch.zeros(count, dtype=torch.long, device=network.device)
             for count in (max_prompts * self._rows_a_prompt, max_rows)
         )
 
     def keep_prefix(self, ids: Sequence[int]) -> None:
-        """Compute what every prompt begins with, once for all of them."""
+        """Read what every prompt begins with, once for all of them."""
         self._prefill([ids], first=0)
         length = self._prefix_tokens = len(ids)
         self._prompts[:, :, 1:, :, :length] = self._prompts[:, :, :1, :, :length]
 
     def read_prompts(self, prompts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
-        """Prefill ``prompts`` into the places from ``first`` on; the last hidden states, [P, …].
+        """Prefill ``prompts`` into the places from ``first`` on.
 
-        Each begins with the prefix, if there is one, and is longer than it.
+        Each begins with the prefix, if there is one, and is longer than it. Returns the hidden
+        state of each prompt's last token, [P, C].
         """
         start, states = 0, []
         while start < len(prompts):
@@ -95,7 +101,7 @@ class Cache:
 
     def _prefill(self, prompts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
         keys, values = self._prompts[:, :, first : first + len(prompts)]
-        return _read(self._network, prompts, keys, values, self._prefix_tokens)
+        return _prefill(self._network, prompts, keys, values, self._prefix_tokens)
 
     def arrange(
         self,
@@ -103,208 +109,230 @@ class Cache:
         prompt_tokens: Sequence[int],
         padded_rows: int | None = None,
     ) -> None:
-        """Say which prompt each living row belongs to, and how long each living prompt is.
+        """Set which prompt each row in use belongs to, and how long each prompt in use is.
 
-        ``padded_rows``: compute so many rows and what they can need at most, whoever is alive.
+        ``padded_rows``: let steps compute this many rows, and the most prompts, rows per prompt and
+        prompt tokens these can need. Then the shape stays the same while rows come and go, and so
+        does the CUDA graph.
         """
         device = self._network.device
         if self._network.decoder is not None:
             self._prompt_of_row = torch.tensor(prompt_of_row, device=device)
             return
-        taken = [0] * len(prompt_tokens)
-        places = []
+        # The rows of a prompt are numbered in the order of their places.
+        rows_so_far = [0] * len(prompt_tokens)
+        number_in_prompt = []
         for prompt in prompt_of_row:
-            places.append(taken[prompt])
-            taken[prompt] += 1
+            number_in_prompt.append(rows_so_far[prompt])
+            rows_so_far[prompt] += 1
         if padded_rows is None:
-            number, prompts, most = len(prompt_of_row), len(prompt_tokens), max(taken)
-            longest = max(prompt_tokens)
+            rows, prompts = len(prompt_of_row), len(prompt_tokens)
+            most, longest = max(rows_so_far), max(prompt_tokens)
         else:
-            number, prompts = padded_rows, min(padded_rows, self._prompts.shape[2])
+            rows, prompts = padded_rows, min(padded_rows, self._prompts.shape[2])
             most, longest = min(padded_rows, self._rows_a_prompt), self._prompts.shape[4]
-        slots = [p * most + place for p, place in zip(prompt_of_row, places, strict=True)]
-        in_order = prompts * most == number and slots == list(range(len(slots)))
+        slots = [
+            prompt * most + number
+            for prompt, number in zip(prompt_of_row, number_in_prompt, strict=True)
+        ]
+        in_order = prompts * most == rows and slots == list(range(len(slots)))
         self.shape = Shape(prompts, most, longest, in_order)
         if not in_order:
-            row_of_slot = [0] * (prompts * most)  # an empty slot repeats a row: nobody looks
+            # An empty slot repeats row 0, and a padding row reads slot 0: nobody reads the results.
+            row_of_slot = [0] * (prompts * most)
             for row, slot in enumerate(slots):
                 row_of_slot[slot] = row
             self._row_of_slot[: prompts * most] = torch.tensor(row_of_slot, device=device)
-            slots += [0] * (number - len(slots))
-            self._slot_of_row[:number] = torch.tensor(slots, device=device)
+            slots += [0] * (rows - len(slots))
+            self._slot_of_row[:rows] = torch.tensor(slots, device=device)
 
     def move_rows(self, sources: Sequence[int], targets: Sequence[int], tokens: int) -> None:
-        """Let rows ``sources``, ``tokens`` long so far, take the places ``targets``."""
+        """Move rows ``sources``, with at most ``tokens`` tokens so far, to places ``targets``."""
         self._rows[:, :, list(targets), :, :tokens] = self._rows[:, :, list(sources), :, :tokens]
 
     def move_prompts(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Let prompts ``sources`` take the places ``targets``."""
-        own = slice(self._prefix_tokens, None)
+        """Move prompts ``sources`` to places ``targets``."""
+        own = slice(self._prefix_tokens, None)  # the prefix is in every place already
         self._prompts[:, :, list(targets), :, own] = self._prompts[:, :, list(sources), :, own]
 
     def step(
         self,
-        tokens: torch.Tensor,
-        prompt_tokens: torch.Tensor,
-        written: torch.Tensor,
+        tokens_N: torch.Tensor,
+        prompt_tokens_N: torch.Tensor,
+        written_N: torch.Tensor,
         window: int,
     ) -> torch.Tensor:
-        """The hidden states of one new token a row, [N, hidden].
+        """The hidden states [N, C] after each row has read one more token.
 
-        Row n has ``prompt_tokens[n]`` and ``written[n]`` tokens behind it; all of ``written`` are
-        below ``window``.
+        Row n has read ``prompt_tokens_N[n]`` tokens of its prompt and ``written_N[n]`` of its
+        completion before this one. All of ``written_N`` are below ``window``.
         """
         network = self._network
         if network.decoder is not None:
             return network.decoder.step(
-                self._prompts, self._rows, tokens, self._prompt_of_row, prompt_tokens, written
+                self._prompts, self._rows, tokens_N, self._prompt_of_row, prompt_tokens_N, written_N
             )
-        number, size, heads = len(tokens), network.head_dim, network.key_heads
-        group = network.query_heads // heads
+        rows, heads, size = len(tokens_N), network.key_heads, network.head_dim
+        group = network.query_heads // heads  # Q
         prompts, most, longest, in_order = self.shape
-        slot_of_row, row_of_slot = self._slot_of_row[:number], self._row_of_slot[: prompts * most]
-        prompt_keys, prompt_values = self._prompts[:, :, :prompts, :, :longest]
-        own_keys, own_values = self._rows[:, :, :number, :, :window]
-        all_keys, all_values = self._rows.flatten(2, 4)
-        own_heads = torch.arange(number * heads, device=tokens.device).view(number, heads)
-        now = own_heads * self._rows.shape[4] + written[:, None]
-        columns = torch.arange(max(longest, window), device=tokens.device)
-        masked = torch.cat(
-            (columns[:longest] >= prompt_tokens[:, None], columns[:window] > written[:, None]), 1
-        )
-        bias = torch.zeros(masked.shape, dtype=network.dtype, device=tokens.device)
-        bias = bias.masked_fill_(masked, -torch.inf)[:, None, None]
+        slot_of_row, row_of_slot = self._slot_of_row[:rows], self._row_of_slot[: prompts * most]
+        prompt_keys, prompt_values = self._prompts[:, :, :prompts, :, :longest]  # [L, P, K, S, D]
+        own_keys, own_values = self._rows[:, :, :rows, :, :window]  # [L, N, K, W, D]
 
-        def by_prompt(x: torch.Tensor) -> torch.Tensor:
-            """[N, H, G, …] -> [P, H, M·G, …]."""
-            x = x if in_order else x.index_select(0, row_of_slot)
+        # Where the new key and value of each row and head go, as an index into the flattened
+        # [rows · K · completion tokens] of a layer. One index instead of three (row, head, token)
+        # keeps the write a single kernel.
+        all_keys, all_values = self._rows.flatten(2, 4)  # [L, rows · K · completion tokens, D]
+        head_NK = torch.arange(rows * heads, device=tokens_N.device).view(rows, heads)
+        now_NK = head_NK * self._rows.shape[4] + written_N[:, None]
+
+        # Columns are the tokens of the prompt, then those of the completion. Hidden are the columns
+        # past the end of the row's own prompt and past the token it reads now.
+        columns = torch.arange(max(longest, window), device=tokens_N.device)
+        past_prompt_NS = columns[:longest] >= prompt_tokens_N[:, None]
+        past_own_NW = columns[:window] > written_N[:, None]
+        hidden = torch.cat((past_prompt_NS, past_own_NW), 1)  # [N, S + W]
+        bias = torch.zeros(hidden.shape, dtype=network.dtype, device=tokens_N.device)
+        bias = bias.masked_fill_(hidden, -torch.inf)[:, None, None]  # [N, 1, 1, S + W]
+
+        def by_prompt(x_NKQ: torch.Tensor) -> torch.Tensor:
+            """[N, K, Q, …] -> [P, K, M · Q, …]: the queries of a prompt's rows in one matrix."""
+            x = x_NKQ if in_order else x_NKQ.index_select(0, row_of_slot)
             x = x.view(prompts, most, heads, group, -1)
             return x.transpose(1, 2).reshape(prompts, heads, most * group, -1)
 
         def by_row(x: torch.Tensor) -> torch.Tensor:
+            """[P, K, M · Q, …] -> [N, K, Q, …]: the way back."""
             x = x.view(prompts, heads, most, group, -1).transpose(1, 2)
             x = x.reshape(prompts * most, heads, group, -1)
             return x if in_order else x.index_select(0, slot_of_row)
 
         def attend(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+            layer: int, query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor
         ) -> torch.Tensor:
-            all_keys[layer][now] = key
-            all_values[layer][now] = value
-            query = query.reshape(number, heads, group, size)
-            to_prompt = by_prompt(query) @ prompt_keys[layer].transpose(-1, -2)
-            to_own = query @ own_keys[layer].transpose(-1, -2)
-            scores = torch.cat((by_row(to_prompt), to_own), dim=-1)
+            all_keys[layer][now_NK] = key_NKD
+            all_values[layer][now_NK] = value_NKD
+            query_NKQD = query_NHD.reshape(rows, heads, group, size)
+            # [P, K, M · Q, D] times [P, K, D, S]: each prompt's keys are read once.
+            to_prompt = by_prompt(query_NKQD) @ prompt_keys[layer].transpose(-1, -2)
+            to_own_NKQW = query_NKQD @ own_keys[layer].transpose(-1, -2)
+            scores = torch.cat((by_row(to_prompt), to_own_NKQW), dim=-1)  # [N, K, Q, S + W]
             weights = scores.add_(bias).softmax(dim=-1)
-            read = by_row(by_prompt(weights[..., :longest]) @ prompt_values[layer])
-            return read + weights[..., longest:] @ own_values[layer]
+            of_prompt = by_row(by_prompt(weights[..., :longest]) @ prompt_values[layer])
+            return of_prompt + weights[..., longest:] @ own_values[layer]  # [N, K, Q, D]
 
-        return network.forward(tokens, prompt_tokens + written, attend)
+        return network.forward(tokens_N, prompt_tokens_N + written_N, attend)
 
 
-def _read(
-    network: LeanNetwork,
+def _prefill(
+    network: DecodingNetwork,
     prompts: Sequence[Sequence[int]],
     keys: torch.Tensor,
     values: torch.Tensor,
     past: int,
 ) -> torch.Tensor:
-    """Write keys and values [L, P, H, S, D] of ``prompts``; their last hidden states, [P, hidden].
+    """Read ``prompts`` and write their ``keys`` and ``values``, each [L, P, K, S, D].
 
-    The first ``past`` tokens of each are there already.
+    The first ``past`` tokens of each prompt are there already. Returns the hidden state of each
+    prompt's last token, [P, C].
     """
     lengths = [len(ids) - past for ids in prompts]
+    # The prompts without their prefix, one after another. The token at t is token column_T[t]
+    # behind the prefix of prompt_T[t].
     tokens = torch.tensor([token for ids in prompts for token in ids[past:]])
     columns = torch.cat([torch.arange(length) for length in lengths])
-    rows = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(lengths))
+    numbers = torch.repeat_interleave(torch.arange(len(prompts)), torch.tensor(lengths))
     ends = torch.tensor(lengths).cumsum(0) - 1
-    tokens, columns, rows, ends = (
-        x.to(network.device, non_blocking=True) for x in (tokens, columns, rows, ends)
+    tokens_T, column_T, prompt_T, end_P = (
+        x.to(network.device, non_blocking=True) for x in (tokens, columns, numbers, ends)
     )
-    places = past + columns
-    if tree_attention.takes(keys, keys, values):
-        attended = _attended_as_tree(keys, values, past, lengths)
+    position_T = past + column_T
+    if tree_attention.supports(keys, keys, values):
+        attend_packed = _attend_as_tree(keys, values, past, lengths)
     else:
-        attended = _attended_padded(keys, values, past, (rows, columns), max(lengths))
+        attend_packed = _attend_padded(keys, values, past, (prompt_T, column_T), max(lengths))
 
     def attend(
-        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        layer: int, query_THD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor
     ) -> torch.Tensor:
-        keys[layer][rows, :, places] = key
-        values[layer][rows, :, places] = value
-        return attended(layer, query, key, value)
+        keys[layer][prompt_T, :, position_T] = key_TKD
+        values[layer][prompt_T, :, position_T] = value_TKD
+        return attend_packed(layer, query_THD, key_TKD, value_TKD)
 
-    return network.forward(tokens, places, attend)[ends]
+    return network.forward(tokens_T, position_T, attend)[end_P]
 
 
-def _attended_as_tree(
+def _attend_as_tree(
     keys: torch.Tensor, values: torch.Tensor, past: int, lengths: Sequence[int]
 ) -> Attend:
-    """Packed prompts that grow from their prefix."""
+    """Attention for packed prompts by our kernel: the prefix is a trunk, each prompt a branch."""
     branches = [(0, past, -1)] if past else []
     for length in lengths:
         start = branches[-1][0] + branches[-1][1] if branches else 0
         branches.append((start, length, 0 if past else -1))
     tree = torch.tensor(branches)
-    trunks = keys[:, 0, :, :past].transpose(1, 2), values[:, 0, :, :past].transpose(1, 2)
+    # Keys and values of the prefix, [L, past, K, D]; every prompt has the same, so the first's.
+    prefix_keys = keys[:, 0, :, :past].transpose(1, 2)
+    prefix_values = values[:, 0, :, :past].transpose(1, 2)
 
     def attend(
-        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        layer: int, query_THD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor
     ) -> torch.Tensor:
-        if past:  # whose own queries have been answered
+        query, key, value = query_THD, key_TKD, value_TKD
+        if past:
+            # The kernel wants queries for every token. Those of the prefix are not needed: zeros.
             query = torch.cat((query.new_zeros(past, *query.shape[1:]), query))
-            key, value = (
-                torch.cat((trunk[layer], own))
-                for trunk, own in zip(trunks, (key, value), strict=True)
-            )
+            key = torch.cat((prefix_keys[layer], key))
+            value = torch.cat((prefix_values[layer], value))
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
         return tree_attention.attend(query, key, value, tree, 1.0)[0, past:]
 
     return attend
 
 
-def _attended_padded(
+def _attend_padded(
     keys: torch.Tensor,
     values: torch.Tensor,
     past: int,
     at: tuple[torch.Tensor, ...],
     longest: int,
 ) -> Attend:
-    """Prompts behind their prefix as one padded batch, ``at`` these rows and columns of it.
+    """Attention for packed prompts by PyTorch, as one padded batch; ``at`` [T] each these rows and
+    columns of it.
 
-    The query heads that share a key head are put behind each other as further queries, with a mask:
-    asked to share key heads itself, PyTorch has on a GPU only one kernel for a mask, or for
-    float32, and that one keeps all scores.
+    The query heads that share a key head are placed behind each other as further queries, with a
+    mask. If PyTorch is asked to share key heads itself (``enable_gqa``), then with a mask, or in
+    float32, a GPU has only one kernel for it, and that one stores all scores.
     """
-    _, count, key_heads, _, size = keys.shape
+    _, prompts, key_heads, _, size = keys.shape
     known = past + longest
-    seen = torch.arange(known, device=keys.device)
-    mask = seen <= seen[past:, None]
+    columns = torch.arange(known, device=keys.device)
+    mask = columns <= columns[past:, None]  # [longest, known]
 
     def attend(
-        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        layer: int, query_THD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor
     ) -> torch.Tensor:
-        repeats = query.shape[1] // key_heads
-        padded = query.new_zeros(count, longest, *query.shape[1:])
-        padded[at] = query
-        padded = padded.view(count, longest, key_heads, repeats, size).permute(0, 2, 3, 1, 4)
-        read = F.scaled_dot_product_attention(
-            padded.reshape(count, key_heads, repeats * longest, size),
+        group = query_THD.shape[1] // key_heads  # Q
+        padded = query_THD.new_zeros(prompts, longest, *query_THD.shape[1:])
+        padded[at] = query_THD
+        padded = padded.view(prompts, longest, key_heads, group, size).permute(0, 2, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(
+            padded.reshape(prompts, key_heads, group * longest, size),
             keys[layer, :, :, :known],
             values[layer, :, :, :known],
-            attn_mask=mask.repeat(repeats, 1),
+            attn_mask=mask.repeat(group, 1),
             scale=1.0,
         )
-        read = read.view(count, key_heads, repeats, longest, size).permute(0, 3, 1, 2, 4)
-        return read.reshape(count, longest, -1, size)[at]
+        attended = attended.view(prompts, key_heads, group, longest, size).permute(0, 3, 1, 2, 4)
+        return attended.reshape(prompts, longest, -1, size)[at]
 
     return attend
 
 
 def closed_up(gone: Sequence[bool]) -> tuple[list[int], list[int], list[int]]:
-    """Who stands where after those ``gone`` left and the last ones took their places.
+    """The new order after those ``gone`` left and the last ones moved into their places.
 
-    Returns for each new place its old one, then where the movers came from and went to.
+    Returns the old place of each new place, then the old and the new places of those that moved.
 
     >>> closed_up([True, False, True, False, False])
     ([3, 1, 4], [3, 4], [0, 2])
@@ -326,7 +354,8 @@ def common_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    least, most = min(prompts), max(prompts)  # whatever these two share, all between them do
+    # What the first and the last in sorted order share, all between them share too.
+    least, most = min(prompts), max(prompts)
     shared = 0
     for a, b in zip(least[:-1], most[:-1], strict=False):
         if a != b:

@@ -1,18 +1,18 @@
-"""The decoding engine: many completions at once, every token of work spent on one still open.
+"""The decoding engine: many completions at once, with no work on rows that have ended.
 
-Hugging Face's ``generate`` prefills a prompt once for each of its samples, goes on decoding
-finished rows until the slowest ends, and pays for adapters and modules at every token. Here
+transformers' ``generate`` prefills a prompt once for each of its samples, keeps decoding finished
+rows until the slowest has ended, and pays for adapters and modules at every token. Here
 
-* a prompt is read once, what all prompts begin with once altogether (``cache.py``);
-* the network is the bare arithmetic on merged weights (``lean.py``); a single row of a large model
-  reads the model's own, without a second copy;
-* finished rows leave, and waiting ones take their places (continuous batching, ``batch.py``);
+* each prompt is read once, and what all prompts begin with once for all (``cache.py``);
+* the network is the bare arithmetic on merged weights (``network.py``); a single row of a large
+  model reads the model's own weights instead of a copy;
+* finished rows leave and waiting rows take their places (continuous batching, ``batch.py``);
 * on CUDA a token is one replay of a recorded graph (``graphs.py``);
-* a row draws by numbers of its own (``drawing.py``), so none of this changes what it writes
-  beyond the rounding of its logits.
+* each row samples by its own uniform numbers (``token_sampling.py``). So none of the above changes
+  what a row writes, beyond the rounding of its logits.
 
-The engine reads the model's weights when it is built and never writes to it: build one for each
-generation. For a small model it costs milliseconds, for one of billions of weights a few seconds.
+The engine reads the model's weights when it is called and never writes to the model. Reading takes
+milliseconds for a small model, a few seconds for one with billions of weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from abacist.errors import ModelError
 from abacist.policy import soundness
 from abacist.policy.decoding import graphs
 from abacist.policy.decoding.batch import Batch, Ended, Ids
-from abacist.policy.decoding.network import LeanNetwork, obstacle
+from abacist.policy.decoding.network import DecodingNetwork, obstacle
 from abacist.policy.decoding.progress import Progress
 from abacist.policy.decoding.token_sampling import Sampling
 
@@ -35,13 +35,13 @@ __all__ = ["Engine", "Sampling", "obstacle"]
 
 
 class Engine:
-    """Writes completions with ``model`` as its weights are now.
+    """Writes completions with ``model``.
 
     Args:
-        model: a model for which ``obstacle(model)`` is None; else :class:`ModelError`.
+        model: a model for which ``obstacle(model)`` is None; for others raises :class:`ModelError`.
         stop_ids: every token that ends a completion.
-        pad_id: unused by the arithmetic; what ids of finished rows are filled with.
-        max_rows: completions in work at a time; memory grows with it.
+        pad_id: fills the ids of rows behind their end; never part of a result.
+        max_rows: how many completions are in work at a time; memory grows with it.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Engine:
     ) -> None:
         if (found := obstacle(model)) is not None:
             raise ModelError(
-                f"The decoding engine cannot take this model: {found}.",
-                "Let decoding.generate choose: it falls back to transformers.",
+                f"The decoding engine does not support this model: {found}.",
+                "Let generate choose: it falls back to transformers.",
             )
         self._model = model
         self._stop_ids, self._pad_id = list(stop_ids), pad_id
@@ -66,23 +66,23 @@ class Engine:
         progress: Progress | None = None,
         ended: Ended | None = None,
     ) -> list[list[Ids]]:
-        """The completions of each prompt, the stop token included.
+        """The completions of each prompt, stop token included.
 
         Args:
-            prompt_ids: one list of token ids for each prompt, none of them empty. Equal prompts
-                are read once; they still get completions of their own.
+            prompt_ids: a list of token ids per prompt, none of them empty. Equal prompts are read
+                once but get completions of their own.
             num_samples: completions of each prompt, or of every prompt.
             max_completion_tokens: where a completion without a stop token is cut.
             sampling: None is greedy.
-            uniforms: the luck of each row, [rows, max_completion_tokens] in [0, 1), rows in the
-                order of the result; or the generator to draw it from (None: torch's own, of the
-                CPU on every device).
-            progress: told how far it is, before the prompts are read and after every token.
-            ended: called with each completion soon after its end, in no order: its place in the
-                result, counted through all prompts, and its ids. Twice with the same, perhaps.
+            uniforms: the numbers in [0, 1) each row samples by, [rows, max_completion_tokens], rows
+                in the order of the result; or the generator to draw them from (None: torch's global
+                CPU generator, on every device).
+            progress: called before the prompts are read and after every token.
+            ended: called with each completion soon after its end, in no particular order: its row
+                in the order of the result, and its ids. May be called twice for a row.
 
-        Model, training mode and gradients stay as they are. Raises :class:`ModelError` for an
-        empty prompt or budget, and where the model's scores are NaN or infinite.
+        The model, its training mode and its gradients are not changed. Raises :class:`ModelError`
+        for an empty prompt or budget, and if the model's logits are NaN or infinite.
         """
         samples = [num_samples] * len(prompt_ids) if isinstance(num_samples, int) else num_samples
         if max_completion_tokens < 1:
@@ -95,21 +95,21 @@ class Engine:
         ]
         if not prompts:
             return [[] for _ in samples]
-        luck = uniforms if isinstance(uniforms, torch.Tensor) else None
-        if luck is None and sampling is not None:
+        drawn = uniforms if isinstance(uniforms, torch.Tensor) else None
+        if drawn is None and sampling is not None:
             generator = uniforms if isinstance(uniforms, torch.Generator) else None
             shape = (len(prompts), max_completion_tokens)
-            luck = torch.rand(shape, generator=generator, dtype=torch.float64)
+            drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
         device = self._model.device
 
         def written(replays: graphs.Replays | None) -> list[Ids]:
             longest = max(map(len, prompts)) + max_completion_tokens
             batch = Batch(
-                LeanNetwork(self._model, longest, min(self._max_rows, len(prompts))),
+                DecodingNetwork(self._model, longest, min(self._max_rows, len(prompts))),
                 prompts,
                 max_completion_tokens,
                 sampling,
-                luck,
+                drawn,
                 stop_ids=self._stop_ids,
                 pad_id=self._pad_id,
                 max_rows=self._max_rows,

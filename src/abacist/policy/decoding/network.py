@@ -1,22 +1,21 @@
-"""The forward pass of Llama and Qwen on bare weights, made for writing tokens.
+"""The forward pass of Llama and Qwen models on bare weights, for writing tokens.
 
-Hugging Face's modules are made to be trained, hooked and changed; called once a token, they cost
-more than the arithmetic. :class:`LeanNetwork` reads a live model's weights once and computes the
-same function of them: adapters merged, projections that read the same input fused, and on a CPU
-in float32 laid out for our own kernels, which then take a token through all layers in one call.
-Merging makes fresh tensors; nothing of the live model is ever written to.
+transformers' modules support training, hooks and replacement. Called once per token, they cost
+more than the arithmetic. :class:`DecodingNetwork` reads a model's weights once and computes the
+same function of them: adapters are merged, projections with the same input are fused, and on a
+CPU in float32 weights are packed for our own kernels, which run a token through all layers in one
+call. Merging makes new tensors; the model itself is never written to.
 
-It knows nothing of caches and batches: tokens come packed in one row, and ``attend`` says what
-each may look at. :func:`obstacle` names what it cannot take, so that it never computes
-another function than the model's own.
+The network knows nothing of caches and batches. Tokens come packed in one row, and ``attend`` says
+what each may look at. :func:`obstacle` names the models that the network does not support.
 
-Shapes: N tokens, D numbers of a head, V vocabulary entries.
+Shapes: T packed tokens, C hidden size, H query heads, K key heads, D head dim, V vocabulary
+entries, I inputs and O outputs of a projection, R rank of an adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,15 +27,18 @@ from abacist.policy import instances
 from abacist.policy.kernels import decode as kernels
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(layer, queries [N, query heads, D], keys and values [N, key heads, D]) -> like queries. The
-queries are scaled already."""
+"""Attention of one layer: (number of the layer, queries [T, H, D], keys and values [T, K, D]) to
+[T, H, D]. The queries are already scaled."""
+
+SwiGLU = Callable[[torch.Tensor], torch.Tensor]
+"""silu(gate(x)) · up(x)."""
 
 # Their frequencies do not change with the length of the text.
 _ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-WEIGHTS_WORTH_NO_COPY = 2**28
-"""From so many on, a CPU that writes a single row reads them where they lie: the copy would take
-gigabytes, and longer to make than it saves."""
+NO_COPY_WEIGHTS = 2**28
+"""A CPU that writes a single row with a model of this many weights or more reads them in place. A
+copy would take gigabytes, and longer to make than it saves."""
 
 
 def obstacle(model: Any) -> str | None:
@@ -82,46 +84,35 @@ def _linear_obstacle(linear: Any) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer: fused projections and what its norms need."""
+class DecodingNetwork:
+    """The function of ``model``, with its weights as they are now.
 
-    attention_norm: torch.Tensor
-    query_key_value: Projection
-    query_norm: torch.Tensor | None  # Qwen3
-    key_norm: torch.Tensor | None
-    attention_out: Projection
-    mlp_norm: torch.Tensor
-    gated: Callable[[torch.Tensor], torch.Tensor]
-    down: Projection
+    Args:
+        model: a model for which ``obstacle(model)`` is None.
+        max_tokens: the most tokens of one text.
+        max_rows: how many rows will be written together, if known.
 
-
-class LeanNetwork:
-    """``model``'s function, read from its weights as they are now; ``max_tokens`` a text.
-
-    Build and call it under ``torch.inference_mode``. ``obstacle(model)`` must be None. ``max_rows``
-    is how many rows will be written together, where that is known.
+    Build and call it under ``torch.inference_mode``.
     """
 
     def __init__(self, model: Any, max_tokens: int, max_rows: int | None = None) -> None:
         base: Any = instances.base_of(model)
-        copied = max_rows != 1 or not _is_worth_no_copy(base)
-        product: Callable[..., Projection] = projection if copied else Live
-        gated_product: Callable[..., Callable[[torch.Tensor], torch.Tensor]]
-        gated_product = gated if copied else live_gated
+        copied = max_rows != 1 or not _is_too_large_to_copy(base)
+        product: Callable[..., Projection] = fused if copied else Uncopied
+        swiglu: Callable[..., SwiGLU] = fused_swiglu if copied else uncopied_swiglu
         first = base.model.layers[0].self_attn
         self.num_layers: int = len(base.model.layers)
         self.head_dim: int = first.head_dim
-        # From the modules: what they were built with counts, whatever the config says by now.
+        # From the modules, not the config: the config may have been changed since they were built.
         self.key_heads: int = first.k_proj.out_features // self.head_dim
         self.query_heads: int = first.q_proj.out_features // self.head_dim
-        self.embedding: torch.Tensor = base.model.embed_tokens.weight.detach()
+        self.embedding: torch.Tensor = base.model.embed_tokens.weight.detach()  # [V, C]
         self.device, self.dtype = self.embedding.device, self.embedding.dtype
         self.epsilon: float = base.model.norm.variance_epsilon
         self.final_norm: torch.Tensor = base.model.norm.weight.detach()
         self.head: Projection = product(base.lm_head)
         self.layers = [
-            Layer(
+            kernels.DecoderLayer(
                 attention_norm=layer.input_layernorm.weight.detach(),
                 query_key_value=product(
                     layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
@@ -130,64 +121,77 @@ class LeanNetwork:
                 key_norm=_norm_weight(layer.self_attn, "k_norm"),
                 attention_out=product(layer.self_attn.o_proj),
                 mlp_norm=layer.post_attention_layernorm.weight.detach(),
-                gated=gated_product(layer.mlp.gate_proj, layer.mlp.up_proj),
+                swiglu=swiglu(layer.mlp.gate_proj, layer.mlp.up_proj),
                 down=product(layer.mlp.down_proj),
             )
             for layer in base.model.layers
         ]
-        scales = torch.ones(self.query_heads + self.key_heads, 1, device=self.device)
         self.scale: float = first.scaling
-        scales[: self.query_heads] = self.scale
-        self._scales = scales.to(self.dtype)
-        # The model's own module knows every scaling of the frequencies.
+        # Computed by the model's own module, which knows every scaling of the frequencies.
         positions = torch.arange(max_tokens, device=self.device)[None]
         cos, sin = base.model.rotary_emb(self.embedding[:1], positions)
-        half = self.head_dim // 2
-        self.cos = cos[0].unsqueeze(1)  # [max_tokens, 1, D]
-        # Rotating by half a head negates its first half; the sine carries that sign instead.
-        self.sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1).unsqueeze(1)
-        self.decoder = kernels.decoder(self)
+        self.cos, self.sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # [max_tokens, 1, D]
+        # Multiplied into cos and sin, so that scaling the queries costs nothing more. The first
+        # half of the sine's is negative: rotary embedding is x · cos + (-x2, x1) · sin for the
+        # halves (x1, x2) of x, and (x2, x1) is a plain roll of x.
+        scales = torch.ones(self.query_heads + self.key_heads, self.head_dim, device=self.device)
+        scales[: self.query_heads] = self.scale
+        signs = torch.ones(self.head_dim, device=self.device)
+        signs[: self.head_dim // 2] = -1
+        self._cos_scales = scales.to(self.dtype)  # [H + K, D]
+        self._sin_scales = (scales * signs).to(self.dtype)
+        self.decoder = kernels.decoder(self.weights())
+
+    def weights(self) -> kernels.DecoderWeights:
+        """The weights, as the decoding kernel takes them."""
+        return kernels.DecoderWeights(
+            layers=self.layers,
+            embedding=self.embedding,
+            final_norm=self.final_norm,
+            cos=self.cos,
+            sin=self.sin,
+            query_heads=self.query_heads,
+            key_heads=self.key_heads,
+            head_dim=self.head_dim,
+            epsilon=self.epsilon,
+            scale=self.scale,
+        )
 
     def forward(
-        self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend
+        self, tokens_T: torch.Tensor, positions_T: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
-        """The hidden states behind the last norm, [N, hidden], of N packed ``tokens``."""
-        # The queries' scale rides on their rotation.
-        cos, sin = self.cos[positions] * self._scales, self.sin[positions] * self._scales
-        query_heads, turned_heads = self.query_heads, self.query_heads + self.key_heads
-        hidden = F.embedding(tokens, self.embedding)
+        """The hidden states after the last norm, [T, C], of packed tokens."""
+        tokens, num_query_heads = len(tokens_T), self.query_heads
+        # Queries and keys are rotated together.
+        cos = self.cos[positions_T] * self._cos_scales  # [T, H + K, D]
+        sin = self.sin[positions_T] * self._sin_scales
+        hidden_TC = F.embedding(tokens_T, self.embedding)
         for number, layer in enumerate(self.layers):
-            heads = layer.query_key_value(self._normed(hidden, layer.attention_norm)).view(
-                len(tokens), -1, self.head_dim
-            )
-            turned = heads[:, :turned_heads]
+            projected = layer.query_key_value(self._norm(hidden_TC, layer.attention_norm))
+            # Heads of queries, of keys and of values stand side by side: [T, H + 2 K, D].
+            heads = projected.view(tokens, -1, self.head_dim)
+            query_key = heads[:, : num_query_heads + self.key_heads]
+            value_TKD = heads[:, num_query_heads + self.key_heads :]
             if layer.query_norm is not None and layer.key_norm is not None:
-                turned = torch.cat(
-                    (
-                        self._normed(turned[:, :query_heads], layer.query_norm),
-                        self._normed(turned[:, query_heads:], layer.key_norm),
-                    ),
-                    dim=1,
-                )
-            turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, dims=-1), sin)
-            read = attend(
-                number,
-                turned[:, :query_heads],
-                turned[:, query_heads:],
-                heads[:, turned_heads:],
-            )
-            hidden = layer.attention_out(read.reshape(len(tokens), -1), hidden)
-            hidden = layer.down(layer.gated(self._normed(hidden, layer.mlp_norm)), hidden)
-        return self._normed(hidden, self.final_norm)
+                query_THD = self._norm(query_key[:, :num_query_heads], layer.query_norm)
+                key_TKD = self._norm(query_key[:, num_query_heads:], layer.key_norm)
+                query_key = torch.cat((query_THD, key_TKD), dim=1)
+            rolled = query_key.roll(self.head_dim // 2, dims=-1)
+            query_key = torch.addcmul(query_key * cos, rolled, sin)
+            query_THD, key_TKD = query_key[:, :num_query_heads], query_key[:, num_query_heads:]
+            attended_THD = attend(number, query_THD, key_TKD, value_TKD)
+            hidden_TC = layer.attention_out(attended_THD.reshape(tokens, -1), hidden_TC)
+            hidden_TC = layer.down(layer.swiglu(self._norm(hidden_TC, layer.mlp_norm)), hidden_TC)
+        return self._norm(hidden_TC, self.final_norm)
 
-    def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.epsilon)
 
 
-def _is_worth_no_copy(base: nn.Module) -> bool:
+def _is_too_large_to_copy(base: nn.Module) -> bool:
     weights = list(base.parameters())
     return weights[0].device.type == "cpu" and (
-        sum(weight.numel() for weight in weights) >= WEIGHTS_WORTH_NO_COPY
+        sum(weight.numel() for weight in weights) >= NO_COPY_WEIGHTS
     )
 
 
@@ -200,32 +204,34 @@ class Projection(Protocol):
     """Linear layers that read the same input as one product, their outputs side by side."""
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [N, in] times the weights, plus the bias, plus ``residual`` [N, out].
+        """``x`` [T, I] times the weights, plus the bias, plus ``residual`` [T, O].
 
-        The result may be written over ``residual``.
+        May write the result into ``residual``.
         """
 
 
-def projection(*linears: Any) -> Projection:
-    """``linears``, plain or with LoRA, that read the same input."""
+def fused(*linears: Any) -> Projection:
+    """One product for ``linears``, plain or with LoRA, that read the same input."""
     return _side_by_side(*_merged(*linears))
 
 
-def gated(gate: Any, up: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """silu(gate(x)) · up(x)."""
+def fused_swiglu(gate: Any, up: Any) -> SwiGLU:
+    """silu(gate(x)) · up(x), both products as one."""
     weights, biases = _merged(gate, up)
-    if kernels.takes(*weights, *biases):
+    if kernels.supports(*weights, *biases):
         return kernels.Packed(weights, biases, gated=True)
     both = _side_by_side(weights, biases)
 
-    def fused(x: torch.Tensor) -> torch.Tensor:
-        opened, passed = both(x).chunk(2, dim=-1)
-        return F.silu(opened) * passed
+    def swiglu(x: torch.Tensor) -> torch.Tensor:
+        gates, ups = both(x).chunk(2, dim=-1)
+        return F.silu(gates) * ups
 
-    return fused
+    return swiglu
 
 
 class _Plain:
+    """The product by PyTorch."""
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight, self.bias = weight, bias
 
@@ -237,25 +243,25 @@ class _Plain:
         return residual.addmm_(x, self.weight.t())
 
 
-class Live:
-    """``linears`` read where they lie, adapters beside them: no copy is made of any weight."""
+class Uncopied:
+    """A projection that reads the model's own weights, adapters apart, and copies none of them."""
 
     def __init__(self, *linears: Any) -> None:
         self._linears = linears
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        found = [_live_product(x, linear) for linear in self._linears]
-        y = torch.cat(found, dim=-1) if len(found) > 1 else found[0]
+        outputs = [_uncopied(x, linear) for linear in self._linears]
+        y = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         return y if residual is None else residual.add_(y)
 
 
-def live_gated(gate: Any, up: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """:func:`gated` by :class:`Live`."""
-    return lambda x: F.silu(_live_product(x, gate)).mul_(_live_product(x, up))
+def uncopied_swiglu(gate: Any, up: Any) -> SwiGLU:
+    """Like :func:`fused_swiglu`, without a copy of the weights."""
+    return lambda x: F.silu(_uncopied(x, gate)).mul_(_uncopied(x, up))
 
 
 def _side_by_side(weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> Projection:
-    if kernels.takes(*weights, *biases):
+    if kernels.supports(*weights, *biases):
         return kernels.Packed(weights, biases)
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
     bias = None
@@ -266,28 +272,28 @@ def _side_by_side(weights: list[torch.Tensor], biases: list[torch.Tensor | None]
 
 
 def _merged(*linears: Any) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """Weights and biases of ``linears`` with their active adapters in them."""
+    """Weights and biases of ``linears`` with their active adapters merged."""
     merged = [_merged_one(linear) for linear in linears]
     return [weight for weight, _ in merged], [bias for _, bias in merged]
 
 
 def _merged_one(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of ``linear`` with its active adapters in it, the sum taken in float32."""
+    """Weight and bias of ``linear`` with its active adapters merged, summed in float32."""
     weight, bias = _base(linear)
     if adapters := _adapters(linear):
         total = weight.float()
-        for inner, outer, scale in adapters:
-            total = torch.addmm(total, outer, inner, alpha=scale)
+        for lora_a, lora_b, scale in adapters:
+            total = torch.addmm(total, lora_b, lora_a, alpha=scale)
         weight = total.to(weight.dtype)
     return weight, bias
 
 
-def _live_product(x: torch.Tensor, linear: Any) -> torch.Tensor:
-    """``x`` [N, in] through ``linear`` with its active adapters, [N, out]."""
+def _uncopied(x: torch.Tensor, linear: Any) -> torch.Tensor:
+    """``x`` [T, I] through ``linear`` and its active adapters, [T, O]."""
     weight, bias = _base(linear)
     y = F.linear(x, weight, bias)
-    for inner, outer, scale in _adapters(linear):
-        y += F.linear(F.linear(x.float(), inner), outer).mul_(scale).to(y.dtype)
+    for lora_a, lora_b, scale in _adapters(linear):
+        y += F.linear(F.linear(x.float(), lora_a), lora_b).mul_(scale).to(y.dtype)
     return y
 
 
@@ -297,7 +303,7 @@ def _base(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def _adapters(linear: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    """A [R, in], B [out, R] and the scale of each adapter that is not in the weight already."""
+    """A [R, I], B [O, R] and the scale of each active adapter that is not merged already."""
     if type(linear) is nn.Linear or linear.disable_adapters or linear.merged:
         return []
     return [

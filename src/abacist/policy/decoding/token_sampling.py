@@ -1,14 +1,15 @@
-"""Choose the next token: greedy, or drawn by a number that belongs to the row alone.
+"""Sample the next token of each row by a uniform number that belongs to the row alone.
 
-Drawing is by inverse CDF on a given uniform number instead of ``torch.multinomial``: the
-distribution is the same, but what a row draws depends on nothing outside the row, so neither on
-the batch it is decoded in nor on when its neighbours finish.
+Tokens are sampled by inverse CDF at a given uniform number, instead of ``torch.multinomial``. The
+distribution is the same, but what a row samples depends on nothing outside the row: neither on the
+batch it is decoded in nor on when its neighbours finish.
 
-Shapes: B rows of a batch, V vocabulary entries.
+Shapes: N rows, V vocabulary entries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +20,11 @@ from abacist.policy.kernels import decode as kernels
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn, each name as in TRL and transformers, applied in their order.
+    """How tokens are sampled. Names and order are those of TRL and transformers.
 
-    The repetition penalty works on the raw logits of every token that stands in the prompt or in
-    the completion so far; then come temperature, top-k, top-p and min-p. Off: ``top_p`` 1,
-    ``top_k`` 0, ``min_p`` None, ``repetition_penalty`` 1.
+    The repetition penalty applies to the raw logits of every token in the prompt or in the
+    completion so far. Temperature, top-k, top-p and min-p follow in this order. ``top_p`` 1,
+    ``top_k`` 0, ``min_p`` None and ``repetition_penalty`` 1 are off.
     """
 
     temperature: float = 1.0
@@ -34,7 +35,12 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, value, fits, wanted in (
-            ("temperature", self.temperature, self.temperature > 0, "above 0; greedy is no draw"),
+            (
+                "temperature",
+                self.temperature,
+                self.temperature > 0,
+                "above 0; greedy is no sampling",
+            ),
             ("top_p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1; 1 is off"),
             ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
             ("min_p", self.min_p, 0 <= (self.min_p or 0.0) <= 1, "between 0 and 1"),
@@ -46,53 +52,71 @@ class Sampling:
             ),
         ):
             if not fits:
-                raise ModelError(f"Tokens cannot be drawn with {name}={value}.", f"Use {wanted}.")
+                raise ModelError(f"Tokens cannot be sampled with {name}={value}.", f"Use {wanted}.")
 
 
 def sample_tokens(
-    logits: torch.Tensor,
-    uniforms: torch.Tensor,
+    logits_NV: torch.Tensor,
+    uniforms_N: torch.Tensor,
     *,
     temperature: float,
     top_p: float,
     top_k: int,
     min_p: float | None = None,
 ) -> torch.Tensor:
-    """One token id for each row of ``logits`` [B, V], chosen by its number in ``uniforms`` [B].
+    """One token id per row of ``logits_NV``, sampled at its number in ``uniforms_N``, in [0, 1).
 
-    Inverse-CDF sampling: the first token at which the cumulated probability exceeds the number. It
-    draws from the same distribution as ``torch.multinomial``, but a row's choice depends on nothing
-    outside the row.
+    The result [N] is the first token whose cumulative probability exceeds the number. The
+    distribution is that of ``torch.multinomial``.
     """
-    logits = logits.float()
-    if top_p >= 1 and top_k <= 0 and not min_p and kernels.takes(logits):
-        return kernels.sample(logits, uniforms, temperature)
+    logits_NV = logits_NV.float()
+    if top_p >= 1 and top_k <= 0 and not min_p and kernels.supports(logits_NV):
+        return kernels.sample(logits_NV, uniforms_N, temperature)
     if temperature != 1:
-        logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    probabilities = logits.softmax(dim=-1)
+        logits_NV = logits_NV / temperature
+    if 0 < top_k < logits_NV.shape[-1]:
+        smallest_kept = logits_NV.topk(top_k, dim=-1).values[:, -1:]
+        logits_NV = logits_NV.masked_fill(logits_NV < smallest_kept, -torch.inf)
+    probabilities_NV = logits_NV.softmax(dim=-1)
     if top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        # A token goes when those before it already make up top_p; the first always stays.
-        dropped = ordered.cumsum(dim=-1) - ordered >= top_p
-        dropped[:, 0] = False
-        probabilities = probabilities.masked_fill(dropped.scatter(-1, order, dropped), 0.0)
+        sorted_NV, order_NV = probabilities_NV.sort(dim=-1, descending=True)
+        # Drop a token if those before it already sum to top_p. The first always stays.
+        dropped_NV = sorted_NV.cumsum(dim=-1) - sorted_NV >= top_p
+        dropped_NV[:, 0] = False
+        dropped_NV = dropped_NV.scatter(-1, order_NV, dropped_NV)
+        probabilities_NV = probabilities_NV.masked_fill(dropped_NV, 0.0)
     if min_p:
-        floor = min_p * probabilities.amax(dim=-1, keepdim=True)
-        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    # In float32 the sums of a large vocabulary would stand still where its rare tokens are, and a
-    # GPU, which adds in parallel, could even let them fall.
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64  # Apple has no float64
-    cumulated = probabilities.cumsum(dim=-1, dtype=wide)
-    # Below 1 after rounding too, or an impossible token at the very end could be chosen.
-    below_one = uniforms.to(wide).clamp(max=1 - torch.finfo(wide).eps)
-    targets = below_one[:, None] * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, targets, right=True).clamp_(max=logits.shape[-1] - 1)[:, 0]
+        least = min_p * probabilities_NV.amax(dim=-1, keepdim=True)
+        probabilities_NV = probabilities_NV.masked_fill(probabilities_NV < least, 0.0)
+    # In float32 the cumulative sums of a large vocabulary would not grow at rare tokens. On a GPU,
+    # which adds in parallel, they could even fall.
+    wide = widest_float(logits_NV.device)
+    cumulative_NV = probabilities_NV.cumsum(dim=-1, dtype=wide)
+    # A uniform just below 1 may round to 1, which would choose an impossible token at the end.
+    below_one = uniforms_N.to(wide).clamp(max=1 - torch.finfo(wide).eps)
+    targets = below_one[:, None] * cumulative_NV[:, -1:]
+    chosen = torch.searchsorted(cumulative_NV, targets, right=True)[:, 0]
+    return chosen.clamp_(max=logits_NV.shape[-1] - 1)
 
 
-def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """``logits`` [B, V] with every token of ``seen`` [B, V] made less likely (``penalty`` > 1)."""
-    penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
-    return torch.where(seen, penalised, logits)
+def penalise_repetition(
+    logits_NV: torch.Tensor, seen_NV: torch.Tensor, penalty: float
+) -> torch.Tensor:
+    """``logits_NV`` with every token of ``seen_NV`` made less likely (``penalty`` > 1)."""
+    penalised = torch.where(logits_NV < 0, logits_NV * penalty, logits_NV / penalty)
+    return torch.where(seen_NV, penalised, logits_NV)
+
+
+def uniforms_of(streams: Sequence[int], length: int) -> torch.Tensor:
+    """Numbers in [0, 1), [N, ``length``], each row from a generator seeded by its stream."""
+    generator = torch.Generator()
+    rows = []
+    for stream in streams:
+        generator.manual_seed(stream % 2**63)
+        rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
+    return torch.stack(rows)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64

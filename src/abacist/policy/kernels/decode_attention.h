@@ -1,13 +1,24 @@
-// What the queries of decoding read: the prompt, together with all rows that continue it, and then
-// what their own row has written so far. Both parts are joined as one softmax.
+// Attention of decoding. Each row attends to its prompt and then to its own completion, and both
+// parts are joined into one softmax.
+//
+// All rows of a prompt attend to the same keys. So the prompt part is computed for a *query tile*:
+// up to LANES queries of one prompt and one key head, one per lane of a vector. Each key and value
+// of the prompt is read once per tile instead of once per query. The completion part differs for
+// each row and is computed row by row, for the query heads that share a key head.
+//
+// The softmax is joined as in FlashAttention: the prompt part leaves, for each query, its largest
+// score m1, the sum s1 of exp(score - m1), and the values weighted by exp(score - m1). With m the
+// larger of m1 and the completion's largest score, all of the prompt's are rescaled by exp(m1 - m).
+//
+// N rows, H query heads, K key heads, Q = H / K query heads per key head, D head dim, T tokens.
 #pragma once
 
 #include <numeric>
 #include <vector>
 
-#include "network.h"
+#include "decoder.h"
 
-// Sums over a head's numbers; `fixed` is their count where it is one of the usual ones, else 0.
+// The dot product of a and b; `fixed` is their size where it is a usual head dim, else 0.
 template <int64_t fixed>
 static inline float dot(const float* a, const float* b, int64_t size) {
     Vec products = {};
@@ -15,16 +26,16 @@ static inline float dot(const float* a, const float* b, int64_t size) {
     return sum(products);
 }
 
-// What a row's queries found in its prompt, before what the row itself has written: for each
-// query the largest score and the sum of the weights; the weighted values are in `read`.
-struct Found {
-    float most, total;
+// The softmax of one query over its prompt, not yet normalised.
+struct PromptSoftmax {
+    float largest, sum;  // largest score; sum of the weights exp(score - largest)
 };
 
-// A row's queries and its key, of one key head, are normed in place and turned; key and value go
-// into the store.
-static void project(const Network& network, const Batch& batch, int64_t layer, int64_t row,
-                    int64_t head, float* projected, float* turned) {
+// Norms and rotates the queries and the key of one row and key head, and stores key and value.
+// `projected` [(H + 2 K) D] is the output of the query-key-value projection; queries go to `rotated`
+// [H D], the key and the value into the cache.
+static void rotate_and_store(const Network& network, const Batch& batch, int64_t layer, int64_t row,
+                             int64_t head, float* projected, float* rotated) {
     const int64_t size = network.head_dim, group = network.query_heads / network.key_heads;
     const int64_t own = batch.written[row], position = batch.prompt_tokens[row] + own;
     const float* cosines = network.cosines + position * size;
@@ -32,11 +43,11 @@ static void project(const Network& network, const Batch& batch, int64_t layer, i
     const Layer& weights = network.layers[layer];
     const auto to_position = [&](float* x, const float* weight, float scale, float* y) {
         if (weight) norm(x, weight, size, network.epsilon, x);
-        turn(x, cosines, sines, size, scale, y);
+        rotary(x, cosines, sines, size, 1.0f, scale, y);
     };
     for (int64_t query = head * group; query < (head + 1) * group; query++)
         to_position(projected + query * size, weights.query_norm, network.scale,
-                    turned + query * size);
+                    rotated + query * size);
     float* const key = projected + (network.query_heads + head) * size;
     const float* const value = key + network.key_heads * size;
     to_position(key, weights.key_norm, 1.0f,
@@ -44,46 +55,47 @@ static void project(const Network& network, const Batch& batch, int64_t layer, i
     std::copy_n(value, size, batch.rows.at(network, 1, layer, row, head) + own * size);
 }
 
-// As many queries as a vector has lanes, of one key head and one prompt, meet the whole prompt:
-// keys [T, D] are the rows of the first product, weights [T, queries] those of the second.
-static void read_prompt(const float* keys, const float* values, int64_t tokens, int64_t size,
-                        const float* const* queries, int64_t count, float* scratch, Found* found,
-                        float* const* reads) {
-    float* across = scratch;  // queries as [D, LANES]
+// Attention of `count` queries (at most LANES) to a prompt's `keys` and `values` [T, D]. Queries lie
+// side by side in the lanes, so that scores are [T, LANES] and a softmax over the tokens needs no
+// sums across lanes. Writes `softmax` [count] and, for each query, the weighted values to its
+// `attended` [D].
+static void attend_prompt(const float* keys, const float* values, int64_t tokens, int64_t size,
+                          const float* const* queries, int64_t count, float* scratch,
+                          PromptSoftmax* softmax, float* const* attended) {
+    float* across = scratch;  // the queries transposed, [D, LANES]
     float* scores = across + size * LANES;
     std::fill_n(across, size * LANES, 0.0f);
     for (int64_t query = 0; query < count; query++)
         for (int64_t i = 0; i < size; i++) across[i * LANES + query] = queries[query][i];
+    product<1, false>(scores, LANES, tokens, {keys, size, 1}, across, LANES, size);
     Vec most = all(-INFINITY), total = {};
-    in_blocks(tokens, [&](int64_t start, int64_t rows) {
-        Sums<1> sums;
-        tile_of(rows, keys + start * size, size, 1, size, across, LANES, sums);
-        for (int64_t m = 0; m < rows; m++) {
-            store(scores + (start + m) * LANES, sums.at[m][0]);
-            most = larger(sums.at[m][0], most);
-        }
-    });
+    for (int64_t token = 0; token < tokens; token++)
+        most = larger(load(scores + token * LANES), most);
     for (int64_t token = 0; token < tokens; token++) {
         const Vec weight = exponential(load(scores + token * LANES) - most);
         store(scores + token * LANES, weight);
         total += weight;
     }
-    for (int64_t query = 0; query < count; query++) found[query] = {most[query], total[query]};
-    in_blocks(count, [&](int64_t start, int64_t rows) {
+    for (int64_t query = 0; query < count; query++) softmax[query] = {most[query], total[query]};
+    // weights [count, T], which are the scores transposed, times values [T, D]
+    in_blocks<TILE_ROWS<1>>(count, [&](int64_t start, int64_t rows) {
         for (int64_t i = 0; i < size; i += LANES) {
-            Sums<1> sums;
-            tile_of(rows, scores + start, 1, LANES, tokens, values + i, size, sums);
-            for (int64_t m = 0; m < rows; m++) store(reads[start + m] + i, sums.at[m][0]);
+            alignas(sizeof(Vec)) float sums[TILE_ROWS<1> * LANES];
+            tile_of<1, false>(rows, sums, LANES, {scores + start, 1, LANES}, values + i, size,
+                              tokens);
+            for (int64_t m = 0; m < rows; m++)
+                store(attended[start + m] + i, load(sums + m * LANES));
         }
     });
 }
 
-// The queries of one key head of one row meet what the row has written; both parts are joined.
+// Attention of the `group` (Q) queries of one row and key head to the row's own `keys` and `values`
+// [T, D], joined with what attend_prompt left in `softmax` and `attended` [Q, D].
 template <int64_t fixed>
-static void read_own(const float* keys, const float* values, int64_t tokens, int64_t size,
-                     int64_t group, const float* queries, const Found* found, float* scores,
-                     float* read) {
-    const int64_t width = (tokens + LANES - 1) / LANES * LANES;
+static void attend_own(const float* keys, const float* values, int64_t tokens, int64_t size,
+                       int64_t group, const float* queries, const PromptSoftmax* softmax,
+                       float* scores, float* attended) {
+    const int64_t width = (tokens + LANES - 1) / LANES * LANES;  // scores are [Q, width]
     for (int64_t token = 0; token < tokens; token++)
         for (int64_t g = 0; g < group; g++)
             scores[g * width + token] =
@@ -91,7 +103,7 @@ static void read_own(const float* keys, const float* values, int64_t tokens, int
     for (int64_t g = 0; g < group; g++) {
         float* one = scores + g * width;
         std::fill(one + tokens, one + width, -INFINITY);
-        Vec maxima = all(found[g].most);
+        Vec maxima = all(softmax[g].largest);
         for (int64_t i = 0; i < width; i += LANES) maxima = larger(load(one + i), maxima);
         const float most = largest(maxima);
         Vec totals = {};
@@ -100,77 +112,81 @@ static void read_own(const float* keys, const float* values, int64_t tokens, int
             store(one + i, weight);
             totals += weight;
         }
-        const float before = std::exp(found[g].most - most);
-        const float inverse = 1.0f / (found[g].total * before + sum(totals));
+        const float rescale = std::exp(softmax[g].largest - most);
+        const float inverse = 1.0f / (softmax[g].sum * rescale + sum(totals));
         for (int64_t i = 0; i < width; i += LANES) store(one + i, load(one + i) * inverse);
-        for (int64_t i = 0; i < size; i += LANES)
-            store(read + g * size + i, load(read + g * size + i) * (before * inverse));
-    }
-    in_blocks(group, [&](int64_t start, int64_t rows) {
         for (int64_t i = 0; i < size; i += LANES) {
-            Sums<1> sums;
-            tile_of(rows, scores + start * width, width, 1, tokens, values + i, size, sums);
+            float* const to = attended + g * size + i;
+            store(to, load(to) * (rescale * inverse));
+        }
+    }
+    in_blocks<TILE_ROWS<1>>(group, [&](int64_t start, int64_t rows) {
+        for (int64_t i = 0; i < size; i += LANES) {
+            alignas(sizeof(Vec)) float sums[TILE_ROWS<1> * LANES];
+            tile_of<1, false>(rows, sums, LANES, {scores + start * width, width, 1}, values + i,
+                              size, tokens);
             for (int64_t m = 0; m < rows; m++) {
-                float* to = read + (start + m) * size + i;
-                store(to, load(to) + sums.at[m][0]);
+                float* const to = attended + (start + m) * size + i;
+                store(to, load(to) + load(sums + m * LANES));
             }
         }
     });
 }
 
-static auto read_own(int64_t size) {
-    return size == 32    ? read_own<32>
-           : size == 64  ? read_own<64>
-           : size == 128 ? read_own<128>
-                         : read_own<0>;
+static auto attend_own_for(int64_t size) {
+    return size == 32    ? attend_own<32>
+           : size == 64  ? attend_own<64>
+           : size == 128 ? attend_own<128>
+                         : attend_own<0>;
 }
 
-// Queries that meet the same keys in one product: of up to LANES pairs of row and query head.
-struct Meeting {
-    int64_t place, count;
-    int64_t rows[LANES], queries[LANES];  // the query's number within its key head's group
+// Up to LANES queries that attend to the same prompt: pairs of a row and one of the Q query heads
+// that share a key head. The same tiles serve every key head.
+struct QueryTile {
+    int64_t prompt, count;
+    int64_t rows[LANES], queries[LANES];
 };
 
-// Those of the rows from `first` to `end`.
-static std::vector<Meeting> all_meetings(const Batch& batch, int64_t group, int64_t first,
-                                         int64_t end) {
+// The tiles of the rows from `first` to `end`.
+static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int64_t first,
+                                          int64_t end) {
     std::vector<int64_t> order(end - first);
     std::iota(order.begin(), order.end(), first);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
         return batch.prompts_of_rows[a] < batch.prompts_of_rows[b];
     });
-    std::vector<Meeting> meetings;
+    std::vector<QueryTile> tiles;
     for (const int64_t row : order)
         for (int64_t query = 0; query < group; query++) {
-            const int64_t place = batch.prompts_of_rows[row];
-            if (meetings.empty() || meetings.back().place != place ||
-                meetings.back().count == LANES) {
-                meetings.emplace_back();
-                meetings.back().place = place;
+            const int64_t prompt = batch.prompts_of_rows[row];
+            if (tiles.empty() || tiles.back().prompt != prompt || tiles.back().count == LANES) {
+                tiles.emplace_back();
+                tiles.back().prompt = prompt;
             }
-            Meeting& last = meetings.back();
+            QueryTile& last = tiles.back();
             last.rows[last.count] = row;
             last.queries[last.count++] = query;
         }
-    return meetings;
+    return tiles;
 }
 
-static void meet(const Network& network, const Batch& batch, int64_t layer, int64_t head,
-                 const Meeting& meeting, const float* turned, float* scratch, Found* all_found,
-                 float* read) {
+// attend_prompt for one tile and key head. `rotated` and `attended` are [N, H, D], `softmax` [N, H].
+static void attend_tile(const Network& network, const Batch& batch, int64_t layer, int64_t head,
+                        const QueryTile& tile, const float* rotated, float* scratch,
+                        PromptSoftmax* softmax, float* attended) {
     const int64_t size = network.head_dim, group = network.query_heads / network.key_heads;
     const float* queries[LANES];
-    float* reads[LANES];
-    Found found[LANES];
-    int64_t numbers[LANES];
-    for (int64_t i = 0; i < meeting.count; i++) {
-        numbers[i] = meeting.rows[i] * network.query_heads + head * group + meeting.queries[i];
-        queries[i] = turned + numbers[i] * size;
-        reads[i] = read + numbers[i] * size;
+    float* results[LANES];
+    PromptSoftmax found[LANES];
+    int64_t numbers[LANES];  // of the queries among all [N, H]
+    for (int64_t i = 0; i < tile.count; i++) {
+        numbers[i] = tile.rows[i] * network.query_heads + head * group + tile.queries[i];
+        queries[i] = rotated + numbers[i] * size;
+        results[i] = attended + numbers[i] * size;
     }
-    read_prompt(batch.prompts.at(network, 0, layer, meeting.place, head),
-                batch.prompts.at(network, 1, layer, meeting.place, head),
-                batch.prompt_tokens[meeting.rows[0]], size, queries, meeting.count, scratch, found,
-                reads);
-    for (int64_t i = 0; i < meeting.count; i++) all_found[numbers[i]] = found[i];
+    attend_prompt(batch.prompts.at(network, 0, layer, tile.prompt, head),
+                  batch.prompts.at(network, 1, layer, tile.prompt, head),
+                  batch.prompt_tokens[tile.rows[0]], size, queries, tile.count, scratch, found,
+                  results);
+    for (int64_t i = 0; i < tile.count; i++) softmax[numbers[i]] = found[i];
 }
