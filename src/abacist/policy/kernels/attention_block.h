@@ -2,16 +2,16 @@
 //
 // A row is one query head of one token. The query heads that share a key head are rows of the same
 // block, so that a key is read once for all of them. The rows of a block lie side by side in the
-// lanes of vectors: scores are [keys, rows], and a softmax over the keys needs no sums across lanes.
+// lanes of vectors: scores are [keys, rows], and a softmax over keys needs no sums across lanes.
 //
 //     rows of a block (BLOCK_ROWS = 3 vectors) ->
 //     keys    score score score ...     computed for BLOCK_KEYS keys at a time; no more scores are
 //      |      score score score ...     ever stored
 //      v
 //
-// Forward is an online softmax, as in FlashAttention: when a later group of keys has a larger score,
-// what was summed before is rescaled. It stores two numbers per row, the largest score and one over
-// the sum of exponentials; from these the backward computes the weights again.
+// Forward is an online softmax, as in FlashAttention: when a later group of keys has a larger
+// score, what was summed before is rescaled. It stores two numbers per row, the largest score and
+// one over the sum of exponentials; from these the backward computes the weights again.
 //
 // Scores are in units of ln 2, so that a weight is a power of two.
 //
@@ -48,18 +48,19 @@ struct Gradients {
 };
 
 constexpr int64_t BLOCK_ROWS = MAX_VECTORS * LANES;
-constexpr int64_t BLOCK_KEYS = 128;           // whose scores are stored at a time
+constexpr int64_t BLOCK_KEYS = 128;  // whose scores are stored at a time
 constexpr float LN_2 = 0.693147181f;
 
-// Computes blocks, one at a time, for one thread. `vectors` is how many vectors the rows of the block
-// fill; a template parameter, so that their sums stay in registers.
+// Computes blocks, one at a time, for one thread. `vectors` is how many vectors the rows of the
+// block fill; a template parameter, so that their sums stay in registers.
 class Worker {
   public:
     explicit Worker(const Attention& batch)
         : batch(batch), group(batch.heads / batch.key_heads),
           width((batch.size + LANES - 1) / LANES * LANES), rows(BLOCK_ROWS * width),
           columns(BLOCK_ROWS * width), scores(BLOCK_KEYS * BLOCK_ROWS), result(BLOCK_ROWS * width),
-          grad_rows(BLOCK_ROWS * width), grad_columns(BLOCK_ROWS * width), grad_scores(BLOCK_KEYS * BLOCK_ROWS) {}
+          grad_rows(BLOCK_ROWS * width), grad_columns(BLOCK_ROWS * width),
+          grad_scores(BLOCK_KEYS * BLOCK_ROWS) {}
 
     template <int vectors>
     void forward(const Block& block, int64_t key_head) {
@@ -70,17 +71,19 @@ class Worker {
         for_keys(block, [&](int64_t branch, int64_t from, int64_t count) {
             const Scalars keys = scalars(batch.key, key_head, branch, from);
             const Scalars values = scalars(batch.value, key_head, branch, from).transposed();
-            product<vectors, false>(scores.at, BLOCK_ROWS, count, keys, columns.at, BLOCK_ROWS, batch.size);
+            product<vectors, false>(scores.at, BLOCK_ROWS, count, keys, columns.at, BLOCK_ROWS,
+                                    batch.size);
             if (branch == block.branch) mask<vectors>(block, from, count);
             // The own branch comes first and every row sees its first token, so from then on there
             // is a finite largest score.
             if (begun) {
                 softmax<vectors, true>(count, largest, sums);
-                product<vectors, true>(result.at, BLOCK_ROWS, batch.size, values, scores.at, BLOCK_ROWS, count);
+                product<vectors, true>(result.at, BLOCK_ROWS, batch.size, values, scores.at,
+                                       BLOCK_ROWS, count);
             } else {
                 softmax<vectors, false>(count, largest, sums);
-                product<vectors, false>(result.at, BLOCK_ROWS, batch.size, values, scores.at, BLOCK_ROWS,
-                                        count);
+                product<vectors, false>(result.at, BLOCK_ROWS, batch.size, values, scores.at,
+                                        BLOCK_ROWS, count);
             }
             begun = true;
         });
@@ -103,7 +106,8 @@ class Worker {
         constexpr int64_t count_rows = vectors * LANES;
         Vec largest[vectors] = {}, inverse_sums[vectors] = {}, mean[vectors], factors[vectors];
         memcpy(largest, batch.largest + place(block, key_head), block.count * sizeof(float));
-        memcpy(inverse_sums, batch.inverse_sum + place(block, key_head), block.count * sizeof(float));
+        memcpy(inverse_sums, batch.inverse_sum + place(block, key_head),
+               block.count * sizeof(float));
         // The exponentials are not normalised. The gradients of the output are multiplied by the
         // inverse sums instead, which is less work.
         read_rows(grad.out, block, key_head, 1, grad_rows.at);
@@ -124,9 +128,10 @@ class Worker {
         for_keys(block, [&](int64_t branch, int64_t from, int64_t count) {
             const Scalars keys = scalars(batch.key, key_head, branch, from);
             const Scalars values = scalars(batch.value, key_head, branch, from);
-            product<vectors, false>(scores.at, BLOCK_ROWS, count, keys, columns.at, BLOCK_ROWS, batch.size);
-            product<vectors, false>(grad_scores.at, BLOCK_ROWS, count, values, grad_columns.at, BLOCK_ROWS,
+            product<vectors, false>(scores.at, BLOCK_ROWS, count, keys, columns.at, BLOCK_ROWS,
                                     batch.size);
+            product<vectors, false>(grad_scores.at, BLOCK_ROWS, count, values, grad_columns.at,
+                                    BLOCK_ROWS, batch.size);
             if (branch == block.branch) mask<vectors>(block, from, count);
             for (int64_t at = 0; at < count * BLOCK_ROWS; at += BLOCK_ROWS)
                 for (int v = 0; v < vectors; v++) {
@@ -137,12 +142,12 @@ class Worker {
                     store(grad_score, weight * (load(grad_score) - mean[v]));
                 }
             const int64_t to = (part.places[branch] + from) * width;
-            add_product(grad_value + to, width, count, width, {scores.at, BLOCK_ROWS, 1}, grad_rows.at,
-                          width, count_rows);
-            add_product(grad_key + to, width, count, width, {grad_scores.at, BLOCK_ROWS, 1}, rows.at,
-                          width, count_rows);
-            product<vectors, true>(result.at, BLOCK_ROWS, batch.size, keys.transposed(), grad_scores.at,
-                                   BLOCK_ROWS, count);
+            add_product(grad_value + to, width, count, width, {scores.at, BLOCK_ROWS, 1},
+                        grad_rows.at, width, count_rows);
+            add_product(grad_key + to, width, count, width, {grad_scores.at, BLOCK_ROWS, 1},
+                        rows.at, width, count_rows);
+            product<vectors, true>(result.at, BLOCK_ROWS, batch.size, keys.transposed(),
+                                   grad_scores.at, BLOCK_ROWS, count);
         });
         for (Vec& x : factors) x = all(batch.scale);
         write_rows<vectors>(block, key_head, factors, grad.query);
@@ -162,8 +167,8 @@ class Worker {
         return {view.at + token * view.token + key_head * view.head, view.token, 1};
     }
 
-    // Calls visit(branch, first token in it, number of tokens) for all keys that the block's last row
-    // sees: the own branch first, then the branches above.
+    // Calls visit(branch, first token in it, number of tokens) for all keys that the block's last
+    // row sees: the own branch first, then the branches above.
     template <typename Visit>
     void for_keys(const Block& block, Visit visit) const {
         int64_t seen = (block.first + block.count - 1) / group + 1;
@@ -186,7 +191,8 @@ class Worker {
     }
 
     // Copies the block's rows times a factor to [BLOCK_ROWS, width], padded with zeros.
-    void read_rows(const View& from, const Block& block, int64_t key_head, float factor, float* to) {
+    void read_rows(const View& from, const Block& block, int64_t key_head, float factor,
+                   float* to) {
         for_rows(block, key_head, [&](int64_t row, int64_t token, int64_t head) {
             const float* x = from.at + token * from.token + head * from.head;
             float* y = to + row * width;
@@ -225,8 +231,8 @@ class Worker {
             }
     }
 
-    // Replaces the scores of `count` keys by their exponentials relative to the largest score so far,
-    // and, if `begun`, rescales the sums and results of the keys before.
+    // Replaces the scores of `count` keys by their exponentials relative to the largest score so
+    // far, and, if `begun`, rescales the sums and results of the keys before.
     template <int vectors, bool begun>
     void softmax(int64_t count, Vec* largest, Vec* sums) {
         for (int v = 0; v < vectors; v++) {

@@ -4,8 +4,8 @@
 // more than the arithmetic. Here the threads go through all layers in one parallel region, each
 // with its share of the rows or, if the weights are large, with its share of the weights.
 //
-// N rows, L layers, C hidden size, H query heads, K key heads, Q = H / K, D head dim, I inner size of
-// the MLP.
+// N rows, L layers, C hidden size, H query heads, K key heads, Q = H / K, D head dim, I inner size
+// of the MLP.
 
 #include <vector>
 
@@ -50,8 +50,8 @@ void multiply(const Product* product, const float* x, int64_t rows, const float*
     }
 }
 
-// Writes the hidden states [N, C] after the last norm, after each row has read its token, and stores
-// the token's keys and values. D must be a multiple of LANES.
+// Lets each row read its token: writes the hidden states [N, C] after the last norm, and stores the
+// token's keys and values. D must be a multiple of LANES.
 void decode(const Network* the_network, const Batch* the_batch, float* states, int threads) {
     const Network& network = *the_network;
     const Batch& batch = *the_batch;
@@ -84,9 +84,9 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
     float* const all_scratch = inner + rows * network.inner;
 
     // If the weights of a layer stay in the caches, each thread takes its rows through the whole
-    // network alone. Threads that wait for each other would wait for any core that is busy elsewhere,
-    // at every operation. Larger weights are divided among the threads instead, because reading them
-    // is what takes the time; then all threads meet after every operation.
+    // network alone. Threads that wait for each other would wait for any core that is busy
+    // elsewhere, at every operation. Larger weights are divided among the threads instead, because
+    // reading them is what takes the time; then all threads meet after every operation.
     const bool shares_weights = bytes_of(network.layers[0]) > CACHED_BYTES;
 
 #pragma omp parallel num_threads(threads)

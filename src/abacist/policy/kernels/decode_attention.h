@@ -22,7 +22,8 @@
 template <int64_t fixed>
 static inline float dot(const float* a, const float* b, int64_t size) {
     Vec products = {};
-    for (int64_t i = 0; i < (fixed ? fixed : size); i += LANES) products += load(a + i) * load(b + i);
+    for (int64_t i = 0; i < (fixed ? fixed : size); i += LANES)
+        products += load(a + i) * load(b + i);
     return sum(products);
 }
 
@@ -32,8 +33,8 @@ struct PromptSoftmax {
 };
 
 // Norms and rotates the queries and the key of one row and key head, and stores key and value.
-// `projected` [(H + 2 K) D] is the output of the query-key-value projection; queries go to `rotated`
-// [H D], the key and the value into the cache.
+// `projected` [(H + 2 K) D] is the output of the query-key-value projection; queries go to
+// `rotated` [H D], the key and the value into the cache.
 static void rotate_and_store(const Network& network, const Batch& batch, int64_t layer, int64_t row,
                              int64_t head, float* projected, float* rotated) {
     const int64_t size = network.head_dim, group = network.query_heads / network.key_heads;
@@ -55,9 +56,9 @@ static void rotate_and_store(const Network& network, const Batch& batch, int64_t
     std::copy_n(value, size, batch.rows.at(network, 1, layer, row, head) + own * size);
 }
 
-// Attention of `count` queries (at most LANES) to a prompt's `keys` and `values` [T, D]. Queries lie
-// side by side in the lanes, so that scores are [T, LANES] and a softmax over the tokens needs no
-// sums across lanes. Writes `softmax` [count] and, for each query, the weighted values to its
+// Attention of `count` queries (at most LANES) to a prompt's `keys` and `values` [T, D]. Queries
+// lie side by side in the lanes, so that scores are [T, LANES] and a softmax over the tokens needs
+// no sums across lanes. Writes `softmax` [count] and, for each query, the weighted values to its
 // `attended` [D].
 static void attend_prompt(const float* keys, const float* values, int64_t tokens, int64_t size,
                           const float* const* queries, int64_t count, float* scratch,
@@ -170,7 +171,7 @@ static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int
     return tiles;
 }
 
-// attend_prompt for one tile and key head. `rotated` and `attended` are [N, H, D], `softmax` [N, H].
+// attend_prompt for one tile and key head: `rotated` and `attended` [N, H, D], `softmax` [N, H].
 static void attend_tile(const Network& network, const Batch& batch, int64_t layer, int64_t head,
                         const QueryTile& tile, const float* rotated, float* scratch,
                         PromptSoftmax* softmax, float* attended) {

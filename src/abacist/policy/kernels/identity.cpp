@@ -11,8 +11,8 @@ const char* kernels_digest() { return KERNELS_DIGEST; }
 
 int kernels_lanes() { return LANES; }
 
-// The number of threads; 0 without OpenMP; -1 if two OpenMP libraries are loaded, so that one starts
-// the threads and another numbers them.
+// The number of threads; 0 without OpenMP; -1 if two OpenMP libraries are loaded, so that one
+// starts the threads and another numbers them.
 int kernels_threads() {
     int level = 0;
 #pragma omp parallel num_threads(1)

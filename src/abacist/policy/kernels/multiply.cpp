@@ -22,7 +22,8 @@ void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, cons
                   int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int threads) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     // With few panels, the rows are divided among the threads too.
-    const int64_t parts = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, rows / TILE_ROWS<PANEL_VECTORS> + 1);
+    const int64_t tiles = rows / TILE_ROWS<PANEL_VECTORS> + 1;
+    const int64_t parts = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, tiles);
 #pragma omp parallel num_threads(threads)
     {
         static thread_local std::vector<float> memory;

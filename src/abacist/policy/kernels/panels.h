@@ -3,7 +3,8 @@
 // A weight matrix [outputs, inputs] is packed in panels of PANEL outputs, each [inputs, PANEL], the
 // last one padded with zeros:
 //
-//     panel 0: w[0..PANEL)[input 0], w[0..PANEL)[input 1], ...     panel 1: w[PANEL..2 PANEL)[0], ...
+//     panel 0: outputs 0 to PANEL - 1 of input 0, the same outputs of input 1, ...
+//     panel 1: outputs PANEL to 2 PANEL - 1 of input 0, ...
 //
 // So the inner loop reads the weights front to back, and once: with the few dozen rows of decoding,
 // reading the weights is what takes the time.

@@ -57,11 +57,12 @@ void swiglu_forward(const float* gates, const float* ups, int64_t count, float* 
     }
 }
 
-// Replaces each row of logits [rows, count] by its softmax, not yet normalised: the largest weight is
-// 1. Writes the sums of the weights, the log-probabilities of the targets, and the entropies unless
-// that pointer is null.
+// Replaces each row of logits [rows, count] by its softmax, not yet normalised: the largest weight
+// is 1. Writes the sums of the weights, the log-probabilities of the targets, and the entropies
+// unless that pointer is null.
 void softmax(float* logits, const int64_t* targets, int64_t rows, int64_t count,
-             float inverse_temperature, float* totals, float* logps, float* entropies, int threads) {
+             float inverse_temperature, float* totals, float* logps, float* entropies,
+             int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         float* one = logits + row * count;

@@ -41,8 +41,8 @@ __attribute__((always_inline)) static inline void tile(float* sums, int64_t stri
                                                        const float* b, int64_t b_stride,
                                                        int64_t depth) {
     Vec total[rows][vectors];
-    // All loops over the tile are unrolled explicitly. Otherwise GCC keeps the sums in memory before
-    // and after the loop over the depth, and Clang keeps twelve rows there throughout.
+    // All loops over the tile are unrolled explicitly. Otherwise GCC keeps the sums in memory
+    // before and after the loop over the depth, and Clang keeps twelve rows there throughout.
 #pragma GCC unroll 12
     for (int m = 0; m < rows; m++)
 #pragma GCC unroll 12

@@ -54,7 +54,7 @@ struct Floats {
 };
 
 inline std::vector<Block> blocks_of(const Branch* branches, int64_t branch_count,
-                                           int64_t group, int64_t rows_of_block) {
+                                    int64_t group, int64_t rows_of_block) {
     std::vector<Block> blocks;
     std::vector<int64_t> above(branch_count);
     for (int64_t b = 0; b < branch_count; b++) {
@@ -71,7 +71,7 @@ inline std::vector<Block> blocks_of(const Branch* branches, int64_t branch_count
 // At most `most` parts of about equal work. Sums are taken part by part, so for results that repeat
 // to the bit the number of parts must not depend on the number of threads.
 inline std::vector<Part> parts_of(const std::vector<Block>& blocks, const Branch* branches,
-                                         int64_t branch_count, int64_t most) {
+                                  int64_t branch_count, int64_t most) {
     int64_t total = 0, done = 0;
     for (const Block& block : blocks) total += block.work;
     std::vector<Part> parts;

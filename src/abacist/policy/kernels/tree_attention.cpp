@@ -1,7 +1,7 @@
 // Attention over a tree of texts (see tree.h), forward and backward, divided among threads.
 //
-// Forward: each (block, key head) is one task, and tasks write different memory. Backward: blocks add
-// to the same gradients of keys and values, so the blocks are divided into parts, each part has
+// Forward: each (block, key head) is one task, and tasks write different memory. Backward: blocks
+// add to the same gradients of keys and values. So the blocks are divided into parts, each part has
 // gradients of its own, and these are added up in a fixed order. The result does not depend on the
 // number of threads.
 

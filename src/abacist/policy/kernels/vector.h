@@ -44,7 +44,7 @@ static inline void store_some(float* to, Vec x, int64_t count) {
 // x in every lane.
 static inline Vec all(float x) { return x - Vec{}; }
 
-// With NaN in a lane the result is either of the two. What is then computed from both shows the NaN.
+// With NaN in a lane the result is either of the two; what is computed from both shows the NaN.
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
 // Joins all lanes by `join`, for example their sum: each lane with the one `half` lanes away, then
