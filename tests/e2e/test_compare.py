@@ -11,7 +11,7 @@ import yaml
 
 from abacist.cli.main import main
 from abacist.learning import fewshot
-from abacist.policy.progress import Decoded
+from abacist.policy.decoding.progress import Decoded
 from abacist.proof.evaluation import Evaluation
 from abacist.records.provenance import build_manifest
 from abacist.records.rundir import RunDir

@@ -32,7 +32,7 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Every test once by the compiled kernels and once by PyTorch alone."""
     if request.param == "pytorch":
         monkeypatch.setattr(build, "library", lambda: None)
-    elif (missing := build.obstacle()) is not None:
+    elif (missing := build.unsupported_reason()) is not None:
         pytest.skip(f"no kernels: {missing}")
     yield request.param
 
@@ -117,7 +117,7 @@ def test_states_and_gradients_are_those_of_the_layer_itself(
 def test_a_wrong_layer_would_be_seen(arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     theirs, twin = learned(model), fused(model)
-    gate = blocks.pointwise.gate_gradients
+    gate = blocks.pointwise.swiglu_gradients
     monkeypatch.setattr(
         blocks.pointwise, "gate_gradients", lambda *a: tuple(1.001 * g for g in gate(*a))
     )
@@ -129,12 +129,12 @@ def test_a_wrong_layer_would_be_seen(arithmetic: str, monkeypatch: pytest.Monkey
 def test_blocks_of_any_size_give_the_same_gradients(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (missing := build.obstacle()) is not None:
+    if (missing := build.unsupported_reason()) is not None:
         pytest.skip(f"no kernels: {missing}")
     model = model_of(target_modules=["q_proj", "gate_proj", "down_proj"])
     theirs, sizes = learned(model), []
     monkeypatch.setattr(blocks, "_BLOCK_TOKENS", tokens)
-    gate = blocks.pointwise.gate_gradients
+    gate = blocks.pointwise.swiglu_gradients
 
     def spy(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
         sizes.append(len(grad))
@@ -150,7 +150,7 @@ def test_blocks_of_any_size_give_the_same_gradients(
 def test_the_last_norm_is_ours_only_where_it_is_frozen(
     trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (missing := build.obstacle()) is not None:
+    if (missing := build.unsupported_reason()) is not None:
         pytest.skip(f"no kernels: {missing}")
     model = model_of()
     model.get_submodule("base_model.model.model.norm").requires_grad_(trained)

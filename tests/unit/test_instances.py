@@ -28,7 +28,8 @@ from transformers.models.qwen2 import modeling_qwen2
 from trl.trainer.utils import add_fused_lm_head
 
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy import blocks, instances, lean, products, scoring
+from abacist.policy import blocks, instances, products, scoring
+from abacist.policy.decoding import network
 from unit.test_fastpath import distance, gradients, make, scored
 
 FAMILIES = ("llama", "qwen2")
@@ -181,7 +182,7 @@ def ordinary(request: pytest.FixtureRequest) -> Any:
 def test_whatever_is_done_to_any_module_is_found_and_named_and_found_no_more_when_undone(
     way: Callable[[Any], Undo | None], ordinary: Any
 ) -> None:
-    assert scoring.obstacle(ordinary) is None and lean.obstacle(ordinary) is None
+    assert scoring.obstacle(ordinary) is None and network.obstacle(ordinary) is None
     base, tried = instances.base_of(ordinary), 0
     places = [(f"model.layers.1.{name}", m) for name, m in base.model.layers[1].named_modules()]
     outer = ("lm_head", "model", "model.norm", "model.rotary_emb", "model.embed_tokens")
@@ -198,7 +199,7 @@ def test_whatever_is_done_to_any_module_is_found_and_named_and_found_no_more_whe
             continue
         tried += 1
         try:
-            for part, found in (("scoring", scoring.obstacle), ("decoding", lean.obstacle)):
+            for part, found in (("scoring", scoring.obstacle), ("decoding", network.obstacle)):
                 if part == "decoding" and way in OF_GRADIENTS:
                     assert found(ordinary) is None, name  # it computes no gradients
                     continue
@@ -373,7 +374,7 @@ def test_what_libraries_attach_in_an_ordinary_training_is_no_obstacle(
 ) -> None:
     model = model_of("qwen2", lora).train()
     ORDINARY[what](model)
-    assert scoring.obstacle(model) is None and lean.obstacle(model) is None
+    assert scoring.obstacle(model) is None and network.obstacle(model) is None
     products.fuse_linears(model)
     blocks.fuse_layers(model)
     assert instances.obstacle(model) is None
@@ -413,7 +414,7 @@ STRANGE: dict[str, Callable[[Any], Any]] = {
 def test_the_neighbours_of_what_is_ordinary_are_seen(what: str) -> None:
     model = model_of("llama")
     STRANGE[what](model)
-    assert scoring.obstacle(model) is not None and lean.obstacle(model) is not None
+    assert scoring.obstacle(model) is not None and network.obstacle(model) is not None
 
 
 def test_a_strangers_forward_is_not_replaced_and_ours_steps_aside() -> None:
@@ -433,7 +434,7 @@ def test_an_adapter_of_prompts_is_named() -> None:
         model_of("llama", lora=False),
         PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     )
-    for found in (scoring.obstacle, lean.obstacle):
+    for found in (scoring.obstacle, network.obstacle):
         assert "PROMPT_TUNING" in str(found(model))
 
 

@@ -25,9 +25,10 @@ from abacist.learning.health.rules import rate_out_of_band
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
-from abacist.policy import cache, head
-from abacist.policy.kernels.decoding import Packed
-from abacist.policy.lean import LeanNetwork
+from abacist.policy import head
+from abacist.policy.decoding import cache
+from abacist.policy.decoding.network import DecodingNetwork
+from abacist.policy.kernels.decode import Packed
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import RunDir
 from abacist.view.plantext import WIDTH, plan_text
@@ -138,10 +139,10 @@ def test_the_measurement_leaves_weights_and_gradients_as_they_were(tiny: Assembl
 def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) -> None:
     model: Any = tiny.trainer.model
     with torch.inference_mode():
-        network = LeanNetwork(model, 8)
+        network = DecodingNetwork(model, 8)
     products: list[Any] = [network.head]
     for layer in network.layers:
-        products += [layer.query_key_value, layer.attention_out, layer.gated, layer.down]
+        products += [layer.query_key_value, layer.attention_out, layer.swiglu, layer.down]
     if not all(isinstance(product, Packed) for product in products):
         pytest.skip("without kernels the engine copies nothing that tells its size")
     made = 4 * sum(product._packed.numel() for product in products)

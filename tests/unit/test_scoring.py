@@ -29,7 +29,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from abacist.policy import instances, scoring
 from abacist.policy.head import score_tokens
-from abacist.policy.kernels import attention, build
+from abacist.policy.kernels import build, tree_attention
 from abacist.policy.layout import lay_out
 from abacist.policy.scoring import obstacle, score
 from abacist.policy.source import BUILT_IN_FOLDER
@@ -168,8 +168,8 @@ def compare(model: Any, batch: Any, **options: Any) -> tuple[float, float, float
 def either_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention by our kernel, and by PyTorch where that cannot be had."""
     if request.param == "pytorch":
-        monkeypatch.setattr(attention, "takes", lambda *_: False)
-    elif reason := build.obstacle():
+        monkeypatch.setattr(tree_attention, "supports", lambda *_: False)
+    elif reason := build.unsupported_reason():
         pytest.skip(f"no kernels here: {reason}")
 
 

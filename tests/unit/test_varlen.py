@@ -16,7 +16,7 @@ from transformers import modeling_flash_attention_utils
 
 import flashkernels
 from abacist.policy import attending, instances, scoring
-from abacist.policy.kernels import attention
+from abacist.policy.kernels import tree_attention
 from abacist.policy.layout import Pick, lay_out
 from abacist.policy.varlen import Sequences, Varlen, flash_kernel, pytorch_kernel
 from unit.test_scoring import BATCHES, batch_of, compare, distance, gradients, make, ours
@@ -225,7 +225,7 @@ def test_a_wish_for_determinism_reaches_flash_attention(
 
 def test_a_batch_without_a_kernel_is_read_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     flashkernels.install(monkeypatch)
-    monkeypatch.setattr(attention, "takes", lambda *_: False)
+    monkeypatch.setattr(tree_attention, "supports", lambda *_: False)
     assert max(compare(make("llama"), batch_of("few-shot"))) < 1e-5
 
 

@@ -19,7 +19,7 @@ from abacist.errors import DataError
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
-from abacist.policy import engine
+from abacist.policy.decoding import engine
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import BUILT_IN, find, read_json
 from abacist.proof.ask import Prompting, run_folder, run_settings

@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel, PeftModelForCausalLM
 from transformers import GenerationMixin, PreTrainedModel
 
-from abacist.policy import engine, scoring
+from abacist.policy import scoring
+from abacist.policy.decoding import engine
 
 # In these losses every term of a completion is multiplied by its advantage.
 _LOSSES_LINEAR_IN_ADVANTAGE = {"grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo"}

@@ -18,8 +18,9 @@ from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath, frozen
 from abacist.learning.joint import MicroBatches, Values
-from abacist.policy import blocks, engine, graphs, instances, products, scoring
-from abacist.policy.progress import Decoded
+from abacist.policy import blocks, instances, products, scoring
+from abacist.policy.decoding import engine, graphs
+from abacist.policy.decoding.progress import Decoded
 
 logger = get_logger(__name__)
 

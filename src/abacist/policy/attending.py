@@ -101,7 +101,7 @@ def _without_varlen(device: torch.device, dtype: torch.dtype, heads: Heads) -> C
     """Who attends where no kernel with variable lengths can be used, or None."""
     name = str(dtype).removeprefix("torch.")
     if device.type == "cpu" and dtype == torch.float32:
-        if (obstacle := build.obstacle()) is None:
+        if (obstacle := build.unsupported_reason()) is None:
             return Choice(_WHAT, "a kernel of ours, without padding", "float32 on a CPU")
         why = f"no kernels of ours: {obstacle}"
     elif device.type != "cuda":

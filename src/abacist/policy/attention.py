@@ -1,8 +1,8 @@
 """Attention over a packed batch: each token sees its own branch and what that grew from.
 
 On a GPU in half precision a variable-length flash kernel does it (:mod:`abacist.policy.varlen`).
-On a CPU in float32 a kernel of our own does (:mod:`abacist.policy.kernels.attention`): PyTorch's,
-above all its backward, uses a small part of such a machine.
+On a CPU in float32 a kernel of our own does (:mod:`abacist.policy.kernels.tree_attention`):
+PyTorch's, above all its backward, uses a small part of such a machine.
 
 Everywhere else, PyTorch's scaled-dot-product attention: the levels of a
 :class:`~abacist.policy.layout.Layout` are attended one after another, each as one padded batch, in
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from abacist.policy.kernels import attention as kernel
+from abacist.policy.kernels import tree_attention as kernel
 from abacist.policy.layout import Layout, Level, Pick
 
 
@@ -27,7 +27,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
     layout.layers_attended += 1
     if layout.varlen is not None:
         return layout.varlen.attend(query, key, value, scale)
-    if kernel.takes(query, key, value):
+    if kernel.supports(query, key, value):
         return kernel.attend(query, key, value, layout.branches, scale)
     return padded(query, key, value, layout, scale)
 

@@ -68,7 +68,7 @@ def _last_norm(self: Any, hidden_states: Tensor) -> Tensor:
     if (
         self.weight.requires_grad
         or torch.compiler.is_compiling()
-        or not kernels.takes(hidden_states, self.weight)
+        or not kernels.supports(hidden_states, self.weight)
     ):
         found: Tensor = type(self).forward(self, hidden_states)
         return found
@@ -173,8 +173,8 @@ class _Heads(torch.autograd.Function):
         normed = pointwise.norm(hidden, norm.weight, norm.epsilon)
         query, key, value = (one(normed).view(len(hidden), -1, size) for one in linears)
         return (
-            pointwise.turn(query, cosines, sines),
-            pointwise.turn(key, cosines, sines),
+            pointwise.rotary(query, cosines, sines),
+            pointwise.rotary(key, cosines, sines),
             value,
         )
 
@@ -185,7 +185,7 @@ class _Heads(torch.autograd.Function):
         norm, learns = ctx.norm, ctx.needs_input_grad[0]
         of_query, of_key, of_value = (grad.contiguous() for grad in grads)
         of_query, of_key = (
-            pointwise.turn(grad, cosines, sines, direction=-1.0) for grad in (of_query, of_key)
+            pointwise.rotary(grad, cosines, sines, direction=-1.0) for grad in (of_query, of_key)
         )
         normed = pointwise.norm(hidden, norm.weight, norm.epsilon)
         total, found = None, []
@@ -211,7 +211,7 @@ class _Mlp(torch.autograd.Function):
         gates, ups = gate(normed), up(normed)
         ctx.norm, ctx.linears = norm, linears
         ctx.save_for_backward(hidden, gates, ups)
-        return _sum(down(pointwise.gate(gates, ups)), hidden)
+        return _sum(down(pointwise.swiglu(gates, ups)), hidden)
 
     @staticmethod
     @once_differentiable
@@ -231,8 +231,8 @@ class _Mlp(torch.autograd.Function):
     ) -> list[Tensor | None]:
         """Of some rows: what comes home through the gate is added to ``of_hidden``."""
         norm, (gate, up, down) = ctx.norm, ctx.linears
-        of_down = down.gradients(grad, pointwise.gate(gates, ups))
-        of_gates, of_ups = pointwise.gate_gradients(of_down[0], gates, ups)
+        of_down = down.gradients(grad, pointwise.swiglu(gates, ups))
+        of_gates, of_ups = pointwise.swiglu_gradients(of_down[0], gates, ups)
         normed = pointwise.norm(hidden, norm.weight, norm.epsilon)
         of_gate = gate.gradients(of_gates, normed)
         of_up = up.gradients(of_ups, normed, to=of_gate[0])
@@ -264,7 +264,7 @@ def _blocks(states: Tensor) -> list[slice]:
     Nothing that it holds for a while is as wide as what lies between the gated products, so of
     that it holds some rows only; not where adding up their gradients would round once more.
     """
-    count = math.ceil(len(states) / _BLOCK_TOKENS) if kernels.takes(states) else 1
+    count = math.ceil(len(states) / _BLOCK_TOKENS) if kernels.supports(states) else 1
     size = math.ceil(len(states) / count)
     return [slice(start, start + size) for start in range(0, len(states), size)]
 

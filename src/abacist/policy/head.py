@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from abacist.policy.kernels.pointwise import weigh
+from abacist.policy.kernels.pointwise import softmax
 from abacist.policy.products import product
 
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
@@ -91,7 +91,7 @@ class _FrozenHead(torch.autograd.Function):
         slope = torch.empty_like(hidden) if learns else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            weights, totals, logps[here], entropy = weigh(
+            weights, totals, logps[here], entropy = softmax(
                 _logits(hidden[here], weight, dtype),
                 targets[here],
                 inverse_temperature,
@@ -138,7 +138,7 @@ class _TrainedHead(torch.autograd.Function):
         entropies = torch.empty_like(logps) if compute_entropy else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            _, _, logps[here], entropy = weigh(
+            _, _, logps[here], entropy = softmax(
                 _logits(hidden[here], cast, dtype),
                 targets[here],
                 inverse_temperature,
@@ -163,7 +163,7 @@ class _TrainedHead(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
             logits = _logits(hidden[here], cast, dtype)
-            weights, totals = weigh(logits, targets[here], inverse_temperature, False)[:2]
+            weights, totals = softmax(logits, targets[here], inverse_temperature, False)[:2]
             grad_logits = weights.mul_((-grad[here] / totals)[:, None])
             grad_logits.scatter_add_(1, targets[here, None], grad[here, None])
             grad_logits = grad_logits.to(dtype)

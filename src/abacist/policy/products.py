@@ -22,19 +22,19 @@ from torch.autograd.function import once_differentiable
 
 from abacist.policy import instances
 from abacist.policy.kernels import build as kernels
-from abacist.policy.kernels.products import multiply
+from abacist.policy.kernels.multiply import multiply
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias``; no autograd."""
-    if kernels.takes(x, weight):
+    if kernels.supports(x, weight):
         return multiply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def product_added(x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
     """:func:`product` plus ``to`` [N, O], in one pass; ``to`` is used up."""
-    if kernels.takes(x, weight, to):
+    if kernels.supports(x, weight, to):
         return multiply(x, weight, to=to)
     return to.addmm_(x, weight.t())
 
@@ -50,12 +50,12 @@ def fuse_linears(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is LoraLinear:
             instances.stand_in(module, _lora_forward)
-        elif type(module) is nn.Linear and kernels.takes(module.weight):
+        elif type(module) is nn.Linear and kernels.supports(module.weight):
             instances.stand_in(module, _linear_forward)
 
 
 def _linear_forward(self: nn.Linear, x: Tensor) -> Tensor:
-    if torch.is_autocast_enabled("cpu") or not kernels.takes(x, self.weight):
+    if torch.is_autocast_enabled("cpu") or not kernels.supports(x, self.weight):
         return F.linear(x, self.weight, self.bias)
     flat = x.reshape(-1, x.shape[-1])
     y: Tensor = _Linear.apply(flat, self.weight, self.bias)

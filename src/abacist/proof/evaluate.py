@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from abacist.errors import AbacistError, DataError, ModelError
-from abacist.policy.progress import Decoded, Progress
+from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.proof.evaluation import Evaluation, Settings
 from abacist.proof.unfinished import Parts
 from abacist.records.rollout import Rollout
@@ -25,7 +25,7 @@ from abacist.task.reply import parse_reply
 from abacist.task.rewards import REWARD_SETS, load_reward_funcs, pay
 
 if TYPE_CHECKING:  # the proof layer reads and compares kept evaluations without torch
-    from abacist.policy.decoding import Completion
+    from abacist.policy.decoding.generation import Completion
     from abacist.policy.loading import Policy
 
 __all__ = ["Evaluation", "Settings", "evaluate"]
@@ -59,7 +59,7 @@ def evaluate(
     ``temperature`` 0 is greedy. ``prefill`` opens every reply and counts as part of it.
     ``progress`` is told how far it is, after every token where that is known. ``run_id``, ``split``
     and ``step`` go into the rollouts, ``conditions`` into the evaluation. ``generate`` stands in
-    for :func:`abacist.policy.decoding.generate`, ``native_messages`` for our own prompt.
+    for :func:`abacist.policy.decoding.generation.generate`, ``native_messages`` for our own prompt.
     ``rewards`` are reported for every reply, as ``load_reward_funcs`` gives them (the default set).
     One that fails is not called again: its values are None from there on, and ``conditions`` says
     so under "rewards". With ``parts`` replies are kept as they come, and those already kept there
@@ -70,7 +70,7 @@ def evaluate(
     """
     _refuse_unusable(problems)
     if generate is None:
-        from abacist.policy import decoding
+        from abacist.policy.decoding import generation as decoding
 
         generate = decoding.generate
 

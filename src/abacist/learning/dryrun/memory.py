@@ -33,7 +33,7 @@ SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and sh
 _CGROUP = Path("/sys/fs/cgroup")
 _LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # as in policy.head
 _LEAST_TOKENS_AT_ONCE = 128
-_PREFILL_TOKENS = 8192  # as in policy.cache
+_PREFILL_TOKENS = 8192  # as in policy.decoding.cache
 _LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
 
 
@@ -181,7 +181,7 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
 
 
 def _lean_bytes(model: Any) -> int:
-    """What ``policy.lean`` copies: fused and adapted projections, and all that a kernel packs."""
+    """What ``policy.decoding.network`` copies: fused and adapted projections, and all that a kernel packs."""
     total = 0
     for name, module in model.named_modules():
         adapted = isinstance(module, LoraLayer)
@@ -189,7 +189,7 @@ def _lean_bytes(model: Any) -> int:
         if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        if adapted or is_fused or kernels.takes(linear.weight):
+        if adapted or is_fused or kernels.supports(linear.weight):
             total += _bytes([linear.weight])
     return total
 
