@@ -185,7 +185,7 @@ def _refuse_without_checkpoint(config: Config, run: RunDir) -> None:
 def ingredient_differences(made_of: Mapping[str, Any], begun: Mapping[str, Any]) -> list[str]:
     """What two manifests say of data, rewards and first weights, where it differs."""
     words = {
-        "data": "the problems are others (compare their source)",
+        "data": "the problems, or columns that rewards read, are others (compare their source)",
         "rewards": "the code of a reward is another",
         "model": "the weights at the start are others",
     }
