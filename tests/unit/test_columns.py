@@ -41,6 +41,13 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "question and response": ({"question": "1+1?", "response": "#### 2"}, ("response",)),
     "MetaMath": ({"query": "1+1?", "response": "Sum.\n#### 2\nThe answer is: 2"},
                  ("query", "response")),
+    "Alpaca": ({"instruction": "1+1?", "input": "", "output": "It is\n#### 2"},
+               ("instruction", "not from 'input'", "output")),
+    "a gold before a solution": ({"question": "1+1?", "label": 2, "response": "no idea"},
+                                 ("'label'", "not from 'response'")),
+    "OpenMathInstruct": ({"problem": "1+1?", "generated_solution": "x", "expected_answer": "2"},
+                         ("problem", "expected_answer")),
+    "target": ({"input": "1+1?", "target": "2"}, ("input", "target")),
     "capitals": ({"Question": "1+1?", "Answer ": "2"}, ("Question", "Answer ")),
     "chat messages": ({"messages": [user("1+1?"), assistant("#### 2")]}, ("messages",)),
     "a chat prompt": ({"prompt": [{"role": "system", "content": "Be brief."}, user("1+1?")],
@@ -85,6 +92,25 @@ def test_a_wish_that_is_not_there_is_never_replaced(tmp_path: Path) -> None:
         read(tmp_path, {"question": "1+1?", "answer": "2"}, answer_column="gold_answer")
     with pytest.raises(DataError, match=r"no column 'question' \(its columns: text, value"):
         read(tmp_path, {"text": "1+1?", "value": "2"})
+
+
+@pytest.mark.parametrize("name", ["Question", "QUESTION", " question "])
+def test_a_name_that_was_given_is_taken_to_the_letter(name: str, tmp_path: Path) -> None:
+    row = {name: "1+1?", "answer": "2", "query": "2+2?"}
+    (problem,) = read(tmp_path, row)  # no name was given
+    assert problem.question == "1+1?"
+    (problem,) = read(tmp_path, row, question_column="query")
+    assert problem.question == "2+2?"
+    with pytest.raises(DataError, match="no column 'Query'"):
+        read(tmp_path, row, question_column="Query")
+
+
+def test_a_key_inside_a_column_is_taken_by_its_name(tmp_path: Path) -> None:
+    row = {"question": "1+1?", "extra": {"final": "2"}, "answer": "3"}
+    (problem,) = read(tmp_path, row, answer_column="extra.final")
+    assert problem.answer == "2"
+    with pytest.raises(DataError, match=r"no column 'extra\.first'"):
+        read(tmp_path, row, answer_column="extra.first")
 
 
 def test_where_several_columns_would_do_the_others_are_named(

@@ -84,6 +84,26 @@ def test_an_answer_column_that_is_not_the_gold_is_said_to_be_hidden(
     assert "'answer'" in caplog.text
 
 
+def test_the_gold_reaches_rewards_by_its_own_name_too(tmp_path: Path) -> None:
+    """TRL's own examples take the column `ground_truth`."""
+    rows = [{"prompt": f"{n} + 2?", "ground_truth": str(n + 2)} for n in range(6)]
+    (row, *_) = to_dataset_rows(read(tmp_path, rows))
+    assert row["ground_truth"] == row["answer"] == "2"
+
+    def exact(completions: Any, ground_truth: Any, **columns: Any) -> list[float]:
+        texts = [completion[0]["content"] for completion in completions]
+        return [float(gold in text) for text, gold in zip(texts, ground_truth, strict=True)]
+
+    found = audit([exact], read(tmp_path, rows), thorough=False)
+    assert not {one.kind for one in found.findings} & {Kind.NO_COLUMN, Kind.FAILS}
+
+
+def test_problems_of_different_sources_make_one_table() -> None:
+    one = Problem("a", "1?", "", "1", 1, columns={"topic": "x"})
+    rows = to_dataset_rows([one, Problem("b", "2?", "", "2", 1)])
+    assert [row["topic"] for row in rows] == ["x", None]
+
+
 MIXED = {
     "text and number": [1, "a"],
     "number and yes": [1, True],

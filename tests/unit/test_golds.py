@@ -146,6 +146,12 @@ def test_any_text_has_a_gold_or_a_reason_and_never_raises(text: str) -> None:
             assert read_answer(settled(found, "answer", mark)) is not None
 
 
+@given(st.text(max_size=200))
+def test_no_text_makes_the_question_of_the_decimal_mark_raise(text: str) -> None:
+    doubt_about_mark([("row 1", text), ("row 2", text)], "data", "answer")
+    with_point(text)
+
+
 # Numbers that come as numbers.
 
 

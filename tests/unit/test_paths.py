@@ -28,14 +28,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for folder in ("model", "package", "loose", "data.d"):
         (here / folder).mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
-    (here / "data.jsonl").write_text("{}\n")
-    (here / "paths_mine.py").write_text(REWARD)
-    (here / "beside.py").write_text("def pay(completions):\n    return [0.2] * len(completions)\n")
-    (here / "paths_sibling.py").write_text(SIBLING)
-    (here / "package" / "__init__.py").write_text("")
-    (here / "package" / "deep.py").write_text("from . import other\n" + REWARD)
-    (here / "package" / "other.py").write_text("")
-    (here / "loose" / "inner.py").write_text(REWARD)
+    (here / "data.jsonl").write_text("{}\n", encoding="utf-8")
+    (here / "paths_mine.py").write_text(REWARD, encoding="utf-8")
+    (here / "beside.py").write_text(
+        "def pay(completions):\n    return [0.2] * len(completions)\n", encoding="utf-8"
+    )
+    (here / "paths_sibling.py").write_text(SIBLING, encoding="utf-8")
+    (here / "package" / "__init__.py").write_text("", encoding="utf-8")
+    (here / "package" / "deep.py").write_text("from . import other\n" + REWARD, encoding="utf-8")
+    (here / "package" / "other.py").write_text("", encoding="utf-8")
+    (here / "loose" / "inner.py").write_text(REWARD, encoding="utf-8")
     monkeypatch.chdir(here)
     path, modules = list(sys.path), set(sys.modules)
     yield here
@@ -143,7 +145,7 @@ def test_an_installed_package_is_not_taken_for_a_folder_of_its_name(here: Path) 
 def test_two_modules_of_one_name_are_never_confused(here: Path) -> None:
     load_reward_funcs([str(here / "paths_mine.brevity")])
     other = here.parent / "elsewhere" / "paths_mine.py"
-    other.write_text(REWARD)
+    other.write_text(REWARD, encoding="utf-8")
     with pytest.raises(RewardError, match="another module is called 'paths_mine'"):
         load_reward_funcs([str(other.parent / "paths_mine.brevity")])
     with pytest.raises(RewardError, match="no folder"):

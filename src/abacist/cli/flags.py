@@ -59,6 +59,9 @@ TRAIN_FLAGS = (
             Flag("--dataset_config", "NAME", "its configuration on the Hub (GSM8K: main)"),
             Flag("--dataset_train_split", "NAME", "the split to learn from"),
             Flag("--dataset_test_split", "NAME", "its test split, which no training reads"),
+            Flag("--question_column", "NAME", "its column of questions; the usual ones are found"),
+            Flag("--answer_column", "NAME", "its column of solutions or golds"),
+            Flag("--decimal_mark", "MARK", "of golds such as 3,5: point or comma"),
             Flag("--num_heldout_problems", "N", "problems of the verdict, before and after"),
             Flag("--num_consistency_problems", "N", "of these, get 4 sampled replies each (100)"),
             Flag("--num_shots", "N", "solved examples in every prompt, or `gist` for its own"),
@@ -124,8 +127,10 @@ TRAIN_FLAGS = (
 OWN_FLAGS = frozenset(
     {
         "--allow_hackable_rewards",
+        "--answer_column",
         "--config",
         "--control",
+        "--decimal_mark",
         "--device",
         "--dry_run",
         "--force",
@@ -136,6 +141,7 @@ OWN_FLAGS = frozenset(
         "--num_heldout_problems",
         "--num_shots",
         "--overwrite",
+        "--question_column",
         "--resume",
         "--system_prompt",
     }
