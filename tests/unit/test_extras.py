@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abacist.errors import DataError
+from abacist.learning.config import load_config
+from abacist.learning.soundness import refuse_hackable
+from abacist.learning.tracking import Silent
 from abacist.proof.evaluation import Evaluation
 from abacist.records.provenance import build_manifest
 from abacist.task import rows as task_rows
@@ -24,6 +27,7 @@ from abacist.task.audit.golds import gold_findings
 from abacist.task.extras import OWN_COLUMNS, TRL_NAMES, shared_extras
 from abacist.task.problems import Problem, load_problems
 from abacist.task.prompts import to_dataset_rows
+from abacist.task.rewards import load_reward_funcs
 from evaluated import GOOD, evaluation, problem
 
 
@@ -228,6 +232,25 @@ def test_golds_that_hardly_any_reply_will_match_are_named() -> None:
     (finding,) = [one for one in found.findings if one.kind is Kind.LONG_GOLD]
     assert "2 of 4 golds have more than 8 decimals" in finding.evidence
     assert "'0.3333333333333333' (problem p1), '1e-9' (problem p4)" in finding.evidence
+
+
+def test_training_names_golds_that_teach_nothing_once_before_it_begins() -> None:
+    notes: list[str] = []
+
+    class Noting(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    config, rewards = load_config("tiny", None, []), load_reward_funcs(["correctness"])
+    golds = ["0.3333333333333333", "Paris", *map(str, range(40))]
+    problems = [gold(number, text) for number, text in enumerate(golds)]
+    refuse_hackable(config, problems, rewards, Noting())
+    assert sum("1 of 42 golds: 'Paris'" in one for one in notes) == 1
+    assert sum("have more than 8 decimals" in one for one in notes) == 1
+    (said,) = [one for one in notes if "rewards:" in one]
+    assert "sound" in said and "decimals" not in said and "Paris" not in said
+    with pytest.raises(DataError, match="No reply can match any"):
+        refuse_hackable(config, problems[1:2], rewards, Noting())
 
 
 def test_an_evaluation_is_kept_and_read_without_extras_of_any_type(tmp_path: Path) -> None:

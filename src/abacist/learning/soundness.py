@@ -7,6 +7,7 @@ within a second. Rewards under which a hack earns what an honest solution does a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from abacist.errors import RewardError
@@ -67,7 +68,8 @@ def refuse_hackable(
             "`abacist audit` with the same --reward_funcs shows what is wrong. To train on them "
             "all the same: --allow_hackable_rewards.",
         )
-    watcher.note(f"  rewards: {found.summary()}")
+    of_rewards = [one for one in found.findings if one.kind is not Kind.LONG_GOLD]  # said above
+    watcher.note(f"  rewards: {replace(found, findings=tuple(of_rewards)).summary()}")
     if hacks:
         watcher.note("  They are trained on all the same (allow_hackable_rewards).")
     for remark in found.remarks:

@@ -53,7 +53,10 @@ _ENCODING_BY_NULLS: dict[tuple[bool, ...], str] = {  # which of the first bytes 
 _SAVE_SHEET = "Save the sheet as “CSV UTF-8”, and give that file."
 _UNPACK = "Unpack it, and give the file inside."
 _NOT_TEXT = {  # the first bytes of a file: what it is, and what to do
-    b"PK\x03\x04": ("an Excel workbook or a zip archive", f"{_SAVE_SHEET} {_UNPACK}"),
+    b"PK\x03\x04": (
+        "an Excel workbook or a zip archive",
+        "Save the sheet as “CSV UTF-8”, or unpack the archive, and give that file.",
+    ),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", _SAVE_SHEET),
     b"\x1f\x8b": ("compressed with gzip", _UNPACK),
     b"(\xb5/\xfd": ("compressed with zstd", _UNPACK),
