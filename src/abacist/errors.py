@@ -49,3 +49,11 @@ class RunError(AbacistError):
 
 class TrainingError(AbacistError):
     """A training that was stopped because it could not go on soundly; what was good is kept."""
+
+
+class Interrupted(AbacistError):
+    """Work that a signal ended. Its exit code is the shell's: 130 Ctrl-C, 143 SIGTERM."""
+
+    def __init__(self, message: str, hint: str, signal_number: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signal_number

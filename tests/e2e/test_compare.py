@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from abacist.cli.main import main
+from abacist.learning import fewshot
+from abacist.policy.progress import Decoded
 from abacist.proof.evaluation import Evaluation
 from abacist.records.provenance import build_manifest
 from abacist.records.rundir import RunDir
@@ -178,8 +180,13 @@ def test_a_run_that_was_broken_off_has_nothing_to_compare(run_of: Made, capsys: 
     assert "no evaluation after training" in capsys.readouterr().err
 
 
+def interrupt_after_the_first_reply(found: Decoded) -> None:
+    if found.ended:
+        raise KeyboardInterrupt
+
+
 def test_a_control_is_trained_and_named_and_a_run_is_measured_at_other_shots(
-    tmp_path: Path, capsys: Captured
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "placebo"
     flags = ["--control", "random", "--max_steps", "1", "--num_heldout_problems", "6"]
@@ -196,9 +203,17 @@ def test_a_control_is_trained_and_named_and_a_run_is_measured_at_other_shots(
         == "random"
     )
 
+    kept = run / "evals" / "shots-1"
+    with monkeypatch.context() as patch:
+        patch.setattr(fewshot, "told_of", lambda *_: interrupt_after_the_first_reply)
+        assert main(["compare", str(run), "--shots", "0", "1"]) == 130
+    said = capsys.readouterr().err
+    assert "of 6 replies are kept in" in said and "Give the same command again" in said
+    replies = {path: path.read_bytes() for path in kept.glob("before/unfinished/*.parquet")}
+    assert replies and not (kept / "before" / "evaluation.json").exists()
     assert main(["compare", str(run), "--shots", "0", "1"]) == 3
     assert "Measuring the base" in capsys.readouterr().out
-    kept = run / "evals" / "shots-1"
+    assert not (kept / "before" / "unfinished").exists()
     assert Evaluation.load(kept / "before").settings.num_shots == 1
     assert not (run / "evals" / "shots-0").exists()  # what the run itself has measured
     code, again = compared(capsys, str(run), "--shots", "1", "0")

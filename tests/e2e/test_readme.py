@@ -1,4 +1,4 @@
-"""Every Python example of the README runs as it stands."""
+"""Every Python example of the README and of docs/python.md runs as it stands."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ import pytest
 
 from abacist.task.prompts import SYSTEM_PROMPT
 
-README = Path(__file__).parents[2] / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = TEXT, (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+EXAMPLES = [
+    one for page in PAGES for one in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+]
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
-def test_the_readme_has_three_python_examples() -> None:
+def test_there_are_three_python_examples() -> None:
     assert len(EXAMPLES) == 3
+
+
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name
+)
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_readme_shows_the_system_prompt_as_it_is() -> None:
@@ -30,12 +42,11 @@ def test_the_readme_shows_the_system_prompt_as_it_is() -> None:
 def test_a_python_example_runs_and_prints_what_its_comments_say(
     example: str, tmp_path: Path
 ) -> None:
-    source = Path(__file__).parents[2] / "src"
     done = subprocess.run(
         [sys.executable, "-"],
         input=example,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(source), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -17,6 +17,7 @@ from abacist.errors import ModelError
 from abacist.learning import frozen
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.loading import load_policy
+from faults import fault
 
 Lookalike = Callable[[str], Path]
 LORA = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
@@ -115,6 +116,8 @@ def frozen_prompt(folder: Path) -> Any:
     return get_peft_model(base(folder), config).requires_grad_(False)
 
 
+@fault("model", "nothing of it could learn: all frozen, or the adapter frozen, off or merged",
+       "what stands still, and the call that mends it, before anything is measured")  # fmt: skip
 @pytest.mark.parametrize(
     ("make", "says", "mend"),
     [

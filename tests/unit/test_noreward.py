@@ -14,6 +14,7 @@ from abacist.learning.health.course import Facts
 from abacist.learning.health.pathologies import Watch
 from abacist.learning.keeping import Scored, rollouts_of
 from abacist.learning.trainer import GRPOTrainer
+from faults import fault
 from unit.test_fastpath import PROBLEMS, G, fix_completions, make
 
 Lookalike = Callable[[str], Path]
@@ -77,6 +78,8 @@ def test_equal_rewards_and_none_add_up(folder: Path, tmp_path: Path) -> None:
     assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(0.5)]
 
 
+@fault("rewards", "every reward returns None or NaN for a whole step",
+       "nothing moves; the groups count as without signal", 0)  # fmt: skip
 def test_a_step_without_any_reward_leaves_every_weight_as_it_is(
     folder: Path, tmp_path: Path
 ) -> None:

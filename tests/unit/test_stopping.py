@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from abacist.errors import Interrupted
 from abacist.learning.resume import stopping
 from abacist.learning.resume.stopping import StopNow, StopRequests
 from faults import fault
@@ -115,7 +116,6 @@ def test_a_forked_worker_dies_of_the_signal_and_does_not_stop_the_run() -> None:
 
 def test_an_interrupted_run_has_the_exit_code_of_its_signal() -> None:
     codes: list[Any] = [
-        stopping.Interrupted("stopped", "", number).exit_code
-        for number in (signal.SIGINT, signal.SIGTERM)
+        Interrupted("stopped", "", number).exit_code for number in (signal.SIGINT, signal.SIGTERM)
     ]
     assert codes == [130, 143]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any
 
 from abacist.delivery.ask import Prompting, run_folder, run_settings
 from abacist.delivery.examtask import Data, Request, load_data, prompting_of
-from abacist.learning.resume.stopping import Interrupted
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.policy import engine
@@ -24,7 +21,7 @@ from abacist.policy.source import find, read_json
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import GREEDY, SAMPLED, Evaluation
 from abacist.proof.native import NativeForm, NativePrompt, native_form
-from abacist.proof.unfinished import SAMPLED_FOLDER, UNFINISHED, EvaluationFolder
+from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
 from abacist.records.provenance import data_fingerprint
 
 EVALS_FOLDER = Path("evals")
@@ -79,7 +76,7 @@ def examine(
     conditions = _conditions(request, data, policy, prompting, form)
     asked = _asked(request, data, policy, prompting)
     num_replies = len(data.problems) * (1 + request.num_samples * (request.num_samples > 1))
-    with _folder(request, data, asked) as folder, _says_how_to_go_on(folder, num_replies):
+    with _folder(request, data, asked) as folder, says_how_to_go_on(folder, num_replies):
         watcher.note(f"  kept in {folder.path}; if stopped, the same command goes on from there")
         if folder.resumed:
             watcher.note("  an unfinished evaluation is there, and is taken up")
@@ -117,24 +114,6 @@ def examine(
             render(folder.path, greedy, sampled)
         folder.finish()
         return Examined(folder.path, greedy, sampled)
-
-
-@contextmanager
-def _says_how_to_go_on(folder: EvaluationFolder, num_replies: int) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into a message: what is kept, and how the evaluation goes on."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-        if isinstance(stop, SystemExit) and stop.code != 128 + number:
-            raise
-        raise Interrupted(
-            f"{'interrupted' if number == signal.SIGINT else 'terminated'}. "
-            f"{folder.count_replies():,} of {num_replies:,} replies are kept in "
-            f"{folder.path / UNFINISHED}.",
-            "Give the same command again: it asks for the others and ends in the same figures.",
-            number,
-        ) from None
 
 
 def _folder(request: Request, data: Data, asked: dict[str, Any]) -> EvaluationFolder:

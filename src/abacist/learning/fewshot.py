@@ -2,8 +2,8 @@
 
 Training under one prompt can teach a model to follow that prompt. So base and trained policy are
 asked the problems of the run's own verdict again, greedily, with other numbers of examples, all
-else as it was. What has been measured is kept in ``evals/shots-N`` of the run, and not measured
-twice.
+else as it was. What has been measured is kept in ``evals/shots-N`` of the run, reply by reply, and
+not measured twice.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from abacist.proof.comparison.alike import refuse_unlike
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
 from abacist.proof.evaluate import Evaluation, evaluate
+from abacist.proof.evaluation import GREEDY
+from abacist.proof.unfinished import EvaluationFolder, asked_in, says_how_to_go_on
+from abacist.records.provenance import data_fingerprint
 from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 from abacist.task.prompts import Shots, build_messages, system_text
@@ -29,7 +32,8 @@ def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[i
     """Base against trained policy at each number of worked examples.
 
     Raises RunError for no run, an unfinished one, or one that is being written; ModelError if the
-    examples do not fit the model's context; DataError if there are too few to show.
+    examples do not fit the model's context; DataError if there are too few to show; Interrupted
+    for Ctrl-C and SIGTERM, with the replies so far kept for the next call.
     """
     run = RunDir.open(path)
     own = {when: load_side(str(path), when).evaluation for when in (BEFORE, AFTER)}
@@ -89,17 +93,34 @@ def _measure(
         shots = _shots(config, count)
         _refuse_too_long(policy, own, config, shots)
         progress = told_of(watcher, f"{when} training, {count} shots")
-        evaluation = evaluate(
-            policy,
-            own.problems,
-            system_prompt=system_text(config.script.system_prompt),
-            shots=shots,
-            max_completion_tokens=own.settings.max_completion_tokens,
-            batch_size=config.script.eval_batch_size,
-            progress=progress,
-            run_id=run.run_id,
-        )
-        evaluation.save(_folder(run, count, when))
+        asked = {
+            "model": name,
+            "problems": data_fingerprint(own.problems),
+            "shots": data_fingerprint((*shots.chosen, *shots.spares)),
+            "max_completion_length": own.settings.max_completion_tokens,
+            "date": policy.chat.date_string,
+            **{choice.what: choice.value for choice in policy.choices},
+        }
+        place = _folder(run, count, when)
+        # What stands there and asked otherwise is of another verdict, or of another machine.
+        overwrite = asked_in(place) != asked
+        with (
+            EvaluationFolder.open(place, asked, overwrite=overwrite) as folder,
+            says_how_to_go_on(folder, len(own.problems)),
+        ):
+            evaluation = evaluate(
+                policy,
+                own.problems,
+                system_prompt=system_text(config.script.system_prompt),
+                shots=shots,
+                max_completion_tokens=own.settings.max_completion_tokens,
+                batch_size=config.script.eval_batch_size,
+                progress=progress,
+                run_id=run.run_id,
+                parts=folder.parts(GREEDY),
+            )
+            evaluation.save(place)
+            folder.finish()
         measured.append((count, evaluation))
     return measured
 

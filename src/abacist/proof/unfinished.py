@@ -11,13 +11,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from abacist.errors import RunError
+from abacist.errors import Interrupted, RunError
 from abacist.records.lock import LOCK_NAME, RunLock
 from abacist.records.rollout import Rollout, read_rollouts, write_rollouts
 from abacist.records.rundir import write_json
@@ -129,14 +131,14 @@ class EvaluationFolder:
         there = sorted(parent.iterdir()) if parent.is_dir() else []
         taken = {path: int(m[1]) for path in there if (m := numbered.fullmatch(path.name))}
         for path in taken:
-            if _asked_in(path) == dict(asked):
+            if asked_in(path) == dict(asked):
                 return cls.open(path, asked)
         return cls.open(parent / f"{name}-{max(taken.values(), default=0) + 1:03d}", asked)
 
     @staticmethod
     def _take_up(path: Path, asked: Mapping[str, Any], overwrite: bool) -> bool:
         unfinished = path / UNFINISHED
-        before = _asked_in(path)
+        before = asked_in(path)
         if before == dict(asked) and not overwrite:
             return True
         if before is not None and not overwrite:
@@ -193,11 +195,29 @@ class EvaluationFolder:
         self._lock.release()
 
 
+@contextmanager
+def says_how_to_go_on(folder: EvaluationFolder, num_replies: int) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into Interrupted: what is kept, and how the evaluation goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        if isinstance(stop, SystemExit) and stop.code != 128 + number:
+            raise
+        raise Interrupted(
+            f"{'interrupted' if number == signal.SIGINT else 'terminated'}. "
+            f"{folder.count_replies():,} of {num_replies:,} replies are kept in "
+            f"{folder.path / UNFINISHED}.",
+            "Give the same command again: it asks for the others and ends in the same figures.",
+            number,
+        ) from None
+
+
 def _is_ours(name: str) -> bool:
     return name in _OURS or (name.startswith(".") and name.endswith(".tmp"))
 
 
-def _asked_in(path: Path) -> dict[str, Any] | None:
+def asked_in(path: Path) -> dict[str, Any] | None:
     """What the unfinished evaluation there asked for; None if there is none that can be read."""
     try:
         asked = json.loads((path / UNFINISHED / _ASKED).read_text(encoding="utf-8"))

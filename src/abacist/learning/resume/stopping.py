@@ -19,8 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from abacist.errors import AbacistError
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CALLED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
@@ -45,14 +43,6 @@ class StopNow(BaseException):
         if self.signal_number is None:
             return "--max_hours"
         return _CALLED.get(signal.Signals(self.signal_number), str(self.signal_number))
-
-
-class Interrupted(AbacistError):
-    """A run that a signal ended. Its exit code is the shell's: 130 Ctrl-C, 143 SIGTERM."""
-
-    def __init__(self, message: str, hint: str, signal_number: int) -> None:
-        super().__init__(message, hint)
-        self.exit_code = 128 + signal_number
 
 
 class StopRequests:
