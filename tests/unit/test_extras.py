@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from abacist.errors import DataError
 from abacist.learning.config import load_config
+from abacist.learning.resume.resuming import ingredient_differences
 from abacist.learning.soundness import refuse_hackable
 from abacist.learning.tracking import Silent
 from abacist.proof.evaluation import Evaluation
@@ -169,6 +170,8 @@ def test_a_run_notices_changed_extras_and_nothing_else_changes_its_fingerprint(
     )
     assert one == same and one["columns_sha256"] != other["columns_sha256"]
     assert one["sha256"] == other["sha256"] == data(read(tmp_path, plain))["sha256"]
+    begun, now = {"data": one}, {"data": other}
+    assert "columns that rewards read" in ingredient_differences(now, begun)[0]
     dated = Problem("p", "1?", "", "1", 1, columns={"day": datetime.date(2026, 1, 1)})
     assert data([dated])["columns_sha256"]
 
