@@ -336,7 +336,7 @@ def test_a_gold_too_long_to_be_rewritten_is_left_out_and_said() -> None:
     found = audit(["default"], [*PROBLEMS[:4], long], thorough=False)
     assert found.sound and found.num_problems_given == 4
     assert found.remarks == (
-        "Left out: 1 of the problems, whose golds are no numbers or have more than 1,000 digits.",
+        "Left out: 1 of the problems, whose golds have more than 1,000 digits.",
     )
     with pytest.raises(DataError):
         audit(["default"], [long])

@@ -220,8 +220,8 @@ def test_local_paths_are_kept_whole_so_that_a_run_goes_on_from_any_directory(
     config = load_config("tiny", None, flags)
     assert config.script.dataset_name == str(tmp_path / "data.jsonl")
     assert config.model.model_name_or_path == "tiny"
-    ours = f"{tmp_path / 'mine.py'}:pays"
-    assert config.script.reward_funcs == ["default", ours, ours, "elsewhere.pays"]
+    ours = [str(tmp_path / "mine.pays"), f"{tmp_path / 'mine.py'}:pays"]
+    assert config.script.reward_funcs == ["default", *ours, "elsewhere.pays"]
     assert load_config("any", None, ["--model_name_or_path", "Qwen/Qwen2.5-0.5B"]).script == (
         load_config("any", None, []).script
     )

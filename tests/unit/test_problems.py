@@ -154,17 +154,22 @@ def test_the_train_file_is_enough_for_every_split_but_test(tmp_path: Path) -> No
 
 BAD_LINES = {
     b'{"question": "How many?", "answer": "2+2=4\\n####': "is not valid JSON",
-    b'{"question": "caf\xe9?", "answer": "#### 4"}': "is not valid UTF-8",
+    b'{"question": "caf\xe9?", "answer": "#### 4"}': "is not valid UTF-8 (byte 0xE9, “é” in W",
     b'["How many?", "#### 4"]': "holds a list, not an object",
     b'{"question": "How many?", "solution": "#### 4"}': "has no column 'answer' (its columns: que",
     b'{"question": null, "answer": "#### 4"}': "has an empty 'question'",
     b'{"question": " \\n ", "answer": "#### 4"}': "has an empty 'question'",
-    b'{"question": ["How many?"], "answer": "#### 4"}': "has a list in 'question', not text",
-    b'{"question": "How many?", "answer": true}': "has a bool in 'answer', not text",
-    b'{"question": "How many?", "answer": NaN}': "has an empty 'answer'",
+    b'{"question": ["How many?"], "answer": "#### 4"}': "has a list in 'question', not text: ['H",
+    b'{"question": "How many?", "answer": true}': "has a bool in 'answer', not text: True",
+    b'{"question": "How many?", "answer": NaN}': "has an empty 'answer': nan",
     b'{"question": "\\ud800?", "answer": "#### 4"}': "has broken Unicode in 'question'",
     b'{"question": "How many?", "answer": "It is four."}': "has no gold",
-    b'{"question": "How many?", "answer": "It is 4 or 5."}': "has no gold: no #### in 'answer'",
+    b'{"question": "How many?", "answer": "It is 4 or 5."}': "has no gold: 'It is 4 or 5.'",
+    b'{"question": "How many?", "answer": "2+2=4\\nIt is 4."}': "has no gold: '2+2=4\\nIt",
+    b'{"question": "How many?", "answer": "\\\\boxed{4} or \\\\boxed{5}"}': (
+        r"has several \boxed{} that do not agree in 'answer': "
+    ),
+    b'{"question": "How many?", "answer": Infinity}': "has a float in 'answer', not text: inf",
     b'{"question": "How many?", "answer": "#### 4\\n#### 5"}': "has #### twice",
     b'{"question": "How many?", "answer": "2+2=4\\n####"}': "has a gold that is no number: ''",
     b'{"question": "How many?", "answer": "#### many"}': "has a gold that is no number: 'many'",
@@ -387,6 +392,23 @@ def test_gsm8k_on_the_hub_is_read_in_its_main_config(hub: dict[str, object]) -> 
     assert len(load_problems("openai/gsm8k", split="test")) == 4
     assert hub["asked"] == ("openai/gsm8k", "main", "test")
     assert hub["offline"] is False
+
+
+def test_a_narrow_float_column_of_the_hub_gives_the_decimals_that_were_stored(
+    hub: dict[str, object],
+) -> None:
+    class Table(list[Record]):
+        features = types.MappingProxyType(
+            {
+                "answer": types.SimpleNamespace(dtype="float32"),
+                "question": types.SimpleNamespace(dtype="string"),
+            }
+        )
+
+    widened = 0.10000000149011612  # what a float32 0.1 is in Python
+    hub["rows"] = Table([{"question": "How much?", "answer": widened}])
+    (problem,) = load_problems("somebody/prices", split="all")
+    assert problem.answer == "0.1"
 
 
 def test_an_unreachable_hub_is_given_up_within_seconds_and_the_cache_is_used(

@@ -178,3 +178,11 @@ def test_saved_examples_come_back_as_they_were_with_their_spare(tmp_path: Path) 
     shots = choose_shots([problem(n) for n in range(9)], 3, seed=1)
     save_shots(tmp_path / "shots.jsonl", shots)
     assert load_shots(tmp_path / "shots.jsonl") == shots
+
+
+def test_examples_may_stand_in_any_file_that_problems_may(tmp_path: Path) -> None:
+    path = tmp_path / "shots.csv"
+    text = 'question;answer\nOne?;"1+0=1\n#### 1"\nTwo?;"1+1=2\n#### 2"\n'
+    path.write_bytes(text.encode("utf-16"))
+    shots = load_shots(path)
+    assert [shot.answer for shot in shots.chosen] == ["1", "2"] and not shots.spares

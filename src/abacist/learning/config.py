@@ -34,9 +34,8 @@ from abacist.learning.limits import (
     split_at_commas,
     trackers,
 )
+from abacist.learning.paths import with_absolute_paths
 from abacist.learning.resume.checkpoints import run_to_resume
-from abacist.policy.source import BUILT_IN
-from abacist.task.problems import MADE_HERE
 
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
@@ -174,7 +173,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
         settings[key], sources[key] = value, f"follows {followed}"
     _read_lists(settings, sources)
     refuse_out_of_range(settings, sources)
-    _make_paths_absolute(settings)
+    settings = with_absolute_paths(settings)
     notes += _fit_to_machine(settings)
     config = Config(
         recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
@@ -239,37 +238,6 @@ def _step_in_words(config: Config) -> list[str]:
             f"(warmup_steps) and the run ends after {training.max_steps}, so little is learned"
         )
     return lines
-
-
-# Names that are built in, whatever stands in the working directory.
-_BUILT_IN = {"dataset_name": MADE_HERE, "model_name_or_path": (BUILT_IN,)}
-
-
-def _make_paths_absolute(settings: dict[str, Any]) -> None:
-    """Make paths of local files absolute, so that a run resumes from any directory."""
-    for name in ("dataset_name", "shots_file", "model_name_or_path"):
-        given = settings.get(name)
-        if isinstance(given, str) and given and given not in _BUILT_IN.get(name, ()):
-            settings[name] = _absolute(given)
-    if "reward_funcs" in settings:
-        settings["reward_funcs"] = [_absolute_reward(name) for name in settings["reward_funcs"]]
-
-
-def _absolute(given: str) -> str:
-    path = Path(given).expanduser()
-    return str(path.resolve()) if path.exists() else given  # else a Hub id, or a typing error
-
-
-def _absolute_reward(name: str) -> str:
-    """``mine.py:f`` by its whole path, and so ``mine.f`` of a module in the working directory."""
-    place, colon, function = name.rpartition(":")
-    if colon:
-        return f"{_absolute(place)}:{function}"
-    place, _, function = name.rpartition(".")
-    module = Path(f"{place}.py")
-    if place and "." not in place and module.is_file():
-        return f"{module.resolve()}:{function}"
-    return name
 
 
 def _fit_to_machine(settings: dict[str, Any]) -> list[str]:

@@ -36,6 +36,7 @@ from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
 from abacist.records.provenance import data_fingerprint
 from abacist.records.seen import Seen
+from abacist.task.golds import DecimalMark
 from abacist.task.problems import MADE_HERE, Problem, draw, load_problems
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
 from abacist.task.variants.perturb import perturb_all
@@ -65,7 +66,7 @@ class Request:
     dataset_config: str | None = None
     question_column: str = "question"
     answer_column: str = "answer"
-    decimal_mark: str = "auto"
+    decimal_mark: DecimalMark = "auto"
     skip_bad_rows: bool = False
     split: str | None = None
     num_problems: int | None = None
@@ -421,7 +422,8 @@ def prompting_of(request: Request, data: Data, form: NativeForm | None) -> Promp
     if form is NativeForm.COMPLETION and wanted is None and request.shots_file is None:
         wanted = str(NATIVE_SHOTS)
     if wanted is None and request.shots_file is not None:
-        return replace(prompting, shots=load_shots(Path(request.shots_file)))
+        mark = request.decimal_mark
+        return replace(prompting, shots=load_shots(Path(request.shots_file), decimal_mark=mark))
     if wanted is None:
         return prompting
     return replace(prompting, shots=choose_shots(_examples(request, data, wanted), wanted))
@@ -432,7 +434,8 @@ def _examples(request: Request, data: Data, wanted: str) -> list[Problem]:
     if not wanted.isdecimal() or int(wanted) == 0:
         return []
     if request.shots_file is not None:
-        return load_problems(request.shots_file, split="all")
+        mark = request.decimal_mark
+        return load_problems(request.shots_file, split="all", decimal_mark=mark)
     try:
         return load_problems(data.source, split="train", **(data.columns or {}))
     except DataError as error:

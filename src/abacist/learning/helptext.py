@@ -53,6 +53,9 @@ TRAIN_FLAGS = (
             Flag("--dataset_config", "NAME", "its configuration on the Hub (GSM8K: main)"),
             Flag("--dataset_train_split", "NAME", "the split to learn from"),
             Flag("--dataset_test_split", "NAME", "its test split, which no training reads"),
+            Flag("--question_column", "NAME", "its column of questions; the usual ones are found"),
+            Flag("--answer_column", "NAME", "its column of solutions or golds"),
+            Flag("--decimal_mark", "MARK", "of golds such as 3,5: point or comma"),
             Flag("--num_heldout_problems", "N", "problems of the verdict, measured before and "
                  "after; 0: no verdict"),
             Flag("--num_consistency_problems", "N", "of these, get 4 sampled replies each, before "
@@ -132,9 +135,6 @@ _OTHERS = {
     "model_revision": "branch, tag or commit of a model on the Hub",
     "use_rslora": "scale the adapter by alpha / sqrt(r)",
     "use_dora": "weight-decomposed LoRA",
-    "question_column": "column that holds the question",
-    "answer_column": "column with the solution ending in '#### gold', or the bare gold",
-    "decimal_mark": "how bare golds in a text column are written: 3.5 or 3,5",
     "skip_bad_rows": "leave out unusable rows and count them",
     "num_train_problems": "at most so many training problems, chosen by seed (generated: 4000)",
     "num_selection_problems": "problems measured every --eval_steps; none of them is in the "

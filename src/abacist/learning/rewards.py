@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from abacist.errors import RewardError, UsageError
@@ -29,6 +30,7 @@ from abacist.learning.tracking import Watcher
 from abacist.task.audit.audit import audit
 from abacist.task.audit.conditions import columns_of
 from abacist.task.audit.findings import Kind
+from abacist.task.audit.golds import gold_findings
 from abacist.task.audit.renderings import layouts
 from abacist.task.audit.trial import MishapKind, Trial
 from abacist.task.custom_rewards import DEFAULT_TIMEOUT_SECONDS, RewardFunc
@@ -154,17 +156,20 @@ NUM_TRIED_PROBLEMS = 3
 def refuse_hackable(
     config: Config, problems: Sequence[Problem], rewards: Sequence[Any], watcher: Watcher
 ) -> None:
-    """Note in one line what the audit says.
+    """Note in one line what the audit says, and which golds no reply can match.
 
-    Raises RewardError where a hack earns what an honest right solution does, unless
-    ``allow_hackable_rewards`` is set, where a reward wants a column that no problem has, and where
-    one fails on every reply.
+    Raises DataError where no reply can match any gold; RewardError where a hack earns what an
+    honest right solution does, unless ``allow_hackable_rewards`` is set, where a reward wants a
+    column that no problem has, and where one fails on every reply.
     """
+    matched, of_golds = gold_findings(problems)
+    for finding in of_golds:
+        watcher.note(f"  warning: {finding.kind.sentence} {finding.evidence}.")
     if config.script.control != NONE:
         return  # a placebo is meant not to pay for answers
     found = audit(
         rewards,
-        problems[:NUM_PROBLEMS],
+        matched[:NUM_PROBLEMS],
         config.training.reward_weights,
         max_seconds=MAX_SECONDS,
         thorough=False,
@@ -189,7 +194,8 @@ def refuse_hackable(
             "`abacist audit` with the same --reward_funcs shows what is wrong. To train on them "
             "anyway: --allow_hackable_rewards.",
         )
-    watcher.note(f"  rewards: {found.summary()}")
+    of_rewards = [one for one in found.findings if one.kind is not Kind.LONG_GOLD]  # said above
+    watcher.note(f"  rewards: {replace(found, findings=tuple(of_rewards)).summary()}")
     if hacks:
         watcher.note("  They are used anyway (allow_hackable_rewards).")
     for remark in found.remarks:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abacist.errors import DataError, ModelError
+from abacist.learning.arguments import ScriptArguments
 from abacist.learning.config import Config
 from abacist.policy.loading import Policy
 from abacist.task.gist import gist_gold
@@ -59,7 +60,7 @@ def load_task(config: Config) -> Task:
     if any(name.split(".")[0] == "gist" for name in script.reward_funcs):
         # The historic rewards compare text with a gold that was cleaned when the data was read.
         problems = [replace(problem, answer=gist_gold(problem.answer)) for problem in problems]
-    shots = _shots(script.shots_file, script.num_shots, problems, seed)
+    shots = _shots(script, problems, seed)
     # A file of examples may hold problems of the other splits, with their answers.
     shown = {normalise_question(shot.question) for shot in (*shots.chosen, *shots.spares)}
 
@@ -77,15 +78,18 @@ def load_task(config: Config) -> Task:
     )
 
 
-def _shots(file: str | None, wanted: str, problems: list[Problem], seed: int) -> Shots:
-    """Examples drawn from the training problems or from ``file``; without a number, all of it."""
-    if file is None:
+def _shots(script: ScriptArguments, problems: list[Problem], seed: int) -> Shots:
+    """Examples drawn from the training problems or a file of their own; all of it without a
+    number."""
+    wanted = script.num_shots
+    if script.shots_file is None:
         return choose_shots(problems, wanted, seed=seed)
-    examples = load_problems(file, split="all")
+    found = load_shots(Path(script.shots_file), decimal_mark=script.decimal_mark)
+    examples = [*found.chosen, *found.spares]
     if wanted != "0":
         return choose_shots(examples, wanted, seed=seed)
     choose_shots(examples, len(examples))  # raises where one of them cannot serve
-    return load_shots(Path(file)) if file.endswith(".jsonl") else Shots(tuple(examples))
+    return found
 
 
 def split_lines(config: Config, task: Task) -> list[str]:

@@ -235,7 +235,10 @@ class Evaluation:
         last, so where it is, the replies are too.
         """
         write_rollouts(folder / "rollouts.parquet", self.rollouts)
-        problems = [asdict(problem) for problem in self.problems]
+        # Columns are for rewards, and need not be JSON.
+        problems = [asdict(replace(problem, columns={})) for problem in self.problems]
+        for fields in problems:
+            del fields["columns"]
         document = {"format_version": FORMAT_VERSION, "evaluation": self.to_json()}
         overlap = self.overlap and self.overlap.to_record()
         write_json(

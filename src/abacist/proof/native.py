@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 
 from abacist.proof.scorers import lm_eval_flexible
 from abacist.task.answers import read_answer, same_answer
+from abacist.task.boxes import boxes
+from abacist.task.golds import GOLD_MARK
 from abacist.task.problems import Problem
 from abacist.task.prompts import Message, Shots, build_messages
 from abacist.task.reply import TAGS, parse_reply
@@ -37,12 +39,8 @@ NATIVE_SHOTS = 8
 NATIVE_COMPLETION_TOKENS = 512
 BOX_REQUEST = "Think it through step by step, and end with the final answer inside \\boxed{}."
 
-_GOLD_MARK = "####"
 _MAX_CHARACTERS = 20_000  # from the end: nobody's answer stands farther away
-_MAX_LOOKED_AT = 30  # boxes, marks, sentences, from the end
-_BOX = re.compile(  # with at most two pairs of braces, one in the other, inside
-    r"\\(?:boxed|fbox) ?\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+)\}"
-)
+_MAX_LOOKED_AT = 30  # marks, sentences, from the end; as many boxes are
 _MARK = re.compile(r"####+")
 _ANSWER_PHRASE = re.compile(
     r"(?: \banswers?\b [^.:=\n]{0,80}? (?: \bis\b | [:=] )"
@@ -116,7 +114,7 @@ class NativePrompt:
 
 
 def _as_written(shot: Problem) -> list[Message]:
-    answer = f"{shot.solution}\n{_GOLD_MARK} {shot.answer}"
+    answer = f"{shot.solution}\n{GOLD_MARK} {shot.answer}"
     return [{"role": "user", "content": shot.question}, {"role": "assistant", "content": answer}]
 
 
@@ -151,7 +149,7 @@ def right_in_own_form(text: str, gold: str | None) -> bool:
 
 def _stated(text: str) -> Iterator[str]:
     """The texts given expressly as an answer, in the order in which they count."""
-    yield from (box[1] for box in _from_end(_BOX, text))
+    yield from reversed(boxes(text))
     yield parse_reply(text).answer or ""
     for mark in _from_end(_MARK, text):
         yield text[mark.end() :].partition("\n")[0]

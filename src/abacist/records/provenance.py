@@ -62,6 +62,7 @@ def build_manifest(
             "source": None if source is None else without_secrets(source),
             "problems": None if problems is None else len(problems),
             "sha256": None if problems is None else data_fingerprint(problems),
+            **({"columns_sha256": found} if (found := columns_fingerprint(problems or [])) else {}),
         },
     }
 
@@ -74,13 +75,29 @@ def data_fingerprint(problems: Iterable[Problem]) -> str:
     """
     digest = hashlib.sha256()
     for problem in problems:
-        texts = [problem.problem_id, problem.question, problem.answer]
-        if problem.columns:  # rewards read them
-            texts.append(json.dumps(problem.columns, sort_keys=True, default=str))
-        for text in texts:
+        for text in (problem.problem_id, problem.question, problem.answer):
             encoded = text.encode("utf-8", "surrogatepass")
             digest.update(f"{len(encoded)}:".encode() + encoded)
     return digest.hexdigest()
+
+
+def columns_fingerprint(problems: Iterable[Problem]) -> str | None:
+    """SHA-256 over the columns that rewards get; None if they add nothing to the questions.
+
+    >>> columns_fingerprint([]) is None
+    True
+    """
+    digest = hashlib.sha256()
+    is_empty = True
+    for problem in problems:
+        columns = {
+            name: value
+            for name, value in problem.columns.items()
+            if not (isinstance(value, str) and value.strip() == problem.question)
+        }
+        is_empty = is_empty and not columns
+        digest.update(json.dumps(columns, sort_keys=True, default=str).encode() + b"\n")
+    return None if is_empty else digest.hexdigest()
 
 
 def names_a_secret(name: str) -> bool:

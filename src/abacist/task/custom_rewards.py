@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import re
 import sys
 import time
@@ -29,7 +30,9 @@ from abacist.task.watchdog import TimeIsUp, call_within, slice_of
 RewardFunc = Callable[..., "list[float] | list[float | None]"]
 
 MAX_REWARD = 1e30  # beyond this, sums and squares overflow in float32
-_HOW_TO_NAME = "Name your own reward as module.function or path/to/file.py:function."
+_HOW_TO_NAME = (
+    "Name your own reward as module.function, folder/module.function or path/to/file.py:function."
+)
 _HOW_TO_WRITE = "A reward is `def f(prompts, completions, **columns) -> list[float]`."
 _MAX_RETRIED = 256  # samples that are tried one by one to find the one that makes a reward raise
 DEFAULT_TIMEOUT_SECONDS = 120.0
@@ -38,14 +41,15 @@ DEFAULT_TIMEOUT_SECONDS = 120.0
 def import_reward(name: str) -> Callable[..., Any]:
     """The function that ``module.function`` or ``path/to/file.py:function`` names, unwrapped.
 
-    Modules are looked for in the working directory too, as ``trl grpo`` does. Raises RewardError,
-    saying which part of the name cannot be found, imported or called as a reward.
+    Modules are looked for in the working directory too, as ``trl grpo`` does, and in the folder
+    that stands before them: ``folder/module.function``. Raises RewardError, saying which part of
+    the name cannot be found, imported or called as a reward.
     """
     place, _, attribute = name.rpartition(":" if ":" in name else ".")
     if not place or not attribute or name.endswith(".py"):
         raise RewardError(f"'{name}' does not name a reward function.", _HOW_TO_NAME)
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+        module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place, name)
     except RewardError:
         raise
     except Exception as error:  # whatever a user's module does when it is imported
@@ -64,16 +68,85 @@ def import_reward(name: str) -> Callable[..., Any]:
     return func
 
 
-def _load_module(name: str) -> ModuleType:
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    return importlib.import_module(name)
+def absolute_reward(name: str) -> str:
+    """The same reward by a name that means it in every working directory.
+
+    ``rewards.py:f`` and ``mine.f`` get the folder in which the file or module stands before them,
+    if that is seen from the working directory. Every other name is left as it is.
+    """
+    separator = ":" if ":" in name else "."
+    place, _, attribute = name.rpartition(separator)
+    path = Path(place).expanduser()
+    if separator == ":" and place.endswith(".py"):
+        return f"{_absolute(path)}:{attribute}" if path.is_file() else name
+    folder = path.parent if _names_folder(place) else Path.cwd()
+    if place and attribute and _is_module_of(folder, path.name):
+        return f"{_absolute(folder)}{os.sep}{path.name}{separator}{attribute}"
+    return name
+
+
+def _names_folder(place: str) -> bool:
+    return "/" in place or os.sep in place
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # symbolic links are kept
+
+
+def _is_module_of(folder: Path, module: str) -> bool:
+    """Whether an import, with ``folder`` first in line, finds the module there."""
+    top = module.split(".")[0]
+    loaded = sys.modules.get(top)
+    if loaded is not None and not _is_from(loaded, folder):
+        return False
+    if (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file():
+        return True
+    if not (folder / top).is_dir():
+        return False
+    try:  # a folder without __init__.py gives way to a package of that name anywhere else
+        found = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    return found is None or found.origin is None
+
+
+def _load_module(place: str, name: str) -> ModuleType:
+    if not _names_folder(place):
+        _look_in(Path.cwd())
+        return importlib.import_module(place)
+    folder, module_name = _absolute(Path(place).expanduser()).parent, Path(place).name
+    if not folder.is_dir():
+        raise RewardError(f"There is no folder {folder} for the reward '{name}'.", _HOW_TO_NAME)
+    _look_in(folder)
+    module = importlib.import_module(module_name)
+    if not _is_from(module, folder):
+        raise RewardError(
+            f"The reward '{name}' cannot be imported: another module is called '{module_name}' "
+            f"({getattr(module, '__file__', None) or 'built in'}).",
+            "Rename yours, or name it by its file: path/to/file.py:function.",
+        )
+    return module
+
+
+def _is_from(module: ModuleType, folder: Path) -> bool:
+    places = [*getattr(module, "__path__", ()), getattr(module, "__file__", None) or ""]
+    return any(
+        _absolute(Path(place)).is_relative_to(_absolute(folder)) for place in places if place
+    )
+
+
+def _look_in(folder: Path) -> None:
+    """Put a folder first in line for imports, unless it is in line already."""
+    if str(folder) not in sys.path and not ("" in sys.path and folder == Path.cwd()):
+        sys.path.insert(0, str(folder))
 
 
 def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise RewardError(f"There is no reward file {path}.", _HOW_TO_NAME)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for what it imports from beside it, as for a script
     # Known by its path, so that two files of one name do not shadow each other or a module.
     name = "abacist_reward_file_" + re.sub(r"\W", "_", str(path))
     if name in sys.modules:

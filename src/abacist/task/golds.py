@@ -1,139 +1,158 @@
-"""How a gold is read: by the rule that reads replies, whatever column it stands in.
+"""The gold of a row: where it stands, and which number it says.
 
-Behind GSM8K's ``####`` a comma in a proper group of three marks thousands. In a column of bare
-golds it may be a decimal mark instead, and no row shows which; where the column as a whole
-contradicts the reading by point, the person is asked (``--decimal_mark``).
+One rule for every gold: it is what a careful grader reads in it, exactly as in a reply
+(``answers``), so units, currency, a percent sign and ``\\boxed{}`` are decoration. It stands behind
+``####``, else in the one ``<answer>`` block, else in the last ``\\boxed{}`` (if there are several,
+they must agree), else it is the whole cell, which must then be a single line.
+
+**The decimal mark.** A point is the decimal mark and a comma groups thousands, unless
+``--decimal_mark comma`` says otherwise. Golds behind ``####`` are read so without a question, as
+GSM8K means them. Other columns may come from a place where it is the other way round, and ``1.500``
+does not tell. Where the golds of a column contradict the reading by point, or show nothing but
+points where thousands would have them, :func:`doubt_about_mark` says so, and a person decides.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, get_args
 
-from abacist.task.answers import same_answer
+from abacist.errors import DataError
+from abacist.task.answers import Number, read_answer
+from abacist.task.boxes import boxes
+from abacist.task.reply import parse_reply
+from abacist.task.sources import shown
 
 GOLD_MARK = "####"
-SHOWN_CHARACTERS = 40
 DecimalMark = Literal["auto", "point", "comma"]
+DECIMAL_MARKS: tuple[str, ...] = get_args(DecimalMark)
 
-# The number of a short gold: digits with points and commas between them.
-_NUMERAL = re.compile(r"\d[\d.,]*\d|\d")
-_BOXED = re.compile(r"\\boxed\s*\{")
+_NUMERAL = re.compile(r"\d(?:[\d.,]*\d)?")
+_COMMA_NUMERAL = re.compile(r"(?:\d+|[1-9]\d{0,2}(?:\.\d{3})+)(?:,\d+)?")
 
 
 class GoldError(ValueError):
     """Why a gold cannot be used; the text completes "the row …"."""
 
 
-def shown(value: object) -> str:
-    """A value as an error shows it: quoted, escaped and cut.
+class Gold(NamedTuple):
+    """A gold as it stands in the source, and the worked solution before it ("" if none)."""
 
-    >>> shown("twelve or so"), shown("1" * 50)
-    ("'twelve or so'", "'1111111111111111111111111111111111111111'…")
+    solution: str
+    text: str
+    is_marked: bool  # behind ####
+
+
+def find_gold(text: str, column: str = "answer") -> Gold:
+    """The gold in a stripped text, not yet read. Raises GoldError where there are several.
+
+    >>> find_gold("2+2=4\\n#### 4"), find_gold("So it is \\\\boxed{4}.").text
+    (Gold(solution='2+2=4', text='4', is_marked=True), '4')
     """
-    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
-        return repr(value[:SHOWN_CHARACTERS]) + "…"
-    return repr(value) if isinstance(value, str) else repr(value)[:SHOWN_CHARACTERS]
-
-
-def solution_and_gold(text: str, column: str, mark: DecimalMark = "auto") -> tuple[str, str]:
-    """The worked solution ("" if there is none) and the gold of a cell.
-
-    The gold is what stands behind ``####``, else a cell of one line, else the last ``\\boxed{}``
-    of a solution. Raises GoldError, with the value, for anything that is no number.
-
-    >>> solution_and_gold("3 * 6 = 18\\n#### 18", "answer")
-    ('3 * 6 = 18', '18')
-    >>> solution_and_gold("$1,200", "answer"), solution_and_gold("12,5 kg", "answer", "comma")
-    (('', '$1,200'), ('', '12.5 kg'))
-    >>> solution_and_gold("So it is 3 * 6.\\nHence \\\\boxed{18}.", "solution")
-    ('So it is 3 * 6.\\nHence \\\\boxed{18}.', '18')
-    """
-    solution, marked, gold = text.partition(GOLD_MARK)
-    solution = solution.rstrip()
-    if marked:
+    solution, mark, gold = text.partition(GOLD_MARK)
+    if mark:
         if GOLD_MARK in gold:
             raise GoldError(f"has {GOLD_MARK} twice in {column!r}: {shown(text[-60:])}")
         gold = gold.strip()
-    elif "\n" in solution or _BOXED.search(solution):
-        boxed = _last_boxed(solution)
-        if boxed is None:
-            raise GoldError(
-                f"has no gold: no {GOLD_MARK} and no \\boxed{{}} in {column!r}: "
-                f"{shown(solution[-SHOWN_CHARACTERS:])}"
-            )
-        gold = boxed
-    else:
-        solution, gold = "", in_points(solution) if mark == "comma" else solution
-    if "\n" in gold or not same_answer(gold, gold):
-        if not marked:
-            raise GoldError(
-                f"has no gold: no {GOLD_MARK} in {column!r}, nor a number: {shown(gold)}"
-            )
-        raise GoldError(f"has a gold that is no number: {shown(gold)}")
-    return solution, gold
+        if "\n" in gold and read_answer(gold) is not None:
+            # A sentence behind it that says the same: "#### 110\nThe answer is: 110".
+            gold = gold.partition("\n")[0].strip()
+        return Gold(solution.rstrip(), gold, True)
+    reply = parse_reply(text)
+    if reply.answer is not None:
+        return Gold((reply.reasoning or "").strip(), reply.answer.strip(), False)
+    boxed = boxes(text)
+    if not boxed:
+        return Gold("", text, False)
+    if len(set(map(read_answer, boxed))) > 1:
+        raise GoldError(f"has several \\boxed{{}} that do not agree in {column!r}: {shown(boxed)}")
+    is_alone = text.strip("$. ") == rf"\boxed{{{boxed[-1]}}}"
+    return Gold("" if is_alone else text, boxed[-1], False)
 
 
-def in_points(gold: str) -> str:
-    """A gold written with a decimal comma, written with a point and without separators.
+def settled(gold: Gold, column: str, mark: DecimalMark = "auto") -> str:
+    """The text of a gold, written with a point as decimal mark.
 
-    >>> in_points("1.234,50 €"), in_points("3,5"), in_points("12.000")
-    ('1234.50 €', '3.5', '12000')
+    Behind ``####`` a comma in a proper group stays a thousands mark, whatever ``mark`` is. Raises
+    GoldError, with the value, for what says no number.
+
+    >>> settled(Gold("", "3,5 kg", False), "a", "comma"), settled(Gold("", "1,450", True), "a")
+    ('3.5 kg', '1,450')
     """
+    text: str | None = gold.text
+    keeps_groups = gold.is_marked and "," in gold.text and read_answer(gold.text) is not None
+    if mark == "comma" and not keeps_groups:
+        text = with_point(gold.text) or (gold.text if gold.is_marked else None)
+    if text is not None and "\n" not in text and read_answer(text) is not None:
+        return text
+    if gold.is_marked:
+        raise GoldError(f"has a gold that is no number: {shown(gold.text)} (column {column!r})")
+    by_comma = " with a decimal comma" if mark == "comma" else ""
+    raise GoldError(
+        f"has no gold: {shown(gold.text)} (column {column!r}) is no number{by_comma}, and has no "
+        f"{GOLD_MARK}"
+    )
+
+
+def with_point(gold: str) -> str | None:
+    """A gold in which the comma is the decimal mark, written with a point; None if it is not so.
+
+    >>> with_point("1.234,50 €"), with_point("12.000"), with_point("3.5"), with_point("1,234.5")
+    ('1234.50 €', '12000', None, None)
+    """
+    if any(not _COMMA_NUMERAL.fullmatch(numeral) for numeral in _NUMERAL.findall(gold)):
+        return None
     return _NUMERAL.sub(lambda found: found[0].replace(".", "").replace(",", "."), gold)
 
 
-def contradiction(golds: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Bare golds, as (place, text), that speak against the point as decimal mark; at most three.
+def doubt_about_mark(
+    golds: Iterable[tuple[str, str]], source: str, column: str
+) -> DataError | None:
+    """The question which decimal mark a column has, if its golds leave that open.
 
-    Either one that no reading by point allows (``3,5``, ``1.234,50``), or several that all have
-    exactly three digits behind one point (``3.500`` beside ``12.000``), as thousands would.
-
-    >>> contradiction([("row 1", "1,200"), ("row 2", "3,5")])
-    [('row 2', '3,5')]
-    >>> contradiction([("row 1", "3.500"), ("row 2", "12.000"), ("row 3", "7")])
-    [('row 1', '3.500'), ('row 2', '12.000')]
-    >>> contradiction([("row 1", "3.500"), ("row 2", "0.125")])
-    []
+    ``golds`` are pairs of a place ("line 7") and a text that does not stand behind ``####``. The
+    error names the column, some rows and the flag that decides. None where a point is the mark.
     """
-    against, thousands = [], []
-    has_fraction = False
+    comma: list[tuple[str, str]] = []  # a number with a decimal comma only: "3,5", "1.234,50"
+    either: list[tuple[str, str]] = []  # a decimal, or thousands: "3.500"
+    grouped: list[tuple[str, str]] = []  # thousands, or a decimal with a comma: "1,450"
+    point: list[tuple[str, str]] = []  # a number with a decimal point only: "0.75", "1,234.5"
     for place, gold in golds:
-        numeral = _NUMERAL.search(gold)
-        if numeral is None:
+        if "," not in gold and "." not in gold:
             continue
-        text = numeral[0]
-        if re.fullmatch(r"(\d+|\d{1,3}(\.\d{3})+),\d+", text) and not _is_grouped(text, ","):
-            against.append((place, gold))
-        elif _is_grouped(text, "."):
-            thousands.append((place, gold))
-        elif "." in text:
-            has_fraction = True
-    if against:
-        return against[:3]
-    several = len(thousands) > 1 or any(text.count(".") > 1 for _, text in thousands)
-    return thousands[:3] if several and not has_fraction else []
-
-
-def _is_grouped(text: str, separator: str) -> bool:
-    """Whether ``text`` is a whole number in proper groups of three.
-
-    >>> _is_grouped("1,200", ","), _is_grouped("0,125", ","), _is_grouped("12,50", ",")
-    (True, False, False)
-    """
-    mark = re.escape(separator)
-    return re.fullmatch(rf"[1-9]\d{{0,2}}({mark}\d{{3}})+", text) is not None
-
-
-def _last_boxed(text: str) -> str | None:
-    """What the last ``\\boxed{}`` holds, braces within it balanced; None without one."""
-    found = list(_BOXED.finditer(text))
-    if not found:
+        by_point, by_comma = read_answer(gold), _value_with_comma(gold)
+        # "(3,5)" is a pair.
+        if by_comma is not None and by_point is None and not re.search(r"[(\[{]", gold):
+            comma.append((place, gold))
+        elif by_comma is None and by_point is not None:
+            point.append((place, gold))
+        elif by_comma != by_point:
+            (either if "." in gold else grouped).append((place, gold))
+    if not comma and (point or not either):
         return None
-    start, depth = found[-1].end(), 1
-    for at in range(start, len(text)):
-        depth += (text[at] == "{") - (text[at] == "}")
-        if depth == 0:
-            return text[start:at].strip()
-    return None
+    rows = [*comma[:2], *either[:2], *grouped[:1], *point[:1]]
+    listed = ", ".join(f"{place}: {shown(gold)}" for place, gold in rows)
+    gold = rows[0][1]
+    return DataError(
+        f"{source}: the golds in {column!r} do not say what their decimal mark is: {listed}.",
+        f"With --decimal_mark comma {shown(gold)} is {_plain(_value_with_comma(gold))}; with "
+        f"--decimal_mark point it is {_plain(read_answer(gold))}.",
+    )
+
+
+def _value_with_comma(gold: str) -> Number | None:
+    text = with_point(gold)
+    return None if text is None else read_answer(text)
+
+
+def _plain(value: Number | None) -> str:
+    """A number as a hint shows it."""
+    if value is None:
+        return "no number"
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    return f"{number:.12g}" if math.isfinite(number) else "a number of many digits"

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from abacist.errors import DataError, UsageError
-from abacist.task import columns
-from abacist.task.golds import DecimalMark
-from abacist.task.rows import Problem, columns_read, normalise_question, problems_of
+from abacist.task.golds import DECIMAL_MARKS, DecimalMark
+from abacist.task.rows import Problem, problems_of, questions_of
+from abacist.task.rows import normalise_question as normalise_question
 from abacist.task.sources import Row, read_file, read_folder, read_hub
 
 # Sources whose problems are made on the spot; a file or folder of the same name is not read.
@@ -34,7 +34,7 @@ GENERATED_COUNTS = {"train": 4000, "selection": 250, "heldout": 600}
 _DEFAULT_CONFIGS = {"openai/gsm8k": "main", "gsm8k": "main"}
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_FILE_SUFFIX = re.compile(r".*\.(jsonl?|csv|parquet|txt|tsv|gz|zip)", re.IGNORECASE)
+_FILE_SUFFIX = re.compile(r".*\.(jsonl?|csv|parquet|arrow|txt|tsv|xlsx?|ods|gz|zip)", re.IGNORECASE)
 
 
 def load_problems(
@@ -58,23 +58,33 @@ def load_problems(
     uncut: for few-shot examples, or a test set that is a file of its own). ``train_split`` and
     ``test_split`` are the source's own names for its parts, as in TRL. A larger ``limit`` with
     the same seed begins with the smaller one's problems. The answer column holds a worked
-    solution that ends in ``#### gold``, or a bare number. A column ``problem_id`` or ``id``
-    names the problems; without one the name is a hash of the question. ``keep_without_gold`` is
-    for measuring: a row with a question but no usable gold becomes a problem with the answer "".
+    solution that ends in ``#### gold`` or ``\\boxed{gold}``, or the gold alone (``task.golds``);
+    where the data lacks the default columns, the usual names are tried (``task.columns``). A column
+    ``problem_id`` or ``id`` names the problems; without one the name is a hash of the question. The
+    columns are kept for rewards (``task.extras``). ``keep_without_gold`` is for measuring: a row
+    with a question but no usable gold becomes a problem with the answer "".
 
     Raises DataError, naming file, line and reason, for a source that cannot be found or read,
     a row that is bad (``skip_bad_rows`` leaves those out and logs how many for which reason;
-    a train row whose question is in the test split is one), or a split in which nothing is left;
-    UsageError for an unknown split or a limit below 1.
+    a train row whose question is in the test split is one), golds that leave open what their
+    decimal mark is, or a split in which nothing is left; UsageError for an unknown split or decimal
+    mark, or a limit below 1.
     """
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}.", f"Choose one of {', '.join(SPLITS)}.")
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} problems leaves nothing.", "Give 1 or more, or none.")
+    if decimal_mark not in DECIMAL_MARKS:
+        raise UsageError(
+            f"There is no decimal mark {decimal_mark!r}.",
+            f"--decimal_mark is one of {', '.join(DECIMAL_MARKS)}.",
+        )
     name = os.fspath(source)
     if name in MADE_HERE:
         rows = _made_rows(name, split, limit, seed)
-        return problems_of(rows, name, "question", "answer", skip_bad_rows=False)
+        return problems_of(
+            rows, name, "question", "answer", skip_bad_rows=False, keep_columns=False
+        )
     part = test_split if split == "test" else train_split
     rows = _rows_of(name, part, dataset_config, wants_test=split == "test")
     reserved: dict[str, str] = {}
@@ -147,13 +157,7 @@ def _test_questions(name: str, part: str, config: str | None, column: str) -> di
         rows = list(_rows_of(name, part, config, wants_test=True))
     except DataError:
         return {}
-    column, _ = columns_read(rows, column, columns.DEFAULT_ANSWER)
-    return {
-        "question " + normalise_question(question): f"{row.file}, {row.place}"
-        for row in rows
-        for value in [row.fields.get(column)]
-        if isinstance(question := columns.turn_of(value, "user") or value, str)
-    }
+    return {"question " + question: place for question, place in questions_of(rows, column)}
 
 
 def _fraction(salt: str, key: str) -> float:

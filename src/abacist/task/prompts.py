@@ -16,6 +16,7 @@ from pathlib import Path
 
 from abacist.errors import DataError, UsageError
 from abacist.task.answers import read_answer, same_answer
+from abacist.task.golds import DecimalMark
 from abacist.task.problems import Problem, draw, load_problems, normalise_question
 from abacist.task.reply import parse_reply, render_reply
 
@@ -149,14 +150,15 @@ def save_shots(path: Path, shots: Shots) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def load_shots(path: Path) -> Shots:
-    """What :func:`save_shots` wrote. Raises DataError for a missing or damaged file."""
-    shots = load_problems(path, split="all")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    spare_ids = {row["problem_id"] for row in rows if row.get("spare")}
+def load_shots(path: Path, *, decimal_mark: DecimalMark = "auto") -> Shots:
+    """What :func:`save_shots` wrote, or every row of any data file, as examples in its order.
+
+    Raises DataError for a missing or damaged file.
+    """
+    shots = load_problems(path, split="all", decimal_mark=decimal_mark)
     return Shots(
-        tuple(shot for shot in shots if shot.problem_id not in spare_ids),
-        tuple(shot for shot in shots if shot.problem_id in spare_ids),
+        tuple(shot for shot in shots if shot.columns.get("spare") is not True),
+        tuple(shot for shot in shots if shot.columns.get("spare") is True),
     )
 
 

@@ -9,37 +9,40 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import logging
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from abacist.errors import DataError
-from abacist.task import columns
+from abacist.task.columns import (
+    Columns,
+    answer_in,
+    choose_columns,
+    has_column,
+    is_empty,
+    number_text,
+    question_in,
+    value_of,
+)
+from abacist.task.extras import shared_extras
 from abacist.task.golds import (
     GOLD_MARK,
     DecimalMark,
     GoldError,
-    contradiction,
-    shown,
-    solution_and_gold,
+    doubt_about_mark,
+    find_gold,
+    settled,
 )
-from abacist.task.sources import Row
+from abacist.task.sources import Row, shown
 
 MAX_QUESTION_CHARACTERS = 20_000  # GSM8K's longest has 985
-# Columns whose meaning is fixed: no column of a data set is handed to rewards under these names.
-_TAKEN = frozenset(
-    ("prompt", "prompts", "completion", "completions", "completion_ids", "answer", "problem_id",
-     "difficulty", "id", "structure", "unseen_structure", "trainer_state", "images", "tools",
-     # TRL takes any one of these, in the order of a set, to tell a chat from a text.
-     "messages", "chosen", "rejected")
-)  # fmt: skip
-# A column is known by its first rows; a later one may hold more, which rewards then miss.
-_ROWS_LOOKED_AT = 100
+_NUM_EXAMPLES = 3
+_QUOTED = re.compile(r""": ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +53,9 @@ class Problem:
 
     ``solution`` is the worked solution without its ``####`` line, calculator annotations and
     all ("" if the source has only golds); ``answer`` is the gold as it stands in the source,
-    stripped; ``difficulty`` counts the non-empty lines of the solution, and is at least 1.
+    stripped, and with a decimal point; ``difficulty`` counts the non-empty lines of the solution,
+    and is at least 1. ``columns`` are the columns of the source that rewards receive by name, as in
+    TRL; two problems that differ only in them are equal.
     """
 
     problem_id: str
@@ -61,7 +66,6 @@ class Problem:
     structure: str | None = None
     unseen_structure: bool | None = None
     columns: Mapping[str, object] = field(default_factory=dict, compare=False, repr=False)
-    """The other columns of its row, which rewards receive by name, as in TRL."""
 
 
 class _BadRow(Exception):
@@ -87,58 +91,72 @@ def problems_of(
     needs_gold: bool = True,
     reserved: Mapping[str, str] = MappingProxyType({}),
     decimal_mark: DecimalMark = "auto",
+    keep_columns: bool = True,
 ) -> list[Problem]:
     """The rows as problems.
 
     ``reserved`` says where the questions stand that belong to the test split. Raises DataError for
-    the first row that is bad, unless ``skip_bad_rows`` leaves such rows out and logs how many for
-    which reason; and if nothing is left. Without ``needs_gold`` an unusable gold becomes "".
-    Golds that speak against the point as decimal mark are refused unless ``decimal_mark`` decides.
+    the first row that is bad, with the number of all, unless ``skip_bad_rows`` leaves such rows out
+    and logs how many for which reason; if nothing is left; and if the golds leave open what their
+    decimal mark is, unless ``decimal_mark`` decides. Without ``needs_gold`` an unusable gold
+    becomes "". Without ``keep_columns`` the problems have no columns for rewards.
     """
     rows = list(rows)
-    asked = question_column, answer_column
-    question_column, answer_column = columns_read(rows, *asked)
-    if decimal_mark == "auto":
-        _refuse_unclear_golds(rows, source, answer_column)
+    columns = choose_columns(rows, question_column, answer_column)
+    if columns.note:
+        _warn_once(f"{source}: {columns.note}.")
+    if decimal_mark == "auto" and (
+        doubt := doubt_about_mark(_written_golds(rows, columns), source, columns.answer)
+    ):
+        raise doubt
     problems: list[Problem] = []
+    kept: list[Mapping[str, object]] = []
     places: dict[str, str] = {}  # problem id, and normalised question -> where it stands
-    faults: list[str] = []
-    reasons: Counter[str] = Counter()
+    faults: list[tuple[Row, str]] = []
     for row in rows:
         place = f"{row.file}, {row.place}"
         try:
-            problem = _problem_of(
-                row, question_column, answer_column, decimal_mark, needs_gold=needs_gold
-            )
+            problem = _problem_of(row, columns, decimal_mark, needs_gold=needs_gold)
             keys = ("id " + problem.problem_id, "question " + normalise_question(problem.question))
             if earlier := next((places[key] for key in keys if key in places), None):
                 raise _BadRow(f"repeats the question or the id of {earlier}")
             if tested := reserved.get(keys[1]):
                 raise _BadRow(f"is in the test split too: it has the question of {tested}")
         except _BadRow as fault:
-            faults.append(f"{place}: the row {fault}.")
-            reasons[re.split(r": | \(| of ", str(fault))[0]] += 1
-            if not skip_bad_rows:
-                raise DataError(
-                    faults[0], "Mend the row, or leave such rows out with --skip_bad_rows."
-                ) from None
+            faults.append((row, str(fault)))
         else:
             problems.append(problem)
+            kept.append(row.fields)
             places.update(dict.fromkeys(keys, place))
+    if faults and not skip_bad_rows:
+        more = f" {len(faults):,} rows are bad: {_counted(faults)}." if len(faults) > 1 else ""
+        raise DataError(
+            _sentence(*faults[0]) + more,
+            "Mend the row, or leave such rows out with --skip_bad_rows.",
+        )
     if not problems:
         raise DataError(
-            f"{source}: no problems in it." + (f" {faults[0]}" if faults else ""),
+            f"{source}: no problems in it." + (f" {_sentence(*faults[0])}" if faults else ""),
             "Give rows with a question and a worked answer that ends in '#### number'.",
         )
-    if (question_column, answer_column) != asked:
-        _warn_once(
-            f"{source}: questions are taken from the column {question_column!r}, answers from "
-            f"{answer_column!r} (--question_column and --answer_column choose others)"
-        )
     if faults:
-        counts = ", ".join(f"{count} × “{reason}”" for reason, count in reasons.most_common())
-        _warn_once(f"{source}: left out {len(faults)} bad rows: {counts}. The first: {faults[0]}")
-    return problems
+        _warn_once(f"{source}: left out {len(faults)} bad rows: {_counted(faults)}. The first: "
+                   f"{_sentence(*faults[0])}")  # fmt: skip
+    if not keep_columns:
+        return problems
+    extras, note = shared_extras(kept, answer_column=columns.answer, prompt_column=columns.question)
+    if note:
+        _warn_once(f"{source}: {note}.")
+    return [replace(problem, columns=more) for problem, more in zip(problems, extras, strict=True)]
+
+
+def questions_of(rows: Sequence[Row], question_column: str) -> Iterator[tuple[str, str]]:
+    """The normalised question of each row that has one, and where it stands."""
+    column = choose_columns(rows, question_column, "").question
+    for row in rows:
+        question = question_in(value_of(row.fields, column))
+        if isinstance(question, str):
+            yield normalise_question(question), f"{row.file}, {row.place}"
 
 
 @functools.cache  # every split of a source reads its rows again
@@ -146,54 +164,44 @@ def _warn_once(message: str) -> None:
     _log.warning("%s", message)
 
 
-def columns_read(rows: Sequence[Row], question_column: str, answer_column: str) -> tuple[str, str]:
-    """The columns of the question and the gold, by what the first rows hold."""
-    names = itertools.chain.from_iterable(row.fields for row in rows[:_ROWS_LOOKED_AT])
-    return columns.choose(names, question_column, answer_column)
+def _sentence(row: Row, fault: str) -> str:
+    return f"{row.file}, {row.place}: the row {fault}."
 
 
-def _refuse_unclear_golds(rows: Iterable[Row], source: str, column: str) -> None:
-    """Raise DataError where a column of bare golds may be written with a decimal comma."""
-    bare = [
-        (row.place, value.strip())
-        for row in rows
-        if isinstance(value := row.fields.get(column), str)
-        if GOLD_MARK not in value and "\n" not in value.strip()
-    ]
-    if against := contradiction(bare):
-        places = ", ".join(f"{shown(gold)} ({place})" for place, gold in against)
-        raise DataError(
-            f"{source}: the column {column!r} may be written with a decimal comma: {places}.",
-            "Say which it is: --decimal_mark comma, or --decimal_mark point.",
-        )
+def _counted(faults: Sequence[tuple[Row, str]]) -> str:
+    """How many rows for which reason, the most common first, each with examples."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for row, fault in faults:
+        reason = re.split(r": | \(| of ", fault)[0]
+        value = _QUOTED.search(fault)
+        by_reason[reason].append(row.place + (f": {value[1]}" if value else ""))
+    return ", ".join(
+        f"{len(places):,} × “{reason}” ({', '.join(places[:_NUM_EXAMPLES])}"
+        + ", …" * (len(places) > _NUM_EXAMPLES)
+        + ")"
+        for reason, places in sorted(by_reason.items(), key=lambda one: -len(one[1]))
+    )
 
 
 def _problem_of(
-    row: Row,
-    question_column: str,
-    answer_column: str,
-    decimal_mark: DecimalMark,
-    *,
-    needs_gold: bool,
+    row: Row, columns: Columns, decimal_mark: DecimalMark, *, needs_gold: bool
 ) -> Problem:
     if row.defect:
         raise _BadRow(row.defect)
-    question = _text(row.fields, question_column, "--question_column", "user")
+    question = _text(row.fields, columns.question, "--question_column")
     if len(question) > MAX_QUESTION_CHARACTERS:
         raise _BadRow(
             f"has a question too long to be one: {len(question):,} characters, of which "
-            f"{MAX_QUESTION_CHARACTERS:,} are allowed"
+            f"{MAX_QUESTION_CHARACTERS:,} are allowed ({shown(question)})"
         )
     try:
-        text = _text(row.fields, answer_column, "--answer_column", "assistant")
-        typed = not isinstance(row.fields[answer_column], str)  # its point is one
-        solution, gold = solution_and_gold(text, answer_column, "point" if typed else decimal_mark)
+        solution, gold = _solution_and_gold(row.fields, columns, decimal_mark)
     except (_BadRow, GoldError) as fault:
         if needs_gold:
             raise _BadRow(str(fault)) from None
         solution, gold = "", ""
     names = (row.fields.get(column) for column in ("problem_id", "id"))
-    named = next((str(name) for name in names if name not in (None, "")), None)
+    named = next((str(name) for name in names if not is_empty(name)), None)
     hashed = hashlib.sha256(normalise_question(question).encode()).hexdigest()[:16]
     structure, unseen = row.fields.get("structure"), row.fields.get("unseen_structure")
     return Problem(
@@ -204,31 +212,51 @@ def _problem_of(
         difficulty=max(1, sum(bool(line.strip()) for line in solution.split("\n"))),
         structure=structure if isinstance(structure, str) else None,
         unseen_structure=unseen if isinstance(unseen, bool) else None,
-        columns={
-            name: value
-            for name, value in row.fields.items()
-            if name not in _TAKEN and name not in (question_column, answer_column)
-        },
     )
 
 
-def _text(fields: Mapping[str, object], column: str, flag: str, role: str) -> str:
-    """The stripped text of a column: numbers as their digits, of a chat the turn of ``role``."""
-    if column not in fields:
+def _solution_and_gold(
+    fields: Mapping[str, object], columns: Columns, decimal_mark: DecimalMark
+) -> tuple[str, str]:
+    text = _text(fields, columns.answer, "--answer_column")
+    gold = find_gold(text, columns.answer)
+    is_number = not isinstance(answer_in(value_of(fields, columns.answer)), str)  # its point is one
+    answer = settled(gold, columns.answer, "point" if is_number else decimal_mark)
+    return gold.solution or _worked_solution(fields, columns.solution), answer
+
+
+def _worked_solution(fields: Mapping[str, object], column: str | None) -> str:
+    worked = value_of(fields, column) if column else None
+    return worked.partition(GOLD_MARK)[0].strip() if isinstance(worked, str) else ""
+
+
+def _written_golds(rows: Sequence[Row], columns: Columns) -> Iterator[tuple[str, str]]:
+    """The place and text of each gold that is text and does not stand behind ``####``."""
+    for row in rows:
+        value = answer_in(value_of(row.fields, columns.answer))
+        if isinstance(value, str):
+            with suppress(GoldError):
+                gold = find_gold(value.strip())
+                if not gold.is_marked and "\n" not in gold.text:
+                    yield row.place, gold.text
+
+
+def _text(fields: Mapping[str, object], column: str, flag: str) -> str:
+    """The stripped text of a column; numbers are taken as their digits."""
+    if not has_column(fields, column):
         has = ", ".join(map(str, list(fields)[:12])) or "none"
         raise _BadRow(f"has no column {column!r} (its columns: {has}; choose with {flag})")
-    value = fields[column]
-    if columns.is_empty(value):
-        raise _BadRow(f"has an empty {column!r}")
-    text = value if isinstance(value, str) else columns.number_text(value)
-    if text is None:
-        text = columns.turn_of(value, role)
+    value = value_of(fields, column)
+    value = question_in(value) if flag == "--question_column" else answer_in(value)
+    if is_empty(value):
+        raise _BadRow(f"has an empty {column!r}: {shown(value)}")
+    text = value if isinstance(value, str) else number_text(value)
     if text is None:
         raise _BadRow(f"has a {type(value).__name__} in {column!r}, not text: {shown(value)}")
-    if not text.strip():
-        raise _BadRow(f"has an empty {column!r}")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _BadRow(f"has broken Unicode in {column!r} (a lone surrogate)") from None
+        raise _BadRow(
+            f"has broken Unicode in {column!r} (a lone surrogate): {shown(value)}"
+        ) from None
     return text.strip()

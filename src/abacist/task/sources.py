@@ -6,8 +6,13 @@ finds fault with one. A record that cannot be read at all (a line cut short, byt
 UTF-8) comes as a row with a ``defect``. Damage to a whole file raises
 :class:`~abacist.errors.DataError`, because nothing behind the damage can be trusted.
 
-JSON lines end at ``\\n`` and nowhere else: GSM8K's texts hold U+2028, at which
-``str.splitlines`` would cut.
+Text is UTF-8, or UTF-16 or UTF-32, as Excel's may be, with a byte order mark or without. CSV fields
+are separated by what cuts the header into the most columns: a comma, a semicolon or a tab. JSON
+lines end at ``\\n`` and nowhere else: GSM8K's texts hold U+2028, at which ``str.splitlines`` would
+cut.
+
+A number of a 32-bit or 16-bit float column is the shortest decimal that is that number: 0.1, where
+widening alone would make it 0.10000000149011612.
 """
 
 from __future__ import annotations
@@ -18,16 +23,67 @@ import io
 import json
 import math
 import re
+import reprlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from abacist.errors import DataError
 from abacist.task.hub import fault, offline
 
 HUB_TIMEOUT_SECONDS = 5.0
+MAX_SHOWN_CHARS = 60
+_SAVED = "state.json"  # beside the tables of a data set that `save_to_disk` wrote
+
+_BYTE_ORDER_MARKS = (  # UTF-32's first: it begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_ENCODING_BY_NULLS: dict[tuple[bool, ...], str] = {  # which of the first bytes are null
+    (False, True, True, True): "utf-32-le",
+    (True, True, True, False): "utf-32-be",
+    (False, True): "utf-16-le",
+    (True, False): "utf-16-be",
+}
+_SAVE_SHEET = "Save the sheet as “CSV UTF-8”, and give that file."
+_UNPACK = "Unpack it, and give the file inside."
+_NOT_TEXT = {  # the first bytes of a file: what it is, and what to do
+    b"PK\x03\x04": (
+        "an Excel workbook or a zip archive",
+        "Save the sheet as “CSV UTF-8”, or unpack the archive, and give that file.",
+    ),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", _SAVE_SHEET),
+    b"\x1f\x8b": ("compressed with gzip", _UNPACK),
+    b"(\xb5/\xfd": ("compressed with zstd", _UNPACK),
+    b"\xfd7zXZ": ("compressed with xz", _UNPACK),
+    b"7z\xbc\xaf": ("a 7z archive", _UNPACK),
+    b"PAR1": ("a Parquet file", "Let its name end in .parquet."),
+    b"ARROW1": ("an Arrow file", "Let its name end in .arrow."),
+    b"%PDF-": ("a PDF", "Give the table that it was made from."),
+}
+_CSV_DELIMITERS = ",;\t"
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = MAX_SHOWN_CHARS
+_shown.maxlevel, _shown.maxlist, _shown.maxdict = 2, 3, 3
+
+
+def shown(value: object) -> str:
+    """A value of a data set for a message: escaped and cut: a text to :data:`MAX_SHOWN_CHARS`.
+
+    >>> shown("3,5\\x1b[2J"), len(shown("1" * 1000)), shown(float("nan"))
+    ("'3,5\\\\x1b[2J'", 60, 'nan')
+    """
+    try:
+        text = _shown.repr(value)
+    except Exception:  # a number too long to be printed, say
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 2 * MAX_SHOWN_CHARS else text[: 2 * MAX_SHOWN_CHARS - 3] + "..."
 
 
 class Row(NamedTuple):
@@ -40,13 +96,15 @@ class Row(NamedTuple):
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """The rows of one ``.jsonl``, ``.json`` (a list, or JSON lines), ``.csv`` or ``.parquet`` file.
+    """The rows of one ``.jsonl``, ``.json`` (a list, or JSON lines), ``.csv``, ``.tsv``,
+    ``.parquet`` or ``.arrow`` file.
 
     Raises DataError if the file cannot be opened, its format is unknown, or it is damaged as
     a whole.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
+        _refuse_what_is_no_text(path, _beginning_of(path))
         raise DataError(
             f"{path}: cannot read a {path.suffix or 'suffix-less'} file.",
             f"Give a file that ends in {', '.join(_READERS)}.",
@@ -57,10 +115,10 @@ def read_file(path: Path) -> Iterator[Row]:
 def read_folder(folder: Path, split: str, config: str | None) -> Iterator[Row]:
     """The rows of one split of a folder, all its shards in order.
 
-    ``split.jsonl``, ``split-00000-of-00002.parquet``, ``data/split-…`` and ``split/*`` are
-    found, in the folder itself, in its subfolder ``config``, or in the one subfolder that has
-    them (``main`` wins over others). Raises DataError if there is none, more than one choice,
-    or a shard is missing.
+    ``split.jsonl``, ``split-00000-of-00002.parquet``, ``data/split-…``, ``split/*`` and what
+    ``save_to_disk`` of ``datasets`` writes are found, in the folder itself, in its subfolder
+    ``config``, or in the one subfolder that has them (``main`` wins over others). Raises DataError
+    if there is none, more than one choice, or a shard is missing.
     """
     root = folder / config if config and (folder / config).is_dir() else folder
     files = _files_of_split(root, split)
@@ -134,6 +192,264 @@ def read_hub(name: str, split: str, config: str | None) -> Iterator[Row]:
     )
 
 
+@contextmanager
+def _offline(config: object, wanted: bool) -> Iterator[None]:
+    """``datasets`` reads only its cache inside; the switch is a module global, so put it back."""
+    before = getattr(config, "HF_HUB_OFFLINE", False)
+    config.HF_HUB_OFFLINE = before or wanted  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from error
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    named = re.compile(rf"{re.escape(split)}(-\d+-of-\d+)?")
+    for place in (folder, folder / "data"):
+        files = [path for path in _readable(place) if named.fullmatch(path.stem)]
+        if files:
+            _check_shards(files)
+            return files
+    if split == "train" and (folder / _SAVED).is_file():
+        return _saved_files(folder)
+    if (folder / split / _SAVED).is_file():
+        return _saved_files(folder / split)
+    return [path for path in _readable(folder / split) if path.suffix.lower() != ".json"]
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """What ``Dataset.save_to_disk`` of ``datasets`` wrote there."""
+    files = [path for path in _readable(folder) if path.suffix.lower() == ".arrow"]
+    if files:
+        _check_shards(files)
+    return files
+
+
+def _readable(folder: Path) -> list[Path]:
+    files = _listing(folder) if folder.is_dir() else []
+    # `datasets` keeps results of its own beside the data.
+    kept = (path for path in files if not re.fullmatch(r"cache-.*\.arrow", path.name))
+    return [path for path in kept if path.suffix.lower() in _READERS]
+
+
+def _check_shards(files: list[Path]) -> None:
+    """One whole file, or every shard of one set: anything else would be silently wrong data."""
+    names = ", ".join(path.name for path in files)
+    shards = [re.search(r"-(\d+)-of-(\d+)$", path.stem) for path in files]
+    numbers = {int(shard[1]) for shard in shards if shard}
+    totals = {int(shard[2]) if shard else 1 for shard in shards}
+    if len(totals) > 1 or len(files) > max(1, len(numbers)):
+        raise DataError(
+            f"{files[0].parent}: several files claim the same split: {names}.",
+            "Keep one of them, or give the file itself as --dataset_name.",
+        )
+    if numbers and numbers != set(range(*totals)):
+        raise DataError(
+            f"{files[0].parent}: of {totals.pop()} shards only these are there: {names}.",
+            "Download the data set again.",
+        )
+
+
+def _beginning_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _refuse_what_is_no_text(path: Path, data: bytes) -> None:
+    for start, (what, way_on) in _NOT_TEXT.items():
+        if data.startswith(start):
+            raise DataError(f"{path}: is {what}, not a text file.", way_on)
+
+
+def _utf8_of(path: Path) -> bytes:
+    """The text of a file as UTF-8 without a mark at its start; not checked where it was UTF-8."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    _refuse_what_is_no_text(path, data)
+    encoding, data = _encoding_of(data)
+    if encoding == "utf-8":
+        if data[:1000].count(0) > len(data[:1000]) // 4:
+            raise DataError(f"{path}: is no text: it is full of null bytes.", "Save it as UTF-8.")
+        return data
+    try:
+        return data.decode(encoding).encode()
+    except UnicodeError as error:
+        at = f" at byte {error.start + 1}" if isinstance(error, UnicodeDecodeError) else ""
+        raise DataError(
+            f"{path}: is {encoding.upper()}, and damaged{at} ({getattr(error, 'reason', error)}).",
+            "Save it again, as UTF-8.",
+        ) from error
+
+
+def _encoding_of(data: bytes) -> tuple[str, bytes]:
+    """The encoding, and the data without its mark."""
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            return encoding, data.removeprefix(mark)
+    # Without a mark: the first character is a brace or the letter of a column, so its other bytes
+    # are null.
+    nulls = tuple(byte == 0 for byte in data[:4])
+    return _ENCODING_BY_NULLS.get(nulls) or _ENCODING_BY_NULLS.get(nulls[:2], "utf-8"), data
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_utf8_of(path).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            yield Row(str(path), f"line {number}", {}, _why_not_json(error))
+        else:
+            yield _record_row(path, f"line {number}", record)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    data = _utf8_of(path)
+    if not data.lstrip().startswith(b"["):
+        yield from _jsonl_rows(path)
+        return
+    try:
+        records = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: the file {_why_not_json(error)}.") from error
+    for number, record in enumerate(records, 1):
+        yield _record_row(path, f"row {number}", record)
+
+
+def _record_row(path: Path, place: str, record: object) -> Row:
+    if not isinstance(record, dict):
+        what = f"holds a {type(record).__name__}, not an object: {shown(record)}"
+        return Row(str(path), place, {}, what)
+    return Row(str(path), place, record)
+
+
+def _why_not_json(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        before = error.object[max(0, error.start - 20) : error.start].decode("utf-8", "ignore")
+        return _why_not_utf8(before, error.object[error.start])
+    if isinstance(error, json.JSONDecodeError):
+        near = shown(error.doc[max(0, error.pos - 20) : error.pos + 20])
+        return f"is not valid JSON ({error.msg} at character {error.pos + 1}, near {near})"
+    return f"is not valid JSON ({type(error).__name__})"
+
+
+def _why_not_utf8(before: str, byte: int) -> str:
+    meant = bytes([byte]).decode("windows-1252", "replace")
+    guess = f", “{meant}” in Windows-1252" if meant.isprintable() and meant != "\ufffd" else ""
+    return (
+        f"is not valid UTF-8 (byte 0x{byte:02X}{guess}, after {shown(before)}; save the file as "
+        "UTF-8)"
+    )
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    text = _utf8_of(path).decode("utf-8", "surrogateescape")
+    first_line, _, rest = text.partition("\n")
+    said = re.fullmatch(r"sep=(.)\r?", first_line)  # Excel's way to name the delimiter
+    if said:
+        text = rest
+    delimiter = said[1] if said else _delimiter_of(text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    line = first = 2 if said else 1
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise DataError(
+                f"{path}: the header names the column {shown(twice[0])} twice.",
+                "Rename one of the two, or take it out.",
+            )
+        line = first + reader.line_num
+        for values in reader:
+            if any(value.strip() for value in values):  # spreadsheets end in rows of nothing
+                yield _csv_row(str(path), f"line {line}", header, values)
+            line = first + reader.line_num
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line}: is not valid CSV ({error}).") from error
+
+
+def _delimiter_of(text: str) -> str:
+    """Of comma, semicolon and tab, what cuts the header into the most columns."""
+
+    def columns(delimiter: str) -> int:
+        try:
+            return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
+        except csv.Error:
+            return 0
+
+    return max(_CSV_DELIMITERS, key=columns)  # the first of equals: the comma
+
+
+def _csv_row(file: str, place: str, header: list[str], values: list[str]) -> Row:
+    while len(values) > len(header) and not values[-1].strip():
+        values.pop()
+    joined = "".join(values)
+    if not _is_text(joined):
+        at = next(i for i, character in enumerate(joined) if "\udc80" <= character <= "\udcff")
+        return Row(
+            file, place, {}, _why_not_utf8(joined[max(0, at - 20) : at], ord(joined[at]) - 0xDC00)
+        )
+    if len(values) != len(header):
+        what = f"has {len(values)} fields, the header has {len(header)}: {shown(values)}"
+        return Row(file, place, {}, what)
+    named = zip(header, values, strict=True)
+    return Row(file, place, {name: value for name, value in named if name})
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as table:
+            yield from _batch_rows(path, table.iter_batches())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
+
+
+def _arrow_rows(path: Path) -> Iterator[Row]:
+    """A stream, as ``datasets`` saves it, or an Arrow file."""
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path)) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            table = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
+            yield from _batch_rows(path, table.read_all().to_batches())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable Arrow file ({error}).") from error
+
+
+def _batch_rows(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        types = {column.name: str(column.type) for column in batch.schema}
+        for fields in batch.to_pylist():
+            number += 1
+            yield Row(str(path), f"row {number}", _shortest(fields, types))
+
+
 # Format for `struct` and the digits that tell any two of them apart.
 _NARROW_FLOATS = {
     "float": ("f", 9),
@@ -171,192 +487,11 @@ def _shortest_float(value: float, kind: str, most_digits: int) -> float:
     return value
 
 
-@contextmanager
-def _offline(config: object, wanted: bool) -> Iterator[None]:
-    """``datasets`` reads only its cache inside; the switch is a module global, so put it back."""
-    before = getattr(config, "HF_HUB_OFFLINE", False)
-    config.HF_HUB_OFFLINE = before or wanted  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
-
-
-def _listing(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from error
-
-
-def _files_of_split(folder: Path, split: str) -> list[Path]:
-    named = re.compile(rf"{re.escape(split)}(-\d+-of-\d+)?")
-    for place in (folder, folder / "data"):
-        files = [path for path in _readable(place) if named.fullmatch(path.stem)]
-        if files:
-            _check_shards(files)
-            return files
-    return [path for path in _readable(folder / split) if path.suffix.lower() != ".json"]
-
-
-def _readable(folder: Path) -> list[Path]:
-    files = _listing(folder) if folder.is_dir() else []
-    return [path for path in files if path.suffix.lower() in _READERS]
-
-
-def _check_shards(files: list[Path]) -> None:
-    """One whole file, or every shard of one set: anything else would be silently wrong data."""
-    names = ", ".join(path.name for path in files)
-    shards = [re.search(r"-(\d+)-of-(\d+)$", path.stem) for path in files]
-    numbers = {int(shard[1]) for shard in shards if shard}
-    totals = {int(shard[2]) if shard else 1 for shard in shards}
-    if len(totals) > 1 or len(files) > max(1, len(numbers)):
-        raise DataError(
-            f"{files[0].parent}: several files claim the same split: {names}.",
-            "Keep one of them, or give the file itself as --dataset_name.",
-        )
-    if numbers and numbers != set(range(*totals)):
-        raise DataError(
-            f"{files[0].parent}: of {totals.pop()} shards only these are there: {names}.",
-            "Download the data set again.",
-        )
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
-
-
-def _utf8_of(path: Path) -> bytes:
-    """The file's text in UTF-8 without a mark; UTF-16 and UTF-32, as Excel saves it, is converted.
-
-    Bytes that are not valid UTF-8 stay as they are, so that the row can be named.
-    """
-    data = _bytes_of(path)
-    # UTF-32 first: its little-endian mark begins with UTF-16's.
-    for marks, encoding in (
-        ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
-        ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
-    ):
-        if data.startswith(marks):
-            try:
-                return data.decode(encoding).encode("utf-8")
-            except UnicodeError as error:
-                raise DataError(
-                    f"{path}: begins as {encoding.upper()} and is not valid {encoding.upper()} "
-                    f"({error}).",
-                    "Save it again, as UTF-8.",
-                ) from error
-    if data[:1000].count(0) > len(data[:1000]) // 4:
-        raise DataError(
-            f"{path}: looks like UTF-16 without a byte order mark, or is no text.",
-            "Save it as UTF-8.",
-        )
-    return data.removeprefix(codecs.BOM_UTF8)
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    data = _utf8_of(path)
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            yield Row(str(path), f"line {number}", {}, _why_not_json(error))
-        else:
-            yield _record_row(path, f"line {number}", record)
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    data = _utf8_of(path)
-    if not data.lstrip().startswith(b"["):
-        yield from _jsonl_rows(path)
-        return
-    try:
-        records = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: the file {_why_not_json(error)}.") from error
-    for number, record in enumerate(records, 1):
-        yield _record_row(path, f"row {number}", record)
-
-
-def _record_row(path: Path, place: str, record: object) -> Row:
-    if not isinstance(record, dict):
-        return Row(str(path), place, {}, f"holds a {type(record).__name__}, not an object")
-    return Row(str(path), place, record)
-
-
-def _why_not_json(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"is not valid UTF-8 (byte {error.start + 1})"
-    if isinstance(error, json.JSONDecodeError):
-        return f"is not valid JSON ({error.msg} at character {error.pos + 1})"
-    return f"is not valid JSON ({type(error).__name__})"
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    text = _utf8_of(path).decode("utf-8", "surrogateescape")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_delimiter(text))
-    line = 1
-    try:
-        header = next(reader, [])
-        line = reader.line_num + 1
-        for values in reader:
-            if any(map(str.strip, values)):  # spreadsheets save empty rows behind the last
-                yield _csv_row(str(path), f"line {line}", header, values)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{path}, line {line}: is not valid CSV ({error}).") from error
-
-
-def _delimiter(text: str) -> str:
-    """What separates the header's fields: a comma, or Excel's semicolon or tab where it has none.
-
-    >>> _delimiter("question,answer"), _delimiter("question;answer"), _delimiter("a\\tb")
-    (',', ';', '\\t')
-    """
-    header = text.split("\n", 1)[0]
-    return next((mark for mark in ",;\t" if mark in header), ",")
-
-
-def _csv_row(file: str, place: str, header: list[str], values: list[str]) -> Row:
-    if len(values) != len(header):
-        return Row(file, place, {}, f"has {len(values)} fields, the header has {len(header)}")
-    if not _is_text(values):
-        return Row(file, place, {}, "is not valid UTF-8")
-    return Row(file, place, dict(zip(header, values, strict=True)))
-
-
-def _is_text(values: Iterable[str]) -> bool:
-    try:
-        "".join(values).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as table:
-            kinds = {one.name: str(one.type) for one in table.schema_arrow}
-            for batch in table.iter_batches():
-                for fields in batch.to_pylist():
-                    number += 1
-                    yield Row(str(path), f"row {number}", _shortest(fields, kinds))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
-
-
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,
+    ".tsv": _csv_rows,
     ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
 }

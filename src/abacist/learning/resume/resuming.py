@@ -186,7 +186,7 @@ def _refuse_without_checkpoint(config: Config, run: RunDir) -> None:
 def ingredient_differences(made_of: Mapping[str, Any], begun: Mapping[str, Any]) -> list[str]:
     """What two manifests say of data, rewards and first weights, where it differs."""
     words = {
-        "data": "problems changed (compare their source)",
+        "data": "problems changed, or columns that rewards read (compare their source)",
         "rewards": "reward code changed",
         "model": "initial weights changed",
     }

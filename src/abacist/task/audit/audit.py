@@ -12,7 +12,7 @@ seen from what they pay (``calibration``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from abacist.task.audit.conditions import (
     stress_findings,
 )
 from abacist.task.audit.findings import Audit, Earned, Finding, Kind, Severity
+from abacist.task.audit.golds import gold_findings
 from abacist.task.audit.hacks import blind, lists, workless
 from abacist.task.audit.judgement import Bench, findings
 from abacist.task.audit.ledger import Ledger
@@ -67,9 +68,9 @@ def audit(
     problems that are left are not tried, and the audit says so. ``thorough=False`` stresses with
     shorter texts. ``on_progress(done, total, label)`` is told how far it is.
 
-    A reward that raises, hangs or wants a column that is not there is a finding. Raises RewardError
-    for a name that means no reward, UsageError for weights of another number, DataError without
-    problems whose gold is a number.
+    A reward that raises, hangs or wants a column that is not there is a finding, and so are golds
+    that no reply can match. Raises RewardError for a name that means no reward, UsageError for
+    weights of another number, DataError without problems whose gold is a number.
     """
     funcs = [
         func
@@ -106,22 +107,43 @@ class _Inspection:
         ]
         self.all_weights = tuple(map(float, weights))
         self.remarks: list[str] = []
-        usable = [problem for problem in problems if can_be_rewritten(problem)]
+        matched, self.findings = gold_findings(problems)
+        usable = [problem for problem in matched if can_be_rewritten(problem)]
         if not usable:
-            raise DataError("No gold of these problems can be rewritten.", "Give some numbers.")
-        if len(usable) < len(problems):
+            raise DataError("No gold of these problems can be rewritten.", "Give shorter numbers.")
+        if len(usable) < len(matched):
             self.remarks.append(
-                f"Left out: {len(problems) - len(usable):,} of the problems, whose golds are no "
-                "numbers or have more than 1,000 digits."
+                f"Left out: {len(matched) - len(usable):,} of the problems, whose golds have more "
+                "than 1,000 digits."
             )
         self.problems = draw(usable, seed=0, purpose="audit")
-        self.edges = edge_problems()
+        self.edges = self._edge_problems(problems[0], others)
         if any(func in REWARD_SETS["gist"] for func in funcs):
             # The historic rewards expect golds that were cleaned when the data was read.
             self.problems = [_cleaned(problem) for problem in self.problems]
             self.edges = [_cleaned(problem) for problem in self.edges]
-        self.findings: list[Finding] = []
         self.keep_usable()
+
+    def _edge_problems(self, example: Problem, columns: Iterable[str]) -> list[Problem]:
+        """The made-up problems, with the columns of ``example``; none if a reward reads those."""
+        about_question = {
+            name
+            for name, value in example.columns.items()
+            if isinstance(value, str) and value.strip() == example.question
+        }
+        others = set(columns) - about_question
+        if readers := [trial.name for trial in self.all_trials if others & trial.named_columns]:
+            self.remarks.append(
+                f"The made-up problems are left out: they do not have the columns that "
+                f"{', '.join(readers)} reads."
+            )
+            return []
+        return [
+            replace(
+                edge, columns={**example.columns, **dict.fromkeys(about_question, edge.question)}
+            )
+            for edge in edge_problems()
+        ]
 
     def keep_usable(self) -> None:
         """Go on with the rewards that can be called."""

@@ -29,6 +29,11 @@ class Kind(StrEnum):
 
     HACKABLE = "hackable", "A reply that solves nothing earns what an honest right solution does."
     NO_COLUMN = "no_column", "A reward needs a column that the problems do not have."
+    UNMATCHED_GOLD = (
+        "unmatched_gold",
+        "Golds can be matched by no reply: their problems teach nothing.",
+    )
+    LONG_GOLD = "long_gold", "Golds have so many decimals that hardly any reply will match them."
     FAILS = "fails", "A reward raises, or returns no usable number."
     HANGS = "hangs", "A reward does not return in time."
     NOTHING_FOR_THE_ANSWER = "nothing_for_the_answer", "Nothing here pays for the answer."

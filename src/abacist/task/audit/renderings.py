@@ -44,6 +44,7 @@ class Variant(NamedTuple):
     answer: str
 
 
+MAX_PLACES = 40  # of a decimal that is written out: a double has 17 digits
 ASKED = "as the prompt asks"
 WRONG = "wrong, as the prompt asks"
 PLAIN_DIGITS = "plain digits"
@@ -92,7 +93,7 @@ def numeral(value: Fraction) -> str:
     """
     if value.denominator == 1:
         return str(value.numerator)
-    for places in range(1, 13):
+    for places in range(1, MAX_PLACES + 1):
         if 10**places % value.denominator == 0:
             digits = f"{abs(value.numerator) * 10**places // value.denominator:0{places + 1}}"
             return f"{'-' * (value < 0)}{digits[:-places]}.{digits[-places:]}"

@@ -20,7 +20,8 @@ from abacist.errors import RewardError
 from abacist.task.custom_rewards import checked
 from abacist.task.watchdog import TimeIsUp
 
-COLUMNS = ("answer", "problem_id", "difficulty")  # what `abacist train` hands to rewards
+# What `abacist train` hands to rewards of every problem; the data's other columns come beside.
+COLUMNS = ("answer", "problem_id", "difficulty")
 _GIVEN = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 _CHARS_PER_TOKEN = 4
 _MAX_KEPT = 20  # mishaps that are kept; all are counted
@@ -64,14 +65,21 @@ class Trial:
             self._note(Mishap(MishapKind.NO_COLUMN, "", f"wants the column {said}"))
             self.is_usable = False
 
-    def _missing_columns(self) -> list[str]:
+    @property
+    def named_columns(self) -> set[str]:
+        """The names in its signature."""
+        return {parameter.name for parameter in self._parameters()}
+
+    def _parameters(self) -> list[inspect.Parameter]:
         try:
-            parameters = inspect.signature(self.func.func).parameters.values()  # type: ignore[attr-defined]
+            return list(inspect.signature(self.func.func).parameters.values())  # type: ignore[attr-defined]
         except (TypeError, ValueError):  # some built-ins do not tell theirs
             return []
+
+    def _missing_columns(self) -> list[str]:
         return [
             parameter.name
-            for parameter in parameters
+            for parameter in self._parameters()
             if parameter.default is parameter.empty
             and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
             and parameter.name not in _GIVEN.union(self.columns)

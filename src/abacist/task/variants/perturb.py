@@ -294,4 +294,5 @@ def _written(
         question=question,
         solution=solution,
         answer=answer,
+        columns={},  # they tell of the other numbers
     )
