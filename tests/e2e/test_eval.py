@@ -250,7 +250,9 @@ def test_a_run_is_shown_with_its_own_rewards_and_without_those_that_are_gone(
     monkeypatch.chdir(tmp_path)
     hostile(["a b c"])
     mine = tmp_path / "mine.py"
-    mine.write_text("def brief(completions, **kw):\n    return [0.75] * len(completions)\n")
+    mine.write_text(
+        "def brief(completions, **kw):\n    return [0.75] * len(completions)\n", encoding="utf-8"
+    )
     run = tmp_path / "run"
     shutil.copytree(Path(abacist.__file__).parent / "policy" / "tiny", run)
     rewards = [f"{mine}:brief", "strict_format"]
@@ -260,7 +262,7 @@ def test_a_run_is_shown_with_its_own_rewards_and_without_those_that_are_gone(
     page = capsys.readouterr().out
     assert "brief" in page and "0.75" in page and "xml_count" not in page
     assert list(Evaluation.load(Path("one")).rewards) == ["brief", "strict_format"]
-    mine.write_text("raise OSError('moved')")
+    mine.write_text("raise OSError('moved')", encoding="utf-8")
     sys.modules.pop(next(name for name in sys.modules if name.endswith("_mine_py")))
     assert main([*flags, "--output_dir", "two"]) == 0
     told = capsys.readouterr()
