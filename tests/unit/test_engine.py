@@ -88,6 +88,9 @@ def load(kind: str, lookalike: Fold) -> Any:
         for name, weight in model.named_parameters():
             if name.endswith("_norm.weight"):
                 torch.nn.init.uniform_(weight, 0.5, 1.5)
+    elif kind == "mistral":
+        torch.manual_seed(0)
+        model = MistralForCausalLM(MistralConfig(**_SMALL, sliding_window=None))
     else:
         folder = BUILT_IN_FOLDER if kind == "tiny" else lookalike(kind)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -99,7 +102,9 @@ def load(kind: str, lookalike: Fold) -> Any:
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=["qwen2.5-instruct", "llama-3.2-instruct", "qwen3", "tiny"])
+@pytest.fixture(
+    scope="module", params=["qwen2.5-instruct", "llama-3.2-instruct", "qwen3", "mistral", "tiny"]
+)
 def plain(request: pytest.FixtureRequest, lookalike: Fold) -> Any:
     return load(request.param, lookalike)
 

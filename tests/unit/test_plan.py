@@ -23,9 +23,10 @@ from abacist.learning.dryrun.solverates import GROUP_SIZES, SolveRates
 from abacist.learning.judge import Judge
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
-from abacist.policy import cache, head
+from abacist.policy import cache
 from abacist.policy.kernels.decoding import Packed
 from abacist.policy.lean import LeanNetwork
+from abacist.policy.scoring import head
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import RunDir
 from abacist.view.plantext import WIDTH, plan_text

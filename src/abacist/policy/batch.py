@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from abacist.policy import graphs, soundness
+from abacist.policy import graphs, nonfinite
 from abacist.policy.cache import Cache, closed_up, common_prefix_tokens
 from abacist.policy.drawing import Sampling, penalise_repetition, sample_tokens
 from abacist.policy.lean import LeanNetwork
@@ -189,7 +189,7 @@ class Batch:
     def _write(self, logits: torch.Tensor, rows: _Rows) -> None:
         """Choose the next token of ``rows`` by ``logits``, and note it."""
         tokens = self._choose(logits, rows)
-        soundness.keep_largest(logits, rows.largest)
+        nonfinite.keep_largest(logits, rows.largest)
         self._written_ids.put_(rows.slots, tokens)
         rows.finished.logical_or_((tokens[:, None] == self._stop_ids).any(dim=1))
         if self._penalises:
@@ -215,7 +215,7 @@ class Batch:
 
     def _leave(self) -> None:
         """Let finished rows go, the last ones taking their places."""
-        soundness.check(self._alive.largest)
+        nonfinite.check(self._alive.largest)
         oldest = self._step + 1 - self._budget_tokens
         finished = self._alive.finished.tolist()
         gone = [done or birth <= oldest for done, birth in zip(finished, self._births, strict=True)]

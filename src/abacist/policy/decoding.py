@@ -31,7 +31,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
-from abacist.policy import soundness
+from abacist.policy import nonfinite
 from abacist.policy.batch import Ended
 from abacist.policy.chat import Message, generation_config_holders
 from abacist.policy.drawing import Sampling, sample_tokens
@@ -312,7 +312,7 @@ def _continue(
         ),
         logits_processor=LogitsProcessorList([watch] if sampler is None else [watch, sampler]),
     )
-    soundness.refuse(watch.largest, model)
+    nonfinite.refuse(watch.largest, model)
     return [_up_to_stop(ids, chat.stop_ids) for ids in output[:, longest:].tolist()]
 
 

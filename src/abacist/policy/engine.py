@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from abacist.errors import ModelError
-from abacist.policy import graphs, soundness
+from abacist.policy import graphs, nonfinite
 from abacist.policy.batch import Batch, Ended, Ids
 from abacist.policy.drawing import Sampling
 from abacist.policy.lean import LeanNetwork, obstacle
@@ -121,6 +121,6 @@ class Engine:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             try:
                 rows = iter(graphs.with_replays(written, device, max_completion_tokens))
-            except soundness.NotFiniteError as found:
-                raise soundness.explained(found, self._model) from None
+            except nonfinite.NotFiniteError as found:
+                raise nonfinite.explained(found, self._model) from None
         return [list(itertools.islice(rows, count)) for count in samples]

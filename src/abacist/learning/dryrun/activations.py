@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from abacist.learning import fastpath
+from abacist.policy.families import FastPart
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def measure_forward(trainer: Any, prompt_tokens: int, completion_tokens: int) ->
     two = _saved_bytes(trainer, 2, size, prompt_tokens, short)
     each_token = max(0.0, (longer - one) / short)
     fixed = max(0.0, 2.0 * one - two)
-    reads_prompt_once = fastpath.scoring_obstacle(trainer) is None
+    reads_prompt_once = fastpath.unsupported_reason(trainer, FastPart.SCORING) is None
     return Forward(
         fixed_bytes=fixed,
         group_bytes=one - fixed + each_token * (completion_tokens - short),
