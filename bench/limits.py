@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from abacist.policy import products as own
 from abacist.policy.kernels.build import supports
 from abacist.policy.kernels.decode import Packed
+from abacist.policy.scoring import linears as own
 
 Product = tuple[int, int, int, int]  # batch, rows, inner, columns
 _OPERANDS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}  # where the first factor stands

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from abacist.policy import attending, varlen
+from abacist.policy.scoring import attention_backend, score
 
 Attention = Callable[..., Tensor]
 
@@ -177,10 +177,12 @@ def install(
     def missing(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("Torch not compiled with CUDA enabled\nand more")
 
-    monkeypatch.setattr(varlen, "lazy_import_flash_attention", lazy_import)
+    monkeypatch.setattr(attention_backend, "lazy_import_flash_attention", lazy_import)
     monkeypatch.setattr(
         "torch.nn.attention.varlen.varlen_attn", pytorch or varlen_attn(Calls(), missing)
     )
-    monkeypatch.setattr(attending, "_without_varlen", lambda *_: None)
+    monkeypatch.setattr(attention_backend, "_without_varlen", lambda *_: None)
     # Not kept beyond the test, nor met with from before it.
-    monkeypatch.setattr(attending, "choose", attending.choose.__wrapped__)
+    unkept = attention_backend.choose_backend.__wrapped__
+    for module in (attention_backend, score):
+        monkeypatch.setattr(module, "choose_backend", unkept)

@@ -1,4 +1,4 @@
-"""What policy/scoring.py assumes of torch, transformers, peft and trl.
+"""What policy/scoring assumes of torch, transformers, peft and trl.
 
 A failure here after an update names the assumption that no longer holds, and where we lean on it.
 """
@@ -15,14 +15,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import GRPOTrainer
 
 import lookalikes
-from abacist.errors import ModelError
-from abacist.policy import instances, scoring
+from abacist.policy import instances
+from abacist.policy.families import FAMILIES, Family, FastPart, unsupported_reason
 from abacist.policy.loading import default_lora, load_policy
-from abacist.policy.scoring import FAMILIES, obstacle, score
+from abacist.policy.scoring.attention_backend import AttentionBackend
+from abacist.policy.scoring.score import score
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,
@@ -46,11 +47,28 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, int]:
     return ids, torch.ones_like(ids), 4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_looks_its_attention_up_where_we_put_ours(family: type) -> None:
-    assert vars(sys.modules[family.__module__])["ALL_ATTENTION_FUNCTIONS"] is (
-        ALL_ATTENTION_FUNCTIONS
-    )
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.causal_lm.__name__)
+def test_every_family_has_the_modules_and_the_functions_that_the_forward_calls(
+    family: Family,
+) -> None:
+    home = sys.modules[family.causal_lm.__module__]
+    assert inspect.signature(home.apply_rotary_pos_emb).parameters.keys() == {
+        *("q", "k", "cos", "sin", "unsqueeze_dim")
+    }
+    config: Any = family.causal_lm.config_class
+    with torch.device("meta"):
+        model = family.causal_lm(config(**SIZES, pad_token_id=0)).model
+    for layer in model.layers:
+        assert isinstance(layer, GradientCheckpointingLayer)
+        parts = {name for name, _ in layer.named_children()}
+        assert parts == {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+        heads = {name for name, _ in layer.self_attn.named_children()}
+        assert heads - {"q_norm", "k_norm"} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        gated = {name for name, _ in layer.mlp.named_children()}
+        assert gated == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+    assert {name for name, _ in model.named_children()} == {
+        *("embed_tokens", "layers", "norm", "rotary_emb")
+    }
 
 
 @pytest.mark.parametrize("kind", lookalikes.KINDS)
@@ -59,20 +77,25 @@ def test_models_as_we_load_them_take_the_fast_path(
 ) -> None:
     for options in ({"lora": default_lora()}, {"trainable": True}):
         policy = load_policy(str(lookalike(kind)), device="cpu", **options)
-        assert obstacle(policy.model) is None
+        assert unsupported_reason(policy.model, FastPart.SCORING) is None
 
 
-def test_a_recomputed_layer_gets_the_layout_again(
+def test_a_recomputed_layer_gets_the_packing_again(
     model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    attend = scoring.attend
+    on = AttentionBackend.on
 
-    def counting(*args: Any) -> torch.Tensor:
-        seen.append(args[3])
-        return attend(*args)
+    def watched(self: AttentionBackend, packing: Any) -> Any:
+        attend = on(self, packing)
 
-    monkeypatch.setattr(scoring, "attend", counting)
+        def counting(*args: Any) -> torch.Tensor:
+            seen.append(packing)
+            return attend(*args)
+
+        return counting
+
+    monkeypatch.setattr(AttentionBackend, "on", watched)
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.enable_input_require_grads()
@@ -83,35 +106,11 @@ def test_a_recomputed_layer_gets_the_layout_again(
     assert len(set(map(id, seen))) == 1
 
 
-def test_a_model_that_goes_around_our_attention_is_noticed(
-    model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "_teach_sharing", lambda implementation: None)
-    plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    plain = getattr(plain, "hands_on_to", plain)
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", plain)
-    with pytest.raises(ModelError, match="0 of 2 layers"):
-        score(model, *batch(), temperature=1.0)
-
-
 def test_a_model_set_to_flash_attention_is_scored_without_it(model: Qwen2ForCausalLM) -> None:
     expected, _ = score(model, *batch(), temperature=1.0)
     model.config._attn_implementation = "flash_attention_2"
-    assert obstacle(model) is None
+    assert unsupported_reason(model, FastPart.SCORING) is None
     assert torch.equal(score(model, *batch(), temperature=1.0)[0], expected)
-
-
-def test_no_mask_of_all_tokens_by_all_tokens_is_made(
-    model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import masking_utils
-
-    def made(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("a mask was made")
-
-    for name in masking_utils.ALL_MASK_ATTENTION_FUNCTIONS:
-        monkeypatch.setitem(masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, name, made)
-    score(model, *batch(), temperature=1.0)
 
 
 def test_trl_asks_for_nothing_that_we_do_not_know_of() -> None:
@@ -152,4 +151,4 @@ def test_neftune_is_told_by_the_attribute_we_read(model: Qwen2ForCausalLM) -> No
     assert "neftune_noise_alpha" in inspect.getsource(neftune)
     model.train()
     model.get_input_embeddings().neftune_noise_alpha = 5.0
-    assert "NEFTune" in str(obstacle(model))
+    assert "NEFTune" in str(unsupported_reason(model, FastPart.SCORING))

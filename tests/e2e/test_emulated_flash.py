@@ -14,14 +14,16 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 SCORES = """
 import sys
+from functools import partial
 
 import torch
 from torch.nn.attention import varlen
 from transformers import AutoModelForCausalLM
 
 import flashkernels
-from abacist.policy.attending import Attending
-from abacist.policy.scoring import attention_choice, score
+from abacist.policy.scoring import attention_backend
+from abacist.policy.scoring.attention_backend import AttentionBackend
+from abacist.policy.scoring.score import attention_choice, score
 from abacist.policy.source import BUILT_IN_FOLDER
 
 calls = flashkernels.Calls()
@@ -46,7 +48,7 @@ found = read()
 with torch.autocast("cuda", dtype=torch.bfloat16):
     print(attention_choice(model))
 print("calls", len(calls))
-Attending.prepare = lambda *_: None
+AttentionBackend.on = lambda _, packing: partial(attention_backend._attend, packing)
 for ours, padded in zip(found, read(), strict=True):
     off = float((ours - padded).norm() / padded.norm())
     assert off < 0.02, off

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from abacist.policy import products as own
 from abacist.policy.kernels.build import supports
 from abacist.policy.kernels.decode import Packed
+from abacist.policy.scoring import linears as own
 
 BENCH = Path(__file__).parents[2] / "bench"
 MODEL, SHORTEST, LONGEST = "smoke-qwen", 4, 8

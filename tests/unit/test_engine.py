@@ -35,9 +35,10 @@ from transformers import (
 
 from abacist.errors import ModelError
 from abacist.policy.decoding import network
-from abacist.policy.decoding.engine import Engine, Sampling, obstacle
+from abacist.policy.decoding.engine import Engine, Sampling
 from abacist.policy.decoding.network import DecodingNetwork, Uncopied
 from abacist.policy.decoding.progress import Decoded
+from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import decode, tree_attention
 from abacist.policy.source import BUILT_IN_FOLDER
 
@@ -87,6 +88,9 @@ def load(kind: str, lookalike: Fold) -> Any:
         for name, weight in model.named_parameters():
             if name.endswith("_norm.weight"):
                 torch.nn.init.uniform_(weight, 0.5, 1.5)
+    elif kind == "mistral":
+        torch.manual_seed(0)
+        model = MistralForCausalLM(MistralConfig(**_SMALL, sliding_window=None))
     else:
         folder = BUILT_IN_FOLDER if kind == "tiny" else lookalike(kind)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -98,7 +102,9 @@ def load(kind: str, lookalike: Fold) -> Any:
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=["qwen2.5-instruct", "llama-3.2-instruct", "qwen3", "tiny"])
+@pytest.fixture(
+    scope="module", params=["qwen2.5-instruct", "llama-3.2-instruct", "qwen3", "mistral", "tiny"]
+)
 def plain(request: pytest.FixtureRequest, lookalike: Fold) -> Any:
     return load(request.param, lookalike)
 
@@ -139,7 +145,7 @@ def engine(model: Any, stop_ids: Sequence[int] = NO_STOP, max_rows: int = 64) ->
 
 @pytest.mark.parametrize("shared_tokens", [0, 11])
 def test_greedy_tokens_are_those_of_transformers(model: Any, shared_tokens: int) -> None:
-    assert obstacle(model) is None
+    assert unsupported_reason(model, FastPart.DECODING) is None
     prompts = random_prompts(shared_tokens)
     whole = by_transformers(model, prompts)
     for max_rows, samples in ((64, 2), (2, 1), (5, 3)):
@@ -398,10 +404,13 @@ def test_what_it_cannot_compute_exactly_is_refused_with_the_reason(lookalike: Fo
         (adapted(target_modules=["q_proj", "embed_tokens"]), "embedding"),
         (adapted(lora_bias=True, target_modules=["q_proj"]), "bias"),
     ):
-        assert reason in (obstacle(model) or "it was taken")
+        assert reason in (unsupported_reason(model, FastPart.DECODING) or "it was taken")
         with pytest.raises(ModelError, match="does not support this model"):
             engine(model)
-    assert obstacle(adapted()) is None and obstacle(qwen) is None
+    assert (
+        unsupported_reason(adapted(), FastPart.DECODING) is None
+        and unsupported_reason(qwen, FastPart.DECODING) is None
+    )
 
 
 def damaged(model: Any, name: str) -> Any:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.learning import fastpath
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy.families import FastPart
 
 Lookalike = Callable[[str], Path]
 G, PROBLEMS, BUDGET = 4, 4, 10
@@ -152,7 +153,8 @@ def test_gradients_and_metrics_are_trls_on_the_same_completions(
         found.append(gradients(trainer, inputs))
         metrics.append({k: v[-1] for k, v in trainer._metrics["train"].items()})
     if trainer_kind is GRPOTrainer:
-        assert (trainer._obstacles["training"] is None) is ("entropy_coef" not in config)
+        why = fastpath.unsupported_reason(trainer, FastPart.SCORING)
+        assert (why is None) is ("entropy_coef" not in config)
     assert distance(found[1], found[0]) < 1e-5
     for name in ("reward", "completions/mean_length", "kl"):
         if name in metrics[0]:
@@ -207,19 +209,19 @@ def test_groups_stay_whole_and_every_row_keeps_its_columns() -> None:
     assert not torch.equal(whole["advantages"], batch["advantages"])
 
 
-def test_silent_rows_are_left_out_only_where_that_is_exact(
+def test_zero_advantage_rows_are_left_out_only_where_that_is_exact(
     lookalike: Lookalike, tmp_path: Path
 ) -> None:
     folder = lookalike("qwen2.5-instruct")
     trainer = make(GRPOTrainer, folder, tmp_path)
     inputs = scored(trainer)
     inputs["advantages"][:G] = 0
-    assert fastpath.silent_rows(trainer, inputs)[:G].all()  # type: ignore[index]
+    assert fastpath.zero_advantage_rows(trainer, inputs)[:G].all()  # type: ignore[index]
     inputs["advantages"][:] = 0
-    assert int((~fastpath.silent_rows(trainer, inputs)).sum()) == 1  # type: ignore[operator]
+    assert int((~fastpath.zero_advantage_rows(trainer, inputs)).sum()) == 1  # type: ignore[operator]
     for config in ({"beta": 0.1}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}):
         other = make(GRPOTrainer, folder, tmp_path, **config)
-        assert fastpath.silent_rows(other, inputs) is None, config
+        assert fastpath.zero_advantage_rows(other, inputs) is None, config
 
 
 def test_trls_path_is_taken_and_said_once_where_ours_is_not_proven(
@@ -242,7 +244,8 @@ def test_our_rollouts_are_used_and_stay_within_the_budget(
 ) -> None:
     trainer = make(GRPOTrainer, lookalike("llama-3.2-instruct"), tmp_path, max_steps=2)
     trainer.train()
-    assert trainer._obstacles == {"rollouts": None, "training": None}
+    for part in (FastPart.DECODING, FastPart.SCORING):
+        assert fastpath.unsupported_reason(trainer, part) is None
     assert trainer.state.log_history[0]["completions/max_length"] <= BUDGET
 
 

@@ -18,6 +18,7 @@ from abacist.policy.decoding.generation import Completion, generate, write
 from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.decoding.progress import Decoded
 from abacist.policy.decoding.token_sampling import Sampling
+from abacist.policy.families import FastPart
 from abacist.policy.loading import Policy, default_lora, load_policy
 from abacist.records.rollout import StopReason
 
@@ -42,7 +43,7 @@ def policy(
 ) -> Policy:
     """Every promise holds for both ways of writing a reply."""
     if request.param == "transformers":
-        monkeypatch.setattr(generation, "obstacle", lambda model: "the test forbids it")
+        monkeypatch.setattr(generation, "unsupported_reason", lambda *_: "the test forbids it")
     return network
 
 
@@ -181,7 +182,7 @@ def test_each_prompts_completions_are_told_of_once_all_have_ended(
     network: Policy, use_engine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not use_engine:
-        monkeypatch.setattr(generation, "obstacle", lambda model: "the test forbids it")
+        monkeypatch.setattr(generation, "unsupported_reason", lambda *_: "the test forbids it")
     told: dict[int, list[Completion]] = {}
     found = generate(
         network,
@@ -210,7 +211,7 @@ def test_both_ways_of_writing_write_the_same(
         ]
 
     ours = both()
-    monkeypatch.setattr(generation, "obstacle", lambda model: "the test forbids it")
+    monkeypatch.setattr(generation, "unsupported_reason", lambda *_: "the test forbids it")
     assert ours == both()
 
 
@@ -224,7 +225,7 @@ def test_what_an_adapter_learned_to_put_before_the_text_does_not_depend_on_the_b
     for weight in model.prompt_encoder.parameters():
         torch.nn.init.normal_(weight, std=3.0)  # enough for its place to matter
     learned = replace(network, model=model)
-    assert generation.obstacle(model) is not None
+    assert generation.unsupported_reason(model, FastPart.DECODING) is not None
     assert learned.context_tokens == network.context_tokens - 5
     whole = generate(learned, PROMPTS, max_completion_tokens=BUDGET_TOKENS)
     assert whole != generate(network, PROMPTS, max_completion_tokens=BUDGET_TOKENS)

@@ -27,9 +27,10 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 from trl.trainer.utils import add_fused_lm_head
 
+from abacist.learning import fastpath
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy import blocks, instances, products, scoring
-from abacist.policy.decoding import network
+from abacist.policy import instances
+from abacist.policy.families import FastPart, unsupported_reason
 from unit.test_fastpath import distance, gradients, make, scored
 
 FAMILIES = ("llama", "qwen2")
@@ -47,6 +48,14 @@ def model_of(family: str, lora: bool = True) -> Any:
         return base
     targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]  # the others stay plain
     return get_peft_model(base, LoraConfig(r=2, target_modules=targets)).train()
+
+
+def scoring_reason(model: Any) -> str | None:
+    return unsupported_reason(model, FastPart.SCORING)
+
+
+def decoding_reason(model: Any) -> str | None:
+    return unsupported_reason(model, FastPart.DECODING)
 
 
 def half_more(found: Any) -> Any:
@@ -173,8 +182,6 @@ def ordinary(request: pytest.FixtureRequest) -> Any:
     """As it stands in the middle of a training on the fast path."""
     model = model_of(request.param)
     model.enable_input_require_grads()
-    products.fuse_linears(model)
-    blocks.fuse_layers(model)
     return model
 
 
@@ -182,7 +189,7 @@ def ordinary(request: pytest.FixtureRequest) -> Any:
 def test_whatever_is_done_to_any_module_is_found_and_named_and_found_no_more_when_undone(
     way: Callable[[Any], Undo | None], ordinary: Any
 ) -> None:
-    assert scoring.obstacle(ordinary) is None and network.obstacle(ordinary) is None
+    assert scoring_reason(ordinary) is None and decoding_reason(ordinary) is None
     base, tried = instances.base_of(ordinary), 0
     places = [(f"model.layers.1.{name}", m) for name, m in base.model.layers[1].named_modules()]
     outer = ("lm_head", "model", "model.norm", "model.rotary_emb", "model.embed_tokens")
@@ -199,7 +206,7 @@ def test_whatever_is_done_to_any_module_is_found_and_named_and_found_no_more_whe
             continue
         tried += 1
         try:
-            for part, found in (("scoring", scoring.obstacle), ("decoding", network.obstacle)):
+            for part, found in (("scoring", scoring_reason), ("decoding", decoding_reason)):
                 if part == "decoding" and way in OF_GRADIENTS:
                     assert found(ordinary) is None, name  # it computes no gradients
                     continue
@@ -213,7 +220,7 @@ def test_whatever_is_done_to_any_module_is_found_and_named_and_found_no_more_whe
                 ), said
         finally:
             undo()
-        assert scoring.obstacle(ordinary) is None, f"{way.__name__} on {name} was undone"
+        assert scoring_reason(ordinary) is None, f"{way.__name__} on {name} was undone"
     assert tried >= (2 if way is set_otherwise else 4)
 
 
@@ -250,8 +257,7 @@ def function_in(home: Any, name: str, function: Callable[..., Any]) -> Undo:
 
 def attention_replaced(model: Any) -> Undo:
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    stock = getattr(before, "hands_on_to", before)
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *a, **k: (stock(*a, **k)[0] * 1.5, None)
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = lambda *a, **k: (before(*a, **k)[0] * 1.5, None)
     return lambda: ALL_ATTENTION_FUNCTIONS.__setitem__("sdpa", before)
 
 
@@ -318,7 +324,7 @@ def test_what_is_learned_of_a_changed_model_is_what_stock_trl_learns_of_it(
     ours, stock, inputs = pair
     do, reason = CHANGES[change]
     before = gradients(ours, inputs)
-    assert ours._obstacles["training"] is None
+    assert fastpath.unsupported_reason(ours, FastPart.SCORING) is None
     with ExitStack() as undo:
         for trainer in (ours, stock):
             undo.callback(do(trainer.model))
@@ -329,7 +335,7 @@ def test_what_is_learned_of_a_changed_model_is_what_stock_trl_learns_of_it(
     shared = {name: theirs[name] for name in before if name in theirs}
     assert distance({n: before[n] for n in shared}, shared) > 1e-4  # the change does matter
     assert distance(gradients(ours, inputs), before) < 1e-6
-    assert ours._obstacles["training"] is None
+    assert fastpath.unsupported_reason(ours, FastPart.SCORING) is None
 
 
 # --- What belongs to an ordinary training, and its neighbours that do not ---
@@ -374,12 +380,9 @@ def test_what_libraries_attach_in_an_ordinary_training_is_no_obstacle(
 ) -> None:
     model = model_of("qwen2", lora).train()
     ORDINARY[what](model)
-    assert scoring.obstacle(model) is None and network.obstacle(model) is None
-    products.fuse_linears(model)
-    blocks.fuse_layers(model)
-    assert instances.obstacle(model) is None
+    assert scoring_reason(model) is None and decoding_reason(model) is None
     if what != "mixed precision":  # whose wrapper cannot be copied
-        assert instances.obstacle(copy.deepcopy(model)) is None
+        assert scoring_reason(copy.deepcopy(model)) is None
 
 
 def named_like_a_library(model: Any) -> None:
@@ -414,19 +417,7 @@ STRANGE: dict[str, Callable[[Any], Any]] = {
 def test_the_neighbours_of_what_is_ordinary_are_seen(what: str) -> None:
     model = model_of("llama")
     STRANGE[what](model)
-    assert scoring.obstacle(model) is not None and network.obstacle(model) is not None
-
-
-def test_a_strangers_forward_is_not_replaced_and_ours_steps_aside() -> None:
-    model = model_of("llama")
-    replace_forward(layer_of(model).mlp.up_proj)
-    theirs = layer_of(model).mlp.up_proj.forward
-    products.fuse_linears(model)
-    blocks.fuse_layers(model)
-    assert layer_of(model).mlp.up_proj.forward is theirs
-    instances.step_aside(model)
-    left = [name for name, module in model.named_modules() if "forward" in vars(module)]
-    assert len(left) == 1 and left[0].endswith("layers.1.mlp.up_proj")
+    assert scoring_reason(model) is not None and decoding_reason(model) is not None
 
 
 def test_an_adapter_of_prompts_is_named() -> None:
@@ -434,7 +425,7 @@ def test_an_adapter_of_prompts_is_named() -> None:
         model_of("llama", lora=False),
         PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     )
-    for found in (scoring.obstacle, network.obstacle):
+    for found in (scoring_reason, decoding_reason):
         assert "PROMPT_TUNING" in str(found(model))
 
 
@@ -446,4 +437,4 @@ def test_a_model_of_another_family_is_never_taken_for_one_of_ours(tmp_path: Path
         "qwen2", hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, intermediate_size=48, vocab_size=64,
     )  # fmt: skip
-    assert "Own is not" in str(instances.obstacle(Own(config)))
+    assert "Own is not" in str(scoring_reason(Own(config)))

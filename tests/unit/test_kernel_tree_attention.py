@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from abacist.policy import attention
+from abacist.policy.choices import Choice
 from abacist.policy.kernels import build
 from abacist.policy.kernels import tree_attention as kernel
-from abacist.policy.layout import lay_out
+from abacist.policy.scoring.attention_backend import AttentionBackend, padded_attention
+from abacist.policy.scoring.packing import pack
 
 pytestmark = pytest.mark.skipif(
     build.library() is None, reason=f"no kernels here: {build.unsupported_reason()}"
@@ -215,21 +216,21 @@ BATCHES = {
 
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("skips", [False, True])
-def test_a_laid_out_batch_is_attended_as_by_pytorch(name: str, skips: bool) -> None:
+def test_a_packed_batch_is_attended_as_by_pytorch(name: str, skips: bool) -> None:
     ids, mask, width = BATCHES[name]
     skip = (torch.arange(len(ids)) % 3 == 0) if skips else None
-    layout = lay_out(ids, mask, width, skip)
-    assert layout is not None
-    branches = [(start, tokens, parent) for start, tokens, parent in layout.branches.tolist()]
+    packing = pack(ids, mask, width, skip)
+    assert packing is not None
+    branches = [(start, tokens, parent) for start, tokens, parent in packing.branches.tolist()]
     case = Case(branches, heads=6, key_heads=2, size=32)
-    assert case.grad.shape[1] == len(layout.token_ids)
-    mine = case.learned(lambda q, k, v: attention.attend(q, k, v, layout, case.scale))
-    theirs = case.learned(lambda q, k, v: attention.padded(q, k, v, layout, case.scale))
+    assert case.grad.shape[1] == len(packing.token_ids)
+    attend = AttentionBackend(None, Choice("scoring", "", "")).on(packing)
+    mine = case.learned(lambda q, k, v: attend(q, k, v, case.scale))
+    theirs = case.learned(lambda q, k, v: padded_attention(packing, q, k, v, case.scale))
     assert_near(mine, theirs, relative=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(mine, case.by_kernel(), strict=True))
-    assert layout.layers_attended == 1
     with torch.no_grad():
-        assert torch.equal(attention.attend(*case.states, layout, case.scale), mine[0])
+        assert torch.equal(attend(*case.states, case.scale), mine[0])
 
 
 def test_only_float32_on_a_cpu_without_autocast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

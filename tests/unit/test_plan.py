@@ -25,10 +25,10 @@ from abacist.learning.health.rules import rate_out_of_band
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
-from abacist.policy import head
 from abacist.policy.decoding import cache
 from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.kernels.decode import Packed
+from abacist.policy.scoring import head
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import RunDir
 from abacist.view.plantext import WIDTH, plan_text

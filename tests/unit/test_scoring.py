@@ -15,6 +15,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -23,15 +25,19 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from abacist.policy import instances, scoring
-from abacist.policy.head import score_tokens
+from abacist.policy import instances
+from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import build, tree_attention
-from abacist.policy.layout import lay_out
-from abacist.policy.scoring import obstacle, score
+from abacist.policy.scoring import score as scoring
+from abacist.policy.scoring.head import score_tokens
+from abacist.policy.scoring.packing import pack
+from abacist.policy.scoring.score import score
 from abacist.policy.source import BUILT_IN_FOLDER
 
 TEMPERATURE = 0.9
@@ -59,6 +65,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None)),
+    "smollm3": lambda: SmolLM3ForCausalLM(
+        SmolLM3Config(**SIZES, pad_token_id=3, no_rope_layer_interval=2)
+    ),
     "tiny": lambda: AutoModelForCausalLM.from_pretrained(BUILT_IN_FOLDER, dtype=torch.float32),
 }
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
@@ -87,6 +97,10 @@ def make(family: str, tuning: str = "lora", *, checkpointing: bool = False) -> A
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return model
+
+
+def unsupported(model: Any) -> str | None:
+    return unsupported_reason(model, FastPart.SCORING)
 
 
 def batch_of(name: str, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -179,7 +193,7 @@ def either_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_and_gradients_are_those_of_stock_trl(family: str, tuning: str, name: str) -> None:
     model = make(family, tuning)
-    assert obstacle(model) is None
+    assert unsupported(model) is None
     logps, entropies, gradient = compare(model, batch_of(name))
     assert max(logps, entropies) < 1e-5
     assert gradient < 1e-5
@@ -298,27 +312,27 @@ def _patched_again(model: Any) -> Any:
 
 @pytest.mark.usefixtures("either_attention")
 @pytest.mark.parametrize("fault", ["position", "neighbour", "common opening"])
-def test_a_fault_in_the_layout_would_be_noticed(
+def test_a_fault_in_the_packing_would_be_noticed(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def faulty(*args: Any) -> Any:
-        layout = lay_out(*args)
-        assert layout is not None
-        leaf = layout.levels[-1]
+        packing = pack(*args)
+        assert packing is not None
+        leaf = packing.levels[-1]
         assert leaf.sees is not None and leaf.parents is not None
         if fault == "position":
-            layout.position_ids[-3] += 1
+            packing.position_ids[-3] += 1
         elif fault == "neighbour":
             leaf.parents = leaf.parents.roll(1)
-            leaves = layout.branches[-len(leaf.parents) :]
+            leaves = packing.branches[-len(leaf.parents) :]
             leaves[:, 2] = leaves[:, 2].roll(1)
         else:
             leaf.sees = leaf.sees.clone()
             leaf.sees[:, 0] = False
-            layout.branches[1 : -len(leaf.parents), 2] = -1
-        return layout
+            packing.branches[1 : -len(leaf.parents), 2] = -1
+        return packing
 
-    monkeypatch.setattr(scoring, "lay_out", faulty)
+    monkeypatch.setattr(scoring, "pack", faulty)
     logps, _, gradient = compare(make("qwen2"), batch_of("few-shot"))
     assert logps > 1e-3
     assert gradient > 1e-3
@@ -336,11 +350,11 @@ def test_completions_do_not_see_each_other() -> None:
 
 def test_what_rows_share_is_laid_out_once() -> None:
     ids, mask, width = batch_of("few-shot")
-    layout = lay_out(ids, mask, width)
-    assert layout is not None
+    packing = pack(ids, mask, width)
+    assert packing is not None
     completions = int(mask[:, -width:].sum()) - len(ids)  # nothing depends on a last token
-    assert len(layout.token_ids) == 60 + (10 + 4 + 21) + completions
-    assert [level.tokens for level in layout.levels] == [60, 35, completions]
+    assert len(packing.token_ids) == 60 + (10 + 4 + 21) + completions
+    assert [level.tokens for level in packing.levels] == [60, 35, completions]
 
 
 @pytest.fixture
@@ -377,7 +391,7 @@ def test_a_model_in_ddp_is_scored_within_its_forward(tmp_path: Path) -> None:
         model, batch = make("qwen2"), batch_of("groups")
         expected = gradients(model, ours(model, *batch)[0])
         wrapped: Any = torch.nn.parallel.DistributedDataParallel(model)
-        assert obstacle(wrapped) is None
+        assert unsupported(wrapped) is None
         assert distance(gradients(wrapped, ours(wrapped, *batch)[0]), expected) < 1e-6
         assert "forward" not in model.__dict__
     finally:
@@ -413,7 +427,7 @@ def test_the_frozen_head_keeps_no_logits() -> None:
 )
 def test_adapters_of_other_kinds_are_refused(change: dict[str, Any], reason: str) -> None:
     settings = {"r": 4, "target_modules": ["q_proj"], **change}
-    said = obstacle(get_peft_model(FAMILIES["qwen2"](), LoraConfig(**settings)).train())
+    said = unsupported(get_peft_model(FAMILIES["qwen2"](), LoraConfig(**settings)).train())
     assert said is not None
     assert any(word in said for word in reason.split("|"))
 
@@ -426,13 +440,14 @@ def test_models_of_other_kinds_are_refused() -> None:
     )
     eager = Qwen2ForCausalLM._from_config(Qwen2Config(**SIZES), attn_implementation="eager")
     for model, word in (
-        (MistralForCausalLM(MistralConfig(**SIZES)), "MistralForCausalLM"),
+        (GemmaForCausalLM(GemmaConfig(**SIZES)), "GemmaForCausalLM is not one of"),
+        (MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)), "sliding"),
         (Qwen2ForCausalLM(sliding), "sliding"),
         (Qwen2ForCausalLM(dropping).train(), "dropout"),
         (LlamaForCausalLM(dynamic), "rotary"),
         (eager, "eager"),
     ):
-        assert word in str(obstacle(model))
-    assert obstacle(Qwen2ForCausalLM(dropping).eval()) is None
+        assert word in str(unsupported(model))
+    assert unsupported(Qwen2ForCausalLM(dropping).eval()) is None
     lora = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.05)
-    assert obstacle(get_peft_model(FAMILIES["qwen2"](), lora).eval()) is None
+    assert unsupported(get_peft_model(FAMILIES["qwen2"](), lora).eval()) is None

@@ -25,10 +25,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from abacist.learning.resume.resuming import SAMPLED_VALUES, _spread, fingerprints
 from abacist.policy.decoding.engine import Engine, Sampling
 from abacist.policy.decoding.token_sampling import sample_tokens
-from abacist.policy.head import score_tokens
+from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy
-from abacist.policy.scoring import obstacle, score
+from abacist.policy.scoring.head import score_tokens
+from abacist.policy.scoring.score import score
 
 VOCABULARY = 151_936  # Qwen2.5's embedding rows
 WIDTHS: dict[str, dict[str, Any]] = {
@@ -145,7 +146,7 @@ def scored_as_stock(policy: Policy) -> None:
     model: Any = policy.model.train()
     ids = some_ids(policy, 4, 11)
     ids[1:, :6] = ids[0, :6]  # one prompt
-    assert obstacle(model) is None
+    assert unsupported_reason(model, FastPart.SCORING) is None
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     found, _ = score(model, ids, torch.ones_like(ids), 5, temperature=1.0)
     gradients = torch.autograd.grad(found.square().sum(), list(weights.values()))

@@ -4,6 +4,7 @@ take the place of kernels that need a GPU."""
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,10 +16,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import modeling_flash_attention_utils
 
 import flashkernels
-from abacist.policy import attending, instances, scoring
+from abacist.policy import instances
+from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import tree_attention
-from abacist.policy.layout import Pick, lay_out
-from abacist.policy.varlen import Sequences, Varlen, flash_kernel, pytorch_kernel
+from abacist.policy.scoring import attention_backend
+from abacist.policy.scoring.attention_backend import (
+    AttentionBackend,
+    Sequences,
+    VarlenAttention,
+    flash_kernel,
+    pytorch_kernel,
+)
+from abacist.policy.scoring.packing import GatherRows, pack
+from abacist.policy.scoring.score import attention_choice
 from unit.test_scoring import BATCHES, batch_of, compare, distance, gradients, make, ours
 
 KERNELS = {
@@ -41,15 +51,20 @@ class Serving:
         which = "pytorch" if self.implementation == "sdpa" else "flash"
         flashkernels.install(monkeypatch, **{which: kernel})
         if on_trial:  # made for half precision: sums in another order are off by more steps
-            monkeypatch.setattr(attending, "_ALLOWED_STEPS", 100)
-        else:  # test_attending.py is about that
-            monkeypatch.setattr(attending, "_fault", lambda *_: None)
+            monkeypatch.setattr(attention_backend, "_ALLOWED_STEPS", 100)
+        else:  # test_attention_backend.py is about that
+            monkeypatch.setattr(attention_backend, "_fault", lambda *_: None)
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         model = make(*args, **kwargs)
         # Past transformers' own check for the package.
         instances.base_of(model).config._attn_implementation_internal = self.implementation
         return model
+
+
+def padded(backend: AttentionBackend, packing: Any) -> Any:
+    """In the place of :meth:`AttentionBackend.on`: no variable-length kernel."""
+    return functools.partial(attention_backend._attend, packing)
 
 
 @pytest.fixture
@@ -69,8 +84,8 @@ def test_values_and_gradients_are_those_of_stock_trl(
 ) -> None:
     serving = Serving(kernel, monkeypatch)
     model = serving.model(family)
-    assert scoring.obstacle(model) is None
-    assert "for variable lengths" in scoring.attention_choice(model).value
+    assert unsupported_reason(model, FastPart.SCORING) is None
+    assert "for variable lengths" in attention_choice(model).value
     logps, entropies, gradient = compare(_with_stock_forward(model), batch_of(name))
     assert max(logps, entropies) < 1e-5
     assert gradient < 1e-5
@@ -125,9 +140,9 @@ def test_rows_left_out_are_not_read(by_pytorch: Serving) -> None:
     part, _ = ours(model, ids, mask, width, skip_rows=skip)
     assert torch.equal(part[skip], torch.zeros_like(part[skip]))
     assert torch.allclose(part[~skip], whole[~skip], atol=1e-5)
-    layout = lay_out(ids, mask, width, skip)
-    assert layout is not None
-    assert [call["tokens"] for call in by_pytorch.calls] == [len(layout.token_ids)] * 2
+    packing = pack(ids, mask, width, skip)
+    assert packing is not None
+    assert [call["tokens"] for call in by_pytorch.calls] == [len(packing.token_ids)] * 2
 
 
 def test_a_branch_has_the_keys_of_all_it_grew_from_and_then_its_own() -> None:
@@ -158,7 +173,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_without_it(
             for weight in model.parameters():
                 weight.data = weight.data.bfloat16().float()
         with monkeypatch.context() as without:
-            without.setattr(attending.Attending, "prepare", lambda *_: None)
+            without.setattr(AttentionBackend, "on", padded)
             exact = gradients(model, ours(model, *batch)[0])
         low = copy.deepcopy(model)
         if weights == "bfloat16":
@@ -166,7 +181,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_without_it(
         for who in errors:
             with monkeypatch.context() as without:
                 if who == "padded":
-                    without.setattr(attending.Attending, "prepare", lambda *_: None)
+                    without.setattr(AttentionBackend, "on", padded)
                 else:
                     serving.calls.clear()
                 with torch.autocast("cpu", torch.bfloat16, enabled=weights == "autocast"):
@@ -178,7 +193,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_without_it(
 
 def test_many_small_gradients_of_one_key_are_not_lost_in_bfloat16(by_pytorch: Serving) -> None:
     tokens = torch.ones(1, 2, 4, dtype=torch.bfloat16, requires_grad=True)
-    repeated = Pick.apply(tokens, torch.zeros(1000, dtype=torch.int64), torch.bfloat16)
+    repeated = GatherRows.apply(tokens, torch.zeros(1000, dtype=torch.int64), torch.bfloat16)
     repeated.backward(torch.full_like(repeated, 0.1))
     expected = 1000 * float(torch.tensor(0.1).bfloat16())
     assert tokens.grad is not None
@@ -242,7 +257,7 @@ def test_pytorchs_own_operator_takes_what_it_is_given(dtype: torch.dtype) -> Non
             most_queries=5,
             most_keys=7,
         )
-        out = Varlen(pytorch_kernel(), sequences).attend(query, key, value, 0.25)
+        out = VarlenAttention(pytorch_kernel(), sequences)(query, key, value, 0.25)
         assert (out.shape, out.dtype) == ((1, 8, 4, 16), dtype)
         out.sum().backward()
         assert query.grad is not None and query.grad.shape == query.shape
@@ -267,6 +282,6 @@ def test_flash_attention_is_found_where_transformers_keeps_it(
     monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
     sequences = Sequences.of(torch.tensor([(0, 3, -1), (3, 2, 0)]), torch.device("cpu"))
     query, key, value = (torch.randn(1, heads, 5, 8) for heads in (4, 2, 2))
-    out = Varlen(flash_kernel("flash_attention_2"), sequences).attend(query, key, value, 1.0)
+    out = VarlenAttention(flash_kernel("flash_attention_2"), sequences)(query, key, value, 1.0)
     assert out.shape == (1, 5, 4, 8)
     assert calls == [{"tokens": 5, "keys": 8, "deterministic": False}]

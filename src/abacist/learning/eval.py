@@ -19,7 +19,7 @@ from abacist.errors import DataError
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
-from abacist.policy.decoding import engine
+from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import BUILT_IN, find, read_json
 from abacist.proof.ask import Prompting, run_folder, run_settings
@@ -277,7 +277,7 @@ def _conditions(
     """In words, what the numbers depend on beside model and problems."""
     notes = dict(policy.chat.notes)
     values = {choice.what: choice.value for choice in policy.choices}
-    is_ours = engine.obstacle(policy.model) is None
+    is_ours = unsupported_reason(policy.model, FastPart.DECODING) is None
     attention = "our engine's" if is_ours else values["attention"]
     if form is not None:
         prompt = f"the model's own best-known: {form.sentence}"

@@ -1,8 +1,7 @@
-"""When our rollout and our scoring compute exactly what TRL computes, and why not where not.
+"""Whether a part of the step computes exactly what TRL computes under these settings, or why not.
 
-The fast path is an allow-list: models that ``abacist.policy`` has been proven on, and settings
-under which it is the same mathematics. Anything else takes TRL's own path, and each part that does
-is said once, with its reason.
+The fast path is an allow-list: models and adapters by the table of ``policy.families``, the
+trainer's settings here. What is not supported is left to TRL, part by part, each with its reason.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import torch
 from peft import PeftModel, PeftModelForCausalLM
 from transformers import GenerationMixin, PreTrainedModel
 
-from abacist.policy import scoring
-from abacist.policy.decoding import engine
+from abacist.policy import families
+from abacist.policy.families import FastPart
 
 # In these losses every term of a completion is multiplied by its advantage.
 _LOSSES_LINEAR_IN_ADVANTAGE = {"grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo"}
@@ -27,10 +26,33 @@ def wanted(args: Any) -> bool:
     return bool(getattr(args, "use_fast_path", True))
 
 
-def rollout_obstacle(trainer: Any) -> str | None:
-    """Why completions are sampled by TRL and not by our engine, as the end of a sentence."""
+def unsupported_reason(trainer: Any, part: FastPart) -> str | None:
+    """Why ``part`` is not used by ``trainer``, as the end of a sentence; None: it is.
+
+    Looks at the settings and at every module of the model, which may change between two steps.
+    """
+    if (found := unsupported_setting(trainer, part)) is not None:
+        return found
+    if part is FastPart.DECODING:
+        return families.unsupported_reason(_unwrapped(trainer), part)
+    with trainer.accelerator.autocast():
+        return families.unsupported_reason(trainer.model, part)
+
+
+def unsupported_setting(trainer: Any, part: FastPart) -> str | None:
+    """As :func:`unsupported_reason`, of the trainer's settings alone: cheap."""
+    if part is FastPart.DECODING:
+        return _first(_rollout_settings(trainer))
+    found = _first(_training_settings(trainer))
+    if found is None and part is FastPart.MICRO_BATCH_FUSION:
+        found = _first(_fusion_settings(trainer))
+    return found
+
+
+def _rollout_settings(trainer: Any) -> dict[str, Any]:
+    """What is wrong for our engine, and whether it applies."""
     args = trainer.args
-    settings = {
+    return {
         "use_fast_path is off": not wanted(args),
         "use_vllm samples with vLLM": args.use_vllm,
         "use_transformers_continuous_batching asks for that engine": (
@@ -43,17 +65,16 @@ def rollout_obstacle(trainer: Any) -> str | None:
         "generation_kwargs may mean anything to generate()": args.generation_kwargs,
         "cache_implementation asks for generate()'s caches": args.cache_implementation is not None,
         "the model is sharded over processes": _is_sharded(trainer),
+        "generate() has been replaced, and is to be called": (
+            _is_generate_replaced(_unwrapped(trainer))
+        ),
     }
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if _is_generate_replaced(model):
-        settings["generate() has been replaced, and is to be called"] = True
-    return _first(settings) or engine.obstacle(model)
 
 
-def scoring_obstacle(trainer: Any) -> str | None:
-    """Why log-probabilities are computed by TRL and not by our shared-prompt forward."""
+def _training_settings(trainer: Any) -> dict[str, Any]:
+    """What is wrong for scoring by a packed forward, and whether it applies."""
     args, model = trainer.args, trainer.model
-    settings = {
+    return {
         "use_fast_path is off": not wanted(args),
         "the model is multimodal": trainer._is_vlm,
         "an auxiliary loss needs the whole forward": trainer.aux_loss_enabled,
@@ -66,7 +87,23 @@ def scoring_obstacle(trainer: Any) -> str | None:
             not isinstance(model, PreTrainedModel | PeftModel)
         ),
     }
-    return _first(settings) or scoring.obstacle(model)
+
+
+def _fusion_settings(trainer: Any) -> dict[str, Any]:
+    """What is wrong for several micro-batches in one forward, and whether it applies."""
+    args = trainer.args
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    return {
+        "an optimizer step has one micro-batch": args.gradient_accumulation_steps == 1,
+        "every micro-batch is a generation of its own": args.steps_per_generation == 1,
+        # DDP must see a forward and a backward in turn.
+        "there are several processes": trainer.accelerator.num_processes > 1,
+        f"{optimizer} updates weights in every backward": "lomo" in optimizer,
+    }
+
+
+def _unwrapped(trainer: Any) -> Any:
+    return trainer.accelerator.unwrap_model(trainer.model)
 
 
 def _first(reasons: Mapping[str, Any]) -> str | None:
@@ -88,11 +125,11 @@ def _is_generate_replaced(model: Any) -> bool:
     )
 
 
-def silent_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+def zero_advantage_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
     """Rows [B] whose completions add nothing to loss or gradient, or None if that is not certain.
 
-    An advantage of exactly 0 silences a completion when the loss has no term beside it. One row,
-    the shortest, is always kept, so that there is a graph to go backward through.
+    That is an advantage of exactly 0 where every term of the loss is multiplied by it. One row, the
+    shortest, is always kept, so that there is a graph for the backward.
     """
     args, advantages = trainer.args, inputs["advantages"]
     certain = (
@@ -106,17 +143,17 @@ def silent_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
     )
     if not certain:
         return None
-    silent: torch.Tensor = advantages == 0
-    if bool(silent.all()):
-        silent[inputs["completion_mask"].sum(dim=1).argmin()] = False
-    return silent if bool(silent.any()) else None
+    skip: torch.Tensor = advantages == 0
+    if bool(skip.all()):
+        skip[inputs["completion_mask"].sum(dim=1).argmin()] = False
+    return skip if bool(skip.any()) else None
 
 
 def whole_groups(batch: dict[str, Any], num_generations: int) -> dict[str, Any]:
     """The generation batch with its groups in a random order, and each group still together.
 
-    TRL shuffles completions; then the parts of a group meet different micro-batches and each
-    would have to read the prompt again. Which completions share a micro-batch changes no gradient
+    TRL shuffles completions; then a group is split over micro-batches, each of which would have to
+    forward the prompt again. Which completions share a micro-batch changes no gradient
     of a loss that is a sum over completions, and is as random as before for the others.
     """
     rows = batch["completion_ids"].shape[0]

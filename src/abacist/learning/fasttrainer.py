@@ -1,8 +1,8 @@
 """TRL's trainer on our engine and our forward: the same mathematics, faster.
 
-Completions come from ``policy.engine``, log-probabilities from a forward that reads each prompt
-once (``policy.scoring``). ``learning.fastpath`` says when that computes what TRL computes; anything
-else takes TRL's own path, part by part. Nothing else of TRL's trainer is changed here.
+Completions come from ``policy.engine``, log-probabilities from ``policy.scoring``, which computes
+each prompt once. ``learning.fastpath`` says when that is what TRL computes; anything else takes
+TRL's own path, part by part. Nothing else of TRL's trainer is changed here.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath, frozen
-from abacist.learning.joint import MicroBatches, Values
-from abacist.policy import blocks, instances, products, scoring
+from abacist.learning.micro_batch_fusion import MicroBatchFusion, Values
 from abacist.policy.decoding import engine, graphs
 from abacist.policy.decoding.progress import Decoded
+from abacist.policy.families import FastPart
+from abacist.policy.scoring.score import attention_choice, score
 
 logger = get_logger(__name__)
 
 
 WatchStep = Callable[[int, str, float, float, str], None]
-"""Told how far a step is: its number, the part of it, what is done of a total, and in words."""
+"""Told the progress of a step: its number, the part of it, what is done of a total, in words."""
 
 
 class FastTrainer(trl.GRPOTrainer):
@@ -45,13 +46,12 @@ class FastTrainer(trl.GRPOTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._silent: torch.Tensor | None = None
-        self._obstacles: dict[str, str | None] = {}  # as they were found last, part by part
-        self._said: set[tuple[str, str]] = set()
-        self._micro_batches = MicroBatches(self)
-        self._reads_jointly = False  # in the loss, and nowhere else
+        self._skip_rows: torch.Tensor | None = None  # [B], in the loss and nowhere else
+        self._may_fuse = False  # in the loss and nowhere else
+        self._logged: set[tuple[FastPart, str]] = set()
+        self._fusion = MicroBatchFusion(self)
         self.watch_step: WatchStep | None = None
-        self.add_callback(self._micro_batches)
+        self.add_callback(self._fusion)
         self._rewards = torch.zeros(0, 0)
         frozen.refuse(self.model, self.optimizer)
 
@@ -66,14 +66,14 @@ class FastTrainer(trl.GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        # Where fewer than two replies of a group have a reward (None is none), the group teaches
-        # nothing. TRL gives it advantages of 0, and counts it as one whose rewards differ.
+        # A group with fewer than two rewards (a reward may be None) has no signal. TRL gives it
+        # advantages of 0, and counts it as one whose rewards differ.
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
         has_reward = ~self._rewards.isnan().all(dim=1)  # [N, functions], of all processes
-        silent = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
+        without_signal = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
         fractions = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
-        fractions[-1] = min(1.0, fractions[-1] + silent)
+        fractions[-1] = min(1.0, fractions[-1] + without_signal)
         return output
 
     def _generate_single_turn(
@@ -85,7 +85,7 @@ class FastTrainer(trl.GRPOTrainer):
         has_tool_images: bool = False,
     ) -> Any:
         # One prefill a prompt, merged weights, rows that have ended leave the batch.
-        if self._takes_trls_path("rollouts", fastpath.rollout_obstacle):
+        if self._unsupported_reason(FastPart.DECODING) is not None:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -112,7 +112,7 @@ class FastTrainer(trl.GRPOTrainer):
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # As TRL's, but the groups of a generation batch stay whole (`fastpath.whole_groups`).
         training = self.model is not None and self.model.training
-        if not training or self._takes_trls_path("training", fastpath.scoring_obstacle):
+        if not training or self._unsupported_reason(FastPart.SCORING) is not None:
             return super()._prepare_inputs(generation_batch)
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
@@ -122,7 +122,7 @@ class FastTrainer(trl.GRPOTrainer):
         return self._buffered_inputs[self._step % steps]
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self._micro_batches.turn():
+        with self._fusion.micro_batch():
             loss: torch.Tensor = super().training_step(*args, **kwargs)
             return loss
 
@@ -134,18 +134,19 @@ class FastTrainer(trl.GRPOTrainer):
             self.watch_step(self.state.global_step + 1, part, done, total, words)
 
     def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
-        done, total = self._micro_batches.position
+        done, total = self._fusion.position
         self._tell("training", done, total, f"micro-batch {done + 1} of {total}")
-        # Completions that cannot contribute need not be read; only here are advantages at hand.
+        # Completions that cannot contribute need no forward; only here are advantages at hand.
         # An evaluation wants its metrics over all of them.
-        self._silent = fastpath.silent_rows(self, inputs) if self.model.training else None
+        training = self.model.training
+        self._skip_rows = fastpath.zero_advantage_rows(self, inputs) if training else None
         # Not where something wraps the model (DDP): it must see forward and backward in turn.
-        self._reads_jointly = self.model.training and model is self.model
+        self._may_fuse = training and model is self.model
         try:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
             return loss
         finally:
-            self._silent, self._reads_jointly = None, False
+            self._skip_rows, self._may_fuse = None, False
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -159,8 +160,10 @@ class FastTrainer(trl.GRPOTrainer):
         **multimodal: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         # Serves the policy, the old policy and the reference (an adapter that is switched off).
-        is_ours = model is self.model or model is self.model_wrapped
-        if not is_ours or self._takes_trls_path("training", fastpath.scoring_obstacle):
+        is_policy = model is self.model or model is self.model_wrapped
+        if not is_policy or self._unsupported_reason(FastPart.SCORING) is not None:
+            if is_policy:  # a hook was added within a step: what was fused ends here
+                self._fusion.close()
             return super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -172,80 +175,73 @@ class FastTrainer(trl.GRPOTrainer):
                 **multimodal,
             )
 
-        def score(ids: torch.Tensor, mask: torch.Tensor, silent: torch.Tensor | None) -> Values:
+        def score_rows(ids: torch.Tensor, mask: torch.Tensor, skip: torch.Tensor | None) -> Values:
             with self.accelerator.autocast():
-                return scoring.score(
+                return score(
                     model,
                     ids,
                     mask,
                     logits_to_keep,
                     temperature=self.temperature,
                     compute_entropy=compute_entropy,
-                    skip_rows=silent,
+                    skip_rows=skip,
                 )
 
-        read_already = None
-        if self._reads_jointly and batch_size is None:
-            read_already = self._micro_batches.part(input_ids, attention_mask, self._silent, score)
-        if read_already is not None:
-            logps, entropies = read_already
+        fused = None
+        if self._may_fuse and batch_size is None:
+            fused = self._fusion.values_of(input_ids, attention_mask, self._skip_rows, score_rows)
+        if fused is not None:
+            logps, entropies = fused
         else:
-            # As in TRL, `batch_size` bounds how many completions are read at once.
+            # As in TRL, `batch_size` bounds how many completions one forward has.
             parts = []
             for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
-                silent = None if self._silent is None else self._silent[rows]
-                parts.append(score(input_ids[rows], attention_mask[rows], silent))
+                skip = None if self._skip_rows is None else self._skip_rows[rows]
+                parts.append(score_rows(input_ids[rows], attention_mask[rows], skip))
             logps = torch.cat([part[0] for part in parts])
             known = [part[1] for part in parts if part[1] is not None]
             entropies = torch.cat(known) if known else None
-        if entropies is not None and self._silent is not None:
-            # Rows that were not read get the mean of the others, which so stays the mean logged.
-            read = attention_mask[:, -logits_to_keep:].bool() & ~self._silent[:, None]
-            entropies[self._silent] = entropies[read].mean()
+        if entropies is not None and self._skip_rows is not None:
+            # Skipped rows get the mean of the others, which so stays the mean that is logged.
+            scored = attention_mask[:, -logits_to_keep:].bool() & ~self._skip_rows[:, None]
+            entropies[self._skip_rows] = entropies[scored].mean()
         return logps, entropies, None
 
     def paths(self) -> list[str]:
-        """Which path rollouts and training take, why where it is not ours, and who attends."""
-        graphed = graphs.description(self.model.device)
-        engines = ", ".join(filter(None, ("our engine", graphed, "with its own attention")))
-        parts = (
-            ("rollouts", fastpath.rollout_obstacle, engines),
-            ("training", fastpath.scoring_obstacle, "each prompt read once for its group"),
-        )
+        """What computes each part of a step, a line each, with the reason where it is not ours."""
         if not self.model.training:
-            # Dropout, for example, is an obstacle in training only, which this is about.
+            # Dropout, for example, matters in training only, which this is about.
             self.model.train()
             try:
                 return self.paths()
             finally:
                 self.model.eval()
-        lines = [
-            f"{part}: TRL's path ({self._obstacles[part]})"
-            if self._takes_trls_path(part, obstacle)
-            else f"{part}: {ours}"
-            for part, obstacle, ours in parts
-        ]
-        if self._obstacles["training"] is None:
-            with self.accelerator.autocast():
-                choice = scoring.attention_choice(self.model)
-            lines.append(f"{choice.what}: {choice.value} ({choice.why})")
+        lines = []
+        if (why := self._unsupported_reason(FastPart.DECODING)) is not None:
+            lines.append(f"rollouts: TRL's path ({why})")
+        else:
+            graphed = graphs.description(self.model.device)
+            words = ("our engine", graphed, "with its own attention")
+            lines.append(f"rollouts: {', '.join(filter(None, words))}")
+        if (why := self._unsupported_reason(FastPart.SCORING)) is not None:
+            return [*lines, f"training: TRL's path ({why})"]
+        lines.append("training: each prompt computed once for its group")
+        with self.accelerator.autocast():
+            choice = attention_choice(self.model)
+        lines.append(f"{choice.what}: {choice.value} ({choice.why})")
+        for part in (FastPart.FUSED_LAYERS, FastPart.LORA_PRODUCTS, FastPart.MICRO_BATCH_FUSION):
+            why = fastpath.unsupported_reason(self, part)
+            lines.append(f"{part}: used" if why is None else f"{part}: not used ({why})")
         return lines
 
-    def _takes_trls_path(self, part: str, obstacle: Callable[[Any], str | None]) -> bool:
-        """Whether ``part`` cannot take our path now, for a reason that is said once.
+    def _unsupported_reason(self, part: FastPart) -> str | None:
+        """Why ``part`` is left to TRL now, logged once; None: it is not.
 
-        Asked at every turn: a hook may be added, or a module be replaced, at any time.
+        Asked at every step: a hook may be added, or a module be replaced, at any time.
         """
-        before, found = self._obstacles.get(part), obstacle(self)
-        if part == "training":
-            if found is None and (before is not None or part not in self._obstacles):
-                products.fuse_linears(self.model)
-                blocks.fuse_layers(self.model)
-            elif found is not None and before is None:
-                self._micro_batches.close()  # first: its backward may compute layers once more
-                instances.step_aside(self.model)  # TRL's path is to meet the modules themselves
-        self._obstacles[part] = found
-        if found is not None and fastpath.wanted(self.args) and (part, found) not in self._said:
-            self._said.add((part, found))
-            logger.warning("Abacist: TRL's own path for %s, because %s.", part, found)
-        return found is not None
+        why = fastpath.unsupported_reason(self, part)
+        if why is not None and fastpath.wanted(self.args) and (part, why) not in self._logged:
+            self._logged.add((part, why))
+            name = "rollouts" if part is FastPart.DECODING else "training"
+            logger.warning("Abacist: TRL's own path for %s, because %s.", name, why)
+        return why

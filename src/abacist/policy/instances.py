@@ -4,24 +4,24 @@ Scoring, decoding and the fused layers compute a model's function from its weigh
 most of its modules. That is the model's own function only as long as nobody has put a hook on a
 module, replaced it or its ``forward``, parametrized its weights, or set an attribute that its
 forward reads. So a model is compared, module by module, with one that is built anew from its
-config: same classes, same submodules, same parameters, same settings, and no hooks. What differs is
-an obstacle, and the model takes the path that calls its modules.
+config: same classes, same submodules, same parameters, same settings, and no hooks.
 
-PEFT's LoRA layers are expected, and so is what the libraries attach in the course of an
-ordinary training: see ``_HARMLESS_HOOKS`` and :func:`_is_expected_forward`.
+PEFT's LoRA layers are expected, and so is what the libraries attach in an ordinary training: see
+``_HARMLESS_HOOKS`` and :func:`_is_expected_forward`.
 
-:func:`obstacle` is made to be asked anew at every step (milliseconds for 30 layers under LoRA),
-since a hook may be added at any time.
+:func:`difference` is made to be called at every step (milliseconds for 30 layers under LoRA), since
+a hook may be added at any time. It is one condition of ``policy.families.unsupported_reason``.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,12 +33,9 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-FAMILIES = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-"""The models that the fast path has been proven on."""
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -49,7 +46,6 @@ _HARMLESS_HOOKS = {
     ("peft.mixed_model", "make_inputs_require_grad"),
     ("transformers.utils.output_capturing", "output_capturing_hook"),
 }
-_OWN_FORWARDS = "abacist.policy."  # of the modules that define what stands in for a forward
 # Settings that say nothing about what a module computes of its weights.
 _WITHOUT_EFFECT = {
     *("training", "gradient_checkpointing", "layer_idx", "padding_idx"),
@@ -77,19 +73,58 @@ def linears_of(base: Any) -> Iterator[Any]:
         yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
-def obstacle(model: Any, *, learns: bool = True) -> str | None:
+class LibraryCode:
+    """The classes and functions that ``causal_lms`` compute with, as they are when this is made.
+
+    Make it at import, before a script can replace any of them.
+    """
+
+    def __init__(self, causal_lms: Iterable[type]) -> None:
+        homes = [sys.modules[causal_lm.__module__] for causal_lm in causal_lms]
+        kinds: set[type] = {
+            *(nn.Linear, nn.Embedding, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Dropout),
+            *(nn.SiLU, SiLUActivation, LoraLinear, LoraModel, PeftModel, PeftModelForCausalLM),
+        }
+        self._functions: list[tuple[Any, str, Any]] = [
+            (torch.nn.functional, name, getattr(torch.nn.functional, name))
+            for name in ("linear", "silu", "embedding", "scaled_dot_product_attention")
+        ]
+        for home in homes:
+            for name, value in vars(home).items():
+                if isinstance(value, types.FunctionType):
+                    self._functions.append((home, name, value))
+                elif isinstance(value, type) and issubclass(value, nn.Module):
+                    kinds.add(value)
+        self._forwards = {kind: _forward_of(kind) for kind in kinds}
+
+    def replaced(self, base: Any, kinds: set[type]) -> str | None:
+        """Which class or function that ``base`` computes with is not its library's own."""
+        for kind in kinds | {LoraLinear}:
+            now = _forward_of(kind)
+            if now != self._forwards.get(kind, now) or any(map(_is_foreign, now)):
+                return f"{kind.__name__} has had its forward replaced"
+        for home, name, function in self._functions:
+            if home.__name__ in (type(base).__module__, "torch.nn.functional") and (
+                getattr(home, name, None) is not function or _is_foreign(function)
+            ):
+                return f"{home.__name__}.{name} has been replaced"
+        return None
+
+
+def _forward_of(kind: type) -> tuple[Any, Any]:
+    return kind.__call__, getattr(kind, "forward", None)
+
+
+def difference(model: Any, code: LibraryCode, *, learns: bool = True) -> str | None:
     """Why ``model`` may compute another function than its classes do, as the end of a sentence.
 
-    None: it is one of :data:`FAMILIES`, plain or under LoRA, and its modules are as built. Where
-    ``learns`` is False, only what changes the forward counts, not hooks on gradients.
+    None: it is plain or under LoRA, and its modules are as built. Where ``learns`` is False, only
+    what changes the forward counts, not hooks on gradients.
     """
     hooks = _FORWARD_HOOKS + (_BACKWARD_HOOKS if learns else ())
     if any(getattr(torch_module, f"_global{name}") for name in hooks):
         return "a hook is set on all modules (torch.nn.modules.module)"
     base = base_of(model)
-    if type(base) not in FAMILIES:
-        names = ", ".join(family.__name__ for family in FAMILIES)
-        return f"{type(base).__name__} is not one of {names}"
     outer = model.module if isinstance(model, DistributedDataParallel) else model
     if isinstance(outer, PeftModel):
         if (kind := _other_than_lora(outer)) is not None:
@@ -98,7 +133,7 @@ def obstacle(model: Any, *, learns: bool = True) -> str | None:
             if not _is_bare(wrapper, learns) and (found := _changed(wrapper, learns)):
                 return f"{type(wrapper).__name__} {found}"
     plan = _plan_of(base)
-    if found := _changed_code(base, plan.kinds):
+    if found := code.replaced(base, plan.kinds):
         return found
     implementation = base.config._attn_implementation or "eager"
     if implementation != "eager" and not _is_librarys_attention(implementation):
@@ -106,8 +141,8 @@ def obstacle(model: Any, *, learns: bool = True) -> str | None:
     if len(base.model.layers) != base.config.num_hidden_layers:
         return f"it has {len(base.model.layers)} layers, and its config says otherwise"
     search = _Search(learns)
-    if (difference := search.first(base, plan)) is not None:
-        path, what = difference
+    if (where := search.first(base, plan)) is not None:
+        path, what = where
         return f"{path or type(base).__name__} {what}"
     if len(search.devices) > 1 or any(device.type == "meta" for device in search.devices):
         return "its weights are spread over several devices"
@@ -126,21 +161,8 @@ def _other_than_lora(model: PeftModel) -> str | None:
 
 
 def is_changed(module: nn.Module) -> bool:
-    """Whether ``module`` has hooks or a forward of a stranger's; of classes it knows nothing."""
+    """Whether ``module`` itself has hooks or a replaced forward; its class is not looked at."""
     return not _is_bare(module, learns=True) and _changed(module, learns=True) is not None
-
-
-def stand_in(module: nn.Module, forward: Callable[..., Any]) -> None:
-    """Give ``module`` a ``forward`` of ours, unless it has a stranger's already."""
-    if "forward" not in vars(module) or _is_ours(vars(module)["forward"]):
-        module.forward = types.MethodType(forward, module)  # type: ignore[method-assign]
-
-
-def step_aside(model: nn.Module) -> None:
-    """Take every ``forward`` of ours off the modules of ``model``."""
-    for module in model.modules():
-        if _is_ours(vars(module).get("forward")):
-            del module.forward
 
 
 @dataclass(frozen=True)
@@ -149,21 +171,16 @@ class _Plan:
 
     kind: type
     children: Mapping[str, _Plan]
-    repeated: _Plan | None  # what all layers of a list are like
     weights: frozenset[str]
     settings: Mapping[str, object]
 
     @classmethod
     def of(cls, module: nn.Module) -> _Plan:
         """Of a module that nobody has touched yet, and all below it."""
-        is_list = isinstance(module, nn.ModuleList)
-        is_model = isinstance(module, PreTrainedModel)  # their settings hold much that is no matter
+        is_model = isinstance(module, PreTrainedModel)  # most of its settings do not matter
         return cls(
             kind=type(module),
-            children={}
-            if is_list
-            else {name: cls.of(child) for name, child in module.named_children()},
-            repeated=cls.of(module[0]) if isinstance(module, nn.ModuleList) else None,
+            children={name: cls.of(child) for name, child in module.named_children()},
             weights=_weights(module),
             settings={
                 name: value
@@ -173,11 +190,10 @@ class _Plan:
             },
         )
 
-    @property
+    @functools.cached_property
     def kinds(self) -> set[type]:
         """The classes of this module and of all below it."""
-        below = [*self.children.values(), *([self.repeated] if self.repeated else [])]
-        return {self.kind}.union(*(part.kinds for part in below))
+        return {self.kind}.union(*(part.kinds for part in self.children.values()))
 
 
 def _weights(module: nn.Module) -> frozenset[str]:
@@ -188,12 +204,9 @@ _plans: WeakKeyDictionary[Any, _Plan] = WeakKeyDictionary()
 
 
 def _plan_of(base: Any) -> _Plan:
-    """Of a model of one layer, built from the config of ``base`` without memory for weights."""
+    """Of a model built from the config of ``base`` without memory for weights."""
     if (plan := _plans.get(base)) is None:
         config = copy.deepcopy(base.config)
-        config.num_hidden_layers = 1
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:1]
         config._attn_implementation = "eager"  # which needs nothing that may be missing
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             plan = _plans[base] = _Plan.of(type(base)(config))
@@ -223,16 +236,16 @@ class _Search:
             if (now := module.__dict__.get(name)) != value:
                 return "", f"has {name} {now!r}, where its config makes it {value!r}"
         children = module._modules
-        if plan.repeated is None and children.keys() != plan.children.keys():
+        if children.keys() != plan.children.keys():
             odd = ", ".join(sorted(children.keys() ^ plan.children.keys()))
             return "", f"has lost or been given a part: {odd}"
         for name, child in children.items():
-            if found := self.first(child, plan.repeated or plan.children[name]):
+            if found := self.first(child, plan.children[name]):
                 return _below(name, found)
         return None
 
     def _first_in_lora(self, layer: Any, plan: _Plan) -> _Found:
-        """The same of PEFT's layer over a linear one, as ``products.adapted`` reads it."""
+        """The same of PEFT's layer over a linear one, as ``scoring.linears`` reads it."""
         if what := self._own(layer, _NONE):
             return "", what
         if layer.lora_variant or any(layer.use_dora.values()):
@@ -340,21 +353,14 @@ def _is_harmless(hook: Any) -> bool:
     return (getattr(hook, "__module__", ""), getattr(hook, "__name__", "")) in _HARMLESS_HOOKS
 
 
-def _is_ours(forward: Any) -> bool:
-    function = getattr(forward, "__func__", None)
-    return str(getattr(function, "__module__", "")).startswith(_OWN_FORWARDS)
-
-
 def _is_expected_forward(module: Any) -> bool:
-    """Whether the ``forward`` on this instance is ours, or a library's around the class's own.
+    """Whether the ``forward`` on this instance is a library's around the class's own.
 
     TRL adds its fused head to the whole model's and accelerate mixed precision. Placing a model
     puts one of accelerate's around every module, which does nothing where the module's weights and
-    its input are at home already.
+    its input are on that device already.
     """
     forward = vars(module)["forward"]
-    if _is_ours(forward):
-        return forward.__self__ is module
     if (hook := vars(module).get("_hf_hook")) is not None:
         before = vars(module).get("_old_forward")
         return (
@@ -394,56 +400,8 @@ def _is_at_home(module: nn.Module, device: Any) -> bool:
     return True
 
 
-# --- Classes and functions, which anybody may have replaced as well ---
-
-
-def _modules_at_import() -> Iterator[tuple[type, tuple[Any, Any]]]:
-    kinds = {
-        *(nn.Linear, nn.Embedding, nn.ModuleList, nn.ModuleDict, nn.Identity, nn.Dropout, nn.SiLU),
-        *(SiLUActivation, LoraLinear, LoraModel, PeftModel, PeftModelForCausalLM),
-    }
-    for family in FAMILIES:
-        kinds |= {
-            value
-            for value in vars(sys.modules[family.__module__]).values()
-            if isinstance(value, type) and issubclass(value, nn.Module)
-        }
-    for kind in kinds:
-        yield kind, (kind.__call__, getattr(kind, "forward", None))
-
-
-def _functions_at_import() -> Iterator[tuple[Any, str, Any]]:
-    for family in FAMILIES:
-        home = sys.modules[family.__module__]
-        for name, value in vars(home).items():
-            if isinstance(value, types.FunctionType):
-                yield home, name, value
-    functional = torch.nn.functional
-    for name in ("linear", "silu", "embedding", "scaled_dot_product_attention"):
-        yield functional, name, getattr(functional, name)
-
-
-_KINDS = dict(_modules_at_import())
-_FUNCTIONS = list(_functions_at_import())
-
-
-def _changed_code(base: Any, kinds: set[type]) -> str | None:
-    """Which class or function that ``base`` computes with is not its library's own."""
-    for kind in kinds | {LoraLinear}:
-        now: tuple[Any, Any] = (kind.__call__, getattr(kind, "forward", None))
-        if now != _KINDS.get(kind, now) or any(map(_is_foreign, now)):
-            return f"{kind.__name__} has had its forward replaced"
-    for home, name, function in _FUNCTIONS:
-        if home.__name__ in (type(base).__module__, "torch.nn.functional") and (
-            getattr(home, name, None) is not function or _is_foreign(function)
-        ):
-            return f"{home.__name__}.{name} has been replaced"
-    return None
-
-
 def _is_librarys_attention(implementation: str) -> bool:
     registered = ALL_ATTENTION_FUNCTIONS.get(implementation)
-    registered = getattr(registered, "hands_on_to", registered)  # ours, in front of it
     return registered is not None and not _is_foreign(registered)
 
 

@@ -128,14 +128,14 @@ def _applies(marker: object) -> bool:
 
 
 def _choices() -> Iterator[Finding]:
-    from abacist.policy import attending
     from abacist.policy.choices import choose_attention, choose_device, choose_dtype
     from abacist.policy.decoding import graphs
+    from abacist.policy.scoring.attention_backend import QWEN_1_5B_HEADS, choose_backend
 
     device, device_choice = choose_device("auto")
     dtype, dtype_choice = choose_dtype("auto", device, trains_all_weights=False)
     attention, attention_choice = choose_attention("auto", device, dtype)
-    scoring = attending.choose(attention, device, dtype, attending.QWEN_HEADS)
+    scoring = choose_backend(attention, device, dtype, QWEN_1_5B_HEADS)
     for choice in (device_choice, dtype_choice, attention_choice, scoring.choice):
         yield Finding(choice.what, State.OK, f"{choice.value}: {choice.why}")
     if device.type == "cuda":

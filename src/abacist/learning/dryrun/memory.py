@@ -25,13 +25,14 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from abacist.learning import fastpath, joint
+from abacist.learning import fastpath, micro_batch_fusion
+from abacist.policy.families import FastPart
 from abacist.policy.kernels import build as kernels
 
 SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and short-lived tensors
 
 _CGROUP = Path("/sys/fs/cgroup")
-_LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # as in policy.head
+_LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # as in policy.scoring.head
 _LEAST_TOKENS_AT_ONCE = 128
 _PREFILL_TOKENS = 8192  # as in policy.decoding.cache
 _LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
@@ -140,12 +141,12 @@ def _training_parts(
 
 
 def _joined(trainer: Any, forward: Forward, rows: int) -> float:
-    """How many micro-batches of ``rows`` may at most be read together, see ``learning.joint``."""
+    """How many micro-batches of ``rows`` are fused at most, see ``micro_batch_fusion``."""
     prompt = forward.group_tokens - forward.group_size * forward.completion_tokens
-    if fastpath.scoring_obstacle(trainer) is not None:
+    if fastpath.unsupported_reason(trainer, FastPart.SCORING) is not None:
         return 1.0
     packed = rows / forward.group_size * forward.group_tokens
-    bound = joint.SHARE_OF_STOCK * rows * (prompt + forward.completion_tokens)
+    bound = micro_batch_fusion.SHARE_OF_STOCK * rows * (prompt + forward.completion_tokens)
     return max(1.0, min(trainer.args.gradient_accumulation_steps, bound / packed))
 
 
@@ -164,7 +165,7 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
     rows = int(args.generation_batch_size)
     prompts = rows // trainer.num_generations
     budget = trainer.max_completion_length
-    lean = fastpath.rollout_obstacle(trainer) is None
+    lean = fastpath.unsupported_reason(trainer, FastPart.DECODING) is None
     cache = rows * budget + (prompts if lean else rows) * prompt_tokens
     # Measuring held-out problems writes one reply to each prompt.
     cache = max(cache, eval_rows * (budget + prompt_tokens))
@@ -271,7 +272,7 @@ def measure_forward(trainer: Any, prompt_tokens: int, completion_tokens: int) ->
     two = _saved_bytes(trainer, 2, size, prompt_tokens, short)
     each_token = max(0.0, (longer - one) / short)
     fixed = max(0.0, 2.0 * one - two)
-    reads_prompt_once = fastpath.scoring_obstacle(trainer) is None
+    reads_prompt_once = fastpath.unsupported_reason(trainer, FastPart.SCORING) is None
     return Forward(
         fixed_bytes=fixed,
         group_bytes=one - fixed + each_token * (completion_tokens - short),

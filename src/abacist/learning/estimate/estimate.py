@@ -23,6 +23,7 @@ from abacist.learning.estimate.trial import Rates, measure_rates
 from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher
 from abacist.policy.decoding.cache import common_prefix_tokens
+from abacist.policy.families import FastPart
 from abacist.policy.loading import Policy
 
 SAMPLE_PROBLEMS = 16  # whose prompts are counted
@@ -72,7 +73,7 @@ def estimate(
         trainer,
         prompt_tokens=fmean(map(len, prompts)),
         shared_tokens=common_prefix_tokens([tuple(ids) for ids in prompts]),
-        reads_prompt_once=fastpath.scoring_obstacle(trainer) is None,
+        reads_prompt_once=fastpath.unsupported_reason(trainer, FastPart.SCORING) is None,
         steps_done=steps_done,
         measurements=measurements,
     )

@@ -22,6 +22,7 @@ from abacist.learning.resume.exactstate import random_state, set_random_state
 from abacist.policy.decoding import generation as decoding
 from abacist.policy.decoding.progress import Decoded
 from abacist.policy.decoding.token_sampling import Sampling
+from abacist.policy.families import FastPart
 from abacist.policy.loading import Policy
 
 FIRST_ROWS = 8
@@ -126,7 +127,7 @@ def measure_rates(
     began = time.perf_counter()
     longest = max(prompts, key=len)
     with _random_states_kept():
-        obstacle = fastpath.rollout_obstacle(trainer)
+        obstacle = fastpath.unsupported_reason(trainer, FastPart.DECODING)
         is_ours = obstacle is None
         opening = list(longest[:MOST_PROMPT_TOKENS])
         measuring = _time_writing(policy, opening, max(rows, rollout_rows if is_ours else 0), True)
@@ -208,7 +209,7 @@ def _time_scoring(trainer: Any, prompt_tokens: int) -> tuple[Pass, Pass]:
     args = trainer.args
     size = max(1, min(trainer.num_generations, args.per_device_train_batch_size))
     budget = trainer.max_completion_length
-    reads_prompt_once = fastpath.scoring_obstacle(trainer) is None
+    reads_prompt_once = fastpath.unsupported_reason(trainer, FastPart.SCORING) is None
 
     def tried(tokens: int) -> tuple[int, float, float, bool]:
         rows = min(size, max(1, tokens // 8))

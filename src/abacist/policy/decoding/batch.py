@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import torch
 
-from abacist.policy import soundness
+from abacist.policy import nonfinite
 from abacist.policy.decoding import graphs
 from abacist.policy.decoding.cache import Cache, closed_up, common_prefix_tokens
 from abacist.policy.decoding.network import DecodingNetwork
@@ -217,7 +217,7 @@ class Batch:
     def _write(self, logits_NV: torch.Tensor, rows: _Rows) -> None:
         """Choose the next token of each of ``rows`` and store it."""
         tokens_N = self._choose(logits_NV, rows)
-        soundness.keep_largest(logits_NV, rows.largest)
+        nonfinite.keep_largest(logits_NV, rows.largest)
         self._written_ids.put_(rows.slots, tokens_N)
         rows.finished.logical_or_((tokens_N[:, None] == self._stop_ids).any(dim=1))
         if self._penalises:
@@ -243,7 +243,7 @@ class Batch:
 
     def _leave(self) -> None:
         """Remove finished rows, and the prompts that no row needs any more."""
-        soundness.check(self._alive.largest)
+        nonfinite.check(self._alive.largest)
         oldest = self._step + 1 - self._budget_tokens
         finished = self._alive.finished.tolist()
         gone = [done or birth <= oldest for done, birth in zip(finished, self._births, strict=True)]

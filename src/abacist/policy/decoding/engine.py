@@ -24,21 +24,22 @@ from typing import Any
 import torch
 
 from abacist.errors import ModelError
-from abacist.policy import soundness
+from abacist.policy import nonfinite
 from abacist.policy.decoding import graphs
 from abacist.policy.decoding.batch import Batch, Ended, Ids
-from abacist.policy.decoding.network import DecodingNetwork, obstacle
+from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.decoding.progress import Progress
 from abacist.policy.decoding.token_sampling import Sampling
+from abacist.policy.families import FastPart, unsupported_reason
 
-__all__ = ["Engine", "Sampling", "obstacle"]
+__all__ = ["Engine", "Sampling"]
 
 
 class Engine:
     """Writes completions with ``model``.
 
     Args:
-        model: a model for which ``obstacle(model)`` is None; for others raises :class:`ModelError`.
+        model: one that ``FastPart.DECODING`` supports; for others raises :class:`ModelError`.
         stop_ids: every token that ends a completion.
         pad_id: fills the ids of rows behind their end; never part of a result.
         max_rows: how many completions are in work at a time; memory grows with it.
@@ -47,7 +48,7 @@ class Engine:
     def __init__(
         self, model: Any, *, stop_ids: Sequence[int], pad_id: int, max_rows: int = 64
     ) -> None:
-        if (found := obstacle(model)) is not None:
+        if (found := unsupported_reason(model, FastPart.DECODING)) is not None:
             raise ModelError(
                 f"The decoding engine does not support this model: {found}.",
                 "Let generate choose: it falls back to transformers.",
@@ -122,6 +123,6 @@ class Engine:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             try:
                 rows = iter(graphs.with_replays(written, device, max_completion_tokens))
-            except soundness.NotFiniteError as found:
-                raise soundness.explained(found, self._model) from None
+            except nonfinite.NotFiniteError as found:
+                raise nonfinite.explained(found, self._model) from None
         return [list(itertools.islice(rows, count)) for count in samples]

@@ -31,10 +31,10 @@ from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
-from abacist.policy import soundness
+from abacist.policy import nonfinite
 from abacist.policy.chat import Message, generation_config_holders
 from abacist.policy.decoding.batch import Ended
-from abacist.policy.decoding.engine import Engine, obstacle
+from abacist.policy.decoding.engine import Engine
 from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.policy.decoding.token_sampling import (
     Sampling,
@@ -42,6 +42,7 @@ from abacist.policy.decoding.token_sampling import (
     uniforms_of,
     widest_float,
 )
+from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy
 from abacist.records.rollout import StopReason
 
@@ -156,7 +157,7 @@ def write(
     With ``use_engine`` False, transformers writes them even where our engine could.
     """
     rows = _rows(prompt_ids, num_samples, seed)
-    is_ours = use_engine and obstacle(policy.model) is None
+    is_ours = use_engine and unsupported_reason(policy.model, FastPart.DECODING) is None
     decoder = _with_engine if is_ours else _with_transformers
     return decoder(
         policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress, ended
@@ -327,7 +328,7 @@ def _continue(
         ),
         logits_processor=LogitsProcessorList([watch] if sampler is None else [watch, sampler]),
     )
-    soundness.refuse(watch.largest, model)
+    nonfinite.refuse(watch.largest, model)
     return [_up_to_stop(ids, chat.stop_ids) for ids in output[:, longest:].tolist()]
 
 

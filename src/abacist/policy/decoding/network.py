@@ -7,7 +7,7 @@ CPU in float32 weights are packed for our own kernels, which run a token through
 call. Merging makes new tensors; the model itself is never written to.
 
 The network knows nothing of caches and batches. Tokens come packed in one row, and ``attend`` says
-what each may look at. :func:`obstacle` names the models that the network does not support.
+what each may look at. ``policy.families`` names the models that the network supports.
 
 Shapes: T packed tokens, C hidden size, H query heads, K key heads, D head dim, V vocabulary
 entries, I inputs and O outputs of a projection, R rank of an adapter.
@@ -20,7 +20,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 from abacist.policy import instances
@@ -33,62 +32,16 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SwiGLU = Callable[[torch.Tensor], torch.Tensor]
 """silu(gate(x)) · up(x)."""
 
-# Their frequencies do not change with the length of the text.
-_ROTARY_KINDS = ("default", "linear", "llama3", "yarn")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NO_COPY_WEIGHTS = 2**28
 """A CPU that writes a single row with a model of this many weights or more reads them in place. A
 copy would take gigabytes, and longer to make than it saves."""
-
-
-def obstacle(model: Any) -> str | None:
-    """Why the lean network cannot take ``model``, as the end of a sentence; None: it can."""
-    whole, model = model, instances.base_of(model)
-    if type(model) not in instances.FAMILIES:
-        return f"{type(model).__name__} is not Llama, Qwen2 or Qwen3"
-    config = model.config
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}"
-    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-        return "some of its layers attend through a sliding window"
-    if getattr(model.model.rotary_emb, "rope_type", None) not in _ROTARY_KINDS:
-        return "its rotary frequencies change with the length of the text"
-    if type(model.model.embed_tokens) is not nn.Embedding:
-        return "its token embedding carries an adapter, or is not a plain one"
-    if found := instances.obstacle(whole, learns=False):
-        return found
-    for linear in (*instances.linears_of(model), model.lm_head):
-        if found := _linear_obstacle(linear):
-            return found
-    weights = list(model.parameters())
-    if any(type(weight.data) is not torch.Tensor or weight.numel() == 0 for weight in weights):
-        return "its weights are sharded over processes"
-    if model.model.embed_tokens.weight.dtype not in _DTYPES:
-        return f"its weights are {model.model.embed_tokens.weight.dtype}"
-    return None
-
-
-def _linear_obstacle(linear: Any) -> str | None:
-    if type(linear) is LoraLinear:
-        if linear.merged and linear.disable_adapters:
-            return "its adapter is merged and switched off at once"
-        if any(linear.lora_bias.values()):
-            return "its LoRA has a bias"
-        if linear.fan_in_fan_out:
-            return "its adapter sits on transposed weights"
-        linear = linear.base_layer
-    if type(linear) is not nn.Linear:
-        return f"a projection is {type(linear).__module__}.{type(linear).__name__}, not a plain one"
-    if not linear.weight.is_floating_point():
-        return "its weights are quantised"
-    return None
 
 
 class DecodingNetwork:
     """The function of ``model``, with its weights as they are now.
 
     Args:
-        model: a model for which ``obstacle(model)`` is None.
+        model: one that ``FastPart.DECODING`` supports.
         max_tokens: the most tokens of one text.
         max_rows: how many rows will be written together, if known.
 

@@ -1,5 +1,5 @@
-"""Reading several micro-batches at once changes neither weights nor logs, holds no more than one
-of stock TRL's, and leaves nothing behind when a step fails."""
+"""Several micro-batches in one forward change neither weights nor logs, hold no more than one
+of stock TRL's, and leave nothing behind when a step fails."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from abacist.learning import joint
+from abacist.learning import fasttrainer, micro_batch_fusion
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy import scoring
-from abacist.policy.layout import lay_out
+from abacist.policy.scoring.packing import pack
 
 Lookalike = Callable[[str], Path]
 G, BUDGET = 4, 12
@@ -94,21 +93,21 @@ def logs(trainer: Any) -> list[dict[str, float]]:
 @pytest.fixture(autouse=True)
 def wide_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replies are short and prompts too here, and so would never be read together."""
-    monkeypatch.setattr(joint, "SHARE_OF_STOCK", 1.0)
+    monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", 1.0)
 
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many micro-batches were read together, each time."""
     found: list[int] = []
-    largest = joint._largest_set
+    largest = micro_batch_fusion._largest_set
 
     def counted(trainer: Any, left: int) -> Any:
         together = largest(trainer, left)
         found.append(1 if together is None else len(together.batches))
         return together
 
-    monkeypatch.setattr(joint, "_largest_set", counted)
+    monkeypatch.setattr(micro_batch_fusion, "_largest_set", counted)
     return found
 
 
@@ -117,10 +116,10 @@ def both(
 ) -> tuple[Any, Any]:
     """A training with its micro-batches read together, and the same with each by itself."""
     trainers = []
-    for is_joint in (True, False):
+    for is_fused in (True, False):
         with monkeypatch.context() as patch:
-            if not is_joint:
-                patch.setattr(joint, "_largest_set", lambda trainer, left: None)
+            if not is_fused:
+                patch.setattr(micro_batch_fusion, "_largest_set", lambda trainer, left: None)
             trainers.append(make(folder, output, **config))
             (train or (lambda trainer: trainer.train()))(trainers[-1])
     return trainers[0], trainers[1]
@@ -175,7 +174,7 @@ def test_the_comparison_would_notice_a_part_that_is_lost(
     lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = lookalike("qwen2.5-instruct")
-    monkeypatch.setattr(joint, "_gradient", torch.zeros_like)
+    monkeypatch.setattr(micro_batch_fusion, "_gradient", torch.zeros_like)
     together, alone = both(folder, tmp_path, monkeypatch)
     assert float((learned(together) - learned(alone)).abs().max()) > 1e-4
 
@@ -206,7 +205,7 @@ def kept_bytes(trainer: Any) -> int:
     return max(totals)
 
 
-@pytest.mark.parametrize("share", [joint.SHARE_OF_STOCK, 1.0])
+@pytest.mark.parametrize("share", [micro_batch_fusion.SHARE_OF_STOCK, 1.0])
 def test_a_set_keeps_no_more_for_its_backward_than_stock_for_one_micro_batch(
     share: float,
     sizes: list[int],
@@ -214,7 +213,7 @@ def test_a_set_keeps_no_more_for_its_backward_than_stock_for_one_micro_batch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(joint, "SHARE_OF_STOCK", share)
+    monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", share)
     folder = lookalike("qwen2.5-instruct")
     ours, stock = (
         kept_bytes(make(folder, tmp_path, kind, shots=4, max_steps=1, beta=0.1))
@@ -226,15 +225,15 @@ def test_a_set_keeps_no_more_for_its_backward_than_stock_for_one_micro_batch(
 def test_no_forward_reads_more_tokens_than_stocks_padded_micro_batch(
     sizes: list[int], lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, shares = scoring.score, []
+    score, shares = fasttrainer.score, []
 
     def spied(model: Any, ids: Any, mask: Any, width: int, **options: Any) -> Any:
         if torch.is_grad_enabled():
-            layout = lay_out(ids, mask, width, options["skip_rows"])
-            shares.append(len(layout.token_ids) / (G * ids.shape[1]) if layout else 0.0)
+            packing = pack(ids, mask, width, options["skip_rows"])
+            shares.append(len(packing.token_ids) / (G * ids.shape[1]) if packing else 0.0)
         return score(model, ids, mask, width, **options)
 
-    monkeypatch.setattr(scoring, "score", spied)
+    monkeypatch.setattr(fasttrainer, "score", spied)
     make(lookalike("qwen2.5-instruct"), tmp_path).train()
     assert len(shares) == len(sizes) < 8 and sum(sizes) == 8
     assert max(shares) <= 1.0
@@ -266,12 +265,12 @@ def test_a_step_that_failed_leaves_nothing_to_the_next(
     together.compute_loss = broken
     with pytest.raises(KeyboardInterrupt):
         together.train()
-    assert sizes == [4] and together._micro_batches._set is None
+    assert sizes == [4] and together._fusion._fused is None
     assert all(weight.grad is None for weight in together.model.parameters())
     together.compute_loss, together._step = whole, 0
     together.train()
 
-    monkeypatch.setattr(joint, "_largest_set", lambda trainer, left: None)
+    monkeypatch.setattr(micro_batch_fusion, "_largest_set", lambda trainer, left: None)
     fresh = make(folder, tmp_path, shots=2)
     fresh._generate_single_turn([[1]])  # as the failed training has used one generation
     fresh.train()

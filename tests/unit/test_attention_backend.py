@@ -14,19 +14,19 @@ from torch import Tensor
 
 import flashkernels
 from abacist.errors import ModelError
-from abacist.policy import attending
-from abacist.policy.attending import Heads
 from abacist.policy.choices import choose_attention
 from abacist.policy.kernels import build
+from abacist.policy.scoring import attention_backend
+from abacist.policy.scoring.attention_backend import AttentionBackend, HeadShape
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
-HEADS = Heads(4, 2, 16)
+HEADS = HeadShape(4, 2, 16)
 BFLOAT16 = torch.bfloat16
 
 
-def choose(implementation: str = "sdpa", dtype: torch.dtype = BFLOAT16) -> attending.Attending:
-    return attending.choose(implementation, CPU, dtype, HEADS)
+def choose(implementation: str = "sdpa", dtype: torch.dtype = BFLOAT16) -> AttentionBackend:
+    return attention_backend.choose_backend(implementation, CPU, dtype, HEADS)
 
 
 def top_left(*args: Any) -> Tensor:
@@ -80,7 +80,7 @@ def test_a_kernel_that_is_right_serves(
     make = flashkernels.flash_attn_2 if kind == "flash" else flashkernels.varlen_attn
     flashkernels.install(monkeypatch, **{kind: make(flashkernels.Calls())})
     found = choose("flash_attention_2" if kind == "flash" else "sdpa", dtype)
-    assert found.kernel is not None
+    assert found.varlen is not None
     name = {"flash": "FlashAttention's kernel", "pytorch": "PyTorch's flash kernel"}[kind]
     assert found.choice.value == f"{name} for variable lengths"
     assert "right in a trial here" in found.choice.why
@@ -97,7 +97,7 @@ def test_a_kernel_that_is_wrong_does_not_serve_and_it_is_said_why(
     flashkernels.install(monkeypatch, pytorch=wrong)
     with caplog.at_level(logging.WARNING):
         found = choose()
-    assert found.kernel is None
+    assert found.varlen is None
     assert "over padded branches" in found.choice.value
     assert said in found.choice.why
     assert [said in record.getMessage() for record in caplog.records] == [True]
@@ -111,7 +111,7 @@ def test_a_wrong_flash_attention_leaves_it_to_pytorchs(monkeypatch: pytest.Monke
         pytorch=flashkernels.varlen_attn(calls),
     )
     found = choose("kernels-community/flash-attn2")
-    assert found.kernel is not None and len(calls) == 1
+    assert found.varlen is not None and len(calls) == 1
     assert found.choice.value.startswith("PyTorch's flash kernel")
     assert found.choice.why.startswith("FlashAttention's kernel is not used: its values are off")
 
@@ -119,7 +119,7 @@ def test_a_wrong_flash_attention_leaves_it_to_pytorchs(monkeypatch: pytest.Monke
 def test_flash_attention_that_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     flashkernels.install(monkeypatch)
     found = choose("flash_attention_3")
-    assert found.kernel is None
+    assert found.varlen is None
     assert "it failed (No module named 'flash_attn')" in found.choice.why
     assert "it failed (Torch not compiled with CUDA enabled)" in found.choice.why
 
@@ -150,8 +150,8 @@ def test_a_varlen_attn_that_takes_no_scale_is_not_called(monkeypatch: pytest.Mon
     [
         (GPU, torch.float32, HEADS, (9, 0), "bfloat16 or float16, not float32"),
         (GPU, BFLOAT16, HEADS, (7, 5), "older than Ampere"),
-        (GPU, BFLOAT16, Heads(4, 2, 12), (8, 0), "heads of 12"),
-        (GPU, BFLOAT16, Heads(4, 2, 512), (8, 0), "heads of 512"),
+        (GPU, BFLOAT16, HeadShape(4, 2, 12), (8, 0), "heads of 12"),
+        (GPU, BFLOAT16, HeadShape(4, 2, 512), (8, 0), "heads of 512"),
         (torch.device("mps"), torch.float32, HEADS, None, "on mps"),
         (CPU, BFLOAT16, HEADS, None, "on cpu nothing else computes in bfloat16"),
     ],
@@ -159,50 +159,52 @@ def test_a_varlen_attn_that_takes_no_scale_is_not_called(monkeypatch: pytest.Mon
 def test_where_no_such_kernel_can_run_none_is_tried(
     device: torch.device,
     dtype: torch.dtype,
-    heads: Heads,
+    heads: HeadShape,
     capability: tuple[int, int] | None,
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(attending, "_fault", lambda *_: pytest.fail("tried"))
-    found = attending.choose.__wrapped__("flash_attention_2", device, dtype, heads)
-    assert found.kernel is None
+    monkeypatch.setattr(attention_backend, "_fault", lambda *_: pytest.fail("tried"))
+    found = attention_backend.choose_backend.__wrapped__("flash_attention_2", device, dtype, heads)
+    assert found.varlen is None
     assert said in found.choice.why
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (12, 0)])
-@pytest.mark.parametrize("heads", [Heads(12, 2, 128), Heads(32, 8, 64), Heads(8, 1, 256)])
+@pytest.mark.parametrize(
+    "heads", [HeadShape(12, 2, 128), HeadShape(32, 8, 64), HeadShape(8, 1, 256)]
+)
 def test_ampere_and_newer_gpus_try_one(
-    heads: Heads, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    heads: HeadShape, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     tried: list[Any] = []
-    monkeypatch.setattr(attending, "_fault", lambda *args: tried.append(args))
-    found = attending.choose.__wrapped__("sdpa", GPU, BFLOAT16, heads)
-    assert found.kernel is not None
+    monkeypatch.setattr(attention_backend, "_fault", lambda *args: tried.append(args))
+    found = attention_backend.choose_backend.__wrapped__("sdpa", GPU, BFLOAT16, heads)
+    assert found.varlen is not None
     assert [(device, dtype, asked) for _, device, dtype, asked in tried] == [(GPU, BFLOAT16, heads)]
 
 
-@pytest.mark.parametrize("obstacle", [None, "there is no compiler"])
+@pytest.mark.parametrize("missing", [None, "there is no compiler"])
 def test_float32_on_a_cpu_has_a_kernel_of_ours_or_a_reason(
-    obstacle: str | None, monkeypatch: pytest.MonkeyPatch
+    missing: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "unsupported_reason", lambda: obstacle)
-    choice = attending.choose.__wrapped__("sdpa", CPU, torch.float32, HEADS).choice
-    if obstacle is None:
+    monkeypatch.setattr(build, "unsupported_reason", lambda: missing)
+    choice = attention_backend.choose_backend.__wrapped__("sdpa", CPU, torch.float32, HEADS).choice
+    if missing is None:
         assert choice.value == "a kernel of ours, without padding"
     else:
-        assert "over padded branches" in choice.value and obstacle in choice.why
+        assert "over padded branches" in choice.value and missing in choice.why
 
 
 def test_the_choice_is_made_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(attending, "_without_varlen", lambda *args: made.append(args))
-    monkeypatch.setattr(attending, "_fault", lambda *_: None)
-    heads = Heads(3, 3, 24)  # of no other test
-    assert attending.choose("sdpa", GPU, BFLOAT16, heads) is (
-        attending.choose("sdpa", GPU, BFLOAT16, heads)
+    monkeypatch.setattr(attention_backend, "_without_varlen", lambda *args: made.append(args))
+    monkeypatch.setattr(attention_backend, "_fault", lambda *_: None)
+    heads = HeadShape(3, 3, 24)  # of no other test
+    assert attention_backend.choose_backend("sdpa", GPU, BFLOAT16, heads) is (
+        attention_backend.choose_backend("sdpa", GPU, BFLOAT16, heads)
     )
     assert len(made) == 1
 
@@ -230,12 +232,12 @@ def test_the_trial_is_the_same_whatever_goes_on_around_it(
         monkeypatch, pytorch=flashkernels.varlen_attn(flashkernels.Calls(), wrong_gradient)
     )
     expected = choose().choice
-    attending._small_tree.cache_clear()
+    attention_backend._small_tree.cache_clear()
     torch.manual_seed(7)
-    luck = torch.get_rng_state()
+    generator_state = torch.get_rng_state()
     with SURROUNDINGS[name]():
         enabled = torch.is_grad_enabled()
         assert choose().choice == expected
         assert torch.is_grad_enabled() is enabled
-    assert torch.equal(torch.get_rng_state(), luck)
+    assert torch.equal(torch.get_rng_state(), generator_state)
     assert choose().choice == expected  # what inference mode made can be used outside of it

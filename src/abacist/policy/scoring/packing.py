@@ -1,30 +1,36 @@
-"""Lay a batch out as one sequence in which whatever its rows have in common stands once.
+"""Pack a batch into one sequence in which whatever its rows have in common stands once.
 
-The rows of a GRPO batch are a tree: all prompts may open alike (system text, worked examples),
-G completions follow each prompt. Every branch is laid out once, all of them one after another in
-a single sequence of T tokens, without padding. Norms, linear layers and activations do not care
-where a token stands, so the model runs on that sequence as it is; only attention must know that a
-token sees its own branch up to itself and all that its branch grew from
-(:mod:`abacist.policy.attention`).
+The rows of a GRPO batch are a tree: all prompts may begin alike (system text, worked examples),
+and G completions follow each prompt. Every branch of the tree is packed once, one after another,
+into a single sequence of T tokens without padding. Norms, linear layers and activations treat each
+token by itself, so they run on that sequence as it is. Only attention must know that a token
+attends to its own branch up to itself and to the branches above
+(:mod:`abacist.policy.scoring.attention_backend`).
 
-This is exact: in a causal model a token's state depends on what stands before it, and that is the
-same in every row that shares it. Nothing depends on the last token of a completion, so it is left
-out too.
+This is exact: in a causal model a token's state depends on the tokens before it, and these are the
+same in every row that shares them. Nothing depends on the last token of a completion, so it is
+not packed.
+
+Example, two prompts that share "S", with two completions each:
+
+    level 0   S                       one branch, no parent
+    level 1   P0  P1                  what each prompt adds to S
+    level 2   C0  C1  C2  C3          completions; parents P0 P0 P1 P1
+    packed    S P0 P1 C0 C1 C2 C3     T tokens; positions go on from the parent's end
+
+Shape suffixes: B rows, C completion width, T packed tokens, N scored tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from abacist.policy.varlen import Varlen
-
-_LEAST_SAVING_TOKENS = 64  # a common opening that saves fewer costs more than it brings
+_MIN_SAVED_TOKENS = 64  # sharing a prefix adds a level; for fewer tokens it is not worth it
 
 
 @dataclass
@@ -32,13 +38,14 @@ class Level:
     """Branches that start at the same depth: padded, [branches, longest]; packed, [tokens].
 
     Attributes:
-        tokens: how many tokens the branches have together.
+        tokens: number of tokens of all branches.
         shape: (number of branches, length of the longest).
         slots: [tokens], where each token stands in the flattened padded form; None: no padding.
-        sources: [branches * longest], the token in each slot (any token where there is none).
-        is_empty: [branches * longest, 1, 1], whether there is none.
+        sources: [branches * longest], the token in each slot (any token in an empty slot).
+        is_empty: [branches * longest, 1, 1], whether a slot holds no token.
         parents: [branches], each branch's parent in the level above; None for the root level.
-        sees: [branches, tokens above], which of its parent's tokens, and those above it, exist.
+        sees: [branches, tokens above], whether a branch attends to a key of the padded branches
+            above it (its parent's, and those above that); False for padding.
         is_last: no branch grows from this level.
     """
 
@@ -52,23 +59,23 @@ class Level:
     is_last: bool
     _bias: dict[tuple[torch.dtype, int], Tensor] = field(default_factory=dict)
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        """[tokens, …] -> [branches, longest, …]; empty slots hold something finite."""
+    def pad(self, packed: Tensor) -> Tensor:
+        """[tokens, …] -> [branches, longest, …]; empty slots hold any finite value."""
         if self.slots is not None:
-            packed = _Rearrange.apply(packed, self.sources, self.slots, None)
+            packed = _PermuteRows.apply(packed, self.sources, self.slots, None)
         return packed.view(*self.shape, *packed.shape[1:])
 
-    def pack(self, padded: Tensor) -> Tensor:
+    def unpad(self, padded: Tensor) -> Tensor:
         """[branches, longest, …] -> [tokens, …]."""
         flat = padded.reshape(-1, *padded.shape[2:])
         if self.slots is None:
             return flat
-        return _Rearrange.apply(flat, self.slots, self.sources, self.is_empty)
+        return _PermuteRows.apply(flat, self.slots, self.sources, self.is_empty)
 
     def bias(self, dtype: torch.dtype, repeats: int) -> Tensor:
-        """What is added to the scores, [branches, 1, repeats * longest, tokens above + longest].
+        """The attention bias, [branches, 1, repeats * longest, tokens above + longest].
 
-        Made once for all layers: 0 where a token may look, minus infinity elsewhere.
+        0 where a token attends, minus infinity elsewhere. Made once and kept for all layers.
         """
         if (dtype, repeats) not in self._bias:
             assert self.sees is not None
@@ -88,22 +95,19 @@ class Level:
 
 
 @dataclass
-class Layout:
+class Packing:
     """A batch as one packed sequence, and where its log-probabilities come from.
 
     Attributes:
         token_ids: [T]; the levels one after another, in each the branches one after another.
         position_ids: [T], as each token would have in its own row without padding.
         levels: one to three: what all prompts share, prompts, completions.
-        branches: [branches, 3] on the CPU, the same for a kernel that walks the tree: each
-            branch's first token, how many it has, and the number of its parent (-1: none).
+        branches: [branches, 3] on the CPU, the same tree for a kernel: each branch's first token,
+            its number of tokens, and the number of its parent (-1: none).
         predictors: [N], the place in T whose state predicts each scored token.
         targets: [N], the scored tokens.
         places: [N], where their values belong in the flattened [B, C] result.
         batch_shape: (B, C).
-        layers_attended: how many layers have attended by this layout so far. One that did not
-            would have seen the whole sequence as one text.
-        varlen: the variable-length kernel that attends, where one does.
     """
 
     token_ids: Tensor
@@ -114,17 +118,21 @@ class Layout:
     targets: Tensor
     places: Tensor
     batch_shape: tuple[int, int]
-    layers_attended: int = 0
-    varlen: Varlen | None = None
+
+    def spread(self, values_N: Tensor) -> Tensor:
+        """[N] -> [B, C], 0 where nothing was scored."""
+        batch, width = self.batch_shape
+        flat = values_N.new_zeros(batch * width)
+        return flat.index_copy(0, self.places, values_N).view(batch, width)
 
 
-def lay_out(
+def pack(
     input_ids: Tensor,
     attention_mask: Tensor,
     completion_width: int,
     skip_rows: Tensor | None = None,
-) -> Layout | None:
-    """The layout of a batch: [B, P+C] left-padded prompts, then right-padded completions.
+) -> Packing | None:
+    """Pack a batch [B, P+C] of left-padded prompts, then right-padded completions.
 
     ``skip_rows`` [B] names rows to leave out. Returns None when no completion token is left.
     Raises :class:`ValueError` when the padding is elsewhere or a scored row has no prompt.
@@ -152,7 +160,7 @@ def lay_out(
     completions = [ids[row, middle : middle + completion_tokens[row]] for row in rows]
 
     # Each level is (branches, parents, depths); the last token of a completion is in none.
-    shared = _common_opening(prompts)
+    shared = _shared_prefix_tokens(prompts)
     tree: list[tuple[list[np.ndarray], list[int], list[int]]] = []
     if shared:
         tree.append(([prompts[0][:shared]], [], [0]))
@@ -162,8 +170,8 @@ def lay_out(
         branches = [completions[index][:-1] for index in grows]
         tree.append((branches, above, [len(prompts[number]) for number in above]))
 
-    # A completion's first token is predicted at the end of its prompt, the others by their
-    # forerunners, which stand behind all prompts.
+    # A completion's first token is predicted by the last token of its prompt, every other one by
+    # the token before it. Completions are packed after all prompts, in the order of `rows`.
     prompt_ends = shared + np.cumsum([len(prompt) - shared for prompt in prompts]) - 1
     following = prompt_ends[-1] + 1
     predictors, places = [], []
@@ -174,7 +182,7 @@ def lay_out(
         following += count - 1
 
     device = input_ids.device
-    return Layout(
+    return Packing(
         token_ids=_tensor(np.concatenate([b for level in tree for b in level[0]]), device),
         position_ids=_tensor(
             np.concatenate(
@@ -196,7 +204,7 @@ def lay_out(
 
 
 def _lengths(mask: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many tokens the prompt and the completion of each row have."""
+    """Number of tokens of the prompt and of the completion of each row."""
     prompt, completion = mask[:, :middle], mask[:, middle:]
     if (prompt[:, :-1] > prompt[:, 1:]).any():
         raise ValueError("attention_mask: prompts must be padded on the left only")
@@ -205,15 +213,15 @@ def _lengths(mask: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
     return prompt.sum(1), completion.sum(1)
 
 
-def _common_opening(prompts: list[np.ndarray]) -> int:
-    """How many tokens all prompts begin with, leaving at least one to each; 0 if not worth it."""
+def _shared_prefix_tokens(prompts: list[np.ndarray]) -> int:
+    """Length of the prefix of all prompts, leaving one token to each; 0 if not worth a level."""
     if len(prompts) < 2:
         return 0
     most = min(len(prompt) for prompt in prompts) - 1
     heads = np.stack([prompt[:most] for prompt in prompts])
     differs = np.flatnonzero((heads != heads[0]).any(axis=0))
     shared = int(differs[0]) if differs.size else most
-    return shared if shared * (len(prompts) - 1) >= _LEAST_SAVING_TOKENS else 0
+    return shared if shared * (len(prompts) - 1) >= _MIN_SAVED_TOKENS else 0
 
 
 def _levels(tree: list[tuple[list[np.ndarray], list[int]]], device: torch.device) -> list[Level]:
@@ -260,8 +268,11 @@ def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=kind)).to(device)
 
 
-class _Rearrange(torch.autograd.Function):
-    """Rows picked by index, where the backward is known to be a picking too (no addition)."""
+class _PermuteRows(torch.autograd.Function):
+    """``rows[index]`` where ``inverse`` undoes ``index``: the backward gathers, it adds nothing.
+
+    ``unused`` marks rows that ``index`` does not pick, whose gradient is zero.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, unused: Any) -> Tensor:
@@ -274,9 +285,12 @@ class _Rearrange(torch.autograd.Function):
         return back if ctx.unused is None else back.masked_fill_(ctx.unused, 0), None, None, None
 
 
-class Pick(torch.autograd.Function):
-    """Rows by index, in ``dtype``; what several picks give back to one row is added up in float32
-    at least, for bfloat16 sums would lose what few add."""
+class GatherRows(torch.autograd.Function):
+    """``rows[index]`` in ``dtype``; the gradients of a row that is picked often add up in float32.
+
+    A key of the shared prefix gets a gradient from every completion. bfloat16 has 8 bits: once the
+    sum is 256 times a summand, adding more changes nothing.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,14 +1,16 @@
-"""Log-probabilities from hidden states: the last matrix product, chunked, never kept whole.
+"""Log-probabilities from hidden states: the last matrix product, in chunks.
 
-With a vocabulary of 150,000 the logits of one step are larger than everything else in memory,
-and their gradient is as large again. Neither is ever needed whole. The gradient of a token's
-log-probability by its hidden state is ``W[target] - softmax(z) @ W`` over the temperature, and
-all of that is known in the forward pass. So where the head is frozen (LoRA), the forward keeps
-this one vector for each token, and the backward is a multiplication by a number: two matrix
-products instead of three, and no logits kept. A head that is trained pays four: its own gradient
-depends on the loss, so the backward makes the logits again, chunk by chunk.
+With a vocabulary of 150,000 the logits of one step are larger than everything else in memory, and
+their gradient is as large again. Neither is ever held whole. With a frozen head (LoRA) the gradient
+of a token's log-probability by its hidden state is ``(W[target] - softmax(z) @ W) / temperature``,
+which is known in the forward. So the forward keeps this one vector of H numbers for each token,
+and the backward is a multiplication by a number: two matrix products instead of three, and no
+logits kept. With a trained head it is four products: the head's own gradient depends on the loss,
+so the backward computes the logits again, chunk by chunk.
 
 Logits are rounded to the dtype they are computed in and then treated in float32, as in TRL.
+
+Shape suffixes: N scored tokens, n tokens of a chunk, H numbers of a state, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from abacist.policy.kernels.pointwise import softmax
-from abacist.policy.products import product
+from abacist.policy.families import compute_dtype
+from abacist.policy.kernels import pointwise
+from abacist.policy.scoring.linears import product
 
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
-"""Logits held at once where nobody says otherwise: 1 MB on a CPU, whose caches are small."""
-_LEAST_CHUNK_TOKENS = 128  # below that, reading the head's weights costs more than the product
+"""Logits held at once by default: 1 MB on a CPU, whose caches are small."""
+_MIN_CHUNK_TOKENS = 128  # below that, reading the head's weights costs more than the product
 
 
 def score_tokens(
@@ -51,14 +54,12 @@ def score_tokens(
     Returns:
         Log-probabilities [N] in float32, and entropies [N] in float32 or None.
     """
-    device = hidden.device.type
-    autocasts = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocasts else hidden.dtype
+    device, dtype = hidden.device.type, compute_dtype(hidden)
     if chunk_tokens is None:
         budget = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"])
-        most = max(_LEAST_CHUNK_TOKENS, budget // weight.shape[0])
+        most = max(_MIN_CHUNK_TOKENS, budget // weight.shape[0])
         count = max(1, math.ceil(len(hidden) / most))
-        chunk_tokens = max(1, math.ceil(len(hidden) / count))  # chunks of one size hold least
+        chunk_tokens = max(1, math.ceil(len(hidden) / count))  # equal chunks need the least memory
     head = _TrainedHead if weight.requires_grad and torch.is_grad_enabled() else _FrozenHead
     with torch.autocast(device, enabled=False):
         logps, entropies = head.apply(
@@ -73,6 +74,8 @@ def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _FrozenHead(torch.autograd.Function):
+    """[N, H] -> log-probabilities and entropies [N]; keeps [N, H] for the backward."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -84,42 +87,44 @@ class _FrozenHead(torch.autograd.Function):
         compute_entropy: bool,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor | None]:
-        learns = ctx.needs_input_grad[0]
         weight = weight.to(dtype)
-        logps = hidden.new_empty(len(hidden), dtype=torch.float32)
-        entropies = torch.empty_like(logps) if compute_entropy else None
-        slope = torch.empty_like(hidden) if learns else None
+        logps_N = hidden.new_empty(len(hidden), dtype=torch.float32)
+        entropies_N = torch.empty_like(logps_N) if compute_entropy else None
+        slope_NH = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            weights, totals, logps[here], entropy = softmax(
+            # exp(z - max z) and its sum, so that softmax(z) is their quotient.
+            exps_nV, sums_n, logps_N[here], entropy_n = pointwise.softmax(
                 _logits(hidden[here], weight, dtype),
                 targets[here],
                 inverse_temperature,
                 compute_entropy,
             )
-            if entropies is not None and entropy is not None:
-                entropies[here] = entropy
-            if slope is not None:
-                expected = product(weights.to(dtype), weight.t()).float().div_(totals[:, None])
-                difference = weight.index_select(0, targets[here]).float() - expected
-                slope[here] = difference.mul_(inverse_temperature)
-                del expected, difference
-            del weights  # before the next chunk's are made
-        _finish(ctx, entropies)
-        if slope is not None:
-            ctx.save_for_backward(slope)
-        return logps, entropies
+            if entropies_N is not None and entropy_n is not None:
+                entropies_N[here] = entropy_n
+            if slope_NH is not None:
+                expected_nH = product(exps_nV.to(dtype), weight.t()).float().div_(sums_n[:, None])
+                difference_nH = weight.index_select(0, targets[here]).float() - expected_nH
+                slope_NH[here] = difference_nH.mul_(inverse_temperature)
+                del expected_nH, difference_nH
+            del exps_nV  # before the next chunk's are made
+        _finish(ctx, entropies_N)
+        if slope_NH is not None:
+            ctx.save_for_backward(slope_NH)
+        return logps_N, entropies_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad is None or not ctx.needs_input_grad[0]:
             return (None,) * 7
-        (slope,) = ctx.saved_tensors
-        return ((slope * grad[:, None]).to(slope.dtype), *(None,) * 6)
+        (slope_NH,) = ctx.saved_tensors
+        return ((slope_NH * grad[:, None]).to(slope_NH.dtype), *(None,) * 6)
 
 
 class _TrainedHead(torch.autograd.Function):
+    """The same where the head has a gradient of its own; keeps what it was given."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -134,20 +139,20 @@ class _TrainedHead(torch.autograd.Function):
         ctx.settings = dtype, inverse_temperature, chunk_tokens
         ctx.save_for_backward(hidden, weight, targets)
         cast = weight.to(dtype)
-        logps = hidden.new_empty(len(hidden), dtype=torch.float32)
-        entropies = torch.empty_like(logps) if compute_entropy else None
+        logps_N = hidden.new_empty(len(hidden), dtype=torch.float32)
+        entropies_N = torch.empty_like(logps_N) if compute_entropy else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            _, _, logps[here], entropy = softmax(
+            _, _, logps_N[here], entropy_n = pointwise.softmax(
                 _logits(hidden[here], cast, dtype),
                 targets[here],
                 inverse_temperature,
                 compute_entropy,
             )
-            if entropies is not None and entropy is not None:
-                entropies[here] = entropy
-        _finish(ctx, entropies)
-        return logps, entropies
+            if entropies_N is not None and entropy_n is not None:
+                entropies_N[here] = entropy_n
+        _finish(ctx, entropies_N)
+        return logps_N, entropies_N
 
     @staticmethod
     @once_differentiable
@@ -163,14 +168,17 @@ class _TrainedHead(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
             logits = _logits(hidden[here], cast, dtype)
-            weights, totals = softmax(logits, targets[here], inverse_temperature, False)[:2]
-            grad_logits = weights.mul_((-grad[here] / totals)[:, None])
-            grad_logits.scatter_add_(1, targets[here, None], grad[here, None])
-            grad_logits = grad_logits.to(dtype)
+            exps_nV, sums_n = pointwise.softmax(logits, targets[here], inverse_temperature, False)[
+                :2
+            ]
+            # d logp / d z = onehot(target) - softmax(z)
+            grad_logits_nV = exps_nV.mul_((-grad[here] / sums_n)[:, None])
+            grad_logits_nV.scatter_add_(1, targets[here, None], grad[here, None])
+            grad_logits_nV = grad_logits_nV.to(dtype)
             if grad_hidden is not None:
-                grad_hidden[here] = product(grad_logits, cast.t())
+                grad_hidden[here] = product(grad_logits_nV, cast.t())
             # Chunks are added up in float32: rounding each would bias what is learned.
-            grad_weight.addmm_(grad_logits.t().float(), hidden[here].to(dtype).float())
+            grad_weight.addmm_(grad_logits_nV.t().float(), hidden[here].to(dtype).float())
         return (grad_hidden, grad_weight.to(weight.dtype), *(None,) * 5)
 
 

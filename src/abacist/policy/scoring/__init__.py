@@ -1,0 +1,1 @@
+"""Log-probabilities of completions: packed without padding, layer by layer, by a chunked head."""

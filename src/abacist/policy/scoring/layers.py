@@ -1,0 +1,301 @@
+"""Decoder layers under LoRA with a forward and backward of our own: fewer passes, less kept.
+
+Autograd would keep the output of every small step between the matrix products. The two halves of
+a layer, attention inputs and MLP, keep only what is dear to make again: the states that enter
+them, queries, keys and values as attention sees them, and the outputs of the gate and up
+projections. Norms, rotations and activations are computed again in the backward, products of frozen
+weights are not. That is fewer passes over the activations, and a third to a half of their memory.
+
+:meth:`FusedLayer.of` says whether a layer qualifies: all weights but LoRA's are frozen, and so on
+(``families.SUPPORT``). Any other layer is computed by its own modules, see ``scoring.forward``.
+
+Shape suffixes: T packed tokens, H numbers of a state, A query heads, K key heads, D numbers of a
+head, F width of the MLP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from abacist.policy import instances
+from abacist.policy.families import unsupported_layer
+from abacist.policy.kernels import build as kernels
+from abacist.policy.kernels import pointwise
+from abacist.policy.scoring.attention_backend import Attend
+from abacist.policy.scoring.linears import FusedLinear, call_fused
+
+_BLOCK_TOKENS = 256
+"""Tokens that the backward of the MLP takes at once by our kernels, which lose nothing by it."""
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines [1, T, D], as transformers' rotary embedding makes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A frozen RMSNorm."""
+
+    weight: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: Any) -> Norm:
+        """What transformers' ``module`` computes."""
+        return cls(module.weight.detach(), module.variance_epsilon)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x`` [..., H], normalized over its last dimension."""
+        flat = x.reshape(-1, x.shape[-1])
+        return pointwise.norm(flat, self.weight, self.epsilon).view_as(x)
+
+    def add_gradient(self, total: Tensor, grad: Tensor, x: Tensor) -> None:
+        """``total`` [..., H] += the gradient of ``x``, that of the output being ``grad``."""
+        flat_total, flat_grad, flat_x = (y.view(-1, y.shape[-1]) for y in (total, grad, x))
+        pointwise.add_norm_gradient(flat_total, flat_grad, flat_x, self.weight, self.epsilon)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """A decoder layer as it is set now, computed in two halves of our own.
+
+    ``query_norm`` and ``key_norm`` are over each head (Qwen3) or None; ``rotates`` is False for a
+    layer without rotary embedding (SmolLM3).
+    """
+
+    attention_norm: Norm
+    query: FusedLinear
+    key: FusedLinear
+    value: FusedLinear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    rotates: bool
+    head_dim: int
+    scale: float
+    out: FusedLinear
+    mlp_norm: Norm
+    gate: FusedLinear
+    up: FusedLinear
+    down: FusedLinear
+
+    @classmethod
+    def of(cls, layer: Any, dtype: torch.dtype) -> FusedLayer | None:
+        """``layer``, computing in ``dtype``; None where it does not qualify."""
+        if unsupported_layer(layer, dtype) is not None:
+            return None
+        attention, mlp = layer.self_attn, layer.mlp
+        has_head_norms = hasattr(attention, "q_norm")
+        return cls(
+            attention_norm=Norm.of(layer.input_layernorm),
+            query=FusedLinear.of(attention.q_proj, dtype),
+            key=FusedLinear.of(attention.k_proj, dtype),
+            value=FusedLinear.of(attention.v_proj, dtype),
+            query_norm=Norm.of(attention.q_norm) if has_head_norms else None,
+            key_norm=Norm.of(attention.k_norm) if has_head_norms else None,
+            rotates=bool(getattr(attention, "use_rope", True)),
+            head_dim=attention.head_dim,
+            scale=attention.scaling,
+            out=FusedLinear.of(attention.o_proj, dtype),
+            mlp_norm=Norm.of(layer.post_attention_layernorm),
+            gate=FusedLinear.of(mlp.gate_proj, dtype),
+            up=FusedLinear.of(mlp.up_proj, dtype),
+            down=FusedLinear.of(mlp.down_proj, dtype),
+        )
+
+    def __call__(self, hidden_1TH: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
+        """[1, T, H] -> [1, T, H]."""
+        hidden_TH, device = hidden_1TH[0], hidden_1TH.device.type
+        # Products cast by themselves; autocast would cast what norms compute in float32.
+        with torch.autocast(device, enabled=False):
+            trained = _trained(self.query, self.key, self.value)
+            heads = _AttentionInputs.apply(hidden_TH, self, *(x[0] for x in rotary), *trained)
+        query_1ATD, key_1KTD, value_1KTD = (states.transpose(0, 1)[None] for states in heads)
+        attended_1TAD = attend(query_1ATD, key_1KTD, value_1KTD, self.scale)
+        with torch.autocast(device, enabled=False):
+            attended = call_fused(attended_1TAD[0].flatten(1), self.out)
+            hidden_TH = _residual(attended, hidden_TH)
+            trained = _trained(self.gate, self.up, self.down)
+            hidden_TH = _Mlp.apply(hidden_TH, self, *trained)
+        return hidden_TH[None]
+
+
+def final_norm(module: Any, hidden_1TH: Tensor) -> Tensor:
+    """``module(hidden)``; by our kernel where it is frozen and there is one, keeping less."""
+    if (
+        module.weight.requires_grad
+        or instances.is_changed(module)
+        or not kernels.supports(hidden_1TH, module.weight)
+    ):
+        normed: Tensor = module(hidden_1TH)
+        return normed
+    normed = _FrozenNorm.apply(hidden_1TH, Norm.of(module))
+    return normed
+
+
+class _AttentionInputs(torch.autograd.Function):
+    """Query [T, A, D], key and value [T, K, D] as attention takes them, from the states [T, H].
+
+    Arguments after ``sin_TD`` are what is trained, so that autograd asks for their gradients.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        layer: FusedLayer,
+        cos_TD: Tensor,
+        sin_TD: Tensor,
+        *_: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        normed_TH = layer.attention_norm(hidden_TH)
+        query_TAD, key_TKD, value_TKD = (
+            linear(normed_TH).view(len(hidden_TH), -1, layer.head_dim)
+            for linear in (layer.query, layer.key, layer.value)
+        )
+        # A norm over each head needs its input again; a rotation needs nothing but its angles.
+        before_norm: list[Tensor | None] = [None, None]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            before_norm = [query_TAD, key_TKD]
+            query_TAD, key_TKD = layer.query_norm(query_TAD), layer.key_norm(key_TKD)
+        if layer.rotates:
+            query_TAD, key_TKD = (
+                pointwise.rotary(heads, cos_TD, sin_TD) for heads in (query_TAD, key_TKD)
+            )
+        ctx.layer = layer
+        ctx.save_for_backward(hidden_TH, cos_TD, sin_TD, *before_norm)
+        return query_TAD, key_TKD, value_TKD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        hidden_TH, cos_TD, sin_TD, *before_norm = ctx.saved_tensors
+        layer: FusedLayer = ctx.layer
+        needs_hidden = ctx.needs_input_grad[0]
+        grad_query, grad_key, grad_value = (grad.contiguous() for grad in grads)
+        if layer.rotates:  # a rotation's gradient is the rotation back
+            grad_query, grad_key = (
+                pointwise.rotary(grad, cos_TD, sin_TD, direction=-1.0)
+                for grad in (grad_query, grad_key)
+            )
+        if layer.query_norm is not None and layer.key_norm is not None:
+            grad_query = _norm_gradient(layer.query_norm, grad_query, before_norm[0])
+            grad_key = _norm_gradient(layer.key_norm, grad_key, before_norm[1])
+        normed_TH = layer.attention_norm(hidden_TH)
+        grad_normed, found = None, []
+        for linear, grad in (
+            (layer.query, grad_query),
+            (layer.key, grad_key),
+            (layer.value, grad_value),
+        ):
+            found.append(
+                linear.gradients(grad.flatten(1), normed_TH, by_x=needs_hidden, to=grad_normed)
+            )
+            grad_normed = found[-1][0]
+        grad_hidden = None
+        if grad_normed is not None:
+            grad_hidden = _norm_gradient(layer.attention_norm, grad_normed, hidden_TH)
+        return grad_hidden, None, None, None, *_of_trained(found)
+
+
+class _Mlp(torch.autograd.Function):
+    """The states [T, H] plus what the MLP makes of them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_TH: Tensor, layer: FusedLayer, *_: Tensor | None) -> Tensor:
+        normed_TH = layer.mlp_norm(hidden_TH)
+        gate_TF, up_TF = layer.gate(normed_TH), layer.up(normed_TH)
+        ctx.layer = layer
+        ctx.save_for_backward(hidden_TH, gate_TF, up_TF)
+        return _residual(layer.down(pointwise.swiglu(gate_TF, up_TF)), hidden_TH)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TH: Tensor) -> tuple[Any, ...]:
+        grad_TH, saved = grad_TH.contiguous(), ctx.saved_tensors
+        # The residual passes its gradient on; each block of rows adds that of the MLP.
+        grad_hidden, total = grad_TH.clone(), None
+        for rows in _blocks(grad_TH):
+            found = _mlp_gradients(
+                ctx.layer, grad_hidden[rows], grad_TH[rows], *(states[rows] for states in saved)
+            )
+            total = found if total is None else [*map(_added, total, found)]
+        assert total is not None
+        return grad_hidden, None, *total
+
+
+def _mlp_gradients(
+    layer: FusedLayer,
+    grad_hidden: Tensor,
+    grad_TH: Tensor,
+    hidden_TH: Tensor,
+    gate_TF: Tensor,
+    up_TF: Tensor,
+) -> list[Tensor | None]:
+    """Gradients of the trained weights by some rows; those of the states go to ``grad_hidden``."""
+    of_down = layer.down.gradients(grad_TH, pointwise.swiglu(gate_TF, up_TF))
+    assert of_down[0] is not None
+    grad_gate, grad_up = pointwise.swiglu_gradients(of_down[0], gate_TF, up_TF)
+    normed_TH = layer.mlp_norm(hidden_TH)
+    of_gate = layer.gate.gradients(grad_gate, normed_TH)
+    of_up = layer.up.gradients(grad_up, normed_TH, to=of_gate[0])
+    assert of_up[0] is not None
+    layer.mlp_norm.add_gradient(grad_hidden, of_up[0], hidden_TH)
+    return [*_of_trained([of_gate, of_up, of_down])]
+
+
+class _FrozenNorm(torch.autograd.Function):
+    """The states [..., H], normalized; keeps its input and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, norm: Norm) -> Tensor:
+        ctx.norm = norm
+        ctx.save_for_backward(hidden)
+        return norm(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (hidden,) = ctx.saved_tensors
+        return _norm_gradient(ctx.norm, grad.contiguous(), hidden), None
+
+
+def _norm_gradient(norm: Norm, grad: Tensor, x: Tensor) -> Tensor:
+    total = torch.zeros_like(x, memory_format=torch.contiguous_format)
+    norm.add_gradient(total, grad, x)
+    return total
+
+
+def _residual(more: Tensor, hidden: Tensor) -> Tensor:
+    """Their sum; may overwrite ``more``."""
+    return more.add_(hidden) if more.dtype == hidden.dtype else hidden + more
+
+
+def _trained(*linears: FusedLinear) -> list[Tensor | None]:
+    """The weights of the adapters, in the order of :func:`_of_trained`."""
+    return [weight for linear in linears for weight in (linear.inner, linear.outer)]
+
+
+def _of_trained(gradients: Sequence[tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...]:
+    """The gradients of the adapters' weights, from those of (input, inner, outer)."""
+    return tuple(grad for _, inner, outer in gradients for grad in (inner, outer))
+
+
+def _blocks(states_TH: Tensor) -> list[slice]:
+    """Rows that go through the backward of the MLP together.
+
+    Its temporaries are F wide, so with blocks they are held for some rows only. Without our
+    kernels there is one block: in half precision, adding up gradients would round once more.
+    """
+    count = math.ceil(len(states_TH) / _BLOCK_TOKENS) if kernels.supports(states_TH) else 1
+    size = math.ceil(len(states_TH) / count)
+    return [slice(start, start + size) for start in range(0, len(states_TH), size)]
+
+
+def _added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    return None if total is None or more is None else total.add_(more)
