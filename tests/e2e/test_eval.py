@@ -270,6 +270,33 @@ def test_a_run_is_shown_with_its_own_rewards_and_without_those_that_are_gone(
     assert list(Evaluation.load(Path("two")).rewards) == ["strict_format"]
 
 
+@pytest.mark.parametrize("named", ["run/evil.py:pays", "{here}/run/evil.py:pays", "evil.pays"])
+def test_code_that_came_with_a_run_is_not_run_unless_it_is_trusted(
+    named: str,
+    hostile: Callable[[list[str]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile(["a b c"])
+    run = tmp_path / "run"
+    shutil.copytree(Path(abacist.__file__).parent / "policy" / "tiny", run)
+    code = f"open({str(tmp_path / 'was_run')!r}, 'w', encoding='utf-8').close()\n"
+    code += "def pays(completions, **kw):\n    return [1.0] * len(completions)\n"
+    for place in (run, tmp_path):
+        (place / "evil.py").write_text(code, encoding="utf-8")
+    rewards = [named.format(here=tmp_path), "strict_format"]
+    (run / "config.yaml").write_text(json.dumps({"reward_funcs": rewards}), encoding="utf-8")
+    flags = ["eval", str(run), "--dataset_name", "generated", "--num_problems", "2"]
+    assert main([*flags, "--output_dir", "one"]) == 0
+    told = capsys.readouterr()
+    assert "--trust_remote_code" in told.out + told.err and not (tmp_path / "was_run").exists()
+    assert list(Evaluation.load(Path("one")).rewards) == ["strict_format"]
+    assert main([*flags, "--trust_remote_code", "--output_dir", "two"]) == 0
+    assert (tmp_path / "was_run").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [

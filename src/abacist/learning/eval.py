@@ -138,7 +138,9 @@ def evaluate_model(
     found = find(request.model, revision=request.revision, trust_remote_code=trust)
     settings = run_settings(request.model)
     data = load_data(request, settings, seen_by(found.folder))
-    rewards, weights = reported_rewards(settings, watcher.note)
+    rewards, weights = reported_rewards(
+        settings, watcher.note, brought_in=run_folder(request.model) or found.folder, trust=trust
+    )
     if data.overlap.sentence:
         watcher.note(f"  {data.overlap.sentence}")
     policy = load_policy(

@@ -89,7 +89,7 @@ def _measure(
         attn_implementation=config.model.attn_implementation,
         revision=config.model.model_revision if when == BEFORE else None,
     )
-    rewards, weights = reported_rewards(config.settings, watcher.note)
+    rewards, weights = reported_rewards(config.settings, watcher.note, brought_in=run.path)
     measured = []
     for count in counts:
         shots = _shots(config, count)

@@ -20,8 +20,10 @@ which a hack earns what an honest solution does are refused.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from abacist.errors import RewardError, UsageError
@@ -33,7 +35,7 @@ from abacist.task.audit.findings import Kind
 from abacist.task.audit.golds import gold_findings
 from abacist.task.audit.renderings import layouts
 from abacist.task.audit.trial import MishapKind, Trial
-from abacist.task.custom_rewards import DEFAULT_TIMEOUT_SECONDS, RewardFunc
+from abacist.task.custom_rewards import DEFAULT_TIMEOUT_SECONDS, RewardFunc, absolute_reward
 from abacist.task.gist import GIST_DEFECTS
 from abacist.task.problems import Problem
 from abacist.task.reply import completion_text
@@ -69,19 +71,34 @@ def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
 
 
 def reported_rewards(
-    settings: Mapping[str, Any], note: Callable[[str], None]
+    settings: Mapping[str, Any],
+    note: Callable[[str], None],
+    *,
+    brought_in: Path | None = None,
+    trust: bool = False,
 ) -> tuple[list[RewardFunc], list[float] | None]:
     """The rewards, with their weights, that an evaluation of a run reports.
 
     ``settings`` are those of the run, {} for other models, which get the default set. For a control
     they are the rewards that the placebo replaced. A reward that cannot be loaded any more is left
     out, and ``note`` is told why: the replies can be measured without it.
+
+    ``brought_in`` is the folder that the settings were read from. A run from somebody else may
+    bring code in it, and a name that is relative to wherever one is; such a reward is left out too,
+    unless ``trust``. Runs made here name their rewards by whole paths, or as installed modules.
     """
     names = settings.get("reward_funcs") or ["default"]
     limit = settings.get("reward_timeout_seconds", DEFAULT_TIMEOUT_SECONDS)
     rewards: list[RewardFunc] = []
     is_whole = True
     for name in [names] if isinstance(names, str) else names:
+        if brought_in is not None and not trust and _may_be_brought(str(name), brought_in):
+            is_whole = False
+            note(
+                f"  not reported: the reward '{name}' may come with the run; --trust_remote_code "
+                "runs it"
+            )
+            continue
         try:
             rewards += load_reward_funcs([str(name)], float(limit))
         except RewardError as error:
@@ -91,6 +108,14 @@ def reported_rewards(
     if not is_whole or not isinstance(weights, list) or len(weights) != len(rewards):
         return rewards, None
     return rewards, [float(weight) for weight in weights]
+
+
+def _may_be_brought(name: str, folder: Path) -> bool:
+    """Whether a reward may be a file in ``folder``, or lie where one happens to be."""
+    if absolute_reward(name) != name:
+        return True
+    place = name.rpartition(":" if ":" in name else ".")[0]
+    return os.sep in place and Path(place).resolve().is_relative_to(folder.resolve())
 
 
 class RandomReward:
