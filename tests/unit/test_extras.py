@@ -24,7 +24,7 @@ from abacist.records.provenance import build_manifest
 from abacist.task import rows as task_rows
 from abacist.task.audit.audit import audit
 from abacist.task.audit.findings import Kind
-from abacist.task.audit.golds import gold_findings
+from abacist.task.audit.gold_findings import gold_findings
 from abacist.task.extras import OWN_COLUMNS, TRL_NAMES, shared_extras
 from abacist.task.problems import Problem, load_problems
 from abacist.task.prompts import to_dataset_rows

@@ -32,7 +32,7 @@ from abacist.learning.tracking import Watcher
 from abacist.task.audit.audit import audit
 from abacist.task.audit.conditions import columns_of
 from abacist.task.audit.findings import Kind
-from abacist.task.audit.golds import gold_findings
+from abacist.task.audit.gold_findings import gold_findings
 from abacist.task.audit.renderings import layouts
 from abacist.task.audit.trial import MishapKind, Trial
 from abacist.task.custom_rewards import DEFAULT_TIMEOUT_SECONDS, RewardFunc, absolute_reward

@@ -20,7 +20,6 @@ import torch
 import transformers
 from torch.utils.checkpoint import checkpoint
 
-import abacist
 from abacist.errors import AbacistError, UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
 from abacist.learning.config import Config
@@ -28,7 +27,7 @@ from abacist.learning.heldout import SELECTION_METRICS
 from abacist.learning.limits import named
 
 _NAMES = {one.name for kind in (GRPOConfig, ModelConfig, ScriptArguments) for one in fields(kind)}
-_OURS = Path(str(abacist.__file__)).parent
+_OURS = Path(__file__).parents[1]
 _LONGEST_MESSAGE_CHARS = 400
 _OTHER_NAMES = {"target_modules": "lora_target_modules", "dropout": "lora_dropout"}
 LORA = ("lora_target_modules", "lora_r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")

@@ -16,7 +16,7 @@ from typing import Any
 
 from abacist.errors import DataError
 from abacist.task.answers import gold_text, read_answer
-from abacist.task.problems import normalise_question
+from abacist.task.rows import normalise_question
 from abacist.task.steps import Equation, equations
 from abacist.task.variants.storynumbers import numerals
 from abacist.task.wordproblems import split_of

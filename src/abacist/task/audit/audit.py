@@ -28,7 +28,7 @@ from abacist.task.audit.conditions import (
     stress_findings,
 )
 from abacist.task.audit.findings import Audit, Earned, Finding, Kind, Severity
-from abacist.task.audit.golds import gold_findings
+from abacist.task.audit.gold_findings import gold_findings
 from abacist.task.audit.hacks import blind, lists, workless
 from abacist.task.audit.judgement import Bench, findings
 from abacist.task.audit.ledger import Ledger
