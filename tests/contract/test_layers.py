@@ -176,7 +176,7 @@ def test_pins_lie_inside_the_ranges_and_name_no_place() -> None:
 
 
 def modules_imported(path: Path) -> set[str]:
-    """The modules of the package that a file imports; of ``from folder import module`` the module."""
+    """The package's modules that a file imports; ``from folder import module`` is the module."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
