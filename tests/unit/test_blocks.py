@@ -119,7 +119,7 @@ def test_a_wrong_layer_would_be_seen(arithmetic: str, monkeypatch: pytest.Monkey
     theirs, twin = learned(model), fused(model)
     gate = blocks.pointwise.swiglu_gradients
     monkeypatch.setattr(
-        blocks.pointwise, "gate_gradients", lambda *a: tuple(1.001 * g for g in gate(*a))
+        blocks.pointwise, "swiglu_gradients", lambda *a: tuple(1.001 * g for g in gate(*a))
     )
     with pytest.raises(AssertionError):
         assert_same(learned(twin), theirs)
@@ -140,7 +140,7 @@ def test_blocks_of_any_size_give_the_same_gradients(
         sizes.append(len(grad))
         return gate(grad, gates, ups)
 
-    monkeypatch.setattr(blocks.pointwise, "gate_gradients", spy)
+    monkeypatch.setattr(blocks.pointwise, "swiglu_gradients", spy)
     assert_same(learned(fused(model)), theirs)
     assert len(sizes) > SHAPE["num_hidden_layers"]
     assert max(sizes) <= tokens
