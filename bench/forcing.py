@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-ENGINE = "abacist.policy.batch"
+ENGINE = "abacist.policy.decoding.batch"
 _TOLERATED = 0.1  # an end token sampled by chance shortens a row; a length ignored does far more
 
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from abacist.policy.kernels.build import takes
-from abacist.policy.kernels.decoding import Packed
+from abacist.policy.kernels.build import supports
+from abacist.policy.kernels.decode import Packed
 from abacist.policy.scoring import linears as own
 
 Product = tuple[int, int, int, int]  # batch, rows, inner, columns
@@ -140,7 +140,7 @@ def _product_seconds(product: Product, dtype: torch.dtype, device: str) -> float
     ways: list[Callable[[], Any]] = [lambda: left @ right]
     if batch == 1:
         weight = right.t().contiguous()
-        if takes(left):
+        if supports(left):
             packed = Packed([weight], [None])
             ways += [lambda: own.multiply(left, weight), lambda: packed(left)]
         if left.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):

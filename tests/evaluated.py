@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from abacist.policy.progress import Decoded
+from abacist.policy.decoding.progress import Decoded
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import StopReason

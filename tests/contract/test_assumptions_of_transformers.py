@@ -100,7 +100,7 @@ def test_the_trainer_takes_no_stop_token_away_when_it_aligns_special_tokens(
     assert policy.model.generation_config.pad_token_id == policy.chat.pad_id
 
 
-# transformers (chat.py, decoding.py, choices.py)
+# transformers (chat.py, generation.py, choices.py)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,7 +126,7 @@ def test_generate_fills_what_is_left_open_from_the_models_own_config(lookalike: 
 
 
 def test_a_greedy_search_obeys_our_logits_processor(policy: Policy) -> None:
-    """Why a sampler can stand in a greedy generate (decoding.py)."""
+    """Why a sampler can stand in a greedy generate (generation.py)."""
 
     def only_five(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([5]), 0.0)

@@ -9,9 +9,9 @@ from unittest import mock
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from abacist.policy import graphs
-from abacist.policy.batch import Batch
-from abacist.policy.engine import Engine, Sampling
+from abacist.policy.decoding import graphs
+from abacist.policy.decoding.batch import Batch
+from abacist.policy.decoding.engine import Engine, Sampling
 
 SIZES = {
     "vocab_size": 200,
@@ -31,8 +31,8 @@ EVERYTHING = Sampling(1.1, top_p=0.9, top_k=50, min_p=0.01, repetition_penalty=1
 
 def written(model: Any, sampling: Sampling | None, max_rows: int) -> list[list[list[int]]]:
     engine = Engine(model, stop_ids=range(0, 200, 31), pad_id=0, max_rows=max_rows)
-    luck = torch.Generator().manual_seed(1)
-    return engine.complete(PROMPTS, 4, BUDGET_TOKENS, sampling, luck)
+    generator = torch.Generator().manual_seed(1)
+    return engine.complete(PROMPTS, 4, BUDGET_TOKENS, sampling, generator)
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
                 replayed.reset_mock()
                 begun.reset_mock()
                 found = written(on_gpu, sampling, max_rows)
-                assert graphs.obstacle() is None, graphs.obstacle()
+                assert graphs.unsupported_reason() is None, graphs.unsupported_reason()
                 assert replayed.call_count > 2 * begun.call_count > 4
                 assert found == written(model, sampling, max_rows)
 
@@ -68,7 +68,7 @@ def main() -> None:
     with mock.patch.object(Batch, "_choose", choose_and_look):
         on_gpu = copy.deepcopy(qwen).to("cuda")
         assert written(on_gpu, EVERYTHING, 5) == written(qwen, EVERYTHING, 5)
-    assert "capturing" in (graphs.obstacle() or ""), graphs.obstacle()
+    assert "capturing" in (graphs.unsupported_reason() or ""), graphs.unsupported_reason()
     assert replayed.call_count == 0
 
 

@@ -16,8 +16,8 @@ import pytest
 
 import abacist
 from abacist.cli.main import main
-from abacist.policy import decoding
-from abacist.policy.decoding import Completion
+from abacist.policy.decoding import generation
+from abacist.policy.decoding.generation import Completion
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import StopReason
 from abacist.task.problems import load_problems
@@ -50,7 +50,7 @@ def hostile(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], None]:
             said = [texts[number % len(texts)] for number in range(len(prompts))]
             return [[completion(text)] * how["num_samples"] for text in said]
 
-        monkeypatch.setattr(decoding, "generate", generate)
+        monkeypatch.setattr(generation, "generate", generate)
 
     return say
 
@@ -105,13 +105,13 @@ def test_figures_do_not_depend_on_the_batch_size_nor_on_a_kill(
 
     kept = [path.read_bytes() for path in sorted(folder.glob("unfinished/*-00001.parquet"))]
     asked: list[int] = []
-    generate = decoding.generate
+    generate = generation.generate
 
     def counting(policy: Any, prompts: Any, **how: Any) -> Any:
         asked.append(len(prompts) * how["num_samples"])
         return generate(policy, prompts, **how)
 
-    monkeypatch.setattr(decoding, "generate", counting)
+    monkeypatch.setattr(generation, "generate", counting)
     assert main(command) == 0
     assert kept and sum(asked) < 12 + 36, "what was kept is not asked again"
     assert same_bytes(folder, whole)
@@ -128,7 +128,7 @@ def test_another_command_does_not_continue_an_unfinished_evaluation(
     folder = tmp_path / "stopped"
     command = ["eval", "tiny", "--num_problems", "4", "--output_dir", str(folder)]
     with monkeypatch.context() as patched:
-        patched.setattr(decoding, "generate", fails)
+        patched.setattr(generation, "generate", fails)
         assert main([*command, "--max_completion_length", "9"]) == 130
     assert main([*command, "--max_completion_length", "8"]) == 1
     said = capsys.readouterr().err
@@ -144,7 +144,7 @@ def test_an_interrupted_evaluation_keeps_what_had_ended_and_says_how_it_goes_on(
 ) -> None:  # fmt: skip
     folder, told = tmp_path / "stopped", 0
     command = ["eval", "tiny", *FEW, "--output_dir", str(folder)]
-    generate = decoding.generate
+    generate = generation.generate
 
     def stopped(policy: Any, prompts: Any, *, ended: Any, **how: Any) -> Any:
         def tell(number: int, group: list[Completion]) -> None:
@@ -157,7 +157,7 @@ def test_an_interrupted_evaluation_keeps_what_had_ended_and_says_how_it_goes_on(
         return generate(policy, prompts, ended=tell, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(decoding, "generate", stopped)
+        patched.setattr(generation, "generate", stopped)
         assert main(command) == code
     said = capsys.readouterr().err
     assert f"5 of 48 replies are kept in {folder / 'unfinished'}" in said
@@ -168,7 +168,7 @@ def test_an_interrupted_evaluation_keeps_what_had_ended_and_says_how_it_goes_on(
         asked.append(len(prompts))
         return generate(policy, prompts, **how)
 
-    monkeypatch.setattr(decoding, "generate", counting)
+    monkeypatch.setattr(generation, "generate", counting)
     assert main(command) == 0
     assert asked == [7, 12], "the five greedy replies are not asked for again"
     assert same_bytes(folder, whole)

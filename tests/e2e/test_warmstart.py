@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from abacist.learning.warmstart import Plan, make_tokenizer, pretrain
-from abacist.policy.decoding import generate
+from abacist.policy.decoding.generation import generate
 from abacist.policy.loading import load_policy
 from abacist.policy.source import BUILT_IN_FOLDER
 

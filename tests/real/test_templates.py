@@ -203,20 +203,20 @@ def test_every_decision_is_explained(folder: Path) -> None:
 
 def test_padding_on_the_left_and_sharing_a_batch_change_no_greedy_token(model: Path) -> None:
     """By our engine, by transformers on a padded batch, by transformers on each prompt alone."""
-    from abacist.policy import decoding
+    from abacist.policy.decoding import generation
     from abacist.policy.loading import load_policy
 
     policy = load_policy(str(model), dtype="float32")
     prompts = [QUESTION, CONVERSATION, [{"role": "user", "content": "Name a colour. " * 9}]]
     written = [
-        [found.ids for [found] in decoding.generate(policy, some, max_completion_tokens=12)]
+        [found.ids for [found] in generation.generate(policy, some, max_completion_tokens=12)]
         for some in (prompts, prompts[:1])
     ]
     assert written[0][:1] == written[1]
     prompt_ids = [policy.chat.encode(messages) for messages in prompts]
-    rows = decoding._rows(prompt_ids, 1, 0)
-    padded = decoding._with_transformers(policy, prompt_ids, rows, 12, None, 8, None, None)
-    alone = decoding._with_transformers(policy, prompt_ids, rows, 12, None, 1, None, None)
+    rows = generation._rows(prompt_ids, 1, 0)
+    padded = generation._with_transformers(policy, prompt_ids, rows, 12, None, 8, None, None)
+    alone = generation._with_transformers(policy, prompt_ids, rows, 12, None, 1, None, None)
     assert written[0] == padded == alone
 
 

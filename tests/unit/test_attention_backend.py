@@ -190,7 +190,7 @@ def test_ampere_and_newer_gpus_try_one(
 def test_float32_on_a_cpu_has_a_kernel_of_ours_or_a_reason(
     missing: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "obstacle", lambda: missing)
+    monkeypatch.setattr(build, "unsupported_reason", lambda: missing)
     choice = attention_backend.choose_backend.__wrapped__("sdpa", CPU, torch.float32, HEADS).choice
     if missing is None:
         assert choice.value == "a kernel of ours, without padding"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from abacist.policy.kernels.build import takes
-from abacist.policy.kernels.decoding import Packed
+from abacist.policy.kernels.build import supports
+from abacist.policy.kernels.decode import Packed
 from abacist.policy.scoring import linears as own
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -92,7 +92,7 @@ def test_products_are_counted_by_whatever_library_they_are_made(modules: Any) ->
 
 
 def test_products_of_our_kernels_are_counted_too(modules: Any) -> None:
-    if not takes(torch.rand(1)):
+    if not supports(torch.rand(1)):
         pytest.skip("no kernels here: there is no compiler, or they are switched off")
     x = torch.rand(5, 16)
     both = [torch.rand(24, 16), torch.rand(24, 16)]

@@ -34,12 +34,11 @@ from transformers import (
 )
 
 from abacist.errors import ModelError
-from abacist.policy import lean
-from abacist.policy.engine import Engine, Sampling, obstacle
-from abacist.policy.kernels import attention, decoding
-from abacist.policy.lean import LeanNetwork
-from abacist.policy.progress import Decoded
-from abacist.policy.projections import Live
+from abacist.policy.decoding import network
+from abacist.policy.decoding.engine import Engine, Sampling, obstacle
+from abacist.policy.decoding.network import DecodingNetwork, Uncopied
+from abacist.policy.decoding.progress import Decoded
+from abacist.policy.kernels import decode, tree_attention
 from abacist.policy.source import BUILT_IN_FOLDER
 
 Fold = Callable[[str], Path]
@@ -164,16 +163,16 @@ def test_a_single_row_of_a_large_model_is_written_without_a_copy_of_its_weights(
     prompts = random_prompts()
     whole = by_transformers(model, prompts)
     largest = sum(weight.numel() for weight in model.parameters())
-    monkeypatch.setattr(lean, "WEIGHTS_WORTH_NO_COPY", largest // 2)
+    monkeypatch.setattr(network, "NO_COPY_WEIGHTS", largest // 2)
     with torch.inference_mode():
-        assert type(LeanNetwork(model, 50, 1).head) is Live
-        assert type(LeanNetwork(model, 50, 2).head) is not Live
+        assert type(DecodingNetwork(model, 50, 1).head) is Uncopied
+        assert type(DecodingNetwork(model, 50, 2).head) is not Uncopied
     assert engine(model, max_rows=1).complete(prompts, 1, BUDGET_TOKENS, None) == [
         [ids] for ids in whole
     ]
-    monkeypatch.setattr(lean, "WEIGHTS_WORTH_NO_COPY", 2 * largest)
+    monkeypatch.setattr(network, "NO_COPY_WEIGHTS", 2 * largest)
     with torch.inference_mode():
-        assert type(LeanNetwork(model, 50, 1).head) is not Live
+        assert type(DecodingNetwork(model, 50, 1).head) is not Uncopied
 
 
 def test_samples_may_differ_in_number_and_prompts_may_be_equal(small: Any) -> None:
@@ -187,18 +186,20 @@ def test_samples_may_differ_in_number_and_prompts_may_be_equal(small: Any) -> No
 
 def test_what_a_row_draws_depends_on_its_own_numbers_alone(small: Any) -> None:
     prompts = random_prompts(9)
-    luck = torch.rand(4 * len(prompts), 20, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(4 * len(prompts), 20, generator=torch.Generator().manual_seed(1))
     stop_ids = list(range(0, 660, 9))  # rows end early and late
     sampling = Sampling(0.9, top_p=0.95, top_k=50, min_p=0.001, repetition_penalty=1.2)
-    whole = engine(small, stop_ids).complete(prompts, 4, 20, sampling, luck)
+    whole = engine(small, stop_ids).complete(prompts, 4, 20, sampling, uniforms)
     assert len({len(ids) for group in whole for ids in group}) > 5
     for max_rows in (1, 3, 7):
-        assert engine(small, stop_ids, max_rows).complete(prompts, 4, 20, sampling, luck) == whole
-    alone = engine(small, stop_ids).complete(prompts[2:3], 4, 20, sampling, luck[8:12])
+        assert (
+            engine(small, stop_ids, max_rows).complete(prompts, 4, 20, sampling, uniforms) == whole
+        )
+    alone = engine(small, stop_ids).complete(prompts[2:3], 4, 20, sampling, uniforms[8:12])
     assert alone == whole[2:3]
 
 
-def test_a_generator_decides_the_luck_and_without_one_the_global_generator(small: Any) -> None:
+def test_a_generator_decides_the_uniforms_and_without_one_the_global_generator(small: Any) -> None:
     prompts = random_prompts()
 
     def drawn(generator: torch.Generator | None) -> list[list[list[int]]]:
@@ -325,14 +326,14 @@ def test_weights_are_read_anew_by_every_engine(plain: Any) -> None:
 def test_merged_weights_are_gone_when_all_is_written(
     small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    networks: list[weakref.ref[LeanNetwork]] = []
-    build = LeanNetwork.__init__
+    networks: list[weakref.ref[DecodingNetwork]] = []
+    build = DecodingNetwork.__init__
 
-    def watched(network: LeanNetwork, *args: Any) -> None:
+    def watched(network: DecodingNetwork, *args: Any) -> None:
         networks.append(weakref.ref(network))
         build(network, *args)
 
-    monkeypatch.setattr(LeanNetwork, "__init__", watched)
+    monkeypatch.setattr(DecodingNetwork, "__init__", watched)
     gc.disable()  # it would come too late: the training that follows needs the memory
     try:
         engine(small, max_rows=4).complete(random_prompts(8), 2, 4, Sampling())
@@ -403,7 +404,7 @@ def test_what_it_cannot_compute_exactly_is_refused_with_the_reason(lookalike: Fo
         (adapted(lora_bias=True, target_modules=["q_proj"]), "bias"),
     ):
         assert reason in (obstacle(model) or "it was taken")
-        with pytest.raises(ModelError, match="cannot take this model"):
+        with pytest.raises(ModelError, match="does not support this model"):
             engine(model)
     assert obstacle(adapted()) is None and obstacle(qwen) is None
 
@@ -422,8 +423,8 @@ def test_scores_that_are_no_numbers_are_refused_and_their_cause_named(
     small: Any, sampling: Sampling | None, kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kernels:
-        for owner in (decoding, attention):
-            monkeypatch.setattr(owner, "takes", lambda *_: False)
+        for owner in (decode, tree_attention):
+            monkeypatch.setattr(owner, "supports", lambda *_: False)
     prompts = random_prompts()
     for name in ("layers.1.mlp.down_proj.base_layer.weight", "layers.0.self_attn.k_proj.bias"):
         broken = damaged(small, name.replace("bias", "base_layer.bias"))

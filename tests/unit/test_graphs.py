@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from abacist.policy import graphs
-from abacist.policy.engine import Engine, Sampling
-from abacist.policy.kernels import attention, decoding
+from abacist.policy.decoding import graphs
+from abacist.policy.decoding.engine import Engine, Sampling
+from abacist.policy.kernels import decode, tree_attention
 
 Fold = Callable[[str], Path]
 BUDGET_TOKENS = 40
@@ -59,8 +59,8 @@ class Again:
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every size is worth a graph, and the window changes in the middle of a completion."""
     for owner, name, value in (
-        (decoding, "takes", lambda *_: False),
-        (attention, "takes", lambda *_: False),
+        (decode, "supports", lambda *_: False),
+        (tree_attention, "supports", lambda *_: False),
         (graphs, "_WORTH_RECORDING_TOKENS", 1),
         (graphs, "_SMALLEST_WINDOW_TOKENS", 8),
         (graphs, "_given_up", None),
@@ -74,7 +74,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[graphs.Recorder],
     """Let a recorder record on the CPU."""
 
     def install(recorder: Any) -> None:
-        off = graphs.obstacle
+        off = graphs.unsupported_reason
         monkeypatch.setattr(graphs, "cuda_recorder", lambda _: recorder if off() is None else None)
 
     yield install
@@ -120,9 +120,9 @@ def written(
     samples: int | list[int] = 3,
 ) -> list[list[list[int]]]:
     stop_ids = [10**6] if stop_every is None else range(0, 660, stop_every)
-    luck = torch.Generator().manual_seed(5)
+    uniforms = torch.Generator().manual_seed(5)
     return Engine(model, stop_ids=stop_ids, pad_id=0, max_rows=max_rows).complete(
-        prompts(shared_tokens), samples, BUDGET_TOKENS, sampling, luck
+        prompts(shared_tokens), samples, BUDGET_TOKENS, sampling, uniforms
     )
 
 
@@ -185,7 +185,7 @@ class FailsAt(Again):
     ("error", "said"),
     [
         (RuntimeError("operation not permitted.\nMore of it."), "failed (operation not permitted)"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "memory does not suffice"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "too little memory"),
     ],
 )
 def test_a_step_that_cannot_be_recorded_is_done_eagerly_from_there_on(
@@ -207,7 +207,7 @@ def test_a_step_that_cannot_be_recorded_is_done_eagerly_from_there_on(
     assert recorder.is_closed and recorder.replayed == done and (done > 0) == (number > 1)
     [record] = caplog.records
     assert "without CUDA graphs" in record.message and said in record.message
-    assert said in (graphs.obstacle() or "")
+    assert said in (graphs.unsupported_reason() or "")
 
 
 class Wrong(Again):
@@ -244,7 +244,7 @@ def test_a_replay_that_is_not_the_step_is_found_and_nothing_of_it_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from abacist.policy import engine
+    from abacist.policy.decoding import engine
 
     eager = written(qwen, EVERYTHING, stop_every=23)
     batches: list[Any] = []
@@ -294,10 +294,10 @@ def test_nothing_is_recorded_for_a_few_tokens(
 
 
 def test_graphs_are_for_cuda_and_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert graphs.obstacle() is None
+    assert graphs.unsupported_reason() is None
     assert graphs.cuda_recorder(torch.device("cpu")) is None
     monkeypatch.setenv("ABACIST_CUDA_GRAPHS", "0")
-    assert graphs.obstacle() == "ABACIST_CUDA_GRAPHS=0 turns them off"
+    assert graphs.unsupported_reason() == "ABACIST_CUDA_GRAPHS=0 turns them off"
     assert graphs.cuda_recorder(torch.device("cuda", 0)) is None
 
 

@@ -17,10 +17,10 @@ import torch
 
 from abacist.cli import machine
 from abacist.cli.machine import State
-from abacist.policy.kernels import build, compiler
+from abacist.policy.kernels import build
 from faults import fault
 
-REAL = next(filter(None, map(shutil.which, compiler.COMPILERS)), None)
+REAL = next(filter(None, map(shutil.which, build.COMPILERS)), None)
 needs_compiler = pytest.mark.skipif(REAL is None, reason="there is no C++ compiler here")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no kernels are made for Windows")
 
@@ -69,8 +69,8 @@ def asked(tmp_path: Path) -> int:
 def again() -> None:
     """As if another process came."""
     build._kernels.cache_clear()
-    assert build.library() is not None, build.obstacle()
-    assert build.obstacle() is None
+    assert build.library() is not None, build.unsupported_reason()
+    assert build.unsupported_reason() is None
 
 
 # What is kept
@@ -184,11 +184,11 @@ def test_no_kernels_are_compiled_where_they_are_turned_off_or_on_windows(
 ) -> None:
     monkeypatch.setenv("ABACIST_KERNELS", "0")
     assert build.library() is None and build.description() is None
-    assert build.obstacle() == "ABACIST_KERNELS=0 turns them off"
+    assert build.unsupported_reason() == "ABACIST_KERNELS=0 turns them off"
     monkeypatch.delenv("ABACIST_KERNELS")
     build._kernels.cache_clear()
     monkeypatch.setattr(build, "sys", SimpleNamespace(platform="win32"))
-    assert build.library() is None and "Windows" in str(build.obstacle())
+    assert build.library() is None and "Windows" in str(build.unsupported_reason())
     assert not kept.exists()
 
 
@@ -207,14 +207,14 @@ def test_without_a_compiler_the_doctor_says_what_to_install_and_all_goes_on(
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [("no-such-c++ -m64", "no-such-c++"), ("c++ 'open", "no command line")],
+    [("no-such-c++ -m64", "no-such-c++"), ("c++ 'open", "not a command line")],
 )
 def test_cxx_that_names_no_program_is_told(
     kept: Path, monkeypatch: pytest.MonkeyPatch, command: str, said: str
 ) -> None:
     monkeypatch.setenv("CXX", command)
     assert build.library() is None
-    assert "CXX" in str(build.obstacle()) and said in str(build.obstacle())
+    assert "CXX" in str(build.unsupported_reason()) and said in str(build.unsupported_reason())
 
 
 @fault("kernels", "the C++ compiler fails, hangs, or writes no library that can be loaded",
@@ -228,9 +228,9 @@ def test_cxx_that_names_no_program_is_told(
         (f'{WHERE}; echo garbage > "$2"', "cannot be loaded"),
         (f'{WHERE}; : > "$2"', "cannot be loaded"),
         (f'{WHERE}; mkdir -p "$2"', "no library"),
-        ("sleep 60", "does not come to an end"),
-        ("sleep 60 & wait", "does not come to an end"),
-        ("sleep 60 & exit 0", "does not come to an end"),
+        ("sleep 60", "does not finish"),
+        ("sleep 60 & wait", "does not finish"),
+        ("sleep 60 & exit 0", "does not finish"),
         ("printf '\\033[31m\\377\\n'; exit 3", "[31m"),
     ],
 )
@@ -246,7 +246,7 @@ def test_a_compiler_that_does_not_do_its_work_costs_no_more_than_the_kernels(
     if said.endswith("end"):
         monkeypatch.setattr(build, "COMPILE_SECONDS", 0.3)
     assert build.library() is None
-    found = str(build.obstacle())
+    found = str(build.unsupported_reason())
     assert said in found and str(script) in found and found.isprintable()
     assert list(kept.iterdir()) == []
     assert capfd.readouterr() == ("", "")
@@ -257,18 +257,18 @@ def test_a_compiler_that_does_not_do_its_work_costs_no_more_than_the_kernels(
     [
         ("exit 1", "--version: exit code 1"),
         ("true", "--version: exit code 0"),
-        ("sleep 60", "to an end"),
+        ("sleep 60", "does not finish"),
     ],
 )
 def test_a_compiler_that_cannot_say_what_it_is_is_not_used(
     kept: Path, compile_by: Compiler, monkeypatch: pytest.MonkeyPatch, version: str, said: str
 ) -> None:
     script = compile_by("exit 0", version)
-    monkeypatch.setattr(compiler, "VERSION_SECONDS", 0.3)
-    assert build.library() is None and said in str(build.obstacle())
+    monkeypatch.setattr(build, "VERSION_SECONDS", 0.3)
+    assert build.library() is None and said in str(build.unsupported_reason())
     build._kernels.cache_clear()
     script.write_bytes(b"\x7fnothing that runs")
-    assert build.library() is None and "cannot be run" in str(build.obstacle())
+    assert build.library() is None and "cannot be run" in str(build.unsupported_reason())
 
 
 @needs_compiler
@@ -291,8 +291,8 @@ def test_the_next_compiler_is_asked_where_one_fails(
         ("*-march*", "OpenMP"),
         ("*=native*", "OpenMP"),
         ("*-Wl,*", "OpenMP"),
-        ("*-fopenmp*", "one thread for want of OpenMP"),
-        ("*=native*|*-fopenmp*", "one thread for want of OpenMP"),
+        ("*-fopenmp*", "one thread, without OpenMP"),
+        ("*=native*|*-fopenmp*", "one thread, without OpenMP"),
     ],
 )
 def test_a_compiler_is_not_asked_for_more_than_it_can(
@@ -310,18 +310,18 @@ def test_threads_that_are_started_by_one_openmp_and_numbered_by_another_are_not_
     with (build.SOURCES / "threads.h").open("a", encoding="utf-8") as header:
         header.write("#define omp_get_level() 0\n")  # as the other one sees it
     again()
-    assert str(build.description()).endswith("one thread for want of OpenMP")
+    assert str(build.description()).endswith("one thread, without OpenMP")
 
 
 @needs_compiler
 def test_a_compilation_that_takes_long_says_so(
     kept: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(compiler, "SILENT_SECONDS", 0.0)
-    compiler.say_that_it_takes_long.cache_clear()
+    monkeypatch.setattr(build, "SILENT_SECONDS", 0.0)
+    build.warn_of_compilation.cache_clear()
     again()
     assert [record.message for record in caplog.records] == [
-        "Abacist: compiling its CPU kernels, once, for a few seconds."
+        "Abacist: compiling the CPU kernels. This takes a few seconds, once."
     ]
 
 
@@ -346,8 +346,8 @@ def file_as_cache_home(kept: Path) -> None:
     ("prepare", "said"),
     [
         (writable_folder, "others may write to"),
-        (file_in_the_way, "cannot be made (File exists): set XDG_CACHE_HOME"),
-        (file_as_cache_home, "cannot be made"),
+        (file_in_the_way, "cannot be created (File exists): set XDG_CACHE_HOME"),
+        (file_as_cache_home, "cannot be created"),
     ],
 )
 def test_a_cache_that_cannot_be_used_or_trusted_is_not_used(
@@ -355,14 +355,14 @@ def test_a_cache_that_cannot_be_used_or_trusted_is_not_used(
 ) -> None:
     prepare(kept)
     assert build.library() is None
-    assert said in str(build.obstacle()) and str(kept) in str(build.obstacle())
+    assert said in str(build.unsupported_reason()) and str(kept) in str(build.unsupported_reason())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_cache_that_cannot_be_written_to_is_not_used(kept: Path) -> None:
     kept.mkdir(parents=True)
     kept.chmod(0o500)
-    assert build.library() is None and "cannot be written to" in str(build.obstacle())
+    assert build.library() is None and "cannot be written to" in str(build.unsupported_reason())
 
 
 @needs_compiler
@@ -374,13 +374,13 @@ def test_nothing_is_loaded_that_another_user_could_have_written(
     path.chmod(0o702)
     build._kernels.cache_clear()
     assert build.library() is None
-    assert build.obstacle() == f"others may write to {path}: chmod go-w {path}"
+    assert build.unsupported_reason() == f"others may write to {path}: chmod go-w {path}"
     path.chmod(0o700)
     again()
     monkeypatch.setattr(os, "geteuid", lambda: kept.stat().st_uid + 1)
     build._kernels.cache_clear()
     assert build.library() is None
-    assert str(build.obstacle()).startswith(f"{kept} belongs to another user")
+    assert str(build.unsupported_reason()).startswith(f"{kept} belongs to another user")
 
 
 @needs_compiler
@@ -397,7 +397,7 @@ def test_the_cache_is_in_the_home_unless_a_whole_path_is_named(
 
     monkeypatch.setattr(Path, "home", no_home)
     build._kernels.cache_clear()
-    assert build.library() is None and "set XDG_CACHE_HOME" in str(build.obstacle())
+    assert build.library() is None and "set XDG_CACHE_HOME" in str(build.unsupported_reason())
 
 
 # One pool of threads
@@ -417,8 +417,8 @@ def test_kernels_need_the_openmp_library_they_are_given_and_no_other(tmp_path: P
     source.write_text(
         "extern void f(int);\nvoid g() {\n#pragma omp parallel\nf(0);\n}\n", encoding="utf-8"
     )
-    before, after = next(compiler.flags(str(tmp_path / renamed)))
-    code, output = compiler.run([str(REAL), *before, "-o", str(made), str(source), *after], 60.0)
+    before, after = next(build.flags(str(tmp_path / renamed)))
+    code, output = build.run([str(REAL), *before, "-o", str(made), str(source), *after], 60.0)
     assert code == 0, output
     assert renamed.encode() in made.read_bytes() and name not in made.read_bytes()
 
@@ -434,7 +434,7 @@ def loaded(what):
     return set(re.findall(rf"/\\S*/{what}[^/ ]*$", maps, re.MULTILINE))
 assert not loaded("kernels-")
 before = loaded("lib(?:gomp|iomp5|omp)")
-assert build.library() is not None, build.obstacle()
+assert build.library() is not None, build.unsupported_reason()
 assert len(loaded("kernels-")) == 1
 print(before == loaded("lib(?:gomp|iomp5|omp)"), before, build.description())
 """

@@ -45,7 +45,7 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Every test once by the compiled kernels and once by PyTorch alone."""
     if request.param == "pytorch":
         monkeypatch.setattr(build, "library", lambda: None)
-    elif (missing := build.obstacle()) is not None:
+    elif (missing := build.unsupported_reason()) is not None:
         pytest.skip(f"no kernels: {missing}")
     yield request.param
 
@@ -193,9 +193,9 @@ def test_a_forgotten_head_norm_would_be_seen(
 def test_a_wrong_layer_would_be_seen(arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     theirs = learned(model, plain=True)
-    gate = layers.pointwise.gate_gradients
+    gate = layers.pointwise.swiglu_gradients
     monkeypatch.setattr(
-        layers.pointwise, "gate_gradients", lambda *a: tuple(1.001 * g for g in gate(*a))
+        layers.pointwise, "swiglu_gradients", lambda *a: tuple(1.001 * g for g in gate(*a))
     )
     with pytest.raises(AssertionError):
         assert_same(learned(model), theirs)
@@ -205,18 +205,18 @@ def test_a_wrong_layer_would_be_seen(arithmetic: str, monkeypatch: pytest.Monkey
 def test_blocks_of_any_size_give_the_same_gradients(
     tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (missing := build.obstacle()) is not None:
+    if (missing := build.unsupported_reason()) is not None:
         pytest.skip(f"no kernels: {missing}")
     model = model_of(target_modules=["q_proj", "gate_proj", "down_proj"])
     theirs, sizes = learned(model, plain=True), []
     monkeypatch.setattr(layers, "_BLOCK_TOKENS", tokens)
-    gate = layers.pointwise.gate_gradients
+    gate = layers.pointwise.swiglu_gradients
 
     def spy(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
         sizes.append(len(grad))
         return gate(grad, gates, ups)
 
-    monkeypatch.setattr(layers.pointwise, "gate_gradients", spy)
+    monkeypatch.setattr(layers.pointwise, "swiglu_gradients", spy)
     assert_same(learned(model), theirs)
     assert len(sizes) > SHAPE["num_hidden_layers"]
     assert max(sizes) <= tokens
@@ -226,7 +226,7 @@ def test_blocks_of_any_size_give_the_same_gradients(
 def test_the_last_norm_is_ours_only_where_it_is_frozen(
     trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if (missing := build.obstacle()) is not None:
+    if (missing := build.unsupported_reason()) is not None:
         pytest.skip(f"no kernels: {missing}")
     model = model_of()
     model.get_submodule("base_model.model.model.norm").requires_grad_(trained)

@@ -258,14 +258,14 @@ def lose_the_tokenizer(folder: Path) -> None:
         ),
         (
             lambda folder: (folder / "generation_config.json").write_text("[]", encoding="utf-8"),
-            "generation_config.json holds no JSON object",
+            "generation_config.json is not a JSON object",
         ),
         (
             lambda folder: (folder / "tokenizer.json").write_text("{", encoding="utf-8"),
             "cannot be loaded",
         ),
         (lambda folder: damage_config(folder, model_type="abacus"), "architecture"),
-        (lambda folder: damage_config(folder, model_type="vit"), "no causal language model"),
+        (lambda folder: damage_config(folder, model_type="vit"), "not a causal language model"),
         (lambda folder: damage_config(folder, vocab_size=999), "other shapes"),
         (truncate_weights, "damaged"),
         (drop_a_tensor, "lacks 1 of its weights"),
@@ -299,7 +299,7 @@ def test_code_in_a_model_folder_is_not_run_unasked(folder: Path) -> None:
 
 def test_a_run_folder_points_to_its_newest_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-20").mkdir()
-    with pytest.raises(ModelError, match="no model") as caught:
+    with pytest.raises(ModelError, match="not a model") as caught:
         find(str(tmp_path))
     assert "checkpoint-20" in caught.value.hint
 
@@ -324,7 +324,7 @@ def test_an_adapter_says_which_base_it_misses(tiny: Path, tmp_path: Path) -> Non
     config = json.loads(file.read_text(encoding="utf-8"))
     for base, said in (
         (str(tmp_path / "gone"), "needs its base model .*gone"),
-        (str(adapter), "sits on another adapter"),
+        (str(adapter), "is based on another adapter"),
         (None, "does not say which model"),
     ):
         file.write_text(json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8")
@@ -354,7 +354,7 @@ def test_a_damaged_or_foreign_adapter_is_refused(
 
 def test_an_adapter_takes_no_second_adapter(tiny: Path, tmp_path: Path) -> None:
     adapter = adapter_of("tiny", tmp_path / "adapter")
-    with pytest.raises(ModelError, match="an adapter already"):
+    with pytest.raises(ModelError, match="already an adapter"):
         load_policy(str(adapter), lora=LoraConfig(target_modules="all-linear"))
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abacist.policy.chat import PlainChat
 from abacist.policy.loading import load_policy
-from abacist.policy.plainchat import PlainChat
 from abacist.proof.native import NativeForm, NativePrompt, native_form, right_in_own_form
 from abacist.records.rollout import StopReason
 from abacist.task.answers import gold_text

@@ -23,9 +23,9 @@ from abacist.learning.dryrun.solverates import GROUP_SIZES, SolveRates
 from abacist.learning.judge import Judge
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
-from abacist.policy import cache
-from abacist.policy.kernels.decoding import Packed
-from abacist.policy.lean import LeanNetwork
+from abacist.policy.decoding import cache
+from abacist.policy.decoding.network import DecodingNetwork
+from abacist.policy.kernels.decode import Packed
 from abacist.policy.scoring import head
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import RunDir
@@ -137,10 +137,10 @@ def test_the_measurement_leaves_weights_and_gradients_as_they_were(tiny: Assembl
 def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) -> None:
     model: Any = tiny.trainer.model
     with torch.inference_mode():
-        network = LeanNetwork(model, 8)
+        network = DecodingNetwork(model, 8)
     products: list[Any] = [network.head]
     for layer in network.layers:
-        products += [layer.query_key_value, layer.attention_out, layer.gated, layer.down]
+        products += [layer.query_key_value, layer.attention_out, layer.swiglu, layer.down]
     if not all(isinstance(product, Packed) for product in products):
         pytest.skip("without kernels the engine copies nothing that tells its size")
     made = 4 * sum(product._packed.numel() for product in products)

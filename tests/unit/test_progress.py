@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abacist.policy.progress import Decoded
+from abacist.policy.decoding.progress import Decoded
 
 
 def after_tokens(lengths: list[int], tokens: int, budget: int) -> Decoded:

@@ -33,7 +33,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from abacist.policy import instances
 from abacist.policy.families import FastPart, unsupported_reason
-from abacist.policy.kernels import attention, build
+from abacist.policy.kernels import build, tree_attention
 from abacist.policy.scoring import score as scoring
 from abacist.policy.scoring.head import score_tokens
 from abacist.policy.scoring.packing import pack
@@ -182,7 +182,7 @@ def compare(model: Any, batch: Any, **options: Any) -> tuple[float, float, float
 def either_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention by our kernel, and by PyTorch where that cannot be had."""
     if request.param == "pytorch":
-        monkeypatch.setattr(attention, "takes", lambda *_: False)
+        monkeypatch.setattr(tree_attention, "supports", lambda *_: False)
     elif reason := build.unsupported():
         pytest.skip(f"no kernels here: {reason}")
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from abacist.learning.resume.resuming import SAMPLED_VALUES, _spread, fingerprints
-from abacist.policy.drawing import sample_tokens
-from abacist.policy.engine import Engine, Sampling
+from abacist.policy.decoding.engine import Engine, Sampling
+from abacist.policy.decoding.token_sampling import sample_tokens
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy
@@ -159,11 +159,11 @@ def scored_as_stock(policy: Policy) -> None:
 
 
 def drawn_from_all(policy: Policy) -> None:
-    """The last ids of the vocabulary are drawn where luck is high, and decode to some text."""
+    """The last ids of the vocabulary are drawn by uniforms near 1, and decode to some text."""
     engine = Engine(policy.model, stop_ids=NO_STOP, pad_id=0, max_rows=1)
     prompt, most = some_ids(policy, 1, 5).tolist(), policy.model.config.vocab_size
-    luck = torch.tensor([[0.0], [1 - 1e-12]], dtype=torch.float64)
-    [[[first], [last]]] = engine.complete(prompt, 2, 1, Sampling(temperature=50.0), luck)
+    uniforms = torch.tensor([[0.0], [1 - 1e-12]], dtype=torch.float64)
+    [[[first], [last]]] = engine.complete(prompt, 2, 1, Sampling(temperature=50.0), uniforms)
     assert (first, last) == (0, most - 1) and last >= len(policy.chat.tokenizer)
     assert isinstance(policy.chat.decode([first, last]), str)
 
@@ -174,29 +174,29 @@ DRAWS = {"whole": {"top_p": 1.0, "top_k": 0}, "top-k": {"top_p": 1.0, "top_k": V
 
 @pytest.mark.parametrize("options", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("impossible", [0, 271])
-def test_luck_is_shared_out_over_a_whole_vocabulary_and_never_beyond_what_is_possible(
+def test_uniforms_is_shared_out_over_a_whole_vocabulary_and_never_beyond_what_is_possible(
     options: dict[str, Any], impossible: int
 ) -> None:
     possible = VOCABULARY - impossible
     logits = torch.zeros(1, VOCABULARY)
     logits[:, possible:] = -torch.inf
-    luck = torch.tensor([0.0, 1e-9, 0.25, 0.5, 0.999999, 1 - 2**-30, 1 - 2**-53]).double()
-    drawn = sample_tokens(logits.expand(7, -1), luck, temperature=1.0, **options)
-    expected = (luck * possible).floor().clamp(max=possible - 1)
+    uniforms = torch.tensor([0.0, 1e-9, 0.25, 0.5, 0.999999, 1 - 2**-30, 1 - 2**-53]).double()
+    drawn = sample_tokens(logits.expand(7, -1), uniforms, temperature=1.0, **options)
+    expected = (uniforms * possible).floor().clamp(max=possible - 1)
     assert ((drawn - expected).abs() <= 1).all()
     assert drawn[-1] == possible - 1
 
 
 @pytest.mark.parametrize("options", DRAWS.values(), ids=DRAWS)
-def test_each_rare_token_behind_a_sure_one_is_drawn_by_luck_of_its_own(
+def test_each_rare_token_behind_a_sure_one_is_drawn_by_uniforms_of_its_own(
     options: dict[str, Any],
 ) -> None:
     rare = 1e-4 / VOCABULARY  # in float32, sums near 1 stand still for ninety of these
     logits = torch.full((1, VOCABULARY), rare).log()
     logits[0, 0] = 0.0
     wanted = torch.arange(100_000, 100_032)
-    luck = (1 + (wanted.double() - 0.5) * rare) / (1 + (VOCABULARY - 1) * rare)
-    drawn = sample_tokens(logits.expand(32, -1), luck, temperature=1.0, **options)
+    uniforms = (1 + (wanted.double() - 0.5) * rare) / (1 + (VOCABULARY - 1) * rare)
+    drawn = sample_tokens(logits.expand(32, -1), uniforms, temperature=1.0, **options)
     assert (drawn.diff() == 1).sum() >= 28
     assert (drawn - wanted).abs().max() <= 120  # the rounding of the sure one's own weight
 
@@ -231,10 +231,10 @@ def test_log_probabilities_over_a_whole_vocabulary_are_exact_to_float32(
 
 def test_a_row_of_a_whole_vocabulary_is_weighed_to_a_sum_of_one() -> None:
     if build.library() is None:
-        pytest.skip(f"there are no kernels: {build.obstacle()}")
-    from abacist.policy.kernels.pointwise import weigh
+        pytest.skip(f"there are no kernels: {build.unsupported_reason()}")
+    from abacist.policy.kernels.pointwise import softmax
 
     logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(4))
-    weights, totals, _, _ = weigh(logits.clone(), torch.zeros(3, dtype=torch.long), 1.0, False)
+    weights, totals, _, _ = softmax(logits.clone(), torch.zeros(3, dtype=torch.long), 1.0, False)
     share = weights.double().sum(-1) / totals.double()
     torch.testing.assert_close(share, torch.ones(3).double(), rtol=0, atol=1e-6)

@@ -18,7 +18,7 @@ from transformers import modeling_flash_attention_utils
 import flashkernels
 from abacist.policy import instances
 from abacist.policy.families import FastPart, unsupported_reason
-from abacist.policy.kernels import attention
+from abacist.policy.kernels import tree_attention
 from abacist.policy.scoring import attention_backend
 from abacist.policy.scoring.attention_backend import (
     AttentionBackend,
@@ -240,7 +240,7 @@ def test_a_wish_for_determinism_reaches_flash_attention(
 
 def test_a_batch_without_a_kernel_is_read_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     flashkernels.install(monkeypatch)
-    monkeypatch.setattr(attention, "takes", lambda *_: False)
+    monkeypatch.setattr(tree_attention, "supports", lambda *_: False)
     assert max(compare(make("llama"), batch_of("few-shot"))) < 1e-5
 
 

@@ -128,8 +128,8 @@ def _applies(marker: object) -> bool:
 
 
 def _choices() -> Iterator[Finding]:
-    from abacist.policy import graphs
     from abacist.policy.choices import choose_attention, choose_device, choose_dtype
+    from abacist.policy.decoding import graphs
     from abacist.policy.scoring.attention_backend import QWEN_1_5B_HEADS, choose_backend
 
     device, device_choice = choose_device("auto")
@@ -150,7 +150,7 @@ def _choices() -> Iterator[Finding]:
 def _kernels() -> Iterator[Finding]:
     from abacist.policy.kernels import build
 
-    if (why := build.obstacle()) is not None:
+    if (why := build.unsupported_reason()) is not None:
         cost = "Without kernels of ours a CPU computes the same on PyTorch alone, slower."
         yield Finding("kernels", State.NOTE, f"none: {why}", cost)
     else:

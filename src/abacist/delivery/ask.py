@@ -18,9 +18,9 @@ import yaml
 
 from abacist.errors import RunError, UsageError
 from abacist.learning.seen import run_of
-from abacist.policy.decoding import generate
+from abacist.policy.decoding.generation import generate
+from abacist.policy.decoding.progress import Progress
 from abacist.policy.loading import Policy
-from abacist.policy.progress import Progress
 from abacist.policy.source import BUILT_IN
 from abacist.records.rollout import Rollout
 from abacist.records.rundir import RunDir

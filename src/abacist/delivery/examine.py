@@ -18,7 +18,7 @@ from abacist.delivery.examtask import Data, Request, load_data, prompting_of
 from abacist.learning.resume.stopping import Interrupted
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
-from abacist.policy import engine
+from abacist.policy.decoding import engine
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find, read_json
 from abacist.proof.evaluate import evaluate

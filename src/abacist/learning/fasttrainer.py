@@ -1,6 +1,6 @@
 """TRL's trainer on our engine and our forward: the same mathematics, faster.
 
-Completions come from ``policy.engine``, log-probabilities from ``policy.scoring``, which computes
+Completions come from ``policy.decoding``, log-probabilities from ``policy.scoring``, which computes
 each prompt once. ``learning.fastpath`` says when that is what TRL computes; anything else takes
 TRL's own path, part by part. Nothing else of TRL's trainer is changed here.
 """
@@ -18,9 +18,9 @@ from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath, frozen
 from abacist.learning.micro_batch_fusion import MicroBatchFusion, Values
-from abacist.policy import engine, graphs
+from abacist.policy.decoding import engine, graphs
+from abacist.policy.decoding.progress import Decoded
 from abacist.policy.families import FastPart
-from abacist.policy.progress import Decoded
 from abacist.policy.scoring.score import attention_choice, score
 
 logger = get_logger(__name__)

@@ -9,8 +9,8 @@ from typing import Any
 from abacist.learning.config import Config
 from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher, told_of
+from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.policy.loading import Policy
-from abacist.policy.progress import Decoded, Progress
 from abacist.proof.evaluate import Evaluation, evaluate
 from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem

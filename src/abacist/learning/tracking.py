@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from abacist.policy.progress import Decoded, Progress
+from abacist.policy.decoding.progress import Decoded, Progress
 
 _TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
 

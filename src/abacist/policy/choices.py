@@ -1,7 +1,7 @@
-"""Where the model runs and in what arithmetic: device, dtype, attention, each with its reason.
+"""Device, dtype and attention implementation, each with the reason for the choice.
 
-``auto`` takes the best that works here and says why. What a user asks for by name is done or
-refused with a :class:`ModelError`, never quietly replaced.
+``auto`` chooses the best that works on this machine and says why. A choice by name is used or
+refused with a :class:`ModelError`, never silently replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision, ready to print: ``device  cuda:0  (an NVIDIA H200 is here)``."""
+    """One choice, ready to print: ``device  cuda:0  (NVIDIA H200 is available)``."""
 
     what: str
     value: str
@@ -38,9 +38,9 @@ def choose_device(asked: str) -> tuple[torch.device, Choice]:
         if torch.cuda.is_available():
             rank = int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
             device = torch.device("cuda", rank)
-            why = f"{torch.cuda.get_device_name(device)} is here"
+            why = f"{torch.cuda.get_device_name(device)} is available"
         elif torch.backends.mps.is_available():
-            device, why = torch.device("mps"), "an Apple GPU is here"
+            device, why = torch.device("mps"), "an Apple GPU is available"
         else:
             device, why = torch.device("cpu"), "PyTorch sees no GPU (CUDA or MPS)"
         return device, Choice("device", str(device), why)
@@ -55,7 +55,7 @@ def choose_device(asked: str) -> tuple[torch.device, Choice]:
             "Use --device auto, or install a CUDA build of PyTorch and check nvidia-smi.",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("Device 'mps' was asked for, but here is no Apple GPU.", "Use auto.")
+        raise ModelError("Device 'mps' was asked for, but no Apple GPU is available.", "Use auto.")
     return device, Choice("device", str(device), "asked for")
 
 
@@ -69,7 +69,7 @@ def choose_dtype(
         return _DTYPES[asked], Choice("dtype", asked, "asked for")
     dtype = torch.float32
     if trains_all_weights:
-        why = "full fine-tuning: bfloat16 weights would round small updates away"
+        why = "full fine-tuning: in bfloat16 small updates would be rounded away"
     elif device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         dtype, why = torch.bfloat16, "this GPU computes in bfloat16; adapters stay in float32"
     elif device.type == "cuda":
@@ -86,28 +86,28 @@ def choose_attention(
 ) -> tuple[str, Choice]:
     """The ``attn_implementation`` for ``asked``: ``auto``, or one of transformers' names.
 
-    ``auto`` chooses among those that ``kind``, the model's class, can use where it is known: with
-    soft-capped scores (Gemma 2), for example, not every one can.
+    ``auto`` chooses among those that ``kind``, the model's class, supports, if it is known. A model
+    with soft-capped scores (Gemma 2), for example, does not support all of them.
 
-    FlashAttention 2 comes from the ``flash_attn`` package or, where that is missing, from the
-    ``kernels`` package, through which transformers fetches a build from the Hub.
+    FlashAttention 2 comes from the ``flash_attn`` package or, if that is missing, from the
+    ``kernels`` package, through which transformers downloads a build from the Hub.
     """
-    obstacle = _flash_obstacle(device, dtype)
+    reason = _flash_unsupported_reason(device, dtype)
     if asked == "auto":
         name = "this model" if kind is None else kind.__name__
-        if obstacle is None and not getattr(kind, "_supports_flash_attn", True):
-            obstacle = f"{name} does not support it"
-        obstacle = obstacle or _kernel_obstacle()
-        if obstacle is None:
+        if reason is None and not getattr(kind, "_supports_flash_attn", True):
+            reason = f"{name} does not support it"
+        reason = reason or _hub_build_unsupported_reason()
+        if reason is None:
             value, why = "flash_attention_2", f"from the {_flash_source()}"
         elif not getattr(kind, "_supports_sdpa", True):
-            value, why = "eager", f"{name} does not support sdpa; no FlashAttention: {obstacle}"
+            value, why = "eager", f"{name} does not support sdpa; no FlashAttention: {reason}"
         else:
-            value, why = "sdpa", f"PyTorch's own; no FlashAttention, because {obstacle}"
+            value, why = "sdpa", f"PyTorch's own; no FlashAttention, because {reason}"
         return value, Choice("attention", value, why)
-    if asked == "flash_attention_2" and obstacle is not None:
+    if asked == "flash_attention_2" and reason is not None:
         raise ModelError(
-            f"flash_attention_2 was asked for, but {obstacle}.",
+            f"flash_attention_2 was asked for, but {reason}.",
             "Use --attn_implementation auto or sdpa.",
         )
     if asked == "flex_attention" and device.type == "cpu":
@@ -118,8 +118,8 @@ def choose_attention(
     return asked, Choice("attention", asked, "asked for")
 
 
-def _flash_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why FlashAttention 2 cannot be used here, or None."""
+def _flash_unsupported_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why FlashAttention 2 cannot be used, or None."""
     if device.type != "cuda":
         return "it needs a CUDA device"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -131,15 +131,15 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _kernel_obstacle() -> str | None:
-    """Why a FlashAttention 2 that is not installed cannot be fetched from the Hub, or None."""
+def _hub_build_unsupported_reason() -> str | None:
+    """Why FlashAttention 2 cannot be downloaded from the Hub, or None; None too if installed."""
     if is_flash_attn_2_available():
         return None
     try:
         lazy_import_flash_attention(FLASH_ATTN_KERNEL_FALLBACK["flash_attention_2"])
     except Exception as error:  # no network, no build for this machine, a broken build
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"its build could not be fetched from the Hub ({reason})"
+        return f"its build could not be downloaded from the Hub ({reason})"
     return None
 
 

@@ -30,7 +30,8 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from abacist.policy import graphs, instances
+from abacist.policy import instances
+from abacist.policy.decoding import graphs
 from abacist.policy.instances import base_of, linears_of
 from abacist.policy.kernels import build
 
@@ -39,7 +40,7 @@ class FastPart(StrEnum):
     """What can be computed faster than by TRL and transformers."""
 
     DECODING = "decoding"
-    """Completions by our engine (``policy.engine``)."""
+    """Completions by our engine (``policy.decoding.engine``)."""
     SCORING = "scoring"
     """Log-probabilities of a packed batch (``policy.scoring``)."""
     FUSED_LAYERS = "fused layers"
@@ -51,7 +52,7 @@ class FastPart(StrEnum):
     KERNELS = "CPU kernels"
     """The C++ kernels of ``policy.kernels``."""
     CUDA_GRAPHS = "CUDA graphs"
-    """In decoding: the step that writes a token, recorded once (``policy.graphs``)."""
+    """In decoding: the step that writes a token, recorded once (``policy.decoding.graphs``)."""
 
 
 @dataclass(frozen=True)
@@ -294,9 +295,9 @@ def _unsupported_here(base: Any, part: FastPart) -> str | None:
     if support.dtypes is not None and weight.dtype not in support.dtypes:
         return f"its weights are {_name(weight.dtype)}"
     if part is FastPart.KERNELS:
-        return build.obstacle()
+        return build.unsupported_reason()
     if part is FastPart.CUDA_GRAPHS:
-        return graphs.obstacle()
+        return graphs.unsupported_reason()
     if part is FastPart.MICRO_BATCH_FUSION:
         return None
     dtype = compute_dtype(weight)

@@ -1,7 +1,7 @@
-"""Load the policy: a model, its guarded chat, and the choices made on the way.
+"""Load the policy: a model, its chat, and the choices made for it.
 
-One function for everything a person may call a model: the built-in ``tiny``, a Hub id, a
-folder, or a PEFT adapter, whose base is found by the name the adapter recorded.
+:func:`load_policy` loads everything that can be named as a model: the built-in ``tiny``, a Hub id,
+a folder, or a PEFT adapter, whose base is found by the name that the adapter recorded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from abacist.policy.source import BUILT_IN, Source, find, read_json
 
 @dataclass
 class Policy:
-    """A model that is ready to generate, and to be trained if it was loaded to be."""
+    """A model ready to generate, and to be trained if it was loaded as trainable."""
 
     model: PreTrainedModel | PeftModel
     chat: Chat
@@ -50,7 +50,7 @@ class Policy:
 
     @property
     def context_tokens(self) -> int:
-        """The longest prompt plus completion the model was made for."""
+        """The longest prompt plus completion that the model supports."""
         positions = int(self.model.config.get_text_config().max_position_embeddings)
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             positions -= int(self.model.active_peft_config.num_virtual_tokens or 0)
@@ -58,17 +58,17 @@ class Policy:
 
 
 def quiet_libraries() -> None:
-    """Silence transformers' chatter and loading bars; errors, and bars of downloads, stay."""
-    # Renamed attributes that PEFT and TRL still use: nothing a user of ours can mend.
+    """Silence the warnings and loading bars of transformers. Errors and download bars stay."""
+    # About renamed attributes that PEFT and TRL still use, which users cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    huggingface_hub.utils.enable_progress_bars()  # the line above turned them off too
+    huggingface_hub.utils.enable_progress_bars()  # turned off too by the line above
 
 
 def default_lora(*, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> LoraConfig:
-    """LoRA on every linear layer but the head, without dropout (facts.md §2 and §4)."""
+    """LoRA on every linear layer except the head, by default without dropout."""
     return LoraConfig(
         r=r,
         lora_alpha=alpha,
@@ -92,16 +92,16 @@ def load_policy(
 ) -> Policy:
     """Load ``model`` and settle its chat.
 
-    ``lora`` wraps a base model in a fresh adapter, drawn from ``seed`` alone and always trainable.
-    ``trainable`` without it means the whole model, or the adapter that ``model`` itself is.
-    Raises :class:`ModelError`: no such model, no way to it, nothing loadable in it, or a choice
-    asked for that cannot be had here.
+    ``lora`` wraps a base model in a new adapter, initialised from ``seed`` alone and always
+    trainable. ``trainable`` without ``lora`` trains the whole model or, if ``model`` is an adapter,
+    that adapter. Raises :class:`ModelError` if there is no such model, if it cannot be reached or
+    loaded, or if a requested choice is not available on this machine.
     """
     found = find(model, revision=revision, trust_remote_code=trust_remote_code)
     base = _base_of(found, trust_remote_code) if found.is_adapter else found
     if found.is_adapter and lora is not None:
         raise ModelError(
-            f"'{model}' is an adapter already, so it takes no second one.",
+            f"'{model}' is already an adapter, and a second one cannot be added.",
             "Leave out the LoRA settings to train it further, or merge it first.",
         )
     where, device_choice = choose_device(device)
@@ -116,7 +116,7 @@ def load_policy(
         _load_tokenizer(found if found.has_tokenizer else base, trust_remote_code),
         generation_config=network.generation_config,
     )
-    # On the CPU up to here, so that a seed draws the same adapter on every machine.
+    # Still on the CPU, so that a seed gives the same adapter on every machine.
     if found.is_adapter:
         network = _load_adapter(network, found, base, trainable)
     elif lora is not None:
@@ -125,8 +125,8 @@ def load_policy(
             torch.manual_seed(seed)
             network = get_peft_model(network, _PortableLora.of(lora, base.portable_name))
     if isinstance(network, PeftModel) or base.name != BUILT_IN:
-        # What model cards show, and where TRL loads a reference model from (full fine-tuning with
-        # beta > 0): the built-in's folder stays, because no Hub could resolve its name.
+        # Model cards show this name, and TRL loads a reference model by it (full fine-tuning with
+        # beta > 0). The built-in keeps its folder, because its name is not on the Hub.
         network.config._name_or_path = base.portable_name
     try:
         network = network.to(where)
@@ -145,10 +145,10 @@ def load_policy(
 
 
 class _PortableLora(LoraConfig):
-    """LoRA that knows its base by folder while it lives and by its portable name once saved.
+    """LoRA that refers to its base by folder in memory, and by its portable name once saved.
 
-    PEFT looks its base up whenever an adapter is saved: by a name, on the Hub, over the network;
-    by a folder, at once. What is written down must still be the name that others can use.
+    PEFT looks up the base whenever an adapter is saved: on the Hub, over the network, if it is a
+    name; immediately, if it is a folder. The saved file must still have a name that others can use.
     """
 
     portable_name: str  # not a dataclass field, so that it is not saved itself
@@ -163,7 +163,7 @@ class _PortableLora(LoraConfig):
 
     def to_dict(self) -> dict[str, Any]:
         saved = {**super().to_dict(), "base_model_name_or_path": self.portable_name}
-        # PEFT writes its sets in the order of a run's hash seed; equal adapters get equal files.
+        # PEFT writes sets in hash order, which changes between runs. Equal adapters, equal files.
         return {k: sorted(v) if isinstance(v, set) else v for k, v in saved.items()}
 
 
@@ -184,19 +184,19 @@ def _base_of(adapter: Source, trust_remote_code: bool) -> Source:
         ) from error
     if base.is_adapter:
         raise ModelError(
-            f"The adapter '{adapter.name}' sits on another adapter, '{name}'.",
+            f"The adapter '{adapter.name}' is based on another adapter, '{name}'.",
             "Merge that one into its base first.",
         )
     return base
 
 
 def _class_of(source: Source, trust_remote_code: bool) -> type | None:
-    """The class that a model in transformers' own code will have; None where it cannot be told."""
+    """The model's class, if it is one of transformers' own; else None."""
     try:
         config = AutoConfig.from_pretrained(
             source.folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except Exception:  # loading will say what is wrong with it
+    except Exception:  # loading will report what is wrong with it
         return None
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return found if isinstance(found, type) else None
@@ -263,26 +263,26 @@ def _load_adapter(
 
 
 def _unloadable(source: Source, error: Exception) -> ModelError:
-    """Say of a folder that looked right what was wrong with it after all."""
+    """The error for a folder with the right files that cannot be loaded."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     reason = shorten(" ".join(lines[:2]), 250, placeholder=" …").rstrip(".")
     hint = "It must be a causal language model in the Hugging Face layout."
     if isinstance(error, SafetensorError):
         reason, hint = f"its weights are damaged ({reason})", "Fetch the model again."
     elif "size mismatch" in str(error) or "ignore_mismatched_sizes" in str(error):
-        reason = "its weights have other shapes than its config, or its base model, says"
+        reason = "its weights have other shapes than its config, or its base model, requires"
         hint = "Check that they belong together."
     elif "attention" in str(error) and "attn_implementation" in str(error):
         reason = "it does not support the attention that was asked for"
         hint = "Use --attn_implementation auto (or eager, which every model supports)."
     elif "trust_remote_code" in str(error):
-        reason = "it can only be loaded by code of its own"
+        reason = "it needs code of its own to be loaded"
         hint = "Read that code, then allow it with --trust_remote_code true."
     elif "does not recognize this architecture" in str(error):
         reason = "this version of transformers does not know its architecture"
         hint = "Update transformers, or choose another model."
     elif "Unrecognized configuration class" in str(error):
-        reason = "it is no causal language model"
+        reason = "it is not a causal language model"
     elif isinstance(error, ImportError):
         hint = "Install what is missing, or choose another model."
     return ModelError(f"{source} cannot be loaded: {reason}.", hint)

@@ -1,9 +1,8 @@
-"""Find a model's files: built in, in a folder, or on the Hub; and refuse early, with a way on.
+"""Find the files of a model: the built-in one, a folder, or a Hub id. Refuse early, with a hint.
 
-Whatever a model is called, the rest of the program loads it from one folder on this disk. A
-Hub id is asked for with a short deadline first, because the libraries below retry an unreachable
-Hub for half a minute, and then fetched into the Hub's own cache. Only safetensors are ever
-fetched or read: nothing is unpickled.
+The rest of the program loads every model from one local folder. A Hub id is looked up with a short
+deadline first, because the libraries retry an unreachable Hub for half a minute. Then it is
+downloaded into the Hub's own cache. Only safetensors are downloaded or read; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _ELSEWHERE = "Or name a local folder, or the built-in 'tiny'."
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was found. ``portable_name`` finds it again, on another machine if it can."""
+    """A model that was found; ``portable_name`` finds it again, on other machines if possible."""
 
     name: str
     folder: Path
@@ -56,18 +55,18 @@ class Source:
 
 
 def find(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Source:
-    """Where ``name`` is: ``tiny``, a folder, or a Hub id (downloaded here if need be).
+    """Find ``name``: ``tiny``, a folder, or a Hub id, which is downloaded if necessary.
 
-    A folder wins over a Hub id of the same name; the built-in wins over both (say ``./tiny``).
-    Raises :class:`ModelError` within seconds when there is no such model, no way to reach it, or
-    nothing in it that could be loaded.
+    The built-in comes before a folder of the same name (write ``./tiny`` for the folder), and a
+    folder before a Hub id. Raises :class:`ModelError` within seconds if there is no such model, if
+    it cannot be reached, or if it has no files that can be loaded.
     """
     if name == BUILT_IN:
         folder, portable = BUILT_IN_FOLDER, name
         if not (folder / "config.json").exists():
             raise ModelError(
                 f"The built-in model is missing from this installation ({folder}).",
-                "Install abacist again, or make the model anew (see CONTRIBUTING).",
+                "Install abacist again, or remake the model (see CONTRIBUTING).",
             )
     elif name and (local := Path(name).expanduser()).exists():
         folder, portable = local, str(local.resolve())
@@ -85,24 +84,24 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}", "The copy is damaged.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{file} holds no JSON object.", "The copy is damaged.")
+        raise ModelError(f"{file} is not a JSON object.", "The copy is damaged.")
     return content
 
 
 def _check_files(name: str, folder: Path) -> bool:
-    """Whether ``folder`` holds an adapter (else a model); raises if it holds neither, whole."""
+    """Whether ``folder`` holds an adapter (else a model). Raises if it holds neither completely."""
     if not folder.is_dir():
         raise ModelError(f"'{name}' is a file.", "Name the folder that holds config.json.")
     is_adapter = (folder / "adapter_config.json").exists()
     if not is_adapter and not (folder / "config.json").exists():
         inside = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
         raise ModelError(
-            f"'{name}' is no model: {folder} has neither config.json nor adapter_config.json.",
+            f"'{name}' is not a model: {folder} has neither config.json nor adapter_config.json.",
             f"Did you mean {inside[-1]}?" if inside else "Name a Hugging Face model folder.",
         )
     for file in _SETTINGS:
         if (folder / file).exists():
-            read_json(folder / file)  # transformers passes over some that it cannot read
+            read_json(folder / file)  # transformers ignores some that it cannot read
     expected = _expected_weights(folder, is_adapter)
     missing = [file for file in expected if not (folder / file).exists()]
     if not missing:
@@ -116,7 +115,7 @@ def _check_files(name: str, folder: Path) -> bool:
         )
     raise ModelError(
         f"'{name}' is incomplete: {', '.join(missing[:3])} missing in {folder}.",
-        "Fetch it again; the download or copy was not finished.",
+        "Download it again; the download or copy was not finished.",
     )
 
 
@@ -145,7 +144,7 @@ def _from_hub(name: str, revision: str | None, trust_remote_code: bool) -> Path:
 
     try:
         HfApi().model_info(name, revision=revision, timeout=HUB_DEADLINE_SECONDS)
-    except Exception as error:  # unreachable in any way: what was fetched before still serves
+    except Exception as error:  # unreachable: use what was downloaded before
         try:
             return fetch(local_files_only=True)
         except (LocalEntryNotFoundError, HFValidationError):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from abacist.errors import DataError, ModelError
-from abacist.policy.progress import Decoded, Progress
+from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.proof.evaluation import Evaluation, Settings
 from abacist.proof.unfinished import Parts
 from abacist.records.rollout import Rollout
@@ -23,7 +23,7 @@ from abacist.task.reply import parse_reply
 from abacist.task.rewards import load_reward_funcs
 
 if TYPE_CHECKING:  # the proof floor reads and compares kept evaluations without torch
-    from abacist.policy.decoding import Completion
+    from abacist.policy.decoding.generation import Completion
     from abacist.policy.loading import Policy
 
 __all__ = ["Evaluation", "Settings", "evaluate"]
@@ -55,15 +55,16 @@ def evaluate(
     ``temperature`` 0 is greedy. ``prefill`` opens every reply and counts as part of it.
     ``progress`` is told how far it is, after every token where that is known. ``run_id``, ``split``
     and ``step`` go into the rollouts, ``conditions`` into the evaluation. ``generate`` stands in
-    for :func:`abacist.policy.decoding.generate`, ``native_messages`` for our own prompt. With
-    ``parts`` replies are kept as they come, and those already kept there are not asked for again.
+    for :func:`abacist.policy.decoding.generation.generate`, ``native_messages`` for our own prompt.
+    With ``parts`` replies are kept as they come, and those already kept there are not asked for
+    again.
 
     Raises DataError for no problems, two under one id or text that would be control tokens,
     ModelError for a prompt and budget that exceed the context, and whatever ``generate`` raises.
     """
     _refuse_unusable(problems)
     if generate is None:
-        from abacist.policy import decoding
+        from abacist.policy.decoding import generation as decoding
 
         generate = decoding.generate
 

@@ -98,7 +98,7 @@ class NativePrompt:
         """The policy in this form; a base model's chat is exchanged for running text."""
         if form is not NativeForm.COMPLETION:
             return cls(policy, form, Shots())
-        from abacist.policy.plainchat import PlainChat
+        from abacist.policy.chat import PlainChat
 
         return cls(replace(policy, chat=PlainChat.of(policy.chat)), form, shots)
 

@@ -188,7 +188,7 @@ def _lean_bytes(model: Any) -> int:
         if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        if adapted or is_fused or kernels.takes(linear.weight):
+        if adapted or is_fused or kernels.supports(linear.weight):
             total += _bytes([linear.weight])
     return total
 

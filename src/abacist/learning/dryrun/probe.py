@@ -15,9 +15,9 @@ from typing import Any
 from abacist.learning.config import Config
 from abacist.learning.dryrun.solverates import SolveRates
 from abacist.learning.task import Task
-from abacist.policy import decoding
+from abacist.policy.decoding import generation as decoding
+from abacist.policy.decoding.progress import Progress
 from abacist.policy.loading import Policy
-from abacist.policy.progress import Progress
 from abacist.proof.evaluate import Evaluation, evaluate
 from abacist.proof.statistics import Interval, clustered_mean, proportion
 from abacist.task.problems import draw

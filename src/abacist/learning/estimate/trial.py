@@ -19,11 +19,11 @@ import torch
 
 from abacist.learning import fastpath
 from abacist.learning.resume.exactstate import random_state, set_random_state
-from abacist.policy import decoding
-from abacist.policy.drawing import Sampling
+from abacist.policy.decoding import generation as decoding
+from abacist.policy.decoding.progress import Decoded
+from abacist.policy.decoding.token_sampling import Sampling
 from abacist.policy.families import FastPart
 from abacist.policy.loading import Policy
-from abacist.policy.progress import Decoded
 
 FIRST_ROWS = 8
 MOST_PROMPT_TOKENS = 64  # that are read in a trial

@@ -1,22 +1,23 @@
 // One token for every row of a decoding batch: the whole network in one call.
 //
-// Written token by token, a small network is some 350 tiny operations a token, and dispatching them
-// costs more than the arithmetic. Here threads walk through all layers without coming back, each
-// with its rows or, where weights are large, with its share of the weights.
+// A token of a small network is about 350 tiny operations, and dispatching them from Python costs
+// more than the arithmetic. Here the threads go through all layers in one parallel region, each
+// with its share of the rows or, if the weights are large, with its share of the weights.
 //
-// N rows, H hidden numbers, D numbers of a head, T tokens.
+// N rows, L layers, C hidden size, H query heads, K key heads, Q = H / K, D head dim, I inner size
+// of the MLP.
 
 #include <vector>
 
-#include "reading.h"
+#include "decode_attention.h"
 #include "threads.h"
 
-constexpr int64_t CACHED_BYTES = 4 << 20;
+constexpr int64_t CACHED_BYTES = 4 << 20;  // a layer of at most this size stays in the caches
 
 static int64_t bytes_of(const Layer& layer) {
     int64_t total = 0;
     for (const Product* product :
-         {&layer.query_key_value, &layer.attention_out, &layer.gated, &layer.down})
+         {&layer.query_key_value, &layer.attention_out, &layer.swiglu, &layer.down})
         total += product->panels() * PANEL * product->inputs * sizeof(float);
     return total;
 }
@@ -25,8 +26,8 @@ extern "C" {
 
 int64_t panel_outputs() { return PANEL; }
 
-// Lays weight [outputs, inputs] into the panels of `packed`, of which each takes `width` of its
-// outputs from `lane` on; the outputs before it, if any, are `before`.
+// Packs weight [outputs, inputs] into the panels of `packed`, behind `before` outputs of other
+// weights. Each panel takes `width` outputs, from lane `lane` on.
 void pack(const float* weight, int64_t outputs, int64_t inputs, int64_t before, int64_t width,
           int64_t lane, float* packed, int threads) {
     const int64_t first = before / width, end = (before + outputs + width - 1) / width;
@@ -49,8 +50,8 @@ void multiply(const Product* product, const float* x, int64_t rows, const float*
     }
 }
 
-// The states [N, H] behind the last norm, after each row has read its token; its key and value
-// are written into the store of the rows. D must be a multiple of LANES.
+// Lets each row read its token: writes the hidden states [N, C] after the last norm, and stores the
+// token's keys and values. D must be a multiple of LANES.
 void decode(const Network* the_network, const Batch* the_batch, float* states, int threads) {
     const Network& network = *the_network;
     const Batch& batch = *the_batch;
@@ -63,27 +64,29 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
         longest_prompt = std::max(longest_prompt, batch.prompt_tokens[row]);
         longest_own = std::max(longest_own, batch.written[row] + 1);
     }
+    // Of attend_prompt: queries [D, LANES] and scores [T, LANES]; of attend_own: scores [Q, T].
     const int64_t per_thread =
         std::max((size + longest_prompt) * LANES, group * (longest_own + LANES));
 
-    // Kept from call to call: fresh memory costs more than what is done with it.
+    // Kept from call to call: new memory costs more than the work done in it.
     static thread_local std::vector<float> memory;
-    static thread_local std::vector<Found> found;
+    static thread_local std::vector<PromptSoftmax> softmax_memory;
     memory.resize(rows * (2 * hidden + projected + 2 * query + network.inner) +
                   threads * per_thread);
-    found.resize(rows * network.query_heads);
-    Found* const all_found = found.data();
-    float* const stream = memory.data();  // the residual stream
-    float* const normed = stream + rows * hidden;
-    float* const heads = normed + rows * hidden;
-    float* const turned = heads + rows * projected;
-    float* const read = turned + rows * query;
-    float* const inner = read + rows * query;
+    softmax_memory.resize(rows * network.query_heads);
+    PromptSoftmax* const softmax = softmax_memory.data();  // [N, H]
+    float* const stream = memory.data();                   // the residual stream [N, C]
+    float* const normed = stream + rows * hidden;          // [N, C]
+    float* const heads = normed + rows * hidden;           // queries, keys, values [N, H + 2 K, D]
+    float* const rotated = heads + rows * projected;       // queries [N, H, D]
+    float* const attended = rotated + rows * query;        // [N, H, D]
+    float* const inner = attended + rows * query;          // [N, I]
     float* const all_scratch = inner + rows * network.inner;
 
-    // Where the weights of a layer lie in the caches, a thread takes its rows through the whole
-    // network by itself and waits for nobody: a core that is busy elsewhere would be waited for at
-    // every step. Larger weights are shared out, for reading them is what takes the time.
+    // If the weights of a layer stay in the caches, each thread takes its rows through the whole
+    // network alone. Threads that wait for each other would wait for any core that is busy
+    // elsewhere, at every operation. Larger weights are divided among the threads instead, because
+    // reading them is what takes the time; then all threads meet after every operation.
     const bool shares_weights = bytes_of(network.layers[0]) > CACHED_BYTES;
 
 #pragma omp parallel num_threads(threads)
@@ -92,8 +95,8 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
         float* const scratch = all_scratch + own * per_thread;
         const Share my_rows(rows, own, all_threads);
         const Share multiplied = shares_weights ? Share(rows, 0, 1) : my_rows;
-        const std::vector<Meeting> meetings =
-            all_meetings(batch, group, multiplied.first, multiplied.end);
+        const std::vector<QueryTile> tiles =
+            query_tiles(batch, group, multiplied.first, multiplied.end);
         const auto wait_for_all = [&] {
             if (shares_weights) {
 #pragma omp barrier
@@ -123,30 +126,32 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
             multiply(layer.query_key_value, normed, false, heads);
             for (int64_t row = my_rows.first; row < my_rows.end; row++)
                 for (int64_t head = 0; head < key_heads; head++)
-                    project(network, batch, number, row, head, heads + row * projected,
-                            turned + row * query);
+                    rotate_and_store(network, batch, number, row, head, heads + row * projected,
+                                     rotated + row * query);
             wait_for_all();
-            const int64_t pieces = meetings.size() * key_heads;
+            const int64_t pieces = tiles.size() * key_heads;
             const Share my_pieces =
                 shares_weights ? Share(pieces, own, all_threads) : Share(pieces, 0, 1);
             for (int64_t piece = my_pieces.first; piece < my_pieces.end; piece++) {
-                const Meeting& meeting = meetings[piece / key_heads];
+                const QueryTile& tile = tiles[piece / key_heads];
                 const int64_t head = piece % key_heads;
-                meet(network, batch, number, head, meeting, turned, scratch, all_found, read);
+                attend_tile(network, batch, number, head, tile, rotated, scratch, softmax,
+                            attended);
             }
             wait_for_all();
             for (int64_t row = my_rows.first; row < my_rows.end; row++)
                 for (int64_t head = 0; head < key_heads; head++) {
                     const int64_t first = row * network.query_heads + head * group;
-                    read_own(size)(batch.rows.at(network, 0, number, row, head),
-                                   batch.rows.at(network, 1, number, row, head),
-                                   batch.written[row] + 1, size, group, turned + first * size,
-                                   all_found + first, scratch, read + first * size);
+                    attend_own_for(size)(batch.rows.at(network, 0, number, row, head),
+                                         batch.rows.at(network, 1, number, row, head),
+                                         batch.written[row] + 1, size, group,
+                                         rotated + first * size, softmax + first, scratch,
+                                         attended + first * size);
                 }
             wait_for_all();
-            multiply(layer.attention_out, read, true, stream);
+            multiply(layer.attention_out, attended, true, stream);
             norm_rows(layer.mlp_norm, normed);
-            multiply(layer.gated, normed, false, inner);
+            multiply(layer.swiglu, normed, false, inner);
             multiply(layer.down, inner, true, stream);
         }
         norm_rows(network.final_norm, states);

@@ -1,4 +1,4 @@
-// What a compiled library says of itself: build.py asks it before it trusts it.
+// What a compiled library reports about itself; build.py checks it after loading.
 #include "threads.h"
 #include "vector.h"
 
@@ -11,7 +11,8 @@ const char* kernels_digest() { return KERNELS_DIGEST; }
 
 int kernels_lanes() { return LANES; }
 
-// 0 without OpenMP; -1 if those who start the threads and those who number them are two libraries.
+// The number of threads; 0 without OpenMP; -1 if two OpenMP libraries are loaded, so that one
+// starts the threads and another numbers them.
 int kernels_threads() {
     int level = 0;
 #pragma omp parallel num_threads(1)

@@ -1,16 +1,16 @@
-// A matrix product of whatever shape and strides, for training.
+// A matrix product of any shape and strides, for training.
 //
-// The libraries at hand either use half of some processors or compile a kernel for each new
-// shape, and in training every batch has a new one. Each panel of weights is laid out as it is
-// reached, in a corner of the cache, and met by all rows.
+// PyTorch's libraries either use half of some processors or compile a kernel for each new shape,
+// and in training every batch has a new shape. Here each panel of weights is packed when its turn
+// comes, into memory that stays in the cache, and multiplied with all rows.
 
 #include <algorithm>
 #include <vector>
 
-#include "products.h"
+#include "panels.h"
 
-// So many are added up before the sum joins the others: a float32 sum over all rows of a large
-// vocabulary would lose what is small, and its panel would not stay in the cache.
+// A sum is taken over at most this many inputs and then added to the others. One float32 sum over a
+// large vocabulary would lose small terms, and its panel would not stay in the cache.
 constexpr int64_t INPUTS_AT_ONCE = 4096;
 
 extern "C" {
@@ -21,8 +21,9 @@ void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, cons
                   int64_t output_step, int64_t input_step, const float* bias, float* y,
                   int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int threads) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
-    // With few panels the rows are shared out too.
-    const int64_t parts = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, rows / ROWS + 1);
+    // With few panels, the rows are divided among the threads too.
+    const int64_t tiles = rows / TILE_ROWS<PANEL_VECTORS> + 1;
+    const int64_t parts = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, tiles);
 #pragma omp parallel num_threads(threads)
     {
         static thread_local std::vector<float> memory;
@@ -42,7 +43,7 @@ void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, cons
                 if (count < PANEL) std::fill_n(packed, some * PANEL, 0.0f);
                 lay_out(weight + column * output_step + from * input_step, output_step, input_step,
                         count, some, packed);
-                multiply(x + first * x_row_step + from * x_input_step, x_row_step, x_input_step,
+                multiply({x + first * x_row_step + from * x_input_step, x_row_step, x_input_step},
                          end - first, packed, some, bias && from == 0 ? bias + column : nullptr,
                          count, adds || from > 0 ? to : nullptr, to, outputs, column);
                 from += some;

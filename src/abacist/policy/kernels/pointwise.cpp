@@ -1,14 +1,13 @@
-// What stands between the matrix products of a layer, forward and backward, each in one pass.
+// Norm, rotary embedding, SwiGLU and softmax for training, forward and backward, in one pass each.
 //
-// T tokens, H numbers of a state, D numbers of a head.
+// T tokens, C hidden size, D head dim, V vocabulary entries.
 
 #include <algorithm>
 #include <cmath>
 
-#include "norm.h"
-#include "products.h"
+#include "pointwise.h"
 
-constexpr int64_t WEIGHED_AT_ONCE = 64 * LANES;
+constexpr int64_t LOGITS_AT_ONCE = 64 * LANES;
 
 extern "C" {
 
@@ -19,7 +18,7 @@ void norm_forward(const float* x, const float* weight, int64_t rows, int64_t siz
         norm(x + row * size, weight, size, epsilon, y + row * size);
 }
 
-// total += the gradient of norm_forward by x. `grad` is its output's.
+// total [rows, size] += the gradient of norm_forward by x; `grad` is its output's.
 void norm_backward(const float* grad, const float* x, const float* weight, int64_t rows,
                    int64_t size, float epsilon, float* total, int threads) {
 #pragma omp parallel for num_threads(threads)
@@ -38,37 +37,32 @@ void norm_backward(const float* grad, const float* x, const float* weight, int64
     }
 }
 
-// x [T, heads, D] turned to its positions, in place; `direction` -1 turns it back.
-void turn(float* x, const float* cosines, const float* sines, int64_t tokens, int64_t heads,
-          int64_t size, float direction, int threads) {
-    const int64_t half = size / 2;
+// The rotary embedding of x [T, heads, D], in place; `direction` -1 is the inverse.
+void rotary(float* x, const float* cosines, const float* sines, int64_t tokens, int64_t heads,
+            int64_t size, float direction, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t token = 0; token < tokens; token++) {
-        const float *cosine = cosines + token * size, *sine = sines + token * size;
+    for (int64_t token = 0; token < tokens; token++)
         for (int64_t head = 0; head < heads; head++) {
-            float* one = x + (token * heads + head) * size;
-            for (int64_t i = 0; i < half; i++) {
-                const float a = one[i], b = one[i + half];
-                one[i] = a * cosine[i] - b * sine[i] * direction;
-                one[i + half] = b * cosine[i + half] + a * sine[i + half] * direction;
-            }
+            float* const one = x + (token * heads + head) * size;
+            rotary(one, cosines + token * size, sines + token * size, size, direction, 1.0f, one);
         }
-    }
 }
 
 // y = silu(gate) * up
-void gate_forward(const float* gates, const float* ups, int64_t count, float* y, int threads) {
+void swiglu_forward(const float* gates, const float* ups, int64_t count, float* y, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t left = count - i;
-        store_some(y + i, gate(load_some(gates + i, left), load_some(ups + i, left)), left);
+        store_some(y + i, swiglu(load_some(gates + i, left), load_some(ups + i, left)), left);
     }
 }
 
-// Each row of logits [rows, count] in its place turned into weights, the largest of them 1; what they
-// add up to; the log-probability of the row's target, and the entropy if it is asked for.
-void weigh(float* logits, const int64_t* targets, int64_t rows, int64_t count,
-           float inverse_temperature, float* totals, float* logps, float* entropies, int threads) {
+// Replaces each row of logits [rows, count] by its softmax, not yet normalised: the largest weight
+// is 1. Writes the sums of the weights, the log-probabilities of the targets, and the entropies
+// unless that pointer is null.
+void softmax(float* logits, const int64_t* targets, int64_t rows, int64_t count,
+             float inverse_temperature, float* totals, float* logps, float* entropies,
+             int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         float* one = logits + row * count;
@@ -79,11 +73,11 @@ void weigh(float* logits, const int64_t* targets, int64_t rows, int64_t count,
         for (; whole < count; whole++)
             if (one[whole] > most) most = one[whole];
         const float target = (one[targets[row]] - most) * inverse_temperature;
-        // In one float32 sum, what a large vocabulary's many rare tokens add would be rounded away.
+        // One float32 sum would round away what the many rare tokens of a large vocabulary add.
         double total = 0, surprise = 0;
-        for (int64_t start = 0; start < count; start += WEIGHED_AT_ONCE) {
+        for (int64_t start = 0; start < count; start += LOGITS_AT_ONCE) {
             Vec some = {}, some_surprise = {};
-            for (int64_t i = start; i < std::min(start + WEIGHED_AT_ONCE, count); i += LANES) {
+            for (int64_t i = start; i < std::min(start + LOGITS_AT_ONCE, count); i += LANES) {
                 const int64_t left = count - i;
                 Vec shifted = (load_some(one + i, left) - most) * inverse_temperature;
                 Vec weight = exponential(shifted);
@@ -103,9 +97,9 @@ void weigh(float* logits, const int64_t* targets, int64_t rows, int64_t count,
     }
 }
 
-// The gradients of gate_forward by both, its own being `grad`, where `by_gate` may lie too.
-void gate_backward(const float* grad, const float* gates, const float* ups, int64_t count,
-                   float* by_gate, float* by_up, int threads) {
+// The gradients of swiglu_forward by both; `grad` is its output's. `by_gate` may be `grad`.
+void swiglu_backward(const float* grad, const float* gates, const float* ups, int64_t count,
+                     float* by_gate, float* by_up, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t left = count - i;

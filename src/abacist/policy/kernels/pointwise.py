@@ -1,10 +1,10 @@
-"""What stands between the matrix products of a layer: one pass each, by kernel where there is one.
+"""Norm, rotary embedding, SwiGLU and softmax in one pass each, by kernel where there is one.
 
-PyTorch makes half a dozen passes over the activations for each of these, and keeps most of what
-they leave. Elsewhere (a GPU, half precision, no compiler) PyTorch's own operations compute the
-same. Nothing here knows of autograd.
+PyTorch makes half a dozen passes over the activations for each of these, and keeps most of the
+intermediate results. Without kernels (on a GPU, in half precision, without a compiler) PyTorch's
+own operations compute the same. None of these functions records gradients.
 
-Shapes: T tokens, H numbers of a state, D numbers of a head.
+Shapes: T tokens, C hidden size, D head dim, V vocabulary entries.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 
 from abacist.policy.kernels import build
 
-_OPERATIONS = 100  # that a number costs, about, in time: memory and exponentials
+_OPERATIONS = 100  # a number costs about as much time as this many: memory, exponentials
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """RMS normalisation of ``x`` [T, H], computed in float32."""
-    if not _takes(x, weight):
+    """RMS normalisation of ``x`` [T, C], computed in float32."""
+    if not _supports(x, weight):
         wide = x.float()
         factor = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
         return weight * (wide * factor).to(x.dtype)
@@ -35,8 +35,8 @@ def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def add_norm_gradient(
     total: Tensor, grad: Tensor, x: Tensor, weight: Tensor, epsilon: float
 ) -> None:
-    """``total`` [T, H] += the gradient of :func:`norm` by ``x``, its output's being ``grad``."""
-    if _takes(total, grad, x, weight):
+    """Add to ``total`` [T, C] the gradient of :func:`norm` by ``x``; ``grad`` is its output's."""
+    if _supports(total, grad, x, weight):
         _call("norm_backward", grad, x, weight, *x.shape, epsilon, total)
         return
     wide, slope = x.float(), (grad * weight).float()
@@ -45,51 +45,52 @@ def add_norm_gradient(
     total += (slope.sub_(wide * along) * factor).to(total.dtype)
 
 
-def turn(x: Tensor, cosines: Tensor, sines: Tensor, direction: float = 1.0) -> Tensor:
-    """``x`` [T, heads, D] turned to its positions (rotary embedding), in place where that goes.
+def rotary(x: Tensor, cosines: Tensor, sines: Tensor, direction: float = 1.0) -> Tensor:
+    """The rotary embedding of ``x`` [T, heads, D]; may overwrite ``x``.
 
-    ``cosines`` and ``sines`` are [T, D], as transformers makes them; ``direction`` -1 turns back,
-    which is also how gradients go.
+    ``cosines`` and ``sines`` are [T, D], as transformers makes them. ``direction`` -1 is the
+    inverse rotation, which also gives the gradient.
     """
-    if _takes(x, cosines, sines):
-        _call("turn", x, cosines, sines, *x.shape, direction)
+    if _supports(x, cosines, sines):
+        _call("rotary", x, cosines, sines, *x.shape, direction)
         return x
     first, second = x.chunk(2, dim=-1)
     crossed = torch.cat((-second, first), dim=-1)
     return x * cosines[:, None] + crossed * (direction * sines[:, None])
 
 
-def gate(gates: Tensor, ups: Tensor) -> Tensor:
+def swiglu(gates: Tensor, ups: Tensor) -> Tensor:
     """silu(``gates``) times ``ups``."""
-    if not _takes(gates, ups):
+    if not _supports(gates, ups):
         return F.silu(gates) * ups
     y = torch.empty_like(gates)
-    _call("gate_forward", gates, ups, gates.numel(), y)
+    _call("swiglu_forward", gates, ups, gates.numel(), y)
     return y
 
 
-def gate_gradients(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of :func:`gate` by both, its own being ``grad``, which is used up."""
-    if _takes(grad, gates, ups):
+def swiglu_gradients(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`swiglu` by both; ``grad`` is its output's and may be overwritten."""
+    if _supports(grad, gates, ups):
         by_ups = torch.empty_like(ups)
-        _call("gate_backward", grad, gates, ups, gates.numel(), grad, by_ups)
+        _call("swiglu_backward", grad, gates, ups, gates.numel(), grad, by_ups)
         return grad, by_ups
     return torch.ops.aten.silu_backward(grad * ups, gates), grad * F.silu(gates)
 
 
-def weigh(
+def softmax(
     logits: Tensor, targets: Tensor, inverse_temperature: float, compute_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Each row of ``logits`` [N, V], used up, as weights whose largest is 1.
+    """The softmax of ``logits`` [T, V], not yet normalised; overwrites ``logits``.
 
-    Returns them, what they add up to [N], the log-probability of each of ``targets`` [N], and the
-    entropies [N] of the tempered distribution, in nats, or None.
+    Returns the weights [T, V], the largest of each row being 1; their sums [T]; the log-probability
+    of each of ``targets`` [T]; and the entropies [T] of the tempered distribution, in nats, or
+    None.
     """
-    if _takes(logits):
+    if _supports(logits):
         totals, logps, entropies = logits.new_empty(3, len(logits))
         targets = targets.contiguous()
         wanted = entropies if compute_entropy else None
-        _call("weigh", logits, targets, *logits.shape, inverse_temperature, totals, logps, wanted)
+        _call("softmax", logits, targets, *logits.shape, inverse_temperature, totals, logps, wanted)
         return logits, totals, logps, wanted
     logits.sub_(logits.amax(dim=-1, keepdim=True)).mul_(inverse_temperature)
     weights = logits.exp()
@@ -101,8 +102,8 @@ def weigh(
     return weights, totals, logps, entropies
 
 
-def _takes(*tensors: Tensor) -> bool:
-    return all(x.is_contiguous() for x in tensors) and build.takes(*tensors)
+def _supports(*tensors: Tensor) -> bool:
+    return all(x.is_contiguous() for x in tensors) and build.supports(*tensors)
 
 
 def _call(name: str, *arguments: Tensor | float | int | None) -> None:

@@ -1,4 +1,4 @@
-// Draw a token for every row from its logits by a number of its own (inverse CDF), in one pass.
+// Sample a token for every row by inverse CDF at the row's own uniform number, in one pass.
 
 #include <algorithm>
 #include <vector>
@@ -7,10 +7,12 @@
 
 constexpr int64_t CHUNK = 16 * LANES;
 
-// The first token at which the cumulated probability exceeds `luck`, in [0, 1); the last one where
-// a logit is not a number, or none is possible.
-static int64_t draw(const float* logits, int64_t tokens, float inverse_temperature, double luck,
-                    float* weights, double* chunks) {
+// The first token whose cumulative probability exceeds `uniform`, in [0, 1); the last token if a
+// logit is NaN or all are -inf. `weights` [tokens, in whole chunks] and `chunks` (their sums) are
+// scratch memory. Sums of chunks are taken in double: in float32 a cumulative sum over a large
+// vocabulary would not grow at rare tokens.
+static int64_t sample_one(const float* logits, int64_t tokens, float inverse_temperature,
+                          double uniform, float* weights, double* chunks) {
     const int64_t padded = (tokens + CHUNK - 1) / CHUNK * CHUNK;
     std::copy_n(logits, tokens, weights);
     std::fill(weights + tokens, weights + padded, -__builtin_inff());
@@ -28,18 +30,18 @@ static int64_t draw(const float* logits, int64_t tokens, float inverse_temperatu
         total += chunks[start / CHUNK] = sum(sums);
     }
     if (!(total > 0)) return tokens - 1;
-    double left = luck * total;
+    double left = uniform * total;
     int64_t chunk = 0;
     while (chunk < padded / CHUNK - 1 && left >= chunks[chunk]) left -= chunks[chunk++];
     for (int64_t token = chunk * CHUNK; token < tokens; token++)
         if ((left -= weights[token]) < 0) return token;
-    // Rounding carried the search beyond the last token that is possible.
+    // By rounding, the search went past the last possible token.
     int64_t last = tokens - 1;
     while (!(weights[last] > 0)) last--;
     return last;
 }
 
-extern "C" void sample(const float* logits, const double* luck, int64_t rows, int64_t tokens,
+extern "C" void sample(const float* logits, const double* uniforms, int64_t rows, int64_t tokens,
                        float inverse_temperature, int64_t* chosen, int threads) {
 #pragma omp parallel num_threads(threads)
     {
@@ -49,7 +51,7 @@ extern "C" void sample(const float* logits, const double* luck, int64_t rows, in
         chunks.resize(tokens / CHUNK + 1);
 #pragma omp for
         for (int64_t row = 0; row < rows; row++)
-            chosen[row] = draw(logits + row * tokens, tokens, inverse_temperature, luck[row],
-                               weights.data(), chunks.data());
+            chosen[row] = sample_one(logits + row * tokens, tokens, inverse_temperature,
+                                     uniforms[row], weights.data(), chunks.data());
     }
 }

@@ -1,5 +1,5 @@
-// What the kernels ask of OpenMP. Its own header is missing beside compilers that take its pragmas
-// but bring no library, as Apple's.
+// The OpenMP functions in use. Compilers that accept the pragmas but bring no library, as Apple's,
+// lack its own header.
 #pragma once
 
 #ifdef _OPENMP

@@ -1,4 +1,4 @@
-// Matrices turned over, a square of vectors at a time.
+// Matrices transposed, a square of LANES by LANES at a time.
 #pragma once
 
 #include <utility>
@@ -15,7 +15,7 @@ static inline Vec interleave(Vec a, Vec b, std::integer_sequence<int, lane...>) 
 #endif
 }
 
-// LANES rows of as many numbers, transposed: interleaving the halves log2 of LANES times does it.
+// Transposes a square in registers: interleaving its halves log2(LANES) times does it.
 static inline void transpose(Vec (&rows)[LANES]) {
     constexpr std::make_integer_sequence<int, LANES> lanes;
     for (int pass = 1; pass < LANES; pass *= 2) {
@@ -28,7 +28,7 @@ static inline void transpose(Vec (&rows)[LANES]) {
     }
 }
 
-// to [columns, rows] from [rows, columns]; both whole multiples of LANES.
+// to [columns, rows] = the transpose of from [rows, columns]; both are multiples of LANES.
 static inline void transpose(float* to, int64_t to_stride, const float* from, int64_t from_stride,
                              int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; r += LANES)

@@ -1,4 +1,12 @@
-// A tree of texts that lie one after another, cut into work for threads.
+// The tree of a packed batch, divided into work for threads.
+//
+// Texts lie one after another; each branch continues its parent. For example, with a prompt of five
+// tokens and two completions of three:
+//
+//     branch 0: tokens 0-4, parent -1      branch 1: tokens 5-7, parent 0
+//                                          branch 2: tokens 8-10, parent 0
+//
+// A token sees its own branch up to itself, and all tokens of the branches above.
 #pragma once
 
 #include <algorithm>
@@ -9,31 +17,31 @@
 namespace attention {
 
 struct Branch {
-    int64_t start, tokens, parent;  // the parent's place in the list, before its own; -1: none
+    int64_t start, tokens, parent;  // the parent is an earlier branch; -1: none
 };
 
-// Rows of one branch that are worked on together: a token has as many rows as a key head has
-// query heads, next to each other.
+// Rows of one branch that are worked on together. A row is one query head of one token; the query
+// heads that share a key head are neighbouring rows.
 struct Block {
     int64_t branch, first, count;
-    int64_t work;  // about in proportion to the time it takes
+    int64_t work;  // roughly proportional to the time it takes
 };
 
-// Blocks that follow each other, and the branches that they see.
+// Successive blocks, and the branches that they see.
 struct Part {
     size_t first_block = 0, end_block = 0;
-    std::vector<int64_t> places;  // by branch: where its tokens begin among those seen; -1: unseen
+    std::vector<int64_t> places;  // by branch: its first token among those seen; -1: not seen
     int64_t tokens = 0;           // seen
 };
 
-// Memory for numbers, aligned to any vector's needs and not cleared.
+// Uninitialised memory for floats, aligned for any vector.
 struct Floats {
-    explicit Floats(int64_t count) { hold(count); }
+    explicit Floats(int64_t count) { reserve(count); }
     Floats(const Floats&) = delete;
     ~Floats() { free(at); }
 
-    // So many from now on; what was there may be lost.
-    void hold(int64_t count) {
+    // Make room for `count` floats; the contents may be lost.
+    void reserve(int64_t count) {
         if (count <= held) return;
         free(at);
         at = static_cast<float*>(aligned_alloc(64, (count + 15) / 16 * 64));
@@ -46,7 +54,7 @@ struct Floats {
 };
 
 inline std::vector<Block> blocks_of(const Branch* branches, int64_t branch_count,
-                                           int64_t group, int64_t rows_of_block) {
+                                    int64_t group, int64_t rows_of_block) {
     std::vector<Block> blocks;
     std::vector<int64_t> above(branch_count);
     for (int64_t b = 0; b < branch_count; b++) {
@@ -60,10 +68,10 @@ inline std::vector<Block> blocks_of(const Branch* branches, int64_t branch_count
     return blocks;
 }
 
-// At most so many parts, each of about as much work. Sums are taken part by part, so their number
-// must not depend on the threads.
+// At most `most` parts of about equal work. Sums are taken part by part, so for results that repeat
+// to the bit the number of parts must not depend on the number of threads.
 inline std::vector<Part> parts_of(const std::vector<Block>& blocks, const Branch* branches,
-                                         int64_t branch_count, int64_t most) {
+                                  int64_t branch_count, int64_t most) {
     int64_t total = 0, done = 0;
     for (const Block& block : blocks) total += block.work;
     std::vector<Part> parts;

@@ -1,7 +1,7 @@
-// Vectors of as many floats as the processor adds at once, and what the kernels do with them.
+// Vectors of as many floats as the processor adds at once, and the operations on them.
 //
-// GCC's and Clang's vector extensions: plain operators, no intrinsics, so the same text serves
-// AVX-512, AVX2, SSE and NEON. A product that is added becomes a fused multiply-add.
+// These are GCC's and Clang's vector extensions: plain operators, no intrinsics. So the same source
+// serves AVX-512, AVX2, SSE and NEON. A product that is added becomes a fused multiply-add.
 #pragma once
 
 #include <cstdint>
@@ -26,13 +26,29 @@ static inline Vec load(const float* from) {
 
 static inline void store(float* to, Vec x) { memcpy(to, &x, sizeof x); }
 
+// The first `count` floats only; nothing if there are none. The others are zero.
+static inline Vec load_some(const float* from, int64_t count) {
+    if (count >= LANES) return load(from);
+    Vec x = {};
+    if (count > 0) memcpy(&x, from, count * sizeof(float));
+    return x;
+}
+
+static inline void store_some(float* to, Vec x, int64_t count) {
+    if (count >= LANES)
+        store(to, x);
+    else if (count > 0)
+        memcpy(to, &x, count * sizeof(float));
+}
+
+// x in every lane.
 static inline Vec all(float x) { return x - Vec{}; }
 
-// Of what is not a number one or the other: it shows in what is then done with both.
+// With NaN in a lane the result is either of the two; what is computed from both shows the NaN.
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// Each lane and the one `half` lanes away, then half as far, until each holds what all hold
-// together: their sum, or the largest.
+// Joins all lanes by `join`, for example their sum: each lane with the one `half` lanes away, then
+// with the one half as far, and so on.
 template <int half = LANES / 2, typename Join>
 static inline float fold(Vec x, Join join) {
     IntVec other;
@@ -55,12 +71,12 @@ static inline float sum(Vec x) {
 
 static inline float largest(Vec x) { return fold(x, larger); }
 
-// e to the power of x for x <= 0 (what a softmax asks for), to 2 units in the last place; below
-// -87.3 the result is 0. What is not a number stays so.
+// e to the power of x for x <= 0 (as in a softmax), to 2 units in the last place. Below -87.3 the
+// result is 0. NaN propagates.
 static inline Vec exponential(Vec x) {
     const Vec least = all(-87.3f);
     const Vec clamped = least > x ? least : x;
-    // x = n ln 2 + r: the exponent takes n, a polynomial takes r. Adding 1.5 * 2^23 rounds.
+    // x = n ln 2 + r: n goes into the exponent, e^r is a polynomial. Adding 1.5 * 2^23 rounds to n.
     const Vec magic = all(12582912.0f);
     const Vec shifted = clamped * 1.44269504f + magic;
     const Vec n = shifted - magic;
@@ -76,8 +92,8 @@ static inline Vec exponential(Vec x) {
     return least > x ? Vec{} : y * (Vec)power;
 }
 
-// 2 to the power of x for x <= 0, to 1 unit in the last place; below -126 the result is 0. What is
-// not a number stays so.
+// 2 to the power of x for x <= 0, to 1 unit in the last place. Below -126 the result is 0. NaN
+// propagates.
 static inline Vec power_of_two(Vec x) {
     const Vec least = all(-126.0f);
     const Vec clamped = least > x ? least : x;

@@ -7,7 +7,7 @@ compute the same:
   every branch is one sequence. Its queries are the branch's own tokens, its keys those of all
   branches above and then its own. Causal with the diagonal at the bottom right, so each token sees
   what stands before it in its own row. No padding and no mask;
-* our kernel (:mod:`abacist.policy.kernels.attention`), on a CPU in float32;
+* our kernel (:mod:`abacist.policy.kernels.tree_attention`), on a CPU in float32;
 * PyTorch's scaled-dot-product attention anywhere else: one padded batch for each level, in which
   the keys of a branch are those of its parent, gathered, and then its own.
 
@@ -38,8 +38,8 @@ from transformers.modeling_flash_attention_utils import lazy_import_flash_attent
 
 from abacist.errors import AbacistError, ModelError
 from abacist.policy.choices import Choice
-from abacist.policy.kernels import attention as cpu_kernel
 from abacist.policy.kernels import build
+from abacist.policy.kernels import tree_attention as cpu_kernel
 from abacist.policy.scoring.packing import GatherRows, Level, Packing, pack
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class AttentionBackend:
 
 
 def _attend(packing: Packing, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    if cpu_kernel.takes(query, key, value):
+    if cpu_kernel.supports(query, key, value):
         return cpu_kernel.attend(query, key, value, packing.branches, scale)
     return padded_attention(packing, query, key, value, scale)
 
@@ -346,7 +346,7 @@ def _without_varlen(device: torch.device, dtype: torch.dtype, heads: HeadShape) 
     """The choice where no variable-length kernel can be used; None: one can."""
     name = str(dtype).removeprefix("torch.")
     if device.type == "cpu" and dtype == torch.float32:
-        if (missing := build.obstacle()) is None:
+        if (missing := build.unsupported_reason()) is None:
             return Choice(_WHAT, "a kernel of ours, without padding", "float32 on a CPU")
         why = f"no kernels of ours: {missing}"
     elif device.type != "cuda":

@@ -94,7 +94,7 @@ class _FrozenHead(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
             # exp(z - max z) and its sum, so that softmax(z) is their quotient.
-            exps_nV, sums_n, logps_N[here], entropy_n = pointwise.weigh(
+            exps_nV, sums_n, logps_N[here], entropy_n = pointwise.softmax(
                 _logits(hidden[here], weight, dtype),
                 targets[here],
                 inverse_temperature,
@@ -143,7 +143,7 @@ class _TrainedHead(torch.autograd.Function):
         entropies_N = torch.empty_like(logps_N) if compute_entropy else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            _, _, logps_N[here], entropy_n = pointwise.weigh(
+            _, _, logps_N[here], entropy_n = pointwise.softmax(
                 _logits(hidden[here], cast, dtype),
                 targets[here],
                 inverse_temperature,
@@ -168,7 +168,9 @@ class _TrainedHead(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
             logits = _logits(hidden[here], cast, dtype)
-            exps_nV, sums_n = pointwise.weigh(logits, targets[here], inverse_temperature, False)[:2]
+            exps_nV, sums_n = pointwise.softmax(logits, targets[here], inverse_temperature, False)[
+                :2
+            ]
             # d logp / d z = onehot(target) - softmax(z)
             grad_logits_nV = exps_nV.mul_((-grad[here] / sums_n)[:, None])
             grad_logits_nV.scatter_add_(1, targets[here, None], grad[here, None])

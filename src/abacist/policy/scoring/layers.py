@@ -130,7 +130,7 @@ def final_norm(module: Any, hidden_1TH: Tensor) -> Tensor:
     if (
         module.weight.requires_grad
         or instances.is_changed(module)
-        or not kernels.takes(hidden_1TH, module.weight)
+        or not kernels.supports(hidden_1TH, module.weight)
     ):
         normed: Tensor = module(hidden_1TH)
         return normed
@@ -165,7 +165,7 @@ class _AttentionInputs(torch.autograd.Function):
             query_TAD, key_TKD = layer.query_norm(query_TAD), layer.key_norm(key_TKD)
         if layer.rotates:
             query_TAD, key_TKD = (
-                pointwise.turn(heads, cos_TD, sin_TD) for heads in (query_TAD, key_TKD)
+                pointwise.rotary(heads, cos_TD, sin_TD) for heads in (query_TAD, key_TKD)
             )
         ctx.layer = layer
         ctx.save_for_backward(hidden_TH, cos_TD, sin_TD, *before_norm)
@@ -180,7 +180,7 @@ class _AttentionInputs(torch.autograd.Function):
         grad_query, grad_key, grad_value = (grad.contiguous() for grad in grads)
         if layer.rotates:  # a rotation's gradient is the rotation back
             grad_query, grad_key = (
-                pointwise.turn(grad, cos_TD, sin_TD, direction=-1.0)
+                pointwise.rotary(grad, cos_TD, sin_TD, direction=-1.0)
                 for grad in (grad_query, grad_key)
             )
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -212,7 +212,7 @@ class _Mlp(torch.autograd.Function):
         gate_TF, up_TF = layer.gate(normed_TH), layer.up(normed_TH)
         ctx.layer = layer
         ctx.save_for_backward(hidden_TH, gate_TF, up_TF)
-        return _residual(layer.down(pointwise.gate(gate_TF, up_TF)), hidden_TH)
+        return _residual(layer.down(pointwise.swiglu(gate_TF, up_TF)), hidden_TH)
 
     @staticmethod
     @once_differentiable
@@ -238,9 +238,9 @@ def _mlp_gradients(
     up_TF: Tensor,
 ) -> list[Tensor | None]:
     """Gradients of the trained weights by some rows; those of the states go to ``grad_hidden``."""
-    of_down = layer.down.gradients(grad_TH, pointwise.gate(gate_TF, up_TF))
+    of_down = layer.down.gradients(grad_TH, pointwise.swiglu(gate_TF, up_TF))
     assert of_down[0] is not None
-    grad_gate, grad_up = pointwise.gate_gradients(of_down[0], gate_TF, up_TF)
+    grad_gate, grad_up = pointwise.swiglu_gradients(of_down[0], gate_TF, up_TF)
     normed_TH = layer.mlp_norm(hidden_TH)
     of_gate = layer.gate.gradients(grad_gate, normed_TH)
     of_up = layer.up.gradients(grad_up, normed_TH, to=of_gate[0])
@@ -292,7 +292,7 @@ def _blocks(states_TH: Tensor) -> list[slice]:
     Its temporaries are F wide, so with blocks they are held for some rows only. Without our
     kernels there is one block: in half precision, adding up gradients would round once more.
     """
-    count = math.ceil(len(states_TH) / _BLOCK_TOKENS) if kernels.takes(states_TH) else 1
+    count = math.ceil(len(states_TH) / _BLOCK_TOKENS) if kernels.supports(states_TH) else 1
     size = math.ceil(len(states_TH) / count)
     return [slice(start, start + size) for start in range(0, len(states_TH), size)]
 

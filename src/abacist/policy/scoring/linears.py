@@ -23,19 +23,19 @@ from torch.autograd.function import once_differentiable
 from abacist.policy import instances
 from abacist.policy.families import FastPart, compute_dtype, unsupported_linear
 from abacist.policy.kernels import build as kernels
-from abacist.policy.kernels.products import multiply
+from abacist.policy.kernels.multiply import multiply
 
 
 def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x`` times ``weight`` transposed, plus ``bias``: [N, O]; without autograd."""
-    if kernels.takes(x_NI, weight_OI):
+    if kernels.supports(x_NI, weight_OI):
         return multiply(x_NI, weight_OI, bias_O)
     return F.linear(x_NI, weight_OI, bias_O)
 
 
 def product_added(x_NI: Tensor, weight_OI: Tensor, to_NO: Tensor) -> Tensor:
     """:func:`product` plus ``to``, in one pass; ``to`` is overwritten with the result."""
-    if kernels.takes(x_NI, weight_OI, to_NO):
+    if kernels.supports(x_NI, weight_OI, to_NO):
         return multiply(x_NI, weight_OI, to=to_NO)
     return to_NO.addmm_(x_NI, weight_OI.t())
 
@@ -64,7 +64,7 @@ def call_linear(module: nn.Module, x: Tensor) -> Tensor:
 def _is_for_kernel(module: nn.Linear, x: Tensor) -> bool:
     return (
         not torch.is_autocast_enabled(x.device.type)
-        and kernels.takes(x, module.weight)
+        and kernels.supports(x, module.weight)
         and not instances.is_changed(module)
     )
 

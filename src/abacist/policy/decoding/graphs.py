@@ -1,15 +1,16 @@
 """CUDA graphs: the step that writes one token for every row, recorded once and then replayed.
 
-From Python a token is some 25 kernel launches a layer, which takes a GPU's host several times as
-long as the arithmetic takes the GPU. A graph launches them all at once. It can be replayed only on
-the same tensors in the same sizes, so rows and tokens behind them are rounded up to few sizes
-(:func:`padded_rows`, :func:`padded_window`), and what is added is masked. Weights are new for every
-generation, and so are the graphs: a size is recorded only where it can serve enough tokens.
+Launched from Python, a token is about 25 kernels a layer, which takes the host several times as
+long as the arithmetic takes the GPU. A graph launches them all at once. It can only be replayed on
+the same tensors in the same sizes. So the number of rows and the number of tokens attended to are
+rounded up to a few sizes (:func:`padded_rows`, :func:`padded_window`), and what is added is
+masked. Every generation has new weights and so new graphs: a size is recorded only if enough tokens
+can use it.
 
-Nothing depends on it. A size that cannot be recorded, for want of memory or whatever else, is
-decoded eagerly from there on, as on any other device; and the first replay of every graph must
-reproduce the eager step before it. Either is said once, and the process then stays without graphs.
-``ABACIST_CUDA_GRAPHS=0`` in the environment turns them off.
+Graphs are optional. If a size cannot be recorded, for example for lack of memory, decoding goes on
+eagerly, as on other devices. The first replay of every graph must reproduce the eager step before
+it. Either failure is logged once, and the process then uses no more graphs.
+``ABACIST_CUDA_GRAPHS=0`` in the environment turns graphs off.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ import torch
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], torch.Tensor]
-"""Changes tensors that stay where they are; returns the scores [N, V] it chose tokens by."""
+"""Changes tensors that never move; returns the logits [N, V] it chose tokens by."""
 
-TOKENS_BETWEEN_LOOKS = 4  # at who has finished, for which the host waits for the GPU
+TOKENS_BETWEEN_LOOKS = 4  # at which rows have finished; each look waits for the GPU
 _WORTH_RECORDING_TOKENS = 16
 _SMALLEST_WINDOW_TOKENS = 128
-_FEWER_ROWS = 4  # a size of rows is so many times the next smaller one
+_FEWER_ROWS = 4  # ratio between one number of rows and the next smaller one
 
 _given_up: str | None = None
 
 
 def padded_rows(alive: int, most: int) -> int:
-    """So many rows are decoded where ``alive`` are wanted, at most ``most``.
+    """How many rows to decode where ``alive`` are in work, of at most ``most``.
 
     >>> [padded_rows(alive, 50) for alive in (50, 14, 13, 4, 1)]
     [50, 50, 13, 4, 1]
@@ -49,12 +50,12 @@ def padded_rows(alive: int, most: int) -> int:
 
 
 def fewer_rows(rows: int) -> int:
-    """The next smaller size; of one row, that."""
+    """The next smaller number of rows; 1 for 1."""
     return -(-rows // _FEWER_ROWS)
 
 
 def padded_window(window: int, budget_tokens: int) -> int:
-    """So many tokens of a row are attended to where ``window`` are written, of ``budget_tokens``.
+    """How many tokens of a row to attend to where ``window`` of ``budget_tokens`` are written.
 
     >>> [padded_window(tokens, 520) for tokens in (1, 129, 256, 500)]
     [128, 256, 256, 520]
@@ -66,24 +67,24 @@ def padded_window(window: int, budget_tokens: int) -> int:
 
 
 Replay = Callable[[], None]
-"""Does a recorded step again, on whatever its tensors hold now."""
+"""Runs a recorded step again, on what its tensors hold now."""
 
 
 class Recorder(Protocol):
-    """What can record steps; a test brings its own."""
+    """Records steps. Tests bring their own."""
 
     def warm_up(self, step: Step) -> torch.Tensor:
-        """Do ``step`` in the surroundings in which it will be recorded."""
+        """Run ``step`` in the conditions under which it will be recorded."""
 
     def record(self, step: Step) -> tuple[Replay, torch.Tensor]:
-        """Record ``step`` without doing it; and where every replay leaves what it returns."""
+        """Record ``step`` without running it. Returns the replay and the tensor of its results."""
 
     def close(self) -> None:
-        """Let go of everything recorded."""
+        """Free everything recorded."""
 
 
 class WrongReplayError(RuntimeError):
-    """A replay did something else than its step: nothing of its batch can be trusted."""
+    """A replay did not do what its step did, so nothing of its batch can be trusted."""
 
 
 class Replays:
@@ -96,15 +97,16 @@ class Replays:
     def take(
         self, key: Hashable, step: Step, changed: Sequence[torch.Tensor], tokens_left: int
     ) -> bool:
-        """Do ``step``, or replay it, and say whether there will be replays from now on.
+        """Run ``step`` or its replay. Returns False if there will be no replays from now on.
 
         Args:
-            key: steps of one key compute the same function of the same tensors.
-            changed: the tensors that say how far the batch is, the first of them integers; other
-                tensors that the step writes to must not change if it is done again from there.
-            tokens_left: how often a step of this key can follow at most.
+            key: steps with the same key compute the same function of the same tensors.
+            changed: the tensors that hold the progress of the batch, the first of them integers.
+                When these are restored and the step is run again, other tensors that the step
+                writes to must not change.
+            tokens_left: how many more steps with this key there can be.
 
-        Raises :class:`WrongReplayError` if the first replay is not what the step did.
+        Raises :class:`WrongReplayError` if the first replay does not do what the step did.
         """
         if (replay := self._recorded.get(key)) is not None:
             replay()
@@ -115,12 +117,14 @@ class Replays:
         return True
 
     def _record(self, key: Hashable, step: Step, changed: Sequence[torch.Tensor]) -> bool:
+        # Run eagerly, record, restore the state, replay, compare: after this the batch is one step
+        # further, by the replay.
         before = [tensor.clone() for tensor in changed]
         try:
             expected = self._recorder.warm_up(step)
             after = [tensor.clone() for tensor in changed]
             replay, logits = self._recorder.record(step)
-        except RuntimeError as error:  # of memory, of the driver, of an operation not allowed
+        except RuntimeError as error:  # no memory, the driver, an operation that is not allowed
             self.close()
             _put(before, changed)
             _give_up(_reason(error))
@@ -135,7 +139,7 @@ class Replays:
         return True
 
     def close(self) -> None:
-        """Let go of everything recorded."""
+        """Free everything recorded."""
         self._recorded.clear()
         self._recorder.close()
 
@@ -143,9 +147,9 @@ class Replays:
 def with_replays(
     write: Callable[[Replays | None], list[list[int]]], device: torch.device, budget_tokens: int
 ) -> list[list[int]]:
-    """What ``write`` returns, given replays where there are any for so many tokens on ``device``.
+    """The result of ``write``, called with replays if ``device`` and ``budget_tokens`` allow them.
 
-    It is called a second time, without, should a replay have gone wrong.
+    If a replay turns out wrong, ``write`` is called a second time, without replays.
     """
     recorder = cuda_recorder(device) if budget_tokens > _WORTH_RECORDING_TOKENS else None
     if recorder is None:
@@ -159,28 +163,33 @@ def with_replays(
             return write(None)
 
 
-def obstacle() -> str | None:
-    """Why CUDA decodes without graphs, as the end of a sentence; None: it decodes with them."""
+def unsupported_reason() -> str | None:
+    """Why CUDA decodes without graphs, as the end of a sentence; None if it decodes with them."""
     if os.environ.get("ABACIST_CUDA_GRAPHS") == "0":
         return "ABACIST_CUDA_GRAPHS=0 turns them off"
     return _given_up
 
 
 def description(device: torch.device) -> str | None:
-    """How a token is decoded on ``device``, as a phrase; None where there is no choice."""
+    """How tokens are decoded on ``device``, as a phrase; None if it is not a CUDA device."""
     if device.type != "cuda":
         return None
-    return "by CUDA graphs" if (why := obstacle()) is None else f"without CUDA graphs ({why})"
+    return (
+        "by CUDA graphs"
+        if (why := unsupported_reason()) is None
+        else f"without CUDA graphs ({why})"
+    )
 
 
 def cuda_recorder(device: torch.device) -> Recorder | None:
-    """What records on ``device``; None: nothing does, or is meant to."""
-    return _CudaRecorder(device) if device.type == "cuda" and obstacle() is None else None
+    """The recorder for ``device``; None if it has none or graphs are off."""
+    is_supported = device.type == "cuda" and unsupported_reason() is None
+    return _CudaRecorder(device) if is_supported else None
 
 
 class _CudaRecorder:
-    """``torch.cuda.CUDAGraph``, all in one pool of memory: replayed one at a time, and nothing of
-    one replay is read after the next."""
+    """Records ``torch.cuda.CUDAGraph``s. They can share one memory pool, because they are replayed
+    one at a time and no result of a replay is read after the next one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -199,14 +208,14 @@ class _CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         self._graphs.append(graph)
         torch.cuda.synchronize(self._device)
-        # Not ``torch.cuda.graph``: it empties the allocator's cache for each graph, and stays on
-        # the other stream if the recording fails. Other threads may do as they please meanwhile.
+        # Not ``torch.cuda.graph``: it empties the allocator's cache for every graph, and stays on
+        # the other stream if recording fails. "thread_local": other threads may go on using CUDA.
         with torch.cuda.stream(_stream(self._device)):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 logits = step()
             except BaseException:
-                with contextlib.suppress(RuntimeError):  # it says no more than the first error
+                with contextlib.suppress(RuntimeError):  # repeats the first error
                     graph.capture_end()
                 _free_generator(self._device)
                 raise
@@ -222,12 +231,12 @@ class _CudaRecorder:
 
 @functools.cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """To record on: one for the process, for cuBLAS keeps tens of megabytes for each it has met."""
+    """The stream to record on. One per process: cuBLAS keeps tens of megabytes for each stream."""
     return torch.cuda.Stream(device)
 
 
 def _free_generator(device: torch.device) -> None:
-    """Earlier PyTorch leaves the device's generator in a recording that has failed."""
+    """Detach the device's generator from a failed recording, which older PyTorch does not do."""
     for number, generator in enumerate(torch.cuda.default_generators):
         if number == device.index:
             generator.graphsafe_set_state(generator.clone_state())
@@ -241,11 +250,12 @@ def _put(contents: Sequence[torch.Tensor], into: Sequence[torch.Tensor]) -> None
 def _agree(
     logits: torch.Tensor, expected: torch.Tensor, state: torch.Tensor, after: torch.Tensor
 ) -> bool:
-    """Whether replay and step chose by the same scores, up to rounding, and did the same then.
+    """Whether a replay gave the same logits as the step, up to rounding, and changed the same.
 
-    ``state`` [K, N]: integers of every row, the first of them the token it has chosen.
+    ``state`` and ``after`` [integers per row, N], after the replay and after the step; the first
+    line is the token chosen.
     """
-    if not bool(expected.isfinite().all()):  # which is told elsewhere
+    if not bool(expected.isfinite().all()):  # reported by the batch itself
         return True
     error, scale = (logits - expected).abs().amax(), expected.abs().amax()
     if not bool(error <= scale * torch.finfo(expected.dtype).eps ** 0.5):
@@ -259,11 +269,11 @@ def _agree(
 def _give_up(reason: str) -> None:
     global _given_up
     _given_up = reason
-    logger.warning("Abacist: decoding goes on without CUDA graphs, slower, because %s.", reason)
+    logger.warning("Abacist: decoding continues without CUDA graphs, slower, because %s.", reason)
 
 
 def _reason(error: RuntimeError) -> str:
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory does not suffice to record them"
+        return "the GPU has too little memory to record them"
     said = str(error).strip().partition("\n")[0][:200] or type(error).__name__
     return f"recording one failed ({said.rstrip('.')})"

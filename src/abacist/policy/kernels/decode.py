@@ -1,27 +1,61 @@
-"""Weights packed for the kernels of ``products.h``, and one token a row by ``decode.cpp``.
+"""The kernels of ``decode.cpp`` and ``sample.cpp``: decoding on a CPU in float32.
 
-Shapes: N rows, H hidden numbers, D numbers of a head, I inputs and O outputs of a product.
+:class:`Packed` is a matrix product with weights packed beforehand, :class:`Decoder` runs one token
+per row through all layers in one call, and :func:`sample` chooses the next tokens.
+
+Shapes: N rows, L layers, C hidden size, K key heads, D head dim, T tokens, V vocabulary entries,
+I inputs and O outputs of a product.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from abacist.policy.kernels import build
 from abacist.policy.kernels.build import library, threads
 
-if TYPE_CHECKING:
-    from abacist.policy.lean import LeanNetwork
-
 _Address, _Count = ctypes.c_void_p, ctypes.c_int64
 
-
 _NORMS = ("attention_norm", "query_norm", "key_norm", "mlp_norm")
-_PRODUCTS = ("query_key_value", "attention_out", "gated", "down")
+_PRODUCTS = ("query_key_value", "attention_out", "swiglu", "down")
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """The weights of one decoder layer. The kernel takes it if every product is :class:`Packed`."""
+
+    attention_norm: torch.Tensor
+    query_key_value: Callable[..., torch.Tensor]
+    query_norm: torch.Tensor | None  # Qwen3
+    key_norm: torch.Tensor | None
+    attention_out: Callable[..., torch.Tensor]
+    mlp_norm: torch.Tensor
+    swiglu: Callable[..., torch.Tensor]
+    down: Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """All that a :class:`Decoder` computes with."""
+
+    layers: Sequence[DecoderLayer]
+    embedding: torch.Tensor  # [V, C]
+    final_norm: torch.Tensor  # [C]
+    cos: torch.Tensor  # [positions, 1, D], as ``sin``
+    sin: torch.Tensor
+    query_heads: int
+    key_heads: int
+    head_dim: int
+    epsilon: float  # of the norms
+    scale: float  # of the queries
+
+
+# The structures below must match those in panels.h and decoder.h field by field.
 
 
 class _Product(ctypes.Structure):
@@ -53,28 +87,28 @@ class _Network(ctypes.Structure):
     ]
 
 
-class _Store(ctypes.Structure):
+class _KeysValues(ctypes.Structure):
     _fields_ = [("start", _Address), ("places", _Count), ("tokens", _Count)]
 
 
 class _Batch(ctypes.Structure):
     _fields_ = [
-        ("prompts", _Store),
-        ("rows", _Store),
+        ("prompts", _KeysValues),
+        ("rows", _KeysValues),
         ("count", _Count),
         *((n, _Address) for n in ("tokens", "prompts_of_rows", "prompt_tokens", "written")),
     ]
 
 
-def takes(*tensors: torch.Tensor | None) -> bool:
-    """Whether there are kernels, and they take ``tensors``, of which some may be missing."""
-    return build.takes(*(tensor for tensor in tensors if tensor is not None))
+def supports(*tensors: torch.Tensor | None) -> bool:
+    """Whether the kernels are available and support ``tensors``. None stands for no tensor."""
+    return build.supports(*(tensor for tensor in tensors if tensor is not None))
 
 
 class Packed:
-    """``weights`` [O, I] that read the same input, packed as one product of outputs side by side.
+    """The product with ``weights`` [O, I] that read the same input; outputs are side by side.
 
-    ``gated`` (of two): silu of the first product times the second.
+    ``gated``: ``weights`` are a gate and an up projection; the output is silu(gate) · up (SwiGLU).
     """
 
     def __init__(
@@ -88,6 +122,7 @@ class Packed:
         panel = int(kernels.panel_outputs())
         self.outputs = len(weights[0]) if gated else sum(map(len, weights))
         inputs = weights[0].shape[1]
+        # A panel holds `panel` outputs of one weight, or half as many of gate and up each.
         width = panel // 2 if gated else panel
         panels = -(-self.outputs // width)
         self._packed = torch.zeros(panels, inputs, panel)
@@ -126,52 +161,57 @@ class Packed:
         return y
 
 
-def decoder(network: LeanNetwork) -> Decoder | None:
-    """What takes ``network`` a token further; None: there are no kernels, or not for this one."""
+def decoder(weights: DecoderWeights) -> Decoder | None:
+    """The decoder of these weights; None if there are no kernels or they do not support them."""
     kernels: Any = library()
-    if kernels is None or network.head_dim % kernels.kernels_lanes():
+    if kernels is None or weights.head_dim % kernels.kernels_lanes():
         return None
-    tensors = [network.embedding, network.final_norm, network.cos, network.sin]
-    for layer in network.layers:
-        tensors += [weight for name in _NORMS if (weight := getattr(layer, name)) is not None]
+    tensors = [weights.embedding, weights.final_norm, weights.cos, weights.sin]
+    for layer in weights.layers:
+        tensors += [norm for name in _NORMS if (norm := getattr(layer, name)) is not None]
         if not all(isinstance(getattr(layer, name), Packed) for name in _PRODUCTS):
             return None
-    return Decoder(network) if takes(*tensors) else None
+    return Decoder(weights) if supports(*tensors) else None
 
 
 class Decoder:
-    """One token a row through the whole of ``network``: see :func:`decoder`."""
+    """Runs one token per row through all layers. Get one from :func:`decoder`."""
 
-    def __init__(self, network: LeanNetwork) -> None:
-        # What the addresses below belong to. Not the network, which holds this: in a circle, its
-        # weights would wait for the garbage collector through the training that follows.
+    def __init__(self, weights: DecoderWeights) -> None:
+        # Keeps alive what the addresses below point to. It holds weights only, never the network,
+        # which holds this decoder: in a reference cycle the weights would stay until the garbage
+        # collector runs, through the training step that follows.
         self._held: list[torch.Tensor | Packed] = []
-        self._like = network.embedding
-        self._weights = 0
-        self._layers = (_Layer * network.num_layers)()
-        for layer, bare in zip(self._layers, network.layers, strict=True):
+        self._like = weights.embedding
+        self._num_weights = 0
+        self._layers = (_Layer * len(weights.layers))()
+        for structure, layer in zip(self._layers, weights.layers, strict=True):
             for name in _NORMS:
-                setattr(layer, name, self._address(getattr(bare, name)))
+                setattr(structure, name, self._address(getattr(layer, name)))
             for name in _PRODUCTS:
-                self._held.append(getattr(bare, name))
-                product = getattr(bare, name).structure
-                setattr(layer, name, product)
-                self._weights += product.inputs * product.outputs * (2 if product.gated else 1)
+                self._held.append(getattr(layer, name))
+                product = getattr(layer, name).structure
+                setattr(structure, name, product)
+                size = product.inputs * product.outputs
+                self._num_weights += 2 * size if product.gated else size
         self._structure = _Network(
             ctypes.addressof(self._layers),
-            *map(self._address, (network.embedding, network.final_norm, network.cos, network.sin)),
-            network.num_layers,
-            network.embedding.shape[1],
-            network.query_heads,
-            network.key_heads,
-            network.head_dim,
-            max(layer.gated.outputs for layer in self._layers),
-            network.epsilon,
-            network.scale,
+            self._address(weights.embedding),
+            self._address(weights.final_norm),
+            self._address(weights.cos),
+            self._address(weights.sin),
+            len(weights.layers),
+            weights.embedding.shape[1],
+            weights.query_heads,
+            weights.key_heads,
+            weights.head_dim,
+            max(layer.swiglu.outputs for layer in self._layers),
+            weights.epsilon,
+            weights.scale,
         )
 
     def _address(self, tensor: torch.Tensor | None) -> int | None:
-        """Of its numbers, which from now on lie in order and stay."""
+        """The address of ``tensor``, made contiguous and kept alive."""
         if tensor is None:
             return None
         tensor = tensor.contiguous()
@@ -187,17 +227,17 @@ class Decoder:
         prompt_tokens: torch.Tensor,
         written: torch.Tensor,
     ) -> torch.Tensor:
-        """The states [N, H] behind the last norm after each row has read its token.
+        """The final hidden states [N, C] after each row has read its token.
 
-        ``prompts`` and ``rows`` are keys and values, [2, layers, places, key heads, tokens, D];
-        row n stands in place n of ``rows``, where its new key and value are written. The others
-        are [N] of int64: tokens, the place of each row's prompt, its length, and how many tokens
+        ``prompts`` and ``rows`` hold keys and values, [2, L, places, K, T, D]. Row n has place n
+        in ``rows``, where its new key and value are written. The other arguments are int64 [N]:
+        the tokens, the place of each row's prompt, the length of that prompt, and how many tokens
         the row has read before this one.
         """
         integers = [x.contiguous() for x in (tokens, prompts_of_rows, prompt_tokens, written)]
         batch = _Batch(
-            _Store(prompts.data_ptr(), prompts.shape[2], prompts.shape[4]),
-            _Store(rows.data_ptr(), rows.shape[2], rows.shape[4]),
+            _KeysValues(prompts.data_ptr(), prompts.shape[2], prompts.shape[4]),
+            _KeysValues(rows.data_ptr(), rows.shape[2], rows.shape[4]),
             len(tokens),
             *(x.data_ptr() for x in integers),
         )
@@ -207,19 +247,19 @@ class Decoder:
             ctypes.byref(self._structure),
             ctypes.byref(batch),
             _address(states),
-            threads(2.0 * len(tokens) * self._weights),
+            threads(2.0 * len(tokens) * self._num_weights),
         )
         return states
 
 
-def sample(logits: torch.Tensor, luck: torch.Tensor, temperature: float) -> torch.Tensor:
-    """One token for each row of ``logits`` [N, V] by its number in ``luck`` [N]: inverse CDF."""
-    logits, luck = logits.contiguous(), luck.double().contiguous()
+def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> torch.Tensor:
+    """One token per row of ``logits`` [N, V], by inverse CDF at ``uniforms`` [N]."""
+    logits, uniforms = logits.contiguous(), uniforms.double().contiguous()
     chosen = torch.empty(len(logits), dtype=torch.int64)
     kernels: Any = library()
     kernels.sample(
         _address(logits),
-        _address(luck),
+        _address(uniforms),
         _Count(logits.shape[0]),
         _Count(logits.shape[1]),
         ctypes.c_float(1 / temperature),
@@ -230,6 +270,7 @@ def sample(logits: torch.Tensor, luck: torch.Tensor, temperature: float) -> torc
 
 
 def _pack(weight: torch.Tensor, before: int, width: int, lane: int, into: torch.Tensor) -> None:
+    """Copy ``weight`` [O, I] into the panels ``into``, behind ``before`` outputs of others."""
     weight = weight.contiguous()
     kernels: Any = library()
     kernels.pack(
@@ -240,7 +281,7 @@ def _pack(weight: torch.Tensor, before: int, width: int, lane: int, into: torch.
         _Count(width),
         _Count(lane),
         _address(into),
-        threads(20.0 * weight.numel()),  # which only memory holds up
+        threads(20.0 * weight.numel()),  # bound by memory
     )
 
 

@@ -26,14 +26,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from abacist.policy.cache import Cache
-from abacist.policy.drawing import sample_tokens
-from abacist.policy.engine import Engine
-from abacist.policy.kernels import attention, build, decoding
-from abacist.policy.lean import LeanNetwork
+from abacist.policy.decoding.cache import Cache
+from abacist.policy.decoding.engine import Engine
+from abacist.policy.decoding.network import DecodingNetwork
+from abacist.policy.decoding.token_sampling import sample_tokens
+from abacist.policy.kernels import build, decode, tree_attention
 
 pytestmark = pytest.mark.skipif(
-    build.library() is None, reason=f"there are no kernels: {build.obstacle()}"
+    build.library() is None, reason=f"there are no kernels: {build.unsupported_reason()}"
 )
 Fold = Callable[[str], Path]
 LANES = build.library().kernels_lanes() if build.library() else 4
@@ -43,8 +43,8 @@ JUST_BELOW_1 = 1 - 2.0**-53
 @contextmanager
 def without_kernels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "takes", lambda *_: False)
-        patch.setattr(attention, "takes", lambda *_: False)
+        patch.setattr(decode, "supports", lambda *_: False)
+        patch.setattr(tree_attention, "supports", lambda *_: False)
         yield
 
 
@@ -102,7 +102,7 @@ def test_linears_side_by_side_are_the_linears(
         + (0 if residual is None else of(residual.double()))
         for of in (lambda t: t, torch.abs)
     )
-    assert near(decoding.Packed(weights, biases)(x, residual), exact, terms)
+    assert near(decode.Packed(weights, biases)(x, residual), exact, terms)
 
 
 @given(inputs=sizes, outputs=sizes, rows=st.integers(1, 30), bias=st.booleans())
@@ -120,12 +120,12 @@ def test_a_gated_product_is_silu_of_one_times_the_other(
         ]
         for of in (lambda t: t, torch.abs)
     )
-    found = decoding.Packed(weights, biases, gated=True)(x)
+    found = decode.Packed(weights, biases, gated=True)(x)
     assert near(found, F.silu(gate) * up, gate_terms * up_terms)
 
 
 def test_a_gate_holds_at_the_ends_of_the_numbers() -> None:
-    product = decoding.Packed([torch.ones(1, 1)] * 2, [None] * 2, gated=True)
+    product = decode.Packed([torch.ones(1, 1)] * 2, [None] * 2, gated=True)
     found = product(torch.tensor([[1e4], [-1e4], [0.0], [-100.0], [torch.nan]]))[:, 0]
     assert found[:4].tolist() == [1e8, 0, 0, 0] and found[4].isnan()
 
@@ -133,7 +133,7 @@ def test_a_gate_holds_at_the_ends_of_the_numbers() -> None:
 def test_a_row_has_the_same_product_in_any_company_order_and_number_of_threads() -> None:
     torch.manual_seed(0)
     x, weight, residual = torch.randn(300, 700), torch.randn(45, 700), torch.randn(300, 45)
-    product = decoding.Packed([weight], [None])
+    product = decode.Packed([weight], [None])
     exact = residual.double() + x.double() @ weight.double().T
     terms = residual.double().abs() + x.double().abs() @ weight.double().abs().T
     found = product(x, residual)
@@ -176,7 +176,7 @@ def load(kind: str, lookalike: Fold) -> Any:
     return AutoModelForCausalLM.from_pretrained(lookalike(kind), dtype=torch.float32).eval()
 
 
-def new_cache(network: LeanNetwork) -> Cache:
+def new_cache(network: DecodingNetwork) -> Cache:
     return Cache(network, max_rows=60, max_prompts=4, prompt_tokens=50, completion_tokens=20)
 
 
@@ -184,9 +184,9 @@ class Both:
     """A cache with kernels and one without: what is asked of one is asked of the other."""
 
     def __init__(self, model: Any) -> None:
-        self.fast = new_cache(LeanNetwork(model, 70))
+        self.fast = new_cache(DecodingNetwork(model, 70))
         with without_kernels():
-            self.plain = new_cache(LeanNetwork(model, 70))
+            self.plain = new_cache(DecodingNetwork(model, 70))
         assert self.fast._network.decoder is not None and self.plain._network.decoder is None
 
     def ask(self, name: str, *arguments: Any, **options: Any) -> None:
@@ -250,7 +250,7 @@ def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int]) -> N
     found = []
     for count in (1, 2, 3):
         with threads(count):
-            network = LeanNetwork(small(**sizes), 60)
+            network = DecodingNetwork(small(**sizes), 60)
             cache = new_cache(network)
             torch.manual_seed(2)
             read = cache.read_prompts([ids(31), ids(7), ids(40)], 0)
@@ -263,8 +263,8 @@ def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int]) -> N
                 states.append(cache.step(torch.randint(90, (45,)), lengths, written, 3))
                 written += 1
             logits = network.head(states[-1])
-            luck = torch.rand(45, dtype=torch.float64)
-            tokens = sample_tokens(logits, luck, temperature=1.0, top_p=1.0, top_k=0)
+            uniforms = torch.rand(45, dtype=torch.float64)
+            tokens = sample_tokens(logits, uniforms, temperature=1.0, top_p=1.0, top_k=0)
             found.append([read, *states, logits, tokens])
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
@@ -319,24 +319,24 @@ def test_greedy_tokens_are_those_of_transformers(
             assert writer.complete(prompts, 3, 6, None) == expected
         return
     with torch.inference_mode():
-        assert (LeanNetwork(made, 30).decoder is not None) == has_decoder
+        assert (DecodingNetwork(made, 30).decoder is not None) == has_decoder
     assert writer.complete(prompts, 3, 6, None) == expected
 
 
 @torch.inference_mode()
 def test_what_is_not_float32_everywhere_gets_no_decoder() -> None:
     for name in ("final_norm", "embedding", "cos", "sin"):
-        network = LeanNetwork(small(), 30)
-        assert decoding.decoder(network) is not None
+        network = DecodingNetwork(small(), 30)
+        assert decode.decoder(network.weights()) is not None
         setattr(network, name, getattr(network, name).half())
-        assert decoding.decoder(network) is None
+        assert decode.decoder(network.weights()) is None
     model = small()
     model.model.layers[1].self_attn.q_norm.half()
-    assert LeanNetwork(model, 30).decoder is None
+    assert DecodingNetwork(model, 30).decoder is None
     model = small()
     model.model.layers[1].mlp.up_proj.half()
-    assert LeanNetwork(model, 30).decoder is None
-    assert LeanNetwork(small().bfloat16(), 30).decoder is None
+    assert DecodingNetwork(model, 30).decoder is None
+    assert DecodingNetwork(small().bfloat16(), 30).decoder is None
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_a_weight_that_is_not_a_number_shows_in_every_logit(broken: str) -> None
     layer = model.model.layers[1]
     owner = layer.mlp if hasattr(layer.mlp, broken) else layer.self_attn
     getattr(owner, broken).weight.view(-1)[-1] = torch.nan
-    network = LeanNetwork(model, 30)
+    network = DecodingNetwork(model, 30)
     cache = new_cache(network)
     cache.read_prompts([[5, 6, 7]], 0)
     cache.arrange([0, 0], [3])
@@ -357,12 +357,12 @@ def test_a_weight_that_is_not_a_number_shows_in_every_logit(broken: str) -> None
     assert network.head(states).isnan().all()
 
 
-# Drawing --------------------------------------------------------------------------------------
+# Sampling -------------------------------------------------------------------------------------
 
 
-def drawn(logits: torch.Tensor, luck: Any, temperature: float = 1.0) -> torch.Tensor:
-    luck = torch.as_tensor(luck, dtype=torch.float64).expand(len(logits))
-    return decoding.sample(logits, luck, temperature)
+def drawn(logits: torch.Tensor, uniforms: Any, temperature: float = 1.0) -> torch.Tensor:
+    uniforms = torch.as_tensor(uniforms, dtype=torch.float64).expand(len(logits))
+    return decode.sample(logits, uniforms, temperature)
 
 
 @settings(max_examples=40)
@@ -373,7 +373,7 @@ def drawn(logits: torch.Tensor, luck: Any, temperature: float = 1.0) -> torch.Te
     impossible=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_the_token_drawn_is_where_the_cumulated_probability_passes_the_luck(
+def test_the_token_drawn_is_where_the_cumulated_probability_passes_the_uniform(
     vocabulary: int, spread: float, temperature: float, impossible: bool, seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -381,21 +381,22 @@ def test_the_token_drawn_is_where_the_cumulated_probability_passes_the_luck(
     if impossible:
         gone = torch.rand(20, vocabulary) < 0.7
         logits.masked_fill_(gone & ~gone.all(dim=1, keepdim=True), -torch.inf)
-    luck = torch.rand(20, dtype=torch.float64)
-    chosen = drawn(logits, luck, temperature)
+    uniforms = torch.rand(20, dtype=torch.float64)
+    chosen = drawn(logits, uniforms, temperature)
     likelihood = (logits.double() / temperature).softmax(dim=1)
     cumulated = likelihood.cumsum(dim=1)
     after = cumulated.gather(1, chosen[:, None])[:, 0]
     own = likelihood.gather(1, chosen[:, None])[:, 0]
-    assert (own > 0).all() and (luck <= after + 1e-5).all() and (luck >= after - own - 1e-5).all()
+    assert (own > 0).all() and (uniforms <= after + 1e-5).all()
+    assert (uniforms >= after - own - 1e-5).all()
     with without_kernels():
-        plain = sample_tokens(logits, luck, temperature=temperature, top_p=1.0, top_k=0)
-    clear = (cumulated - luck[:, None]).abs().amin(dim=1) > 1e-5
+        plain = sample_tokens(logits, uniforms, temperature=temperature, top_p=1.0, top_k=0)
+    clear = (cumulated - uniforms[:, None]).abs().amin(dim=1) > 1e-5
     assert torch.equal(chosen[clear], plain[clear])
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, LANES, 16 * LANES, 16 * LANES + 1, 1000])
-def test_at_the_edges_of_luck_only_possible_tokens_are_drawn(vocabulary: int) -> None:
+def test_at_the_edges_of_uniforms_only_possible_tokens_are_drawn(vocabulary: int) -> None:
     torch.manual_seed(vocabulary)
     logits = torch.randn(50, vocabulary)
     assert (drawn(logits, 0.0) == 0).all()
@@ -403,8 +404,8 @@ def test_at_the_edges_of_luck_only_possible_tokens_are_drawn(vocabulary: int) ->
     for only in {0, vocabulary // 2, vocabulary - 1}:
         lonely = torch.full((1, vocabulary), -torch.inf)
         lonely[0, only] = -7.0
-        for luck in (0.0, 0.5, JUST_BELOW_1):
-            assert drawn(lonely, luck).item() == only
+        for uniform in (0.0, 0.5, JUST_BELOW_1):
+            assert drawn(lonely, uniform).item() == only
     if vocabulary > 3:
         logits[:, [0, -1]] = -torch.inf
         assert (drawn(logits, 0.0) == 1).all()
@@ -427,27 +428,27 @@ def test_of_logits_that_are_no_numbers_the_last_token_is_drawn_as_without_kernel
 ) -> None:
     logits = torch.randn(3, 333)
     broken(logits)
-    for luck in (0.0, 0.4, JUST_BELOW_1):
+    for uniform in (0.0, 0.4, JUST_BELOW_1):
         with without_kernels():
-            uniforms = torch.full((3,), luck, dtype=torch.float64)
+            uniforms = torch.full((3,), uniform, dtype=torch.float64)
             plain = sample_tokens(logits, uniforms, temperature=1.0, top_p=1.0, top_k=0)
-        assert (drawn(logits, luck) == 332).all() and (plain == 332).all()
+        assert (drawn(logits, uniform) == 332).all() and (plain == 332).all()
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     torch.manual_seed(5)
     row = 1.5 * torch.randn(37)
-    luck = torch.rand(40_000, dtype=torch.float64)
-    counts = drawn(row.expand(40_000, -1), luck, 0.8).bincount(minlength=37)
+    uniforms = torch.rand(40_000, dtype=torch.float64)
+    counts = drawn(row.expand(40_000, -1), uniforms, 0.8).bincount(minlength=37)
     likely = 40_000 * (row.double() / 0.8).softmax(0)
     assert stats.chisquare(counts.numpy(), likely.numpy()).pvalue > 1e-3
     cooler = 40_000 * row.double().softmax(0)
     assert stats.chisquare(counts.numpy(), cooler.numpy()).pvalue < 1e-6, "it must be able to fail"
 
 
-def test_strided_logits_and_float32_luck_are_read_right() -> None:
+def test_strided_logits_and_float32_uniforms_are_read_right() -> None:
     torch.manual_seed(6)
-    logits, luck = torch.randn(70, 9).T, torch.rand(9)
-    expected = drawn(logits.contiguous(), luck.double())
-    assert torch.equal(decoding.sample(logits, luck, 1.0), expected)
-    assert torch.equal(drawn(logits, torch.stack((luck, luck), 1)[:, 1].double()), expected)
+    logits, uniforms = torch.randn(70, 9).T, torch.rand(9)
+    expected = drawn(logits.contiguous(), uniforms.double())
+    assert torch.equal(decode.sample(logits, uniforms, 1.0), expected)
+    assert torch.equal(drawn(logits, torch.stack((uniforms, uniforms), 1)[:, 1].double()), expected)

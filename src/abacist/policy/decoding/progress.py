@@ -1,8 +1,7 @@
-"""How far a generation is, counted in tokens.
+"""The progress of a generation, counted in tokens.
 
-Replies that have ended tell little about those that have not: short ones end first. What is
-known at every moment is how many tokens have been written and by whom, so progress and the time
-that is left are reckoned in tokens of replies.
+Counting replies that have ended would mislead, because short ones end first. The number of tokens
+written is known at every moment, so progress and remaining time are estimated in tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The replies of a generation: those that have ended, those in work, those that wait.
+    """The replies of a generation: ended, open (in work), and waiting.
 
-    ``open_tokens`` is what the replies in work hold together, ``oldest_tokens`` what the first of
-    them holds. A reply may count as open for a few tokens behind its end.
+    ``open_tokens`` is the sum over the open replies, ``oldest_tokens`` the length of the longest of
+    them. A reply may count as open for a few tokens past its end.
     """
 
     replies: int
@@ -29,7 +28,7 @@ class Decoded:
 
     @classmethod
     def all_ended(cls, lengths_tokens: Sequence[int], budget_tokens: int) -> Decoded:
-        """Replies of these lengths, none of them in work."""
+        """Replies of these lengths, all ended."""
         count = len(lengths_tokens)
         return cls(count, count, sum(lengths_tokens), 0, 0, 0, budget_tokens)
 
@@ -40,10 +39,11 @@ class Decoded:
 
     @property
     def expected_tokens(self) -> float:
-        """Tokens of all replies at their end, as far as can be told now; at most the budget's.
+        """The estimated number of tokens of all replies at their end.
 
-        A reply is expected to end as often a token as all replies did so far, those in work
-        included: tokens written by replies ended. Until one has ended, all are as long as allowed.
+        The mean length is estimated as tokens written, open replies included, divided by replies
+        ended. An open reply is expected to write that many more tokens. No reply is estimated
+        longer than the budget. Until one has ended, each is assumed to use the whole budget.
 
         >>> Decoded(4, 0, 0, 4, 40, 10, 100).expected_tokens
         400.0
@@ -68,7 +68,7 @@ class Decoded:
         return f"{done}, token {self.oldest_tokens:,} of at most {self.budget_tokens:,}"
 
     def after(self, earlier: Decoded) -> Decoded:
-        """The same as a later part of one piece of work, whose ``earlier`` part has ended."""
+        """This progress counted on from ``earlier``, an ended first part of the same work."""
         return replace(
             self,
             replies=earlier.replies + self.replies,
@@ -77,9 +77,9 @@ class Decoded:
         )
 
     def before(self, replies: int) -> Decoded:
-        """The same as an earlier part of one piece of work: so many ``replies`` are to follow."""
+        """This progress as a first part of some work, with ``replies`` more to follow."""
         return replace(self, replies=self.replies + replies)
 
 
 Progress = Callable[[Decoded], None]
-"""Told how far a generation is, after every token where that is known: it must be quick."""
+"""Called with the progress after every token, where it is known; must be quick."""

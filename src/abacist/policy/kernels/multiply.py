@@ -1,4 +1,4 @@
-"""The matrix product of ``multiply.cpp``: any shape, any strides, nothing to prepare."""
+"""The matrix product of ``multiply.cpp``: any shape, any strides, no packing beforehand."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from abacist.policy.kernels.build import library, threads
 def multiply(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, to: Tensor | None = None
 ) -> Tensor:
-    """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias``, or added to ``to`` [N, O]."""
+    """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias`` [O].
+
+    If ``to`` [N, O] is given, the result is added to it.
+    """
     if to is not None:
         assert to.is_contiguous()
     y = x.new_empty(len(x), len(weight)) if to is None else to
     bias = None if bias is None else bias.contiguous()
     kernels: Any = library()
     kernels.multiply_any(
-        *_placed(x),
-        *_placed(weight),
+        *_with_strides(x),
+        *_with_strides(weight),
         None if bias is None else ctypes.c_void_p(bias.data_ptr()),
         ctypes.c_void_p(y.data_ptr()),
         *map(ctypes.c_int64, (*x.shape, len(weight), to is not None)),
@@ -30,5 +33,5 @@ def multiply(
     return y
 
 
-def _placed(matrix: Tensor) -> tuple[Any, ...]:
+def _with_strides(matrix: Tensor) -> tuple[Any, ...]:
     return (ctypes.c_void_p(matrix.data_ptr()), *map(ctypes.c_int64, matrix.stride()))

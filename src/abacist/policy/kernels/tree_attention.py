@@ -1,10 +1,11 @@
-"""Attention over a packed batch by ``attention.cpp``: float32 on a CPU, forward and backward.
+"""Attention over a packed batch by ``tree_attention.cpp``: float32 on a CPU, forward and backward.
 
-The kernel reads queries, keys and values where they lie and holds no more than a block of scores;
-for the backward it keeps two numbers a row. Sums are taken in one order whatever the number of
-threads, so that a run can be repeated to the bit. What is not a number stays so.
+The batch is a tree: completions branch from their prompt, prompts from what they share. The kernel
+reads queries, keys and values in place and never holds more than a block of scores. For the
+backward it keeps two numbers per row. Sums have one order for any number of threads, so a run can
+be repeated to the bit. NaN and infinity propagate.
 
-Shapes: T packed tokens, H query heads, K key heads, D numbers of a head.
+Shapes: T packed tokens, H query heads, K key heads, D head dim.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class _View(ctypes.Structure):
 class _Attention(ctypes.Structure):
     _fields_ = [
         *((name, _View) for name in ("query", "key", "value")),
-        *((name, _Address) for name in ("out", "largest", "share", "branches")),
+        *((name, _Address) for name in ("out", "largest", "inverse_sum", "branches")),
         *((n, _Count) for n in ("branch_count", "tokens", "heads", "key_heads", "size")),
         ("scale", ctypes.c_float),
         ("threads", ctypes.c_int32),
@@ -39,21 +40,22 @@ class _Gradients(ctypes.Structure):
     _fields_ = [("out", _View), *((name, _Address) for name in ("query", "key", "value"))]
 
 
-def takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether there is a kernel, and it is made for these."""
+def supports(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernel is available and supports these tensors."""
     return (
         not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and build.takes(query, key, value)
+        and build.supports(query, key, value)
     )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, branches: Tensor, scale: float) -> Tensor:
-    """[1, H, T, D] by [1, K, T, D] -> [1, T, H, D].
+    """Attention of ``query`` [1, H, T, D] to ``key`` and ``value`` [1, K, T, D] -> [1, T, H, D].
 
-    ``branches`` [branches, 3] int64: the first token of each, how many there are, and the number
-    of the branch it grows from (an earlier one; -1: none). They follow each other without gaps,
-    and leave no token over.
+    ``branches`` [branches, 3] int64 holds for each branch its first token, its number of tokens and
+    its parent (the number of an earlier branch; -1 for none). A token attends to its own branch up
+    to itself and to all tokens of the branches above. Branches follow each other without gaps and
+    cover all tokens.
     """
     assert int(branches[-1, :2].sum()) == query.shape[2]
     out: Tensor = _Attend.apply(query, key, value, branches, scale)
@@ -68,7 +70,7 @@ class _Attend(torch.autograd.Function):
         query, key, value = (_in_rows(states) for states in (query, key, value))
         _, heads, tokens, size = query.shape
         out = query.new_empty(1, tokens, heads, size)
-        kept = query.new_empty(2, heads * tokens)  # the kernel's own, for the backward
+        kept = query.new_empty(2, heads * tokens)  # each row's largest score and inverse sum
         call = _call(query, key, value, out, kept, branches, scale)
         _library().attention_forward(ctypes.byref(call))
         ctx.save_for_backward(query, key, value, out, kept, branches)
@@ -111,15 +113,15 @@ def _call(
         *(states.data_ptr() for states in (out, *kept, branches)),
         *(len(branches), tokens, heads, key.shape[1], size),
         scale,
-        build.threads(2.0 * heads * size * tokens * tokens),  # at most: all see all before them
+        build.threads(2.0 * heads * size * tokens * tokens),  # an upper bound: one single branch
     )
 
 
 def _view(states: Tensor) -> _View:
-    """Of [1, heads, T, D]."""
+    """The address and strides of ``states`` [1, heads, T, D]."""
     return _View(states.data_ptr(), states.stride(2), states.stride(1))
 
 
 def _in_rows(states: Tensor) -> Tensor:
-    """The numbers of a head next to each other, copied where they are not."""
+    """``states`` with stride 1 along D, copied if necessary."""
     return states if states.stride(3) == 1 else states.contiguous()

@@ -1,19 +1,19 @@
-"""Sample replies: prompts in, completions out, in the order the prompts were given.
+"""Write completions for prompts, in the order of the prompts.
 
-What is promised, so that the engine behind it can be exchanged:
+What is guaranteed, whichever decoder writes them:
 
-* **Greedy** replies do not depend on the batch size or on who shares the batch, up to
-  floating-point rounding of the logits (in float32 that does not change a token in practice).
-* **Sampled** replies depend on ``seed``, the prompt's own tokens and the sample's number alone, up
-  to the same rounding: every position of every sample has its own uniform number, drawn
-  from a stream named by these three. The same problem meets the same luck before and after
+* **Greedy** completions do not depend on the batch size or on the other rows of the batch, up to
+  floating-point rounding of the logits (which in float32 does not change a token in practice).
+* **Sampled** completions depend only on ``seed``, the prompt's tokens and the number of the sample,
+  up to the same rounding. Every position of every sample has its own uniform number, from a stream
+  seeded by these three. So the same problem is sampled with the same numbers before and after
   training, and in any subset of the data.
-* Nothing of the checkpoint's own generation defaults takes part.
+* The checkpoint's own generation defaults have no effect.
 
-The engine of :mod:`abacist.policy.engine` writes them wherever it can take the model, at several
-times the speed; every other model goes through transformers' own ``generate``.
+Our engine (``engine.py``) is used for every model it supports, and is several times faster. Other
+models use transformers' ``generate``.
 
-Shapes: B rows of a batch, P prompt tokens (left-padded), V vocabulary entries.
+Shapes: N rows (a row is one sample of one prompt), V vocabulary entries.
 """
 
 from __future__ import annotations
@@ -32,12 +32,17 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from abacist.errors import ModelError
 from abacist.policy import nonfinite
-from abacist.policy.batch import Ended
 from abacist.policy.chat import Message, generation_config_holders
-from abacist.policy.drawing import Sampling, sample_tokens
-from abacist.policy.engine import Engine, obstacle
+from abacist.policy.decoding.batch import Ended
+from abacist.policy.decoding.engine import Engine, obstacle
+from abacist.policy.decoding.progress import Decoded, Progress
+from abacist.policy.decoding.token_sampling import (
+    Sampling,
+    sample_tokens,
+    uniforms_of,
+    widest_float,
+)
 from abacist.policy.loading import Policy
-from abacist.policy.progress import Decoded, Progress
 from abacist.records.rollout import StopReason
 
 __all__ = ["Completion", "generate", "sample_tokens"]
@@ -45,10 +50,9 @@ __all__ = ["Completion", "generate", "sample_tokens"]
 
 @dataclass(frozen=True)
 class Completion:
-    """One reply. ``ids`` is what the model wrote, its stop token included, never padding.
+    """One completion. ``ids`` is what the model wrote, stop token included, without padding.
 
-    ``text`` is the reply as it is read and graded: the prefill, if there was one, then ``ids``
-    without special tokens.
+    ``text`` is what is read and graded: the prefill, if any, then ``ids`` without special tokens.
     """
 
     ids: list[int]
@@ -58,7 +62,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class _Row:
-    """One sample to draw: which prompt, which of its samples, and its stream of luck."""
+    """One sample: its prompt, its number among the prompt's samples, and its random stream."""
 
     prompt: int
     sample: int
@@ -80,16 +84,25 @@ def generate(
     progress: Progress | None = None,
     ended: Callable[[int, list[Completion]], None] | None = None,
 ) -> list[list[Completion]]:
-    """``num_samples`` completions for each prompt: the outer list in the order of ``prompts``.
+    """``num_samples`` completions for each prompt, as one list per prompt.
 
-    ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 are off. ``batch_size`` counts rows, a
-    prompt times a sample, that are in work at a time. ``prefill`` opens every reply. ``seed`` None
-    draws a fresh one from torch's global generator. ``progress`` is told how far it is, after
-    every token; ``ended`` the number of a prompt and its completions, soon after the last of them
-    has ended, in no order, and perhaps twice.
+    Args:
+        policy: the model, and the chat that encodes and decodes for it.
+        prompts: a conversation each.
+        max_completion_tokens: where a completion without a stop token is cut.
+        temperature: 0 is greedy.
+        top_p: 1 is off.
+        top_k: 0 is off.
+        num_samples: completions of each prompt.
+        batch_size: rows (samples of prompts) in work at a time.
+        prefill: text that opens every completion.
+        seed: None draws one from torch's global generator.
+        progress: called after every token.
+        ended: called with the number of a prompt and its completions soon after the last of them
+            has ended, in no particular order. May be called twice for a prompt.
 
-    The model comes back in the training mode it was given in. Raises :class:`ModelError` if a
-    prompt and its budget do not fit the model's context, or its scores are NaN or infinite.
+    The model's training mode is restored. Raises :class:`ModelError` if a prompt and its budget
+    exceed the model's context, or if the model's logits are NaN or infinite.
     """
     prompt_ids = [policy.chat.encode(messages, prefill=prefill) for messages in prompts]
     _check_lengths(prompt_ids, max_completion_tokens, policy.context_tokens)
@@ -138,14 +151,14 @@ def write(
     ended: Ended | None = None,
     use_engine: bool = True,
 ) -> list[list[int]]:
-    """The ids of ``num_samples`` completions of each prompt, in turn: :func:`generate` on tokens.
+    """:func:`generate` on token ids: ``num_samples`` completions of each prompt, as one flat list.
 
-    Without ``use_engine`` transformers writes them also where our engine could.
+    With ``use_engine`` False, transformers writes them even where our engine could.
     """
     rows = _rows(prompt_ids, num_samples, seed)
     is_ours = use_engine and obstacle(policy.model) is None
-    way = _with_engine if is_ours else _with_transformers
-    return way(
+    decoder = _with_engine if is_ours else _with_transformers
+    return decoder(
         policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress, ended
     )
 
@@ -160,12 +173,12 @@ def _with_engine(
     progress: Progress | None,
     ended: Ended | None,
 ) -> list[list[int]]:
-    """The ids of each row, decoded ``batch_size`` rows at a time by our own engine."""
+    """The ids of each row, written by our own engine."""
     chat = policy.chat
     engine = Engine(policy.model, stop_ids=chat.stop_ids, pad_id=chat.pad_id, max_rows=batch_size)
     uniforms = None
     if sampling is not None and rows:
-        uniforms = _uniforms([row.stream for row in rows], max_completion_tokens)
+        uniforms = uniforms_of([row.stream for row in rows], max_completion_tokens)
     written = engine.complete(
         [prompt_ids[row.prompt] for row in rows],
         1,
@@ -188,19 +201,21 @@ def _with_transformers(
     progress: Progress | None,
     ended: Ended | None,
 ) -> list[list[int]]:
-    """The ids of each row, written by transformers batch after batch."""
+    """The ids of each row, written by transformers, one batch after another."""
     written: list[list[int]] = [[] for _ in rows]
     lengths = [len(prompt_ids[row.prompt]) for row in rows]
-    before: list[list[int]] = []  # the ids of replies in batches that have ended
+    before: list[list[int]] = []  # ids of the rows in batches that have ended
     with _generation_mode(policy):
-        for batch in _batches(lengths, batch_size, alike=_learns_a_prompt(policy.model)):
-            tell = _told(progress, before, len(batch), len(rows))
+        for batch in _batches(lengths, batch_size, alike=_has_learned_prompt(policy.model)):
+            report = _reporter(progress, before, len(batch), len(rows))
             sampler = None
             if sampling is not None:
-                luck = _uniforms([rows[number].stream for number in batch], max_completion_tokens)
-                sampler = _Sampler(luck.to(policy.device, _widest_float(policy.device)), sampling)
+                streams = [rows[number].stream for number in batch]
+                uniforms = uniforms_of(streams, max_completion_tokens)
+                dtype = widest_float(policy.device)
+                sampler = _Sampler(uniforms.to(policy.device, dtype), sampling)
             prompts = [prompt_ids[rows[number].prompt] for number in batch]
-            continued = _continue(policy, prompts, max_completion_tokens, sampler, tell)
+            continued = _continue(policy, prompts, max_completion_tokens, sampler, report)
             for number, ids in zip(batch, continued, strict=True):
                 written[number] = ids
                 if ended is not None:
@@ -211,25 +226,25 @@ def _with_transformers(
     return written
 
 
-def _told(
+def _reporter(
     progress: Progress | None, before: list[list[int]], rows: int, total: int
 ) -> Callable[[int, int], None]:
-    """What tells ``progress`` of a batch behind replies that have been written."""
+    """A function that reports a batch of ``rows`` to ``progress``, after those ``before`` it."""
     tokens = sum(map(len, before))
 
-    def tell(position: int, budget_tokens: int) -> None:
+    def report(position: int, budget_tokens: int) -> None:
         if progress is not None:
             progress(
                 Decoded(total, len(before), tokens, rows, rows * position, position, budget_tokens)
             )
 
-    return tell
+    return report
 
 
 def _batches(lengths: Sequence[int], batch_size: int, *, alike: bool) -> Iterator[list[int]]:
-    """Rows that are written together; where ``alike``, none of them longer than another.
+    """Row numbers in batches; with ``alike``, prompts of one batch all have the same length.
 
-    Like lengths together, the longest first: memory that does not suffice shows at once.
+    Rows are sorted by length, the longest first, so that too little memory shows at once.
     """
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     groups = itertools.groupby(order, lambda number: lengths[number] if alike else 0)
@@ -238,20 +253,20 @@ def _batches(lengths: Sequence[int], batch_size: int, *, alike: bool) -> Iterato
             yield group[start : start + batch_size]
 
 
-def _learns_a_prompt(model: Any) -> bool:
-    """Whether an adapter puts what it learned before the text, as prompt and prefix tuning do.
+def _has_learned_prompt(model: Any) -> bool:
+    """Whether an adapter puts learned tokens before the text, as prompt and prefix tuning do.
 
-    PEFT puts it before the padding too, and counts positions through both. So what such a model
-    writes would depend on the longest prompt of its batch, but for prompts of one length.
+    PEFT puts them before the padding and counts positions through both. So the output of such a
+    model depends on the padding, and prompts of different lengths must not share a batch.
     """
     return isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning
 
 
 class _Sampler(LogitsProcessor):
-    """Leaves only the sampled token possible, so that greedy ``generate`` must take it."""
+    """Samples a token and makes all others impossible, so that greedy ``generate`` takes it."""
 
     def __init__(self, uniforms: torch.Tensor, sampling: Sampling) -> None:
-        self.uniforms, self.position = uniforms, 0  # [B, completion tokens]
+        self.uniforms, self.position = uniforms, 0  # [N, completion tokens]
         self.sampling = sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -267,16 +282,16 @@ class _Sampler(LogitsProcessor):
 
 
 class _Watch(LogitsProcessor):
-    """Looks whether all scores are numbers, and counts tokens."""
+    """Watches for logits that are NaN or infinite, and reports progress."""
 
-    def __init__(self, tell: Callable[[int, int], None], budget_tokens: int) -> None:
-        self.largest = torch.zeros(())  # of each row
-        self.tell, self.position, self.budget_tokens = tell, 0, budget_tokens
+    def __init__(self, report: Callable[[int, int], None], budget_tokens: int) -> None:
+        self.largest = torch.zeros(())  # [N] from the first call on
+        self.report, self.position, self.budget_tokens = report, 0, budget_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.largest = torch.maximum(self.largest, scores.amax(dim=-1))
         self.position += 1
-        self.tell(self.position, self.budget_tokens)
+        self.report(self.position, self.budget_tokens)
         return scores
 
 
@@ -285,9 +300,9 @@ def _continue(
     prompts: list[list[int]],
     max_completion_tokens: int,
     sampler: _Sampler | None,
-    tell: Callable[[int, int], None],
+    report: Callable[[int, int], None],
 ) -> list[list[int]]:
-    """The ids each prompt is continued with, cut behind the first stop token."""
+    """The completion of each prompt, up to and with its first stop token."""
     chat = policy.chat
     longest = max(map(len, prompts))
     input_ids = torch.full((len(prompts), longest), chat.pad_id)
@@ -296,8 +311,8 @@ def _continue(
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         attention_mask[row, longest - len(ids) :] = 1
     model: Any = policy.model
-    watch = _Watch(tell, max_completion_tokens)
-    tell(0, max_completion_tokens)
+    watch = _Watch(report, max_completion_tokens)
+    report(0, max_completion_tokens)
     output = model.generate(
         input_ids=input_ids.to(policy.device),
         attention_mask=attention_mask.to(policy.device),
@@ -325,11 +340,11 @@ def _up_to_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 @contextmanager
 def _generation_mode(policy: Policy) -> Iterator[None]:
-    """Evaluation mode, no gradients, and a neutral generation config; then all as before.
+    """Evaluation mode, no gradients and a neutral generation config; all restored afterwards.
 
-    ``generate`` fills what a config leaves open from the model's own, so that one steps aside.
-    ``no_grad`` rather than ``inference_mode``: a tensor the model caches meanwhile (rotary
-    frequencies) must still be usable in training afterwards.
+    The model's own generation config is replaced because ``generate`` takes from it whatever the
+    config it is given leaves open. ``no_grad`` instead of ``inference_mode``: tensors that the
+    model caches meanwhile (rotary frequencies) must be usable in training afterwards.
     """
     model = policy.model
     was_training = model.training
@@ -360,29 +375,15 @@ def _check_lengths(prompt_ids: list[list[int]], budget_tokens: int, context_toke
 
 
 def _rows(prompt_ids: list[list[int]], num_samples: int, seed: int) -> list[_Row]:
-    """Every sample to draw, prompt by prompt."""
+    """Every sample of every prompt, prompt by prompt."""
     seen: Counter[bytes] = Counter()
     rows = []
     for number, ids in enumerate(prompt_ids):
         content = repr(ids).encode()
         for sample in range(num_samples):
-            # A prompt given twice gets fresh luck the second time.
+            # A prompt that is given twice gets another stream the second time.
             key = f"{seed}/{seen[content]}/{sample}/".encode() + content
             stream = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
             rows.append(_Row(number, sample, stream))
         seen[content] += 1
     return rows
-
-
-def _widest_float(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs have no float64
-
-
-def _uniforms(streams: list[int], length: int) -> torch.Tensor:
-    """Numbers in [0, 1), [B, ``length``]: each row from a generator of its own."""
-    generator = torch.Generator()
-    rows = []
-    for stream in streams:
-        generator.manual_seed(stream % 2**63)
-        rows.append(torch.rand(length, generator=generator, dtype=torch.float64))
-    return torch.stack(rows)

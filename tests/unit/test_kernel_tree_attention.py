@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from abacist.policy.choices import Choice
-from abacist.policy.kernels import attention as kernel
 from abacist.policy.kernels import build
+from abacist.policy.kernels import tree_attention as kernel
 from abacist.policy.scoring.attention_backend import AttentionBackend, padded_attention
 from abacist.policy.scoring.packing import pack
 
 pytestmark = pytest.mark.skipif(
-    build.library() is None, reason=f"no kernels here: {build.obstacle()}"
+    build.library() is None, reason=f"no kernels here: {build.unsupported_reason()}"
 )
 
 Branches = list[tuple[int, int, int]]
@@ -235,10 +235,10 @@ def test_a_packed_batch_is_attended_as_by_pytorch(name: str, skips: bool) -> Non
 
 def test_only_float32_on_a_cpu_without_autocast_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     states = torch.zeros(3, 1, 2, 4, 8)
-    assert kernel.takes(*states)
-    assert not kernel.takes(*states.bfloat16())
-    assert not kernel.takes(*states.to("meta"))
+    assert kernel.supports(*states)
+    assert not kernel.supports(*states.bfloat16())
+    assert not kernel.supports(*states.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
-        assert not kernel.takes(*states)
+        assert not kernel.supports(*states)
     monkeypatch.setattr(build, "library", lambda: None)
-    assert not kernel.takes(*states)
+    assert not kernel.supports(*states)
