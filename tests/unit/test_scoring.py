@@ -183,7 +183,7 @@ def either_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Attention by our kernel, and by PyTorch where that cannot be had."""
     if request.param == "pytorch":
         monkeypatch.setattr(tree_attention, "supports", lambda *_: False)
-    elif reason := build.unsupported():
+    elif reason := build.unsupported_reason():
         pytest.skip(f"no kernels here: {reason}")
 
 
