@@ -13,7 +13,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from abacist.learning.fastpath import unsupported_reason
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy.families import FastPart
 
 
 def paid(completion_ids: Any, **columns: Any) -> list[float]:
@@ -54,6 +56,9 @@ if __name__ == "__main__":
     model, output = map(Path, sys.argv[1:])
     theirs, _ = weights_after(trl.GRPOTrainer, model, output / "trl")
     ours, trainer = weights_after(GRPOTrainer, model, output / "ours")
-    assert trainer.accelerator.num_processes == 2 and trainer._obstacles["training"] is None
+    assert (
+        trainer.accelerator.num_processes == 2
+        and unsupported_reason(trainer, FastPart.SCORING) is None
+    )
     if trainer.accelerator.is_main_process:
         print("apart", float((ours - theirs).abs().max()))

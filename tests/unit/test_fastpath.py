@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from abacist.learning import fastpath
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.families import FastPart
+from abacist.policy.kernels import build
 
 Lookalike = Callable[[str], Path]
 G, PROBLEMS, BUDGET = 4, 4, 10
@@ -247,6 +248,43 @@ def test_our_rollouts_are_used_and_stay_within_the_budget(
     for part in (FastPart.DECODING, FastPart.SCORING):
         assert fastpath.unsupported_reason(trainer, part) is None
     assert trainer.state.log_history[0]["completions/max_length"] <= BUDGET
+
+
+PATHS: list[tuple[dict[str, Any], list[str]]] = [
+    (
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": G * PROBLEMS // 2},
+        ["fused layers: used", "fused LoRA products: used", "micro-batch fusion: used"],
+    ),
+    (
+        {"lora": False},
+        [
+            "fused layers: not used (of layer 0, its base weights are trained)",
+            "fused LoRA products: not used (the model has no LoRA adapter)",
+            "micro-batch fusion: not used (an optimizer step has one micro-batch)",
+        ],
+    ),
+    (
+        {"entropy_coef": 0.1},
+        ["training: TRL's path (the entropy bonus needs the entropy's gradient)"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), PATHS)
+def test_every_part_that_is_not_used_is_said_with_its_reason(
+    config: dict[str, Any], said: list[str], lookalike: Lookalike, tmp_path: Path
+) -> None:
+    lines = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path, **config).paths()
+    assert lines[-len(said) :] == said
+    assert [line.partition(":")[0] for line in lines[:2]] == ["rollouts", "CPU kernels"]
+
+
+def test_without_kernels_the_reason_is_theirs(
+    lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "unsupported_reason", lambda: "there is no compiler")
+    lines = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path).paths()
+    assert "CPU kernels: not used (there is no compiler)" in lines
 
 
 def after_ten_adamw_steps(

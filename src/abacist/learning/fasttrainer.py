@@ -1,6 +1,6 @@
 """TRL's trainer on our engine and our forward: the same mathematics, faster.
 
-Completions come from ``policy.engine``, log-probabilities from ``policy.scoring``, which computes
+Completions come from ``policy.decoding``, log-probabilities from ``policy.scoring``, which computes
 each prompt once. ``learning.fastpath`` says when that is what TRL computes; anything else takes
 TRL's own path, part by part. Nothing else of TRL's trainer is changed here.
 """
@@ -18,7 +18,8 @@ from trl.trainer.utils import split_tensor_dict
 
 from abacist.learning import fastpath, frozen
 from abacist.learning.micro_batch_fusion import MicroBatchFusion, Values
-from abacist.policy.decoding import engine, graphs
+from abacist.policy import families
+from abacist.policy.decoding import engine
 from abacist.policy.decoding.progress import Decoded
 from abacist.policy.families import FastPart
 from abacist.policy.scoring.score import attention_choice, score
@@ -216,13 +217,18 @@ class FastTrainer(trl.GRPOTrainer):
                 return self.paths()
             finally:
                 self.model.eval()
-        lines = []
+        lines, on_cuda = [], self.model.device.type == "cuda"
         if (why := self._unsupported_reason(FastPart.DECODING)) is not None:
             lines.append(f"rollouts: TRL's path ({why})")
         else:
-            graphed = graphs.description(self.model.device)
-            words = ("our engine", graphed, "with its own attention")
-            lines.append(f"rollouts: {', '.join(filter(None, words))}")
+            words = ["our engine", "with its own attention"]
+            if on_cuda:
+                why = families.unsupported_reason(self.model, FastPart.CUDA_GRAPHS)
+                words[1:1] = ["by CUDA graphs" if why is None else f"without CUDA graphs ({why})"]
+            lines.append(f"rollouts: {', '.join(words)}")
+        if not on_cuda:
+            why = families.unsupported_reason(self.model, FastPart.KERNELS)
+            lines.append(_used(FastPart.KERNELS, why))
         if (why := self._unsupported_reason(FastPart.SCORING)) is not None:
             return [*lines, f"training: TRL's path ({why})"]
         lines.append("training: each prompt computed once for its group")
@@ -230,8 +236,7 @@ class FastTrainer(trl.GRPOTrainer):
             choice = attention_choice(self.model)
         lines.append(f"{choice.what}: {choice.value} ({choice.why})")
         for part in (FastPart.FUSED_LAYERS, FastPart.LORA_PRODUCTS, FastPart.MICRO_BATCH_FUSION):
-            why = fastpath.unsupported_reason(self, part)
-            lines.append(f"{part}: used" if why is None else f"{part}: not used ({why})")
+            lines.append(_used(part, fastpath.unsupported_reason(self, part)))
         return lines
 
     def _unsupported_reason(self, part: FastPart) -> str | None:
@@ -245,3 +250,7 @@ class FastTrainer(trl.GRPOTrainer):
             name = "rollouts" if part is FastPart.DECODING else "training"
             logger.warning("Abacist: TRL's own path for %s, because %s.", name, why)
         return why
+
+
+def _used(part: FastPart, why: str | None) -> str:
+    return f"{part}: used" if why is None else f"{part}: not used ({why})"

@@ -196,10 +196,6 @@ def unsupported_layer(layer: Any, dtype: torch.dtype) -> str | None:
     attention, mlp = layer.self_attn, layer.mlp
     if support.activations is not None and not _is_silu(mlp.act_fn):
         return f"its activation is {type(mlp.act_fn).__name__}"
-    norms = [layer.input_layernorm, layer.post_attention_layernorm]
-    norms += [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None))]
-    if not support.trained_norms and any(norm.weight.requires_grad for norm in norms):
-        return "its norms are trained"
     if any(instances.is_changed(module) for module in layer.modules()):
         return "one of its modules has a hook or a replaced forward"
     for linear in (
@@ -208,6 +204,10 @@ def unsupported_layer(layer: Any, dtype: torch.dtype) -> str | None:
     ):
         if (found := unsupported_linear(linear, FastPart.FUSED_LAYERS, dtype)) is not None:
             return found
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [norm for name in ("q_norm", "k_norm") if (norm := getattr(attention, name, None))]
+    if not support.trained_norms and any(norm.weight.requires_grad for norm in norms):
+        return "its norms are trained"
     return None
 
 

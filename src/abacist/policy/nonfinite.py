@@ -1,8 +1,8 @@
-"""Scores that are no numbers: found without waiting for the device, and named with their cause.
+"""Logits that are NaN or infinite: found without waiting for the device, and reported with a cause.
 
-A softmax over NaN or infinity still yields tokens, and whoever draws them never learns that they
-mean nothing. So every decoder keeps the largest score that each completion has met, which turns
-into NaN or infinity with the first one that is, stays so, and is looked at when a row has ended.
+Sampling from NaN or infinity still yields tokens, which mean nothing. So decoding keeps the largest
+logit of each completion. It becomes NaN or infinite with the first logit that is, stays so, and is
+checked when a row has ended.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from abacist.errors import ModelError
 
 
 class NotFiniteError(ArithmeticError):
-    """The scores of ``broken`` completions out of ``total`` were NaN or infinite."""
+    """The logits of ``broken`` completions out of ``total`` were NaN or infinite."""
 
     def __init__(self, broken: int, total: int) -> None:
         super().__init__(broken, total)
@@ -23,18 +23,18 @@ class NotFiniteError(ArithmeticError):
 
 
 def keep_largest(logits: torch.Tensor, largest: torch.Tensor) -> None:
-    """Let ``largest`` [N] be no less than any of ``logits`` [N, V]; NaN counts as the largest."""
+    """``largest`` [N] = max(``largest``, each row of ``logits`` [N, V]); NaN is the largest."""
     torch.maximum(largest, logits.amax(dim=-1).float(), out=largest)
 
 
 def check(largest: torch.Tensor) -> None:
-    """Raises :class:`NotFiniteError` where something of ``largest`` [N] is not finite."""
+    """Raises :class:`NotFiniteError` if a value of ``largest`` [N] is not finite."""
     if broken := int((~largest.isfinite()).sum()):
         raise NotFiniteError(broken, len(largest))
 
 
 def refuse(largest: torch.Tensor, model: Any) -> None:
-    """Raises :class:`ModelError` where ``largest`` [N], of ``model``, is not finite."""
+    """As :func:`check`, with a :class:`ModelError` that names the cause in ``model``."""
     try:
         check(largest)
     except NotFiniteError as found:
@@ -42,7 +42,7 @@ def refuse(largest: torch.Tensor, model: Any) -> None:
 
 
 def explained(found: NotFiniteError, model: Any) -> ModelError:
-    """What was found in decoding with ``model``, the cause and the remedy."""
+    """The error for a user: what was found in decoding with ``model``, why, and how to mend it."""
     what = (
         f"The model's scores for the next token were NaN or infinite in {found.broken} of "
         f"{found.total} completions: what it wrote means nothing"

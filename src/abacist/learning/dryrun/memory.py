@@ -182,7 +182,7 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
 
 
 def _lean_bytes(model: Any) -> int:
-    """What ``policy.decoding.network`` copies: projections, and all that a kernel packs."""
+    """What decoding copies: fused and adapted projections, and all that a kernel packs."""
     total = 0
     for name, module in model.named_modules():
         adapted = isinstance(module, LoraLayer)

@@ -267,7 +267,7 @@ def pytorch_kernel() -> VarlenKernel:
     known = inspect.signature(varlen_attn).parameters
     if not {"scale", "window_size"} <= known.keys():
         raise ModelError(
-            f"varlen_attn of PyTorch {torch.__version__} takes no scale or no window.",
+            f"varlen_attn of PyTorch {torch.__version__} has no scale or no window.",
             "Update PyTorch.",
         )
 
@@ -356,7 +356,7 @@ def _without_varlen(device: torch.device, dtype: torch.dtype, heads: HeadShape) 
     elif torch.cuda.get_device_capability(device) < (8, 0):
         why = "this GPU is older than Ampere"
     elif heads.size % 8 or heads.size > _LARGEST_HEAD:
-        why = f"flash kernels take no heads of {heads.size}"
+        why = f"flash kernels have no heads of size {heads.size}"
     else:
         return None
     return Choice(_WHAT, _PADDED, why)

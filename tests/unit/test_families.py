@@ -1,0 +1,73 @@
+"""One table says what each fast part supports: every part and family is in it, every reason is a
+phrase, and what stands beside a supported family is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from abacist.policy.families import FAMILIES, SUPPORT, FastPart, unsupported_reason
+from unit.test_scoring import FAMILIES as SCORED
+from unit.test_scoring import SIZES
+
+DECODED = [family for family in FAMILIES if FastPart.DECODING not in family.lacks]
+
+
+def made(family: Any, **config: Any) -> Any:
+    settings = {**SIZES, "pad_token_id": 3, "sliding_window": None, **config}
+    return family.causal_lm(family.causal_lm.config_class(**settings)).train()
+
+
+def test_the_table_has_a_row_for_every_part() -> None:
+    assert set(SUPPORT) == set(FastPart)
+
+
+def test_every_family_has_a_parity_test_of_its_log_probabilities_and_gradients() -> None:
+    scored = {type(make()) for name, make in SCORED.items() if name != "tiny"}
+    assert scored == {family.causal_lm for family in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.causal_lm.__name__)
+def test_a_plain_model_of_a_family_is_supported_but_for_what_it_lacks(family: Any) -> None:
+    model = made(family)
+    for part in (FastPart.SCORING, FastPart.DECODING, FastPart.MICRO_BATCH_FUSION):
+        assert unsupported_reason(model, part) == family.lacks.get(part)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    for part in (FastPart.FUSED_LAYERS, FastPart.LORA_PRODUCTS):
+        assert unsupported_reason(adapted, part) is None
+
+
+@pytest.mark.parametrize("family", DECODED, ids=lambda family: family.causal_lm.__name__)
+def test_a_sliding_window_is_refused_by_decoding_and_scoring(family: Any) -> None:
+    kinds = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True}
+    if family.causal_lm.__name__.startswith("Llama"):
+        pytest.skip("Llama has none")
+    if family.causal_lm.__name__.startswith("Mistral"):
+        kinds = {}
+    model = made(family, sliding_window=8, **kinds)
+    for part in (FastPart.DECODING, FastPart.SCORING):
+        assert "sliding-window" in str(unsupported_reason(model, part))
+
+
+REFUSED: dict[FastPart, tuple[dict[str, Any], str]] = {
+    FastPart.DECODING: ({"hidden_act": "gelu"}, "its activation is gelu"),
+    FastPart.SCORING: ({"attention_dropout": 0.1}, "dropout on attention"),
+    FastPart.FUSED_LAYERS: ({}, "its base weights are trained"),
+    FastPart.LORA_PRODUCTS: ({}, "no LoRA adapter"),
+    FastPart.MICRO_BATCH_FUSION: ({"attention_dropout": 0.1}, "dropout on attention"),
+    FastPart.CUDA_GRAPHS: ({}, "the model is on cpu"),
+}
+
+
+@pytest.mark.parametrize("part", REFUSED)
+def test_a_part_says_why_it_does_not_support_a_model(part: FastPart) -> None:
+    config, reason = REFUSED[part]
+    assert reason in str(unsupported_reason(made(FAMILIES[0], **config), part))
+
+
+def test_kernels_are_for_float32_alone() -> None:
+    model = made(FAMILIES[0]).to(torch.bfloat16)
+    assert unsupported_reason(model, FastPart.KERNELS) == "its weights are bfloat16"
