@@ -5,7 +5,7 @@ Every failure a user can cause or meet is an :class:`AbacistError`: *what* went 
 traceback and exits with ``exit_code``; library callers catch one base class.
 
 Exit codes: 0 done, 1 failed (bad data, model, reward or run directory), 2 usage,
-3 "not better" (compare as a gate), 130 interrupted, 143 terminated.
+3 "not better" (compare) or "unsound" (audit), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations

@@ -9,7 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from abacist.policy import families
 from abacist.policy.families import FAMILIES, SUPPORT, FastPart, unsupported_reason
+from abacist.policy.scoring.layers import FusedLayer
+from abacist.policy.scoring.score import score
 from unit.test_scoring import FAMILIES as SCORED
 from unit.test_scoring import SIZES
 
@@ -71,3 +74,21 @@ def test_a_part_says_why_it_does_not_support_a_model(part: FastPart) -> None:
 def test_kernels_are_for_float32_alone() -> None:
     model = made(FAMILIES[0]).to(torch.bfloat16)
     assert unsupported_reason(model, FastPart.KERNELS) == "its weights are bfloat16"
+
+
+def test_a_part_that_a_family_lacks_is_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = get_peft_model(made(FAMILIES[0]), LoraConfig(r=2, target_modules="all-linear"))
+    kind = FAMILIES[0].causal_lm
+    assert unsupported_reason(model, FastPart.FUSED_LAYERS) is None
+    lacking = families.Family(kind, lacks={FastPart.FUSED_LAYERS: "its layers are odd"})
+    monkeypatch.setitem(families._FAMILY_OF, kind, lacking)
+    assert unsupported_reason(model, FastPart.FUSED_LAYERS) == "its layers are odd"
+    assert unsupported_reason(model, FastPart.SCORING) is None
+
+    def refused(*_: Any) -> Any:
+        raise AssertionError("a layer was fused")
+
+    monkeypatch.setattr(FusedLayer, "of", refused)
+    ids = torch.randint(4, 60, (2, 8))
+    logps, _ = score(model, ids, torch.ones_like(ids), 3, temperature=1.0)
+    assert logps.isfinite().all()

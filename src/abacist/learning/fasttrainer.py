@@ -2,7 +2,8 @@
 
 Completions come from ``policy.decoding``, log-probabilities from ``policy.scoring``, which computes
 each prompt once. ``learning.fastpath`` says when that is what TRL computes; anything else takes
-TRL's own path, part by part. Nothing else of TRL's trainer is changed here.
+TRL's own path, part by part. Beside that, groups stay whole within a generation batch, a group
+without rewards counts as one without signal, and a model of which nothing can learn is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class FastTrainer(trl.GRPOTrainer):
     ``watch_step``, if set, is told how far each training step is.
     """
 
-    # Trainer and GRPOTrainer declare these too narrowly to be worked with.
+    # Trainer and GRPOTrainer declare types that are too narrow for mypy.
     args: Any
     model: Any
     num_generations: int
@@ -85,7 +86,8 @@ class FastTrainer(trl.GRPOTrainer):
         num_generations: int,
         has_tool_images: bool = False,
     ) -> Any:
-        # One prefill a prompt, merged weights, rows that have ended leave the batch.
+        # TRL repeats each prompt G times; the engine computes equal ones once, and is asked for
+        # one completion of each. None: there are no log-probabilities of the sampling.
         if self._unsupported_reason(FastPart.DECODING) is not None:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
@@ -206,7 +208,7 @@ class FastTrainer(trl.GRPOTrainer):
             # Skipped rows get the mean of the others, which so stays the mean that is logged.
             scored = attention_mask[:, -logits_to_keep:].bool() & ~self._skip_rows[:, None]
             entropies[self._skip_rows] = entropies[scored].mean()
-        return logps, entropies, None
+        return logps, entropies, None  # no auxiliary loss
 
     def paths(self) -> list[str]:
         """What computes each part of a step, a line each, with the reason where it is not ours."""

@@ -92,7 +92,7 @@ class GRPOTrainer(ResumableTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         # The first moment at which the rewards and advantages of a generation batch are both
-        # known, and the last at which its groups are whole: `_prepare_inputs` shuffles them.
+        # known, and rows are still in the order of the prompts: `_prepare_inputs` reorders them.
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         every = getattr(self.args, "vllm_canary_steps", 0)
         if self.use_vllm and every and self.state.global_step % every == 0:

@@ -65,7 +65,8 @@ class Family:
     ``act_fn``). Every part reads biases, head sizes and the scale of the scores from the modules.
     Norms on the heads (``q_norm``, ``k_norm``) are supported everywhere.
 
-    ``lacks`` names the parts that do not support the family, each with the reason.
+    ``lacks`` names the parts that do not support the family (decoding, scoring, fused layers), each
+    with the reason.
     """
 
     causal_lm: type[PreTrainedModel]
@@ -107,7 +108,11 @@ class Linears:
 
 @dataclass(frozen=True)
 class Support:
-    """What one part computes. None stands for "anything": the model's own modules are called."""
+    """What one part computes. None stands for "anything": the model's own modules are called.
+
+    Of a part with ``after``, only ``linears``, ``activations``, ``trained_norms``, ``dtypes`` and
+    ``devices`` are looked at; the rest is what the part before it asks.
+    """
 
     after: FastPart | None = None
     """The part it belongs to, which must support the model as well."""
@@ -172,7 +177,7 @@ def unsupported_reason(model: Any, part: FastPart) -> str | None:
     base, support = base_of(model), SUPPORT[part]
     if support.after is not None:
         found = unsupported_reason(model, support.after)
-        return found or _unsupported_here(base, part)
+        return found or lacks(base, part) or _unsupported_here(base, part)
     if part is FastPart.KERNELS:
         return _unsupported_here(base, part)
     family = _FAMILY_OF.get(type(base))
@@ -180,11 +185,17 @@ def unsupported_reason(model: Any, part: FastPart) -> str | None:
         names = ", ".join(known.__name__ for known in _FAMILY_OF)
         return f"{type(base).__name__} is not one of {names}"
     return (
-        family.lacks.get(part)
+        lacks(base, part)
         or _unsupported_config(base, part)
         or instances.difference(model, _LIBRARY_CODE, learns=support.gradients)
         or _unsupported_here(base, part)
     )
+
+
+def lacks(base: Any, part: FastPart) -> str | None:
+    """Why ``part`` does not support the family of ``base``, a transformers model; None: it does."""
+    family = _FAMILY_OF.get(type(base))
+    return None if family is None else family.lacks.get(part)
 
 
 def unsupported_layer(layer: Any, dtype: torch.dtype) -> str | None:

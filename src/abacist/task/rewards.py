@@ -134,8 +134,8 @@ class BuiltInReward:
     """One row of :data:`REWARDS`.
 
     ``alias`` is the gist's name for it, which both this function and the historic one answer to.
-    ``maximum`` is the most that it pays for one completion. ``is_form_only`` says that it cannot
-    tell a right answer from a wrong one.
+    ``maximum`` is the most that it pays for one completion. ``is_form_only`` says that it
+    looks at the layout only, and not at what the answer is.
     """
 
     func: RewardFunc

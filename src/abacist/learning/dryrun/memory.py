@@ -165,14 +165,14 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
     rows = int(args.generation_batch_size)
     prompts = rows // trainer.num_generations
     budget = trainer.max_completion_length
-    lean = fastpath.unsupported_reason(trainer, FastPart.DECODING) is None
-    cache = rows * budget + (prompts if lean else rows) * prompt_tokens
+    uses_engine = fastpath.unsupported_reason(trainer, FastPart.DECODING) is None
+    cache = rows * budget + (prompts if uses_engine else rows) * prompt_tokens
     # Measuring held-out problems writes one reply to each prompt.
     cache = max(cache, eval_rows * (budget + prompt_tokens))
     rows = max(rows, eval_rows)
-    reading = min(_PREFILL_TOKENS, rows * prompt_tokens) if lean else rows * prompt_tokens
+    reading = min(_PREFILL_TOKENS, rows * prompt_tokens) if uses_engine else rows * prompt_tokens
     wide = 6 * config.hidden_size + 3 * config.intermediate_size
-    merged = _lean_bytes(_base(model)) if lean else 0
+    merged = _merged_copy_bytes(_base(model)) if uses_engine else 0
     return [
         Part("merged copy to decode with", merged, "rollout"),
         Part("KV cache", cache * each_token, "rollout"),
@@ -181,7 +181,7 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
     ]
 
 
-def _lean_bytes(model: Any) -> int:
+def _merged_copy_bytes(model: Any) -> int:
     """What decoding copies: fused and adapted projections, and all that a kernel packs."""
     total = 0
     for name, module in model.named_modules():

@@ -127,8 +127,7 @@ def measure_rates(
     began = time.perf_counter()
     longest = max(prompts, key=len)
     with _random_states_kept():
-        reason = fastpath.unsupported_reason(trainer, FastPart.DECODING)
-        is_ours = reason is None
+        is_ours = fastpath.unsupported_reason(trainer, FastPart.DECODING) is None
         opening = list(longest[:MOST_PROMPT_TOKENS])
         measuring = _time_writing(policy, opening, max(rows, rollout_rows if is_ours else 0), True)
         rollouts: Writing | None = measuring

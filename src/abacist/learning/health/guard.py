@@ -104,7 +104,11 @@ class Guard(TrainerCallback):
         if self.nan_policy == "skip" and self._refused_in_a_row <= MOST_REFUSED_IN_A_ROW:
             self.watcher.note(f"{found}: the step was refused, the weights are as they were.")
             return
-        also = f", for the {self._refused_in_a_row}th time in a row" if self._refused > 1 else ""
+        also = (
+            f", for the {self._refused_in_a_row}th time in a row"
+            if self._refused_in_a_row > 1
+            else ""
+        )
         self.fault = TrainingError(
             f"{found}{also}. The step was refused: the weights are as they were before it, and "
             f"are saved as checkpoint-{step}.",

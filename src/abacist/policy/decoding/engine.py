@@ -51,7 +51,7 @@ class Engine:
         if (found := unsupported_reason(model, FastPart.DECODING)) is not None:
             raise ModelError(
                 f"The decoding engine does not support this model: {found}.",
-                "Let generate choose: it falls back to transformers.",
+                "Use policy.decoding.generation.generate, which falls back to transformers.",
             )
         self._model = model
         self._stop_ids, self._pad_id = list(stop_ids), pad_id

@@ -1,4 +1,4 @@
-"""The forward pass of Llama and Qwen models on bare weights, for writing tokens.
+"""The forward pass of the supported models on bare weights, for writing tokens.
 
 transformers' modules support training, hooks and replacement. Called once per token, they cost
 more than the arithmetic. :class:`DecodingNetwork` reads a model's weights once and computes the

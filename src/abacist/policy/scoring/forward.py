@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from abacist.policy.families import compute_dtype
+from abacist.policy.families import FastPart, compute_dtype, lacks
 from abacist.policy.scoring.attention_backend import Attend, AttentionBackend
 from abacist.policy.scoring.layers import FusedLayer, Rotary, final_norm
 from abacist.policy.scoring.linears import call_linear
@@ -34,9 +34,10 @@ def hidden_states(causal_lm: Any, packing: Packing, backend: AttentionBackend) -
     hidden_1TH = model.embed_tokens(packing.token_ids[None])
     rotary = model.rotary_emb(hidden_1TH, packing.position_ids[None])
     attend = backend.on(packing)
+    may_fuse = lacks(causal_lm, FastPart.FUSED_LAYERS) is None
     for layer in model.layers:
         # Decided here, once: a checkpointed layer must keep the same tensors when it runs again.
-        fused = FusedLayer.of(layer, compute_dtype(hidden_1TH))
+        fused = FusedLayer.of(layer, compute_dtype(hidden_1TH)) if may_fuse else None
         compute: Callable[..., Tensor] = fused or functools.partial(_plain_layer, layer)
         forward = functools.partial(compute, rotary=rotary, attend=attend)
         if layer.gradient_checkpointing and layer.training:
@@ -74,7 +75,7 @@ def _heads(attention: Any, hidden_1TH: Tensor, rotary: Rotary) -> tuple[Tensor, 
         query, key = attention.q_norm(query), attention.k_norm(key)
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     if getattr(attention, "use_rope", True):  # SmolLM3 has layers without
-        # That of the family's own file: whether a script has replaced it is checked there.
+        # The family's own function; `policy.instances` checks that no script has replaced it.
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
         query, key = rotate(query, key, *rotary)
     return query, key, value

@@ -1,8 +1,8 @@
 """Decoder layers under LoRA with a forward and backward of our own: fewer passes, less kept.
 
 Autograd would keep the output of every small step between the matrix products. The two halves of
-a layer, attention inputs and MLP, keep only what is dear to make again: the states that enter
-them, queries, keys and values as attention sees them, and the outputs of the gate and up
+a layer, attention inputs and MLP, keep only what is expensive to compute again: the states that
+enter them, queries, keys and values as attention sees them, and the outputs of the gate and up
 projections. Norms, rotations and activations are computed again in the backward, products of frozen
 weights are not. That is fewer passes over the activations, and a third to a half of their memory.
 
