@@ -394,9 +394,9 @@ def test_what_it_cannot_compute_exactly_is_refused_with_the_reason(lookalike: Fo
     hooked.get_base_model().model.layers[0].register_forward_hook(lambda *_: None)
     for model, reason in (
         (hooked, "hook"),
-        (gpt2, "not Llama"),
-        (MistralForCausalLM(MistralConfig(**_SMALL)), "not Llama"),
-        (Qwen2ForCausalLM(window), "sliding window"),
+        (gpt2, "is not one of Llama"),
+        (MistralForCausalLM(MistralConfig(**_SMALL, sliding_window=8)), "sliding-window"),
+        (Qwen2ForCausalLM(window), "sliding-window"),
         (Qwen2ForCausalLM(scaled), "rotary"),
         (Qwen2ForCausalLM(gelu), "activation"),
         (adapted(use_dora=True), "DoRA"),

@@ -29,14 +29,13 @@ def wanted(args: Any) -> bool:
 def unsupported_reason(trainer: Any, part: FastPart) -> str | None:
     """Why ``part`` is not used by ``trainer``, as the end of a sentence; None: it is.
 
-    Looks at the settings and at every module of the model, which may change between two steps.
+    Looks at the settings and at every module of the model, which may change between two steps. For
+    fused layers and LoRA products, whose dtype matters, call it within the trainer's autocast.
     """
     if (found := unsupported_setting(trainer, part)) is not None:
         return found
-    if part is FastPart.DECODING:
-        return families.unsupported_reason(_unwrapped(trainer), part)
-    with trainer.accelerator.autocast():
-        return families.unsupported_reason(trainer.model, part)
+    model = _unwrapped(trainer) if part is FastPart.DECODING else trainer.model
+    return families.unsupported_reason(model, part)
 
 
 def unsupported_setting(trainer: Any, part: FastPart) -> str | None:

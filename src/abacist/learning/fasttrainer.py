@@ -234,11 +234,11 @@ class FastTrainer(trl.GRPOTrainer):
         if (why := self._unsupported_reason(FastPart.SCORING)) is not None:
             return [*lines, f"training: TRL's path ({why})"]
         lines.append("training: each prompt computed once for its group")
+        parts = (FastPart.FUSED_LAYERS, FastPart.LORA_PRODUCTS, FastPart.MICRO_BATCH_FUSION)
         with self.accelerator.autocast():
             choice = attention_choice(self.model)
-        lines.append(f"{choice.what}: {choice.value} ({choice.why})")
-        for part in (FastPart.FUSED_LAYERS, FastPart.LORA_PRODUCTS, FastPart.MICRO_BATCH_FUSION):
-            lines.append(_used(part, fastpath.unsupported_reason(self, part)))
+            lines.append(f"{choice.what}: {choice.value} ({choice.why})")
+            lines += [_used(part, fastpath.unsupported_reason(self, part)) for part in parts]
         return lines
 
     def _unsupported_reason(self, part: FastPart) -> str | None:
