@@ -139,7 +139,7 @@ def test_json_is_one_object_and_markdown_is_written_where_asked(
         (["a", "--seeds", "b"], 2, "two or more"),
         (["a", "--seeds", "b", "./b"], 2, "named twice"),
         (["a", "b", "--shots", "1"], 2, "--shots is about one run"),
-        (["a", "--seeds", "b", "c", "--control", "d"], 2, "--control stands beside one run"),
+        (["a", "--seeds", "b", "c", "--control", "d"], 2, "--control takes one run"),
         (["a", "--allow_different", "problems"], 2, "invalid choice"),
         (["a", "--at_least", "many"], 2, "not a number"),
     ],

@@ -10,8 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+import evaluated
 from abacist.cli.doctor import machine
 from abacist.cli.doctor.machine import GIB, Finding, State, examine
 from abacist.cli.doctor.run import summarise
@@ -195,7 +198,7 @@ def run(tmp_path: Path) -> RunDir:
         (run.path / f"checkpoint-{step}").mkdir()
         (run.path / f"checkpoint-{step}" / "weights").write_bytes(b"1234")
         seal(run.path / f"checkpoint-{step}", step)
-    (run.path / "adapter_model.safetensors").touch()
+    save_file({"w": np.zeros(64, np.float32)}, run.path / "adapter_model.safetensors")
     return run
 
 
@@ -226,6 +229,21 @@ def test_damage_is_named_file_by_file(run: RunDir) -> None:
     assert "step-2.parquet" in to_mend["rollouts"].found
     assert "checkpoint-10" in to_mend["checkpoints"].found
     assert "newest sound" in to_mend["checkpoints"].remedy
+
+
+def test_weights_that_are_cut_short_and_evaluations_that_cannot_be_read_are_to_mend(
+    run: RunDir,
+) -> None:
+    weights = run.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    evaluated.evaluation([evaluated.GOOD], [evaluated.problem(0)]).save(run.evals_dir / "before")
+    evaluated.evaluation([evaluated.GOOD], [evaluated.problem(0)]).save(run.evals_dir / "after")
+    (run.evals_dir / "after" / "evaluation.json").write_text("[]", encoding="utf-8")
+    mend = {one.name: one.found for one in summarise(run.path) if one.state is State.MEND}
+    assert mend.keys() == {"model", "evaluations"}
+    assert "cut short" in mend["model"] and "after" in mend["evaluations"]
+    sound = [one.found for one in summarise(run.path) if one.name == "evaluations"]
+    assert "before" in sound
 
 
 def steps(run: RunDir, **changes: Any) -> None:

@@ -8,6 +8,7 @@ wraps a reward so that what is wrong is said at once, with the reward's name and
 from __future__ import annotations
 
 import asyncio
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -52,10 +53,18 @@ def import_reward(name: str) -> Callable[..., Any]:
         module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place, name)
     except RewardError:
         raise
+    except SystemExit as stop:
+        raise RewardError(
+            f"The reward '{name}' cannot be imported: its file ends the program ({stop.code}).",
+            "Put what it runs as a script under `if __name__ == '__main__':`.",
+        ) from stop
     except Exception as error:  # whatever a user's module does when it is imported
+        is_relative = place.endswith(".py") and "attempted relative import" in str(error)
         raise RewardError(
             f"The reward '{name}' cannot be imported: {type(error).__name__}: {error}",
-            _HOW_TO_NAME,
+            f"The file is part of a package. {_as_part_of_package(place, attribute)}"
+            if is_relative
+            else _HOW_TO_NAME,
         ) from error
     func = getattr(module, attribute, None)
     if func is None:
@@ -66,6 +75,20 @@ def import_reward(name: str) -> Callable[..., Any]:
         )
     _refuse_wrong_signature(func, name)
     return func
+
+
+def _as_part_of_package(place: str, attribute: str) -> str:
+    """How to name a reward whose file imports relatively.
+
+    >>> _as_part_of_package("mine/rewards/short.py", "brief")
+    'Name it from the folder above the package, for example mine/rewards.short.brief.'
+    """
+    path = Path(place).with_suffix("")
+    package = path.parent.name or Path.cwd().name
+    above = path.parent.parent
+    named = f"{package}.{path.name}.{attribute}"
+    shown = named if str(above) == "." else f"{above.as_posix()}/{named}"
+    return f"Name it from the folder above the package, for example {shown}."
 
 
 def absolute_reward(name: str) -> str:
@@ -270,13 +293,29 @@ class _Checked:
         )
 
 
+def _own(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a reward, its own to change.
+
+    TRL hands the same lists to every reward: one that tidies a text in place would change what the
+    others pay for, and what is kept of the rollout.
+    """
+    return {
+        name: copy.deepcopy(value)
+        if name in ("prompts", "completions")
+        else [*value]
+        if isinstance(value, list)
+        else value
+        for name, value in arguments.items()
+    }
+
+
 class _CheckedSync(_Checked):
     def __call__(
         self, prompts: Any, completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         everything = {"prompts": prompts, "completions": completions, **columns}
         try:
-            rewards = call_within(self.timeout_seconds, partial(self.func, **everything))
+            rewards = call_within(self.timeout_seconds, partial(self.func, **_own(everything)))
         except TimeIsUp:
             raise self._took_too_long(self._slow_sample(everything), completions) from None
         except Exception as error:
@@ -312,7 +351,7 @@ class _CheckedSync(_Checked):
 
     def _alone(self, everything: dict[str, Any], sample: int) -> None:
         one = slice_of(everything, sample, len(everything["completions"]))
-        call_within(self.timeout_seconds / 4, partial(self.func, **one))
+        call_within(self.timeout_seconds / 4, partial(self.func, **_own(one)))
 
 
 class _CheckedAsync(_Checked):
@@ -330,7 +369,7 @@ class _CheckedAsync(_Checked):
         return self._usable(rewards, completions)
 
     async def _within(self, seconds: float, everything: dict[str, Any]) -> Any:
-        call: Awaitable[Any] = self.func(**everything)
+        call: Awaitable[Any] = self.func(**_own(everything))
         task = asyncio.ensure_future(call)
         # Not `wait_for`: a TimeoutError of the reward's own must not be taken for ours.
         done, _ = await asyncio.wait({task}, timeout=seconds or None)

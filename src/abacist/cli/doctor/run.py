@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from abacist.cli.doctor.machine import Finding, State
-from abacist.errors import RunError
+from abacist.errors import AbacistError, RunError
 from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
+from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import StopReason, read_rollouts
 from abacist.records.rundir import RunDir
 from abacist.task.reply import parse_reply
@@ -41,6 +42,7 @@ def summarise(path: Path) -> Iterator[Finding]:
     yield from _replies(run)
     yield from _checkpoints(run)
     yield _model(run, rows, settings)
+    yield from _evaluations(run, settings)
 
 
 def _manifest(run: RunDir) -> Finding:
@@ -180,10 +182,12 @@ def _checkpoints(run: RunDir) -> Iterator[Finding]:
 
 
 def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> Finding:
-    if (run.path / "adapter_model.safetensors").is_file():
-        return Finding("model", State.OK, "a trained adapter")
-    if any(run.path.glob("model*.safetensors")):
-        return Finding("model", State.OK, "a trained model")
+    adapter = run.path / "adapter_model.safetensors"
+    if files := [adapter] if adapter.is_file() else sorted(run.path.glob("model*.safetensors")):
+        if damaged := next((path for path in files if not _is_whole(path)), None):
+            how = "Copy it anew from the newest sound checkpoint."
+            return Finding("model", State.MEND, f"{damaged.name} is damaged or cut short", how)
+        return Finding("model", State.OK, f"a trained {'adapter' if adapter in files else 'model'}")
     steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
     wanted = settings.get("max_steps")
     of = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
@@ -194,6 +198,35 @@ def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any])
         f"none yet: the training is at step {max(steps, default=0)}{of}",
         how,
     )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file has a header that its size agrees with; weights are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _evaluations(run: RunDir, settings: Mapping[str, Any]) -> Iterator[Finding]:
+    """What of the held-out problems was measured, and what of it cannot be read."""
+    sound = []
+    for folder in sorted(path.parent for path in run.evals_dir.rglob("evaluation.json")):
+        name = folder.relative_to(run.evals_dir).as_posix()
+        try:
+            Evaluation.load(folder)
+        except AbacistError as error:
+            yield Finding("evaluations", State.MEND, _first_line(error), "Measure it again.")
+        else:
+            sound.append(name)
+    if sound:
+        yield Finding("evaluations", State.OK, ", ".join(sound))
+    elif run.read_manifest().get("finished") and settings.get("num_heldout_problems") != 0:
+        how = f"abacist eval {run.path} measures the trained policy."
+        yield Finding("evaluations", State.MEND, "none, though the run came to its end", how)
 
 
 def _short(value: object) -> str:

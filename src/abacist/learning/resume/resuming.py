@@ -205,8 +205,9 @@ def refuse(differences: Sequence[str], config: Config, run: RunDir, watcher: Wat
         raise RunError(
             f"{run.path} is not resumed, because these have changed since it was started:\n    "
             + "\n    ".join(differences),
-            "Leave these flags out to resume it as it was, start a new run, or go on regardless "
-            "with --force:\nthe result is then no longer that of one configuration.",
+            "Put back what has changed (leave flags out that were not given then; restore data and "
+            "reward files), start a new run, or go on regardless with --force:\nthe result is then "
+            "no longer that of one configuration.",
         )
     watcher.note("  forced, although these have changed since the run was started:")
     for line in differences:

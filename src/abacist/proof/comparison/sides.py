@@ -62,7 +62,7 @@ def load_side(path: str, when: str = AFTER, *, sampled: bool = False) -> Side:
         raise RunError(
             f"{path}: this run has no evaluation {when} training"
             f"{' of sampled replies' if sampled else ''}.",
-            "Its training has not come to its end, or no problems were held out. "
+            "Its training has not come to its end, no problems were held out, or it was removed. "
             f"`abacist doctor {path}` says what is there.",
         )
     name = f"{path}, {when} training" + (", sampled" if sampled else "")

@@ -1,0 +1,70 @@
+"""A reward of the user's own cannot change what others see, nor end the program."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abacist.errors import RewardError
+from abacist.task.custom_rewards import checked, import_reward
+
+COMPLETIONS = [[{"role": "assistant", "content": "a\nb"}], [{"role": "assistant", "content": "c"}]]
+
+
+def tidies(prompts: list[Any], completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    for completion in completions:
+        completion[0]["content"] = "tidy"
+    prompts.clear()
+    answer[0] = "another"
+    return [0.0] * len(completions)
+
+
+async def tidies_later(**columns: Any) -> list[float]:
+    return tidies(**columns)
+
+
+def empties(completions: list[Any], **_: Any) -> list[float]:
+    completions.clear()
+    return []
+
+
+@pytest.mark.parametrize("func", [tidies, tidies_later])
+def test_what_a_reward_does_to_its_arguments_stays_with_it(func: Any) -> None:
+    prompts, answer = ["p", "q"], ["1", "2"]
+    completions = [[dict(message) for message in one] for one in COMPLETIONS]
+    paid = checked(func)(prompts=prompts, completions=completions, answer=answer)
+    assert (asyncio.run(paid) if asyncio.iscoroutine(paid) else paid) == [0.0, 0.0]
+    assert completions == COMPLETIONS and prompts == ["p", "q"] and answer == ["1", "2"]
+
+
+def test_a_reward_that_empties_its_list_is_told_how_many_rewards_were_due() -> None:
+    with pytest.raises(RewardError, match="0 rewards for 2 completions"):
+        checked(empties)(prompts=["p", "q"], completions=COMPLETIONS)
+
+
+@pytest.mark.parametrize("code", ["0", "3", "'bye'"])
+def test_a_file_that_ends_the_program_when_it_is_imported_is_an_error(
+    code: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "script.py"
+    file.write_text(f"import sys\nsys.exit({code})\n", encoding="utf-8")
+    with pytest.raises(RewardError, match="ends the program") as found:
+        import_reward(f"{file}:pays")
+    assert "__main__" in found.value.hint
+
+
+def test_a_file_of_a_package_is_told_by_which_name_it_can_be_imported(tmp_path: Path) -> None:
+    package = tmp_path / "own_rewards_x"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "base.py").write_text("PAY = 1.0\n", encoding="utf-8")
+    file = package / "short.py"
+    code = "from .base import PAY\n\ndef brief(completions, **_):\n    return [PAY]\n"
+    file.write_text(code, encoding="utf-8")
+    with pytest.raises(RewardError, match="relative import") as found:
+        import_reward(f"{file}:brief")
+    named = found.value.hint.rpartition("example ")[2].rstrip(".")
+    assert import_reward(named)(completions=["x"]) == [1.0]
