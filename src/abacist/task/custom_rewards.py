@@ -194,15 +194,16 @@ def _refuse_wrong_signature(func: Any, name: str) -> None:
         signature = inspect.signature(func)
     except (TypeError, ValueError):  # some built-ins do not tell theirs
         return
-    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-    columns = {  # any other parameter without a default is a column of the data set
+    # In this order, so that the one that is missing is named alike every time.
+    given = "prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"
+    columns = [  # any other parameter without a default is a column of the data set
         parameter.name
         for parameter in signature.parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
+    ]
     try:
-        signature.bind(**dict.fromkeys(given | columns))
+        signature.bind(**dict.fromkeys((*given, *columns)))
     except TypeError as error:
         raise RewardError(
             f"The reward '{name}' cannot be called as TRL calls it, by keywords: {error}.",

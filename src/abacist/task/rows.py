@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from types import MappingProxyType
 
 from abacist.errors import DataError
@@ -252,7 +253,8 @@ def _text(fields: Mapping[str, object], column: str, flag: str) -> str:
         raise _BadRow(f"has an empty {column!r}: {shown(value)}")
     text = value if isinstance(value, str) else number_text(value)
     if text is None:
-        raise _BadRow(f"has a {type(value).__name__} in {column!r}, not text: {shown(value)}")
+        wanted = "a finite number" if isinstance(value, float | Decimal) else "text"
+        raise _BadRow(f"has a {type(value).__name__} in {column!r}, not {wanted}: {shown(value)}")
     try:
         text.encode()
     except UnicodeEncodeError:

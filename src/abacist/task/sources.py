@@ -342,8 +342,11 @@ def _why_not_json(error: Exception) -> str:
         return _why_not_utf8(before, error.object[error.start])
     if isinstance(error, json.JSONDecodeError):
         near = shown(error.doc[max(0, error.pos - 20) : error.pos + 20])
-        return f"is not valid JSON ({error.msg} at character {error.pos + 1}, near {near})"
-    return f"is not valid JSON ({type(error).__name__})"
+        said = error.msg.removesuffix(" at")  # "Unterminated string starting at"
+        return f"is not valid JSON ({said} at character {error.pos + 1}, near {near})"
+    if isinstance(error, RecursionError):
+        return "is nested too deeply to be read as JSON"
+    return "holds a number of too many digits"  # Python reads integers of at most 4,300
 
 
 def _why_not_utf8(before: str, byte: int) -> str:
