@@ -169,7 +169,9 @@ BAD_LINES = {
     b'{"question": "How many?", "answer": "\\\\boxed{4} or \\\\boxed{5}"}': (
         r"has several \boxed{} that do not agree in 'answer': "
     ),
-    b'{"question": "How many?", "answer": Infinity}': "in 'answer', not a finite number: inf",
+    b'{"question": "How many?", "answer": Infinity}': (
+        "has a float in 'answer', not a finite number: inf"
+    ),
     b'{"question": "How many?", "answer": "#### 4\\n#### 5"}': "has #### twice",
     b'{"question": "How many?", "answer": "2+2=4\\n####"}': "has a gold that is no number: ''",
     b'{"question": "How many?", "answer": "#### many"}': "has a gold that is no number: 'many'",
