@@ -147,7 +147,7 @@ def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) 
         pytest.skip("without kernels the engine copies nothing that tells its size")
     made = 4 * sum(product._packed.numel() for product in products)
     # Packed weights are filled up to whole panels.
-    assert made == pytest.approx(memory._lean_bytes(model.get_base_model()), rel=0.02)
+    assert made == pytest.approx(memory._merged_copy_bytes(model.get_base_model()), rel=0.02)
 
 
 def test_the_constants_it_borrows_are_those_of_the_engine_and_the_head() -> None:
