@@ -242,6 +242,13 @@ def test_without_a_name_each_evaluation_gets_a_folder_of_its_own(
     assert perturbed.problems and not {p.question for p in perturbed.problems} & asked
 
 
+def a_run_paid_by(rewards: list[str], folder: Path) -> Path:
+    """What counts as a run for ``eval``: the built-in model and a config."""
+    shutil.copytree(Path(abacist.__file__).parent / "policy" / "tiny", folder)
+    (folder / "config.yaml").write_text(json.dumps({"reward_funcs": rewards}), encoding="utf-8")
+    return folder
+
+
 def test_a_run_is_shown_with_its_own_rewards_and_without_those_that_are_gone(
     hostile: Callable[[list[str]], None],
     tmp_path: Path,
@@ -254,10 +261,7 @@ def test_a_run_is_shown_with_its_own_rewards_and_without_those_that_are_gone(
     mine.write_text(
         "def brief(completions, **kw):\n    return [0.75] * len(completions)\n", encoding="utf-8"
     )
-    run = tmp_path / "run"
-    shutil.copytree(Path(abacist.__file__).parent / "policy" / "tiny", run)
-    rewards = [f"{mine}:brief", "strict_format"]
-    (run / "config.yaml").write_text(json.dumps({"reward_funcs": rewards}), encoding="utf-8")
+    run = a_run_paid_by([f"{mine}:brief", "strict_format"], tmp_path / "run")
     flags = ["eval", str(run), "--dataset_name", "generated", "--num_problems", "3"]
     assert main([*flags, "--output_dir", "one"]) == 0
     page = capsys.readouterr().out
@@ -282,14 +286,11 @@ def test_code_that_came_with_a_run_is_not_run_unless_it_is_trusted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     hostile(["a b c"])
-    run = tmp_path / "run"
-    shutil.copytree(Path(abacist.__file__).parent / "policy" / "tiny", run)
+    run = a_run_paid_by([named.format(here=tmp_path), "strict_format"], tmp_path / "run")
     code = f"open({str(tmp_path / 'was_run')!r}, 'w', encoding='utf-8').close()\n"
     code += "def pays(completions, **kw):\n    return [1.0] * len(completions)\n"
     for place in (run, tmp_path):
         (place / "evil.py").write_text(code, encoding="utf-8")
-    rewards = [named.format(here=tmp_path), "strict_format"]
-    (run / "config.yaml").write_text(json.dumps({"reward_funcs": rewards}), encoding="utf-8")
     flags = ["eval", str(run), "--dataset_name", "generated", "--num_problems", "2"]
     assert main([*flags, "--output_dir", "one"]) == 0
     told = capsys.readouterr()
@@ -297,6 +298,18 @@ def test_code_that_came_with_a_run_is_not_run_unless_it_is_trusted(
     assert list(Evaluation.load(Path("one")).rewards) == ["strict_format"]
     assert main([*flags, "--trust_remote_code", "--output_dir", "two"]) == 0
     assert (tmp_path / "was_run").exists()
+
+
+def test_a_file_called_gist_does_not_hide_the_historic_rewards_of_a_run(
+    hostile: Callable[[list[str]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hostile(["a b c"])
+    (tmp_path / "gist.py").write_text("raise SystemExit('run')\n", encoding="utf-8")
+    run = a_run_paid_by(["gist.int_reward_func"], tmp_path / "run")
+    flags = ["eval", str(run), "--dataset_name", "generated", "--num_problems", "2"]
+    assert main([*flags, "--output_dir", "one"]) == 0
+    assert list(Evaluation.load(Path("one")).rewards) == ["int_reward_func"]
 
 
 @pytest.mark.parametrize(

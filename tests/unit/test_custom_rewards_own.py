@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,27 @@ def test_what_a_reward_does_to_its_arguments_stays_with_it(func: Any) -> None:
     paid = checked(func)(prompts=prompts, completions=completions, answer=answer)
     assert (asyncio.run(paid) if asyncio.iscoroutine(paid) else paid) == [0.0, 0.0]
     assert completions == COMPLETIONS and prompts == ["p", "q"] and answer == ["1", "2"]
+
+
+def spoils_what_lies_deeper(
+    completions: list[Any], completion_ids: list[list[int]], source: list[dict[str, str]], **_: Any
+) -> list[float]:
+    completions[0][0]["content"][0]["text"] = "other"
+    completion_ids[0].append(7)
+    source[0]["name"] = "other"
+    return [0.0]
+
+
+def test_parts_of_messages_token_ids_and_columns_of_objects_stay_too() -> None:
+    given = {
+        "prompts": ["p"],
+        "completions": [[{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]],
+        "completion_ids": [[1, 2]],
+        "source": [{"name": "gsm8k"}],
+    }
+    before = copy.deepcopy(given)
+    assert checked(spoils_what_lies_deeper)(**given) == [0.0]
+    assert given == before
 
 
 def test_a_reward_that_empties_its_list_is_told_how_many_rewards_were_due() -> None:

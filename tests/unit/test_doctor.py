@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -244,6 +245,13 @@ def test_weights_that_are_cut_short_and_evaluations_that_cannot_be_read_are_to_m
     assert "cut short" in mend["model"] and "after" in mend["evaluations"]
     sound = [one.found for one in summarise(run.path) if one.name == "evaluations"]
     assert "before" in sound
+    run.write_manifest(run.read_manifest() | {"finished": True})
+    (run.evals_dir / "before" / "evaluation.json").write_text("{", encoding="utf-8")
+    told = [one.found for one in summarise(run.path) if one.name == "evaluations"]
+    assert len(told) == 2 and not any("none, though" in one for one in told)
+    shutil.rmtree(run.evals_dir)
+    (told,) = [one.found for one in summarise(run.path) if one.name == "evaluations"]
+    assert told == "none, though the run came to its end"
 
 
 def steps(run: RunDir, **changes: Any) -> None:

@@ -25,6 +25,7 @@ from abacist.proof.evaluation import GREEDY
 from abacist.proof.unfinished import EvaluationFolder, asked_in, says_how_to_go_on
 from abacist.records.provenance import data_fingerprint
 from abacist.records.rundir import RunDir
+from abacist.task.custom_rewards import RewardFunc
 from abacist.task.problems import Problem
 from abacist.task.prompts import Shots, build_messages, system_text
 
@@ -48,10 +49,12 @@ def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[i
     if any(missing.values()):
         run.lock()
         try:
+            rewards = reported_rewards(config.settings, watcher.note, brought_in=run.path)
             for when in (BEFORE, AFTER):
                 wanted = [count for count in counts if when in missing[count]]
                 if wanted:
-                    for count, one in _measure(run, config, own[when], wanted, when, watcher):
+                    measured = _measure(run, config, own[when], wanted, when, rewards, watcher)
+                    for count, one in measured:
                         found[count][when] = one
         finally:
             run.release()
@@ -78,7 +81,13 @@ def _kept(run: RunDir, config: Config, own: Evaluation, count: int, when: str) -
 
 
 def _measure(
-    run: RunDir, config: Config, own: Evaluation, counts: list[int], when: str, watcher: Watcher
+    run: RunDir,
+    config: Config,
+    own: Evaluation,
+    counts: list[int],
+    when: str,
+    rewards: tuple[list[RewardFunc], list[float] | None],
+    watcher: Watcher,
 ) -> list[tuple[int, Evaluation]]:
     name = config.model.model_name_or_path if when == BEFORE else str(run.path)
     watcher.stage(f"Measuring {'the base' if when == BEFORE else 'the trained policy'}: {name}")
@@ -89,7 +98,6 @@ def _measure(
         attn_implementation=config.model.attn_implementation,
         revision=config.model.model_revision if when == BEFORE else None,
     )
-    rewards, weights = reported_rewards(config.settings, watcher.note, brought_in=run.path)
     measured = []
     for count in counts:
         shots = _shots(config, count)
@@ -118,8 +126,8 @@ def _measure(
                 max_completion_tokens=own.settings.max_completion_tokens,
                 batch_size=config.script.eval_batch_size,
                 progress=progress,
-                rewards=rewards,
-                reward_weights=weights,
+                rewards=rewards[0],
+                reward_weights=rewards[1],
                 run_id=run.run_id,
                 parts=folder.parts(GREEDY),
             )

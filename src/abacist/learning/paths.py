@@ -15,7 +15,7 @@ from typing import Any
 from abacist.policy.source import BUILT_IN
 from abacist.task.custom_rewards import absolute_reward
 from abacist.task.problems import MADE_HERE
-from abacist.task.rewards import REWARD_SETS
+from abacist.task.rewards import is_built_in_name
 
 # Settings whose value may be a path, each with the names that are none.
 _MAY_BE_PATHS: dict[str, tuple[str, ...]] = {
@@ -26,8 +26,6 @@ _MAY_BE_PATHS: dict[str, tuple[str, ...]] = {
     "accelerator_config": (),
     "fsdp_config": (),
 }
-# Other names of ours hold no point or colon, so nothing is looked for under them.
-_HISTORIC_REWARDS = {f"gist.{func.__name__}" for func in REWARD_SETS["gist"]}
 
 
 def with_absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def with_absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
             settings[name] = _absolute(value)
     if isinstance(rewards := settings.get("reward_funcs"), list):
         settings["reward_funcs"] = [
-            name if name in _HISTORIC_REWARDS else absolute_reward(name) for name in rewards
+            name if is_built_in_name(name) else absolute_reward(name) for name in rewards
         ]
     return settings
 

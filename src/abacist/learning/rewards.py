@@ -20,7 +20,6 @@ which a hack earns what an honest solution does are refused.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,11 +34,11 @@ from abacist.task.audit.findings import Kind
 from abacist.task.audit.gold_findings import gold_findings
 from abacist.task.audit.renderings import layouts
 from abacist.task.audit.trial import MishapKind, Trial
-from abacist.task.custom_rewards import DEFAULT_TIMEOUT_SECONDS, RewardFunc, absolute_reward
+from abacist.task.custom_rewards import DEFAULT_TIMEOUT_SECONDS, RewardFunc, may_come_with
 from abacist.task.gist import GIST_DEFECTS
 from abacist.task.problems import Problem
 from abacist.task.reply import completion_text
-from abacist.task.rewards import built_in, load_reward_funcs
+from abacist.task.rewards import built_in, is_built_in_name, load_reward_funcs
 
 Control = Literal["none", "random", "format"]
 NONE, RANDOM, FORMAT = "none", "random", "format"
@@ -92,7 +91,8 @@ def reported_rewards(
     rewards: list[RewardFunc] = []
     is_whole = True
     for name in [names] if isinstance(names, str) else names:
-        if brought_in is not None and not trust and _may_be_brought(str(name), brought_in):
+        is_ours = trust or is_built_in_name(str(name))
+        if brought_in is not None and not is_ours and may_come_with(str(name), brought_in):
             is_whole = False
             note(
                 f"  not reported: the reward '{name}' may come with the run; --trust_remote_code "
@@ -108,14 +108,6 @@ def reported_rewards(
     if not is_whole or not isinstance(weights, list) or len(weights) != len(rewards):
         return rewards, None
     return rewards, [float(weight) for weight in weights]
-
-
-def _may_be_brought(name: str, folder: Path) -> bool:
-    """Whether a reward may be a file in ``folder``, or lie where one happens to be."""
-    if absolute_reward(name) != name:
-        return True
-    place = name.rpartition(":" if ":" in name else ".")[0]
-    return os.sep in place and Path(place).resolve().is_relative_to(folder.resolve())
 
 
 class RandomReward:

@@ -46,7 +46,7 @@ def import_reward(name: str) -> Callable[..., Any]:
     that stands before them: ``folder/module.function``. Raises RewardError, saying which part of
     the name cannot be found, imported or called as a reward.
     """
-    place, _, attribute = name.rpartition(":" if ":" in name else ".")
+    place, _, attribute = _split(name)
     if not place or not attribute or name.endswith(".py"):
         raise RewardError(f"'{name}' does not name a reward function.", _HOW_TO_NAME)
     try:
@@ -97,8 +97,7 @@ def absolute_reward(name: str) -> str:
     ``rewards.py:f`` and ``mine.f`` get the folder in which the file or module stands before them,
     if that is seen from the working directory. Every other name is left as it is.
     """
-    separator = ":" if ":" in name else "."
-    place, _, attribute = name.rpartition(separator)
+    place, separator, attribute = _split(name)
     path = Path(place).expanduser()
     if separator == ":" and place.endswith(".py"):
         return f"{_absolute(path)}:{attribute}" if path.is_file() else name
@@ -106,6 +105,27 @@ def absolute_reward(name: str) -> str:
     if place and attribute and _is_module_of(folder, path.name):
         return f"{_absolute(folder)}{os.sep}{path.name}{separator}{attribute}"
     return name
+
+
+def may_come_with(name: str, folder: Path) -> bool:
+    """Whether a user's reward may be a file in ``folder``, or is found from the working directory.
+
+    So code is told that somebody's run may have brought. Of what is on this machine already, a run
+    made here keeps the whole path, or the name of an installed module.
+    """
+    if absolute_reward(name) != name:
+        return True
+    place, _, _ = _split(name)
+    return _names_folder(place) and Path(place).resolve().is_relative_to(folder.resolve())
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """File or module, separator and function.
+
+    >>> _split("mine/short.py:brief"), _split("mine.short.brief")
+    (('mine/short.py', ':', 'brief'), ('mine.short', '.', 'brief'))
+    """
+    return name.rpartition(":" if ":" in name else ".")
 
 
 def _names_folder(place: str) -> bool:
@@ -301,13 +321,21 @@ def _own(arguments: dict[str, Any]) -> dict[str, Any]:
     others pay for, and what is kept of the rollout.
     """
     return {
-        name: copy.deepcopy(value)
-        if name in ("prompts", "completions")
-        else [*value]
-        if isinstance(value, list)
-        else value
+        name: [_copied(one) for one in value] if isinstance(value, list) else value
         for name, value in arguments.items()
     }
+
+
+def _copied(value: Any) -> Any:
+    """One sample's value: messages to their last part, and other lists and dicts one deep."""
+    if not isinstance(value, list):
+        return value.copy() if isinstance(value, dict) else value
+    if value and isinstance(value[0], dict):
+        return [
+            {**one} if type(one) is dict and type(one.get("content")) is str else copy.deepcopy(one)
+            for one in value
+        ]
+    return value.copy()
 
 
 class _CheckedSync(_Checked):

@@ -175,6 +175,8 @@ REWARD_SETS: dict[str, tuple[RewardFunc, ...]] = {
     ),
 }
 _GIST = "gist."
+HISTORIC = {f"{_GIST}{func.__name__}": func for func in REWARD_SETS["gist"]}
+"""The gist's own functions by the names that choose them alone."""
 
 
 def built_in(name: str) -> BuiltInReward | None:
@@ -256,17 +258,25 @@ def load_reward_funcs(
     return funcs
 
 
+def is_built_in_name(name: str) -> bool:
+    """Whether a name means a reward or a set of ours, whatever stands in the working directory.
+
+    >>> [is_built_in_name(name) for name in ("default", "gist.int_reward_func", "mine.brief")]
+    [True, True, False]
+    """
+    return name in REWARD_SETS or name in HISTORIC or built_in(name) is not None
+
+
 def _resolve(name: str, timeout_seconds: float) -> Sequence[Any]:
     if name in REWARD_SETS:
         return REWARD_SETS[name]
     if (ours := built_in(name)) is not None:
         return (ours.func,)
-    historic = {f"{_GIST}{func.__name__}": func for func in REWARD_SETS["gist"]}
-    if name in historic:
-        return (historic[name],)
+    if name in HISTORIC:
+        return (HISTORIC[name],)
     if ("." in name and not name.startswith(_GIST)) or ":" in name:
         return (checked(import_reward(name), timeout_seconds),)
-    known = [*(each for reward in REWARDS for each in reward.names), *historic, *REWARD_SETS]
+    known = [*(each for reward in REWARDS for each in reward.names), *HISTORIC, *REWARD_SETS]
     close = get_close_matches(name, known, n=1)
     raise RewardError(
         f"There is no reward '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""),

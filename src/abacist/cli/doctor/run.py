@@ -213,18 +213,19 @@ def _is_whole(path: Path) -> bool:
 
 def _evaluations(run: RunDir, settings: Mapping[str, Any]) -> Iterator[Finding]:
     """What of the held-out problems was measured, and what of it cannot be read."""
+    folders = sorted(path.parent for path in run.evals_dir.rglob("evaluation.json"))
     sound = []
-    for folder in sorted(path.parent for path in run.evals_dir.rglob("evaluation.json")):
-        name = folder.relative_to(run.evals_dir).as_posix()
+    for folder in folders:
         try:
             Evaluation.load(folder)
         except AbacistError as error:
             yield Finding("evaluations", State.MEND, _first_line(error), "Measure it again.")
         else:
-            sound.append(name)
+            sound.append(folder.relative_to(run.evals_dir).as_posix())
     if sound:
         yield Finding("evaluations", State.OK, ", ".join(sound))
-    elif run.read_manifest().get("finished") and settings.get("num_heldout_problems") != 0:
+    is_over = run.read_manifest().get("finished") and settings.get("num_heldout_problems") != 0
+    if is_over and not folders:
         how = f"abacist eval {run.path} measures the trained policy."
         yield Finding("evaluations", State.MEND, "none, though the run came to its end", how)
 
