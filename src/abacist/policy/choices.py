@@ -60,9 +60,13 @@ def choose_device(asked: str) -> tuple[torch.device, Choice]:
 
 
 def choose_dtype(
-    asked: str, device: torch.device, *, trains_all_weights: bool
+    asked: str, device: torch.device, *, trains_all_weights: bool, widened: bool = False
 ) -> tuple[torch.dtype, Choice]:
-    """The dtype of the weights for ``asked``: ``auto``, ``bfloat16``, ``float16``, ``float32``."""
+    """The dtype of the weights for ``asked``: ``auto``, ``bfloat16``, ``float16``, ``float32``.
+
+    ``widened``: the weights are stored in bfloat16, and on a CPU our kernels compute with them in
+    float32 (``families.compute_dtype_of``).
+    """
     if asked != "auto":
         if asked not in _DTYPES:
             raise ModelError(f"There is no dtype '{asked}'.", f"Use auto, {', '.join(_DTYPES)}.")
@@ -76,8 +80,10 @@ def choose_dtype(
         why = "this GPU has no bfloat16, and float16 overflows in some models (Qwen2.5)"
     elif device.type == "mps":
         why = "exact on every Apple GPU; float16 overflows in some models (Qwen2.5)"
+    elif widened:
+        dtype, why = torch.bfloat16, "as stored; our kernels compute in float32, so nothing is lost"
     else:
-        why = "fastest and exact on a CPU"
+        why = "exact on a CPU"
     return dtype, Choice("dtype", str(dtype).removeprefix("torch."), why)
 
 

@@ -158,7 +158,7 @@ SUPPORT: Mapping[FastPart, Support] = {
     FastPart.LORA_PRODUCTS: Support(after=FastPart.SCORING, linears=_ONE_FROZEN_LORA),
     FastPart.MICRO_BATCH_FUSION: Support(after=FastPart.SCORING),
     FastPart.KERNELS: Support(
-        dtypes=frozenset({torch.float32}),
+        dtypes=frozenset({torch.float32, torch.bfloat16}),
         devices=frozenset({"cpu"}),
     ),
     FastPart.CUDA_GRAPHS: Support(after=FastPart.DECODING, devices=frozenset({"cuda"})),
@@ -238,7 +238,12 @@ def unsupported_linear(linear: Any, part: FastPart, dtype: torch.dtype) -> str |
     if not support.trained and (weight.requires_grad or (bias is not None and bias.requires_grad)):
         return "its base weights are trained"
     # Without autocast PEFT casts between the dtypes of base and adapter; that is left to PEFT.
-    if not support.mixed_dtypes and weight.dtype != dtype and not _autocasts(weight):
+    if (
+        not support.mixed_dtypes
+        and weight.dtype != dtype
+        and not _autocasts(weight)
+        and not (dtype == torch.float32 and build.widens(weight))
+    ):
         return f"a projection is {_name(weight.dtype)} where the states are {_name(dtype)}"
     return None
 
@@ -247,6 +252,41 @@ def compute_dtype(states: torch.Tensor) -> torch.dtype:
     """The dtype of a matrix product with ``states``: autocast's where that is on."""
     device = states.device.type
     return torch.get_autocast_dtype(device) if _autocasts(states) else states.dtype
+
+
+def compute_dtype_of(base: Any) -> torch.dtype:
+    """The dtype that the layers of ``base`` compute in, while scored.
+
+    Weights in bfloat16 on a CPU are widened by our kernels, where every layer is fused.
+    """
+    weight = base.get_input_embeddings().weight
+    if _widens(weight) and lacks(base, FastPart.FUSED_LAYERS) is None:
+        if all(unsupported_layer(layer, torch.float32) is None for layer in base.model.layers):
+            return torch.float32
+    return compute_dtype(weight)
+
+
+def may_be_widened(kind: type | None) -> bool:
+    """Whether models of class ``kind`` can be held in bfloat16 and computed in float32 on a CPU."""
+    family = None if kind is None else _FAMILY_OF.get(kind)
+    needed = {FastPart.DECODING, FastPart.SCORING, FastPart.FUSED_LAYERS}
+    return (
+        family is not None
+        and needed.isdisjoint(family.lacks)
+        and build.unsupported_reason() is None
+    )
+
+
+def not_widened_reason(model: Any, *, trains: bool) -> str | None:
+    """Why ``model``, held in bfloat16 on a CPU, is not computed in float32; None: it is."""
+    for part in (FastPart.KERNELS, FastPart.DECODING, *((FastPart.FUSED_LAYERS,) * trains)):
+        if (found := unsupported_reason(model, part)) is not None:
+            return found
+    return None
+
+
+def _widens(weight: torch.Tensor) -> bool:
+    return build.widens(weight) and not _autocasts(weight)
 
 
 # --- What is compared with the table ---
@@ -311,13 +351,13 @@ def _unsupported_here(base: Any, part: FastPart) -> str | None:
         return graphs.unsupported_reason()
     if part is FastPart.MICRO_BATCH_FUSION:
         return None
-    dtype = compute_dtype(weight)
     if part is FastPart.FUSED_LAYERS:
+        dtype = torch.float32 if _widens(weight) else compute_dtype(weight)
         for number, layer in enumerate(base.model.layers):
             if (found := unsupported_layer(layer, dtype)) is not None:
                 return f"of layer {number}, {found}"
         return None
-    linears = list(linears_of(base))
+    dtype, linears = compute_dtype_of(base), list(linears_of(base))
     if part is FastPart.LORA_PRODUCTS and not any(type(one) is LoraLinear for one in linears):
         return "the model has no LoRA adapter"
     if part is FastPart.DECODING:

@@ -6,6 +6,7 @@ a folder, or a PEFT adapter, whose base is found by the name that the adapter re
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from dataclasses import dataclass, fields
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from abacist.errors import ModelError
+from abacist.policy import families
 from abacist.policy.chat import Chat
 from abacist.policy.choices import Choice, choose_attention, choose_device, choose_dtype
 from abacist.policy.source import BUILT_IN, Source, find, read_json
@@ -106,8 +108,13 @@ def load_policy(
         )
     where, device_choice = choose_device(device)
     full = trainable and lora is None and not found.is_adapter
-    number, dtype_choice = choose_dtype(dtype, where, trains_all_weights=full)
-    kind = _class_of(base, trust_remote_code) if attn_implementation == "auto" else None
+    kind = _class_of(base, trust_remote_code)
+    number, dtype_choice = choose_dtype(
+        dtype,
+        where,
+        trains_all_weights=full,
+        widened=families.may_be_widened(kind) and not _rounded_by_bfloat16(base.folder),
+    )
     attention, attention_choice = choose_attention(attn_implementation, where, number, kind)
 
     options = {"dtype": number, "attn_implementation": attention}
@@ -140,8 +147,35 @@ def load_policy(
     network.train(trains)
     if not trains:
         network.requires_grad_(False)
+    if dtype == "auto" and where.type == "cpu" and number == torch.bfloat16:
+        why = families.not_widened_reason(network, trains=trains)
+        if why is not None:  # only a loaded model shows all that a fast part may not support
+            network.float()
+            dtype_choice = Choice("dtype", "float32", f"exact on a CPU; held so because {why}")
+    elif dtype == "bfloat16" and where.type == "cpu":
+        dtype_choice = _explained_bfloat16(network, base, trains)
     choices = [device_choice, dtype_choice, attention_choice, _trained_part(network, trains)]
     return Policy(network, chat, choices, model, base.name, found.folder)
+
+
+def _explained_bfloat16(network: Any, base: Source, trains: bool) -> Choice:
+    """What bfloat16 means on a CPU, where it was asked for."""
+    rounded = _rounded_by_bfloat16(base.folder)
+    lost = f"{len(rounded)} of its tensors, stored in more bits, are rounded" if rounded else ""
+    why = families.not_widened_reason(network, trains=trains)
+    how = f"computed in bfloat16, because {why}" if why else "our kernels compute in float32"
+    return Choice("dtype", "bfloat16", "; ".join(filter(None, ("asked for", how, lost))))
+
+
+def _rounded_by_bfloat16(folder: Path) -> list[str]:
+    """The tensors of the model in ``folder`` that are stored in more bits than bfloat16 has."""
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as stored:
+            found += [
+                name for name in stored.keys() if stored.get_slice(name).get_dtype() != "BF16"
+            ]
+    return found
 
 
 class _PortableLora(LoraConfig):

@@ -15,7 +15,7 @@ entries, I inputs and O outputs of a projection, R rank of an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from abacist.policy import instances
+from abacist.policy.kernels import build
 from abacist.policy.kernels import decode as kernels
+from abacist.policy.kernels.multiply import multiply
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Attention of one layer: (number of the layer, queries [T, H, D], keys and values [T, K, D]) to
@@ -60,20 +62,23 @@ class DecodingNetwork:
         self.key_heads: int = first.k_proj.out_features // self.head_dim
         self.query_heads: int = first.q_proj.out_features // self.head_dim
         self.embedding: torch.Tensor = base.model.embed_tokens.weight.detach()  # [V, C]
-        self.device, self.dtype = self.embedding.device, self.embedding.dtype
+        self.device = self.embedding.device
+        # bfloat16 on a CPU is how weights are held; our kernels compute in float32.
+        widens = build.widens(self.embedding)
+        self.dtype = torch.float32 if widens else self.embedding.dtype
         self.epsilon: float = base.model.norm.variance_epsilon
-        self.final_norm: torch.Tensor = base.model.norm.weight.detach()
+        self.final_norm: torch.Tensor = base.model.norm.weight.detach().to(self.dtype)
         self.head: Projection = product(base.lm_head)
         self.layers = [
             kernels.DecoderLayer(
-                attention_norm=layer.input_layernorm.weight.detach(),
+                attention_norm=layer.input_layernorm.weight.detach().to(self.dtype),
                 query_key_value=product(
                     layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
                 ),
-                query_norm=_norm_weight(layer.self_attn, "q_norm"),
-                key_norm=_norm_weight(layer.self_attn, "k_norm"),
+                query_norm=_norm_weight(layer.self_attn, "q_norm", self.dtype),
+                key_norm=_norm_weight(layer.self_attn, "k_norm", self.dtype),
                 attention_out=product(layer.self_attn.o_proj),
-                mlp_norm=layer.post_attention_layernorm.weight.detach(),
+                mlp_norm=layer.post_attention_layernorm.weight.detach().to(self.dtype),
                 swiglu=swiglu(layer.mlp.gate_proj, layer.mlp.up_proj),
                 down=product(layer.mlp.down_proj),
             )
@@ -82,7 +87,7 @@ class DecodingNetwork:
         self.scale: float = first.scaling
         # Computed by the model's own module, which knows every scaling of the frequencies.
         positions = torch.arange(max_tokens, device=self.device)[None]
-        cos, sin = base.model.rotary_emb(self.embedding[:1], positions)
+        cos, sin = base.model.rotary_emb(self.embedding[:1].to(self.dtype), positions)
         self.cos, self.sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)  # [max_tokens, 1, D]
         # Multiplied into cos and sin, so that scaling the queries costs nothing more. The first
         # half of the sine's is negative: rotary embedding is x · cos + (-x2, x1) · sin for the
@@ -118,7 +123,7 @@ class DecodingNetwork:
         # Queries and keys are rotated together.
         cos = self.cos[positions_T] * self._cos_scales  # [T, H + K, D]
         sin = self.sin[positions_T] * self._sin_scales
-        hidden_TC = F.embedding(tokens_T, self.embedding)
+        hidden_TC = F.embedding(tokens_T, self.embedding).to(self.dtype)
         for number, layer in enumerate(self.layers):
             projected = layer.query_key_value(self._norm(hidden_TC, layer.attention_norm))
             # Heads of queries, of keys and of values stand side by side: [T, H + 2 K, D].
@@ -148,9 +153,9 @@ def _is_too_large_to_copy(base: nn.Module) -> bool:
     )
 
 
-def _norm_weight(attention: Any, name: str) -> torch.Tensor | None:
+def _norm_weight(attention: Any, name: str, dtype: torch.dtype) -> torch.Tensor | None:
     norm = getattr(attention, name, None)
-    return None if norm is None else norm.weight.detach()
+    return None if norm is None else norm.weight.detach().to(dtype)
 
 
 class Projection(Protocol):
@@ -165,11 +170,15 @@ class Projection(Protocol):
 
 def fused(*linears: Any) -> Projection:
     """One product for ``linears``, plain or with LoRA, that read the same input."""
+    if _are_widened(linears):
+        return _unmerged(linears)
     return _side_by_side(*_merged(*linears))
 
 
 def fused_swiglu(gate: Any, up: Any) -> SwiGLU:
     """silu(gate(x)) · up(x), both products as one."""
+    if _are_widened((gate, up)):
+        return _unmerged((gate, up), gated=True)
     weights, biases = _merged(gate, up)
     if kernels.supports(*weights, *biases):
         return kernels.Packed(weights, biases, gated=True)
@@ -213,6 +222,20 @@ def uncopied_swiglu(gate: Any, up: Any) -> SwiGLU:
     return lambda x: F.silu(_uncopied(x, gate)).mul_(_uncopied(x, up))
 
 
+def _are_widened(linears: Sequence[Any]) -> bool:
+    return all(build.widens(_base(linear)[0]) for linear in linears)
+
+
+def _unmerged(linears: Sequence[Any], *, gated: bool = False) -> kernels.Packed:
+    """``linears`` held in bfloat16, adapters beside them: merged, they would be rounded."""
+    weights, biases = zip(*map(_base, linears), strict=True)
+    adapters = [
+        [kernels.Adapter(lora_a, lora_b * scale) for lora_a, lora_b, scale in _adapters(linear)]
+        for linear in linears
+    ]
+    return kernels.Packed(weights, biases, gated=gated, adapters=adapters)
+
+
 def _side_by_side(weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> Projection:
     if kernels.supports(*weights, *biases):
         return kernels.Packed(weights, biases)
@@ -244,7 +267,10 @@ def _merged_one(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 def _uncopied(x: torch.Tensor, linear: Any) -> torch.Tensor:
     """``x`` [T, I] through ``linear`` and its active adapters, [T, O]."""
     weight, bias = _base(linear)
-    y = F.linear(x, weight, bias)
+    if build.widens(weight):
+        y = multiply(x, weight, None if bias is None else bias.float())
+    else:
+        y = F.linear(x, weight, bias)
     for lora_a, lora_b, scale in _adapters(linear):
         y += F.linear(F.linear(x.float(), lora_a), lora_b).mul_(scale).to(y.dtype)
     return y

@@ -88,6 +88,16 @@ def supports(*tensors: torch.Tensor) -> bool:
     )
 
 
+def widens(weight: torch.Tensor) -> bool:
+    """Whether products with ``weight`` are computed in float32 though it is held in bfloat16.
+
+    A number in bfloat16 is widened as it is read, which is exact: half the memory, nothing rounded.
+    """
+    return (
+        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and library() is not None
+    )
+
+
 def threads(work: float) -> int:
     """How many threads to use for ``work`` floating-point operations.
 

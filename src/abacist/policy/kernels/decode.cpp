@@ -15,21 +15,23 @@
 constexpr int64_t CACHED_BYTES = 4 << 20;  // a layer of at most this size stays in the caches
 
 static int64_t bytes_of(const Layer& layer) {
-    int64_t total = 0;
-    for (const Product* product :
-         {&layer.query_key_value, &layer.attention_out, &layer.swiglu, &layer.down})
-        total += product->panels() * PANEL * product->inputs * sizeof(float);
-    return total;
+    return layer.query_key_value.bytes() + layer.attention_out.bytes() + layer.swiglu.bytes() +
+           layer.down.bytes();
 }
 
-extern "C" {
+static int64_t most_ranks(const Network& network) {
+    int64_t most = 0;
+    for (int64_t number = 0; number < network.num_layers; number++) {
+        const Layer& layer = network.layers[number];
+        most = std::max({most, layer.query_key_value.ranks, layer.attention_out.ranks,
+                         layer.swiglu.ranks, layer.down.ranks});
+    }
+    return most;
+}
 
-int64_t panel_outputs() { return PANEL; }
-
-// Packs weight [outputs, inputs] into the panels of `packed`, behind `before` outputs of other
-// weights. Each panel takes `width` outputs, from lane `lane` on.
-void pack(const float* weight, int64_t outputs, int64_t inputs, int64_t before, int64_t width,
-          int64_t lane, float* packed, int threads) {
+template <typename Number>
+static void pack(const Number* weight, int64_t outputs, int64_t inputs, int64_t before,
+                 int64_t width, int64_t lane, Number* packed, int threads) {
     const int64_t first = before / width, end = (before + outputs + width - 1) / width;
 #pragma omp parallel for num_threads(threads)
     for (int64_t panel = first; panel < end; panel++) {
@@ -40,13 +42,37 @@ void pack(const float* weight, int64_t outputs, int64_t inputs, int64_t before, 
     }
 }
 
+extern "C" {
+
+int64_t panel_outputs() { return PANEL; }
+
+// Packs weight [outputs, inputs] into the panels of `packed`, behind `before` outputs of other
+// weights. Each panel takes `width` outputs, from lane `lane` on. Both hold Bfloat16 or float.
+void pack(const void* weight, int64_t outputs, int64_t inputs, int64_t before, int64_t width,
+          int64_t lane, void* packed, int64_t bfloat16, int threads) {
+    if (bfloat16)
+        pack(static_cast<const Bfloat16*>(weight), outputs, inputs, before, width, lane,
+             static_cast<Bfloat16*>(packed), threads);
+    else
+        pack(static_cast<const float*>(weight), outputs, inputs, before, width, lane,
+             static_cast<float*>(packed), threads);
+}
+
 // y [rows, outputs] = x [rows, inputs] times the packed weights, plus the bias, plus `residual`.
 void multiply(const Product* product, const float* x, int64_t rows, const float* residual, float* y,
               int threads) {
+    const Product inner = product->inner_product();
+    std::vector<float> inner_x(rows * product->ranks);
 #pragma omp parallel num_threads(threads)
     {
-        const Share share(product->panels(), omp_get_thread_num(), omp_get_num_threads());
-        product->apply(x, rows, residual, y, share.first, share.end);
+        const int own = omp_get_thread_num(), all = omp_get_num_threads();
+        if (product->ranks > 0) {
+            const Share share(inner.panels(), own, all);
+            inner.apply(x, rows, nullptr, nullptr, inner_x.data(), share.first, share.end);
+#pragma omp barrier
+        }
+        const Share share(product->panels(), own, all);
+        product->apply(x, rows, inner_x.data(), residual, y, share.first, share.end);
     }
 }
 
@@ -71,7 +97,8 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
     // Kept from call to call: new memory costs more than the work done in it.
     static thread_local std::vector<float> memory;
     static thread_local std::vector<PromptSoftmax> softmax_memory;
-    memory.resize(rows * (2 * hidden + projected + 2 * query + network.inner) +
+    const int64_t ranks = most_ranks(network);
+    memory.resize(rows * (2 * hidden + projected + 2 * query + network.inner + ranks) +
                   threads * per_thread);
     softmax_memory.resize(rows * network.query_heads);
     PromptSoftmax* const softmax = softmax_memory.data();  // [N, H]
@@ -81,7 +108,8 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
     float* const rotated = heads + rows * projected;       // queries [N, H, D]
     float* const attended = rotated + rows * query;        // [N, H, D]
     float* const inner = attended + rows * query;          // [N, I]
-    float* const all_scratch = inner + rows * network.inner;
+    float* const lora = inner + rows * network.inner;      // what LoRA's A makes of an input
+    float* const all_scratch = lora + rows * ranks;
 
     // If the weights of a layer stay in the caches, each thread takes its rows through the whole
     // network alone. Threads that wait for each other would wait for any core that is busy
@@ -108,18 +136,27 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
             wait_for_all();
         };
         const auto multiply = [&](const Product& product, const float* x, bool adds, float* y) {
-            const Share panels = shares_weights ? Share(product.panels(), own, all_threads)
-                                                : Share(product.panels(), 0, 1);
+            const auto my_panels = [&](const Product& one) {
+                return shares_weights ? Share(one.panels(), own, all_threads)
+                                      : Share(one.panels(), 0, 1);
+            };
+            const int64_t count = multiplied.end - multiplied.first;
+            const float* const from = x + multiplied.first * product.inputs;
+            float* const inner_x = lora + multiplied.first * product.ranks;
             float* const to = y + multiplied.first * product.outputs;
-            product.apply(x + multiplied.first * product.inputs,
-                          multiplied.end - multiplied.first, adds ? to : nullptr, to,
-                          panels.first, panels.end);
+            if (product.ranks > 0) {
+                const Product one = product.inner_product();
+                const Share panels = my_panels(one);
+                one.apply(from, count, nullptr, nullptr, inner_x, panels.first, panels.end);
+                wait_for_all();
+            }
+            const Share panels = my_panels(product);
+            product.apply(from, count, inner_x, adds ? to : nullptr, to, panels.first, panels.end);
             wait_for_all();
         };
 
         for (int64_t row = my_rows.first; row < my_rows.end; row++)
-            std::copy_n(network.embedding + batch.tokens[row] * hidden, hidden,
-                        stream + row * hidden);
+            network.embed(batch.tokens[row], stream + row * hidden);
         for (int64_t number = 0; number < network.num_layers; number++) {
             const Layer& layer = network.layers[number];
             norm_rows(layer.attention_norm, normed);

@@ -65,6 +65,10 @@ class _Product(ctypes.Structure):
         ("inputs", _Count),
         ("outputs", _Count),
         ("gated", ctypes.c_bool),
+        ("bfloat16", ctypes.c_bool),
+        ("inner", _Address),
+        ("outer", _Address),
+        ("ranks", _Count),
     ]
 
 
@@ -84,6 +88,7 @@ class _Network(ctypes.Structure):
         ),
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
+        ("bfloat16", ctypes.c_bool),
     ]
 
 
@@ -105,10 +110,20 @@ def supports(*tensors: torch.Tensor | None) -> bool:
     return build.supports(*(tensor for tensor in tensors if tensor is not None))
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter of one weight [O, I]: what is added is ``B A``."""
+
+    inner: torch.Tensor  # A [R, I]
+    outer: torch.Tensor  # B [O, R], scaled
+
+
 class Packed:
     """The product with ``weights`` [O, I] that read the same input; outputs are side by side.
 
+    ``weights`` are float32 or bfloat16, which is widened as it is read; everything else is float32.
     ``gated``: ``weights`` are a gate and an up projection; the output is silu(gate) · up (SwiGLU).
+    ``adapters``: those of each weight, computed beside it.
     """
 
     def __init__(
@@ -117,24 +132,39 @@ class Packed:
         biases: Sequence[torch.Tensor | None],
         *,
         gated: bool = False,
+        adapters: Sequence[Sequence[Adapter]] = (),
     ) -> None:
         kernels: Any = library()
         panel = int(kernels.panel_outputs())
         self.outputs = len(weights[0]) if gated else sum(map(len, weights))
-        inputs = weights[0].shape[1]
+        inputs, dtype = weights[0].shape[1], weights[0].dtype
         # A panel holds `panel` outputs of one weight, or half as many of gate and up each.
         width = panel // 2 if gated else panel
         panels = -(-self.outputs // width)
-        self._packed = torch.zeros(panels, inputs, panel)
+        ranks = sum(len(adapter.inner) for of_weight in adapters for adapter in of_weight)
+        self._packed = torch.zeros(panels, inputs, panel, dtype=dtype)
         self._bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             self._bias = torch.zeros(panels, 1, panel)
-        before = 0
+        self._inner: Packed | None = None
+        self._outer: torch.Tensor | None = None
+        if ranks:
+            inner = torch.cat([adapter.inner for of_weight in adapters for adapter in of_weight])
+            self._inner = Packed([inner], [None])
+            self._outer = torch.zeros(panels, ranks, panel)
+        before = rank = 0
         for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             lane = number * width if gated else 0
             _pack(weight, before, width, lane, self._packed)
             if bias is not None and self._bias is not None:
-                _pack(bias[:, None], before, width, lane, self._bias)
+                _pack(bias[:, None].float(), before, width, lane, self._bias)
+            if self._outer is not None:
+                # All ranks for every output; those of other weights' adapters are zero.
+                outer = self._outer.new_zeros(len(weight), ranks)
+                for adapter in adapters[number]:
+                    outer[:, rank : rank + len(adapter.inner)] = adapter.outer
+                    rank += len(adapter.inner)
+                _pack(outer, before, width, lane, self._outer)
             before += 0 if gated else len(weight)
         self.structure = _Product(
             self._packed.data_ptr(),
@@ -142,6 +172,10 @@ class Packed:
             inputs,
             self.outputs,
             gated,
+            dtype == torch.bfloat16,
+            None if self._inner is None else self._inner.structure.packed,
+            None if self._outer is None else self._outer.data_ptr(),
+            ranks,
         )
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -166,7 +200,9 @@ def decoder(weights: DecoderWeights) -> Decoder | None:
     kernels: Any = library()
     if kernels is None or weights.head_dim % kernels.kernels_lanes():
         return None
-    tensors = [weights.embedding, weights.final_norm, weights.cos, weights.sin]
+    tensors = [weights.final_norm, weights.cos, weights.sin]
+    if not (supports(weights.embedding) or build.widens(weights.embedding)):
+        return None
     for layer in weights.layers:
         tensors += [norm for name in _NORMS if (norm := getattr(layer, name)) is not None]
         if not all(isinstance(getattr(layer, name), Packed) for name in _PRODUCTS):
@@ -182,7 +218,7 @@ class Decoder:
         # which holds this decoder: in a reference cycle the weights would stay until the garbage
         # collector runs, through the training step that follows.
         self._held: list[torch.Tensor | Packed] = []
-        self._like = weights.embedding
+        self._like = weights.final_norm
         self._num_weights = 0
         self._layers = (_Layer * len(weights.layers))()
         for structure, layer in zip(self._layers, weights.layers, strict=True):
@@ -208,6 +244,7 @@ class Decoder:
             max(layer.swiglu.outputs for layer in self._layers),
             weights.epsilon,
             weights.scale,
+            weights.embedding.dtype == torch.bfloat16,
         )
 
     def _address(self, tensor: torch.Tensor | None) -> int | None:
@@ -281,6 +318,7 @@ def _pack(weight: torch.Tensor, before: int, width: int, lane: int, into: torch.
         _Count(width),
         _Count(lane),
         _address(into),
+        _Count(weight.dtype == torch.bfloat16),
         threads(20.0 * weight.numel()),  # bound by memory
     )
 

@@ -15,10 +15,22 @@ struct Layer {
 
 struct Network {
     const Layer* layers;
-    const float *embedding, *final_norm;
+    const void* embedding;  // [V, C] of float, or of Bfloat16
+    const float* final_norm;
     const float *cosines, *sines;  // [positions, D]
     int64_t num_layers, hidden, query_heads, key_heads, head_dim, inner;
     float epsilon, scale;
+    bool bfloat16;
+
+    void embed(int64_t token, float* to) const {
+        const auto copy = [&](const auto* rows) {
+            for (int64_t i = 0; i < hidden; i++) assign(to[i], rows[token * hidden + i]);
+        };
+        if (bfloat16)
+            copy(static_cast<const Bfloat16*>(embedding));
+        else
+            copy(static_cast<const float*>(embedding));
+    }
 };
 
 // Keys and values [2, L, places, K, T, D]. T counts the tokens there is memory for.

@@ -1,8 +1,8 @@
 // A matrix product of any shape and strides, for training.
 //
 // PyTorch's libraries either use half of some processors or compile a kernel for each new shape,
-// and in training every batch has a new shape. Here each panel of weights is packed when its turn
-// comes, into memory that stays in the cache, and multiplied with all rows.
+// and in training every batch has a new shape. Here a group of panels of weights is packed when its
+// turn comes, and multiplied with all rows.
 
 #include <algorithm>
 #include <vector>
@@ -10,46 +10,99 @@
 #include "panels.h"
 
 // A sum is taken over at most this many inputs and then added to the others. One float32 sum over a
-// large vocabulary would lose small terms, and its panel would not stay in the cache.
+// large vocabulary would lose small terms.
 constexpr int64_t INPUTS_AT_ONCE = 4096;
+// Inputs that are packed for all panels of a group before the next: where outputs lie side by side,
+// each input is on another page of memory.
+constexpr int64_t PACKED_AT_ONCE = 64;
 
-extern "C" {
+// Packs the panels of `count` outputs of `weight`: to [panels, inputs, PANEL], padded with zeros.
+template <typename Number>
+static void pack_group(const Number* weight, int64_t output_step, int64_t input_step, int64_t count,
+                       int64_t inputs, float* to) {
+    const int64_t panels = (count + PANEL - 1) / PANEL;
+    if (count % PANEL)
+        std::fill_n(to + (panels - 1) * inputs * PANEL, inputs * PANEL, 0.0f);
+    const int64_t at_once = output_step == 1 ? PACKED_AT_ONCE : inputs;
+    for (int64_t from = 0; from < inputs; from += at_once)
+        for (int64_t panel = 0; panel < panels; panel++)
+            lay_out(weight + panel * PANEL * output_step + from * input_step, output_step,
+                    input_step, std::min<int64_t>(PANEL, count - panel * PANEL),
+                    std::min(at_once, inputs - from), to + (panel * inputs + from) * PANEL);
+}
 
 // y [rows, outputs] = (or +=) x [rows, inputs] times weight [outputs, inputs] transposed, plus the
 // bias. x and weight have any strides; y has none.
-void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, const float* weight,
-                  int64_t output_step, int64_t input_step, const float* bias, float* y,
-                  int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int threads) {
+template <typename Number>
+static void multiply_any(Scalars x, const Number* weight, int64_t output_step, int64_t input_step,
+                         const float* bias, float* y, int64_t rows, int64_t inputs, int64_t outputs,
+                         bool adds, int threads) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
-    // With few panels, the rows are divided among the threads too.
-    const int64_t tiles = rows / TILE_ROWS<PANEL_VECTORS> + 1;
-    const int64_t parts = panels >= 4 * threads ? 1 : std::min<int64_t>(threads, tiles);
+    // As many groups for each thread. With few panels, the rows are divided among them instead.
+    const bool few = panels < 4 * threads;
+    const int64_t parts = few ? std::min<int64_t>(threads, rows / TILE_ROWS<PANEL_VECTORS> + 1) : 1;
+    // Few rows lie in the caches anyway. Then a panel is best multiplied right after its packing.
+    const int64_t most = rows <= GROUP_ROWS && output_step != 1 ? 1 : GROUP_PANELS;
+    const int64_t least = (panels + most - 1) / most;
+    const int64_t groups = few ? least : (least + threads - 1) / threads * threads;
 #pragma omp parallel num_threads(threads)
     {
         static thread_local std::vector<float> memory;
-        memory.resize(std::min(inputs, INPUTS_AT_ONCE) * PANEL);
-        float* const packed = memory.data();
+        memory.resize(GROUP_PANELS * PANEL * (std::min(inputs, INPUTS_AT_ONCE) + GROUP_ROWS));
+        float* const sums = memory.data();
+        float* const packed = sums + GROUP_PANELS * PANEL * GROUP_ROWS;
 #pragma omp for schedule(static)
-        for (int64_t piece = 0; piece < panels * parts; piece++) {
-            const int64_t panel = piece / parts, part = piece % parts, column = panel * PANEL;
+        for (int64_t piece = 0; piece < groups * parts; piece++) {
+            const int64_t group = piece / parts, part = piece % parts;
+            const int64_t first_panel = panels * group / groups;
+            const int64_t count = panels * (group + 1) / groups - first_panel;
+            const int64_t column = first_panel * PANEL;
             const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
-            const int64_t count = std::min<int64_t>(outputs - column, PANEL);
-            const auto multiply = count > LANES ? multiply_panel<2, false>
-                                                : multiply_panel<1, false>;
-            float* const to = y + first * outputs;
+            const int64_t in_group = std::min(count * PANEL, outputs - column);
+            const bool one_vector = in_group <= LANES;
             int64_t from = 0;
             do {
                 const int64_t some = std::min(inputs - from, INPUTS_AT_ONCE);
-                if (count < PANEL) std::fill_n(packed, some * PANEL, 0.0f);
-                lay_out(weight + column * output_step + from * input_step, output_step, input_step,
-                        count, some, packed);
-                multiply({x + first * x_row_step + from * x_input_step, x_row_step, x_input_step},
-                         end - first, packed, some, bias && from == 0 ? bias + column : nullptr,
-                         count, adds || from > 0 ? to : nullptr, to, outputs, column);
+                pack_group(weight + column * output_step + from * input_step, output_step,
+                           input_step, in_group, some, packed);
+                in_blocks<GROUP_ROWS>(end - first, [&](int64_t start, int64_t block_rows) {
+                    const int64_t row = first + start;
+                    const Scalars block = {x.at + row * x.row + from * x.column, x.row, x.column};
+                    float* const to = y + row * outputs;
+                    const float* const residual = adds || from > 0 ? to : nullptr;
+                    if (one_vector)
+                        multiply_group<1, false>(sums, block, block_rows, packed, 1, some);
+                    else
+                        multiply_group<2, false>(sums, block, block_rows, packed, count, some);
+                    for (int64_t panel = 0; panel < count; panel++) {
+                        const int64_t at = column + panel * PANEL;
+                        const auto finish = one_vector ? finish_panel<1, false>
+                                                       : finish_panel<2, false>;
+                        finish(sums + panel * block_rows * PANEL, block_rows,
+                               bias && from == 0 ? bias + at : nullptr, outputs - at, residual, to,
+                               outputs, at);
+                    }
+                });
                 from += some;
             } while (from < inputs);
         }
     }
+}
+
+extern "C" {
+
+// multiply_any; weight holds float or, if `bfloat16`, Bfloat16.
+void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, const void* weight,
+                  int64_t output_step, int64_t input_step, const float* bias, float* y,
+                  int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int64_t bfloat16,
+                  int threads) {
+    const Scalars from = {x, x_row_step, x_input_step};
+    if (bfloat16)
+        multiply_any(from, static_cast<const Bfloat16*>(weight), output_step, input_step, bias, y,
+                     rows, inputs, outputs, adds, threads);
+    else
+        multiply_any(from, static_cast<const float*>(weight), output_step, input_step, bias, y,
+                     rows, inputs, outputs, adds, threads);
 }
 
 }  // extern "C"

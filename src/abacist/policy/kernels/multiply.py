@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from abacist.policy.kernels.build import library, threads
@@ -13,9 +14,10 @@ from abacist.policy.kernels.build import library, threads
 def multiply(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, to: Tensor | None = None
 ) -> Tensor:
-    """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias`` [O].
+    """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias`` [O], in float32.
 
-    If ``to`` [N, O] is given, the result is added to it.
+    ``weight`` may be bfloat16: each number is widened, which is exact. If ``to`` [N, O] is given,
+    the result is added to it.
     """
     if to is not None:
         assert to.is_contiguous()
@@ -28,6 +30,7 @@ def multiply(
         None if bias is None else ctypes.c_void_p(bias.data_ptr()),
         ctypes.c_void_p(y.data_ptr()),
         *map(ctypes.c_int64, (*x.shape, len(weight), to is not None)),
+        ctypes.c_int64(weight.dtype == torch.bfloat16),
         threads(2.0 * x.numel() * len(weight)),
     )
     return y

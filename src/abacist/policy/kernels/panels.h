@@ -10,6 +10,8 @@
 // reading the weights is what takes the time.
 #pragma once
 
+#include <algorithm>
+
 #include "pointwise.h"
 #include "tiles.h"
 #include "transpose.h"
@@ -17,81 +19,150 @@
 constexpr int PANEL_VECTORS = 2;
 constexpr int PANEL = PANEL_VECTORS * LANES;
 
-// Packs `count` outputs of weights with any strides as lanes of a panel: to [inputs, PANEL].
-static inline void lay_out(const float* from, int64_t output_step, int64_t input_step,
-                           int64_t count, int64_t inputs, float* to) {
-    if (output_step == 1) {
-        for (int64_t k = 0; k < inputs; k++)
-            memcpy(to + k * PANEL, from + k * input_step, count * sizeof(float));
-        return;
-    }
-    // Whole squares of LANES by LANES are transposed in registers, the rest number by number.
+// Packs `count` outputs of weights with any strides as lanes of a panel: to [inputs, PANEL]. From
+// Bfloat16 to float they are widened; from float to Bfloat16 is not provided for.
+template <typename To, typename From>
+static inline void lay_out(const From* from, int64_t output_step, int64_t input_step,
+                           int64_t count, int64_t inputs, To* to) {
+    // Whole vectors, or whole squares of LANES by LANES, in registers; the rest number by number.
     int64_t rows = 0, columns = 0;
-    if (input_step == 1) {
+    if (output_step == 1) {
+        rows = count / LANES * LANES;
+        columns = inputs;
+        for (int64_t k = 0; k < inputs; k++)
+            for (int64_t output = 0; output < rows; output += LANES)
+                store(to + k * PANEL + output, load(from + k * input_step + output));
+    } else if (input_step == 1) {
         rows = count / LANES * LANES;
         columns = inputs / LANES * LANES;
         transpose(to, PANEL, from, output_step, rows, columns);
     }
     for (int64_t output = 0; output < count; output++)
         for (int64_t k = output < rows ? columns : 0; k < inputs; k++)
-            to[k * PANEL + output] = from[output * output_step + k * input_step];
+            assign(to[k * PANEL + output], from[output * output_step + k * input_step]);
 }
 
-// One panel, or the first `vectors` vectors of it, for all rows of x: y [rows, outputs], from
-// `column` on, = x times the weights [inputs, PANEL] + the first `biases` of `bias` + `residual`.
-// `bias` may be null; `residual` has the shape of y, may be y, and may be null.
-// `gated`: y = silu(first vector) * second vector, and there is no residual.
+// Panels are multiplied in groups, with some rows and some inputs at a time, so that what is read
+// again lies in the nearest cache that can hold it: the inputs of the rows and the sums in the
+// second, a piece of a panel in the first.
+constexpr int64_t GROUP_PANELS = 256 / PANEL;
+constexpr int64_t GROUP_ROWS = 96;
+constexpr int64_t GROUP_INPUTS = 512;
+constexpr int64_t FEW_ROWS = 16;  // whose inputs stay in the caches whole; then panels are read on
+
+// The sums of a group: of each panel [rows, vectors * LANES]. Zero before, or continued if `adds`.
+// A sum is taken in the order of the inputs, whatever the pieces.
+template <int vectors, bool adds, typename Number>
+static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* panels,
+                           int64_t panel_count, int64_t inputs) {
+    constexpr int64_t width = vectors * LANES;
+    const int64_t at_once = rows <= FEW_ROWS ? inputs : GROUP_INPUTS;
+    for (int64_t from = 0; from < inputs; from += at_once) {
+        const int64_t depth = std::min(at_once, inputs - from);
+        const Scalars some = {x.at + from * x.column, x.row, x.column};
+        for (int64_t panel = 0; panel < panel_count; panel++)
+            in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
+                float* const to = sums + (panel * rows + start) * width;
+                const Number* const piece = panels + (panel * inputs + from) * PANEL;
+                if (adds || from > 0)
+                    tile_of<vectors, true>(count, to, width, some.from_row(start), piece, PANEL,
+                                           depth);
+                else
+                    tile_of<vectors, false>(count, to, width, some.from_row(start), piece, PANEL,
+                                            depth);
+            });
+    }
+}
+
+// What becomes of the sums of one panel: y [rows, outputs], from `column` on, = sums + the first
+// `biases` of `bias` + `residual`. `bias` may be null; `residual` has the shape of y, may be y, and
+// may be null. `gated`: y = silu(first vector) * second vector, and there is no residual.
 template <int vectors, bool gated>
-static void multiply_panel(Scalars x, int64_t rows, const float* weights, int64_t inputs,
-                           const float* bias, int64_t biases, const float* residual, float* y,
-                           int64_t outputs, int64_t column) {
+static void finish_panel(const float* sums, int64_t rows, const float* bias, int64_t biases,
+                         const float* residual, float* y, int64_t outputs, int64_t column) {
     const int64_t left = outputs - column;
     Vec added[vectors] = {};
     if (bias)
         for (int v = 0; v < vectors; v++)
             added[v] = load_some(bias + v * LANES, biases - v * LANES);
-    in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
-        alignas(sizeof(Vec)) float sums[TILE_ROWS<vectors> * vectors * LANES];
-        tile_of<vectors, false>(count, sums, vectors * LANES, x.from_row(start), weights, PANEL,
-                                inputs);
-        for (int64_t m = 0; m < count; m++) {
-            const float* const row = sums + m * vectors * LANES;
-            const int64_t at = (start + m) * outputs + column;
-            if constexpr (gated) {
-                const Vec gate = load(row) + added[0], up = load(row + LANES) + added[1];
-                store_some(y + at, swiglu(gate, up), left);
-                continue;
-            }
-            for (int64_t v = 0; v < vectors; v++) {
-                const int64_t from = v * LANES;
-                Vec total = load(row + from) + added[v];
-                if (residual) total += load_some(residual + at + from, left - from);
-                store_some(y + at + from, total, left - from);
-            }
+    for (int64_t m = 0; m < rows; m++) {
+        const float* const row = sums + m * vectors * LANES;
+        const int64_t at = m * outputs + column;
+        if constexpr (gated) {
+            const Vec gate = load(row) + added[0], up = load(row + LANES) + added[1];
+            store_some(y + at, swiglu(gate, up), left);
+            continue;
         }
-    });
+        for (int64_t v = 0; v < vectors; v++) {
+            const int64_t from = v * LANES;
+            Vec total = load(row + from) + added[v];
+            if (residual) total += load_some(residual + at + from, left - from);
+            store_some(y + at + from, total, left - from);
+        }
+    }
 }
 
-// A packed product; must match `_Product` in decode.py.
+// A packed product, with or without LoRA; must match `_Product` in decode.py.
 struct Product {
-    const float* packed;
-    const float* bias;  // in the packed order, padded to whole panels; or null
+    const void* packed;  // panels of float, or of Bfloat16
+    const float* bias;   // in the packed order, padded to whole panels; or null
     int64_t inputs, outputs;
     bool gated;  // SwiGLU: panels hold LANES outputs of the gate, then the same ones of up
+    bool bfloat16;
+    // LoRA, where `ranks` is not 0: panels of A [inputs, PANEL], over the ranks of all adapters, and
+    // of B, scaled [ranks, PANEL].
+    const float *inner, *outer;
+    int64_t ranks;
 
     int64_t width() const { return gated ? LANES : PANEL; }  // outputs of a panel
 
     int64_t panels() const { return (outputs + width() - 1) / width(); }
 
+    int64_t bytes() const {
+        return panels() * PANEL * (inputs * (bfloat16 ? 2 : 4) + ranks * 4) + inputs * ranks * 4;
+    }
+
+    // The product with A: [rows, inputs] -> [rows, ranks].
+    Product inner_product() const {
+        return {inner, nullptr, inputs, ranks, false, false, nullptr, nullptr, 0};
+    }
+
     // The panels from `first` to `end` of y [rows, outputs] = x [rows, inputs] W' + bias
-    // (+ residual [rows, outputs]; it may be y).
-    void apply(const float* x, int64_t rows, const float* residual, float* y, int64_t first,
-               int64_t end) const {
-        const auto multiply = gated ? multiply_panel<PANEL_VECTORS, true>
-                                    : multiply_panel<PANEL_VECTORS, false>;
-        for (int64_t panel = first; panel < end; panel++)
-            multiply({x, inputs, 1}, rows, packed + panel * inputs * PANEL, inputs,
-                     bias ? bias + panel * PANEL : nullptr, PANEL, residual, y, outputs,
-                     panel * width());
+    // (+ residual [rows, outputs]; it may be y). `inner_x` [rows, ranks] is what inner_product()
+    // makes of x.
+    void apply(const float* x, int64_t rows, const float* inner_x, const float* residual, float* y,
+               int64_t first, int64_t end) const {
+        if (bfloat16)
+            apply_panels(static_cast<const Bfloat16*>(packed), x, rows, inner_x, residual, y, first,
+                         end);
+        else
+            apply_panels(static_cast<const float*>(packed), x, rows, inner_x, residual, y, first,
+                         end);
+    }
+
+  private:
+    template <typename Number>
+    void apply_panels(const Number* panels, const float* x, int64_t rows, const float* inner_x,
+                      const float* residual, float* y, int64_t first, int64_t end) const {
+        alignas(sizeof(Vec)) float sums[GROUP_PANELS * GROUP_ROWS * PANEL];
+        const auto finish = gated ? finish_panel<PANEL_VECTORS, true>
+                                  : finish_panel<PANEL_VECTORS, false>;
+        for (int64_t panel = first; panel < end; panel += GROUP_PANELS) {
+            const int64_t count = std::min(GROUP_PANELS, end - panel);
+            in_blocks<GROUP_ROWS>(rows, [&](int64_t row, int64_t some) {
+                multiply_group<PANEL_VECTORS, false>(sums, {x + row * inputs, inputs, 1}, some,
+                                                     panels + panel * inputs * PANEL, count,
+                                                     inputs);
+                if (ranks > 0)
+                    multiply_group<PANEL_VECTORS, true>(sums, {inner_x + row * ranks, ranks, 1},
+                                                        some, outer + panel * ranks * PANEL, count,
+                                                        ranks);
+                for (int64_t i = 0; i < count; i++)
+                    finish(sums + i * some * PANEL, some,
+                           bias ? bias + (panel + i) * PANEL : nullptr, PANEL,
+                           residual ? residual + row * outputs : nullptr, y + row * outputs,
+                           outputs, (panel + i) * width());
+            });
+        }
     }
 };

@@ -35,10 +35,11 @@ struct Scalars {
     Scalars transposed() const { return {at, column, row}; }
 };
 
-// sums [rows, vectors * LANES] = (or +=, if `adds`) a [rows, depth] times b [depth, ...].
-template <int rows, int vectors, bool adds>
+// sums [rows, vectors * LANES] = (or +=, if `adds`) a [rows, depth] times b [depth, ...]. b holds
+// float or Bfloat16, which is widened as it is loaded.
+template <int rows, int vectors, bool adds, typename Number>
 __attribute__((always_inline)) static inline void tile(float* sums, int64_t stride, Scalars a,
-                                                       const float* b, int64_t b_stride,
+                                                       const Number* b, int64_t b_stride,
                                                        int64_t depth) {
     Vec total[rows][vectors];
     // All loops over the tile are unrolled explicitly. Otherwise GCC keeps the sums in memory
@@ -66,8 +67,8 @@ __attribute__((always_inline)) static inline void tile(float* sums, int64_t stri
 }
 
 // The same for a number of rows, at most TILE_ROWS, that is known only at run time.
-template <int vectors, bool adds, int rows = TILE_ROWS<vectors>>
-static inline void tile_of(int64_t wanted, float* sums, int64_t stride, Scalars a, const float* b,
+template <int vectors, bool adds, int rows = TILE_ROWS<vectors>, typename Number>
+static inline void tile_of(int64_t wanted, float* sums, int64_t stride, Scalars a, const Number* b,
                            int64_t b_stride, int64_t depth) {
     if (wanted == rows) return tile<rows, vectors, adds>(sums, stride, a, b, b_stride, depth);
     if constexpr (rows > 1)

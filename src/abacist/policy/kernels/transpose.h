@@ -29,7 +29,8 @@ static inline void transpose(Vec (&rows)[LANES]) {
 }
 
 // to [columns, rows] = the transpose of from [rows, columns]; both are multiples of LANES.
-static inline void transpose(float* to, int64_t to_stride, const float* from, int64_t from_stride,
+template <typename To, typename From>
+static inline void transpose(To* to, int64_t to_stride, const From* from, int64_t from_stride,
                              int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; r += LANES)
         for (int64_t c = 0; c < columns; c += LANES) {

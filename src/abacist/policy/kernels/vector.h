@@ -17,6 +17,8 @@ constexpr int LANES = 4;
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t UIntVec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * LANES)));
 
 static inline Vec load(const float* from) {
     Vec x;
@@ -25,6 +27,34 @@ static inline Vec load(const float* from) {
 }
 
 static inline void store(float* to, Vec x) { memcpy(to, &x, sizeof x); }
+
+// A number as bfloat16: the upper half of a float, so widening it is exact.
+struct Bfloat16 {
+    uint16_t bits;
+};
+
+static inline float widened(Bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+static inline Vec load(const Bfloat16* from) {
+    HalfVec halves;
+    memcpy(&halves, from, sizeof halves);
+    return (Vec)(__builtin_convertvector(halves, UIntVec) << 16);
+}
+
+// Exact only for numbers that were bfloat16 before; others lose their lower half.
+static inline void store(Bfloat16* to, Vec x) {
+    const HalfVec halves = __builtin_convertvector((UIntVec)x >> 16, HalfVec);
+    memcpy(to, &halves, sizeof halves);
+}
+
+static inline void assign(float& to, float from) { to = from; }
+static inline void assign(float& to, Bfloat16 from) { to = widened(from); }
+static inline void assign(Bfloat16& to, Bfloat16 from) { to = from; }
 
 // The first `count` floats only; nothing if there are none. The others are zero.
 static inline Vec load_some(const float* from, int64_t count) {

@@ -17,27 +17,35 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from abacist.policy.families import FastPart, compute_dtype, lacks
+from abacist.policy.families import FastPart, lacks
 from abacist.policy.scoring.attention_backend import Attend, AttentionBackend
 from abacist.policy.scoring.layers import FusedLayer, Rotary, final_norm
 from abacist.policy.scoring.linears import call_linear
 from abacist.policy.scoring.packing import Packing
 
 
-def hidden_states(causal_lm: Any, packing: Packing, backend: AttentionBackend) -> Tensor:
-    """The states [T, H] of ``packing``, as the head takes them. Call it within autocast, if any."""
+def hidden_states(
+    causal_lm: Any, packing: Packing, backend: AttentionBackend, dtype: torch.dtype
+) -> Tensor:
+    """The states [T, H] of ``packing``, as the head takes them. Call it within autocast, if any.
+
+    ``dtype`` is what the layers compute in (``families.compute_dtype_of``).
+    """
     model = causal_lm.model
     # The embedding is called as a module: checkpointing needs the hook by which PEFT and
     # transformers make its output require a gradient (enable_input_require_grads).
     hidden_1TH = model.embed_tokens(packing.token_ids[None])
+    if not torch.is_autocast_enabled(hidden_1TH.device.type):
+        hidden_1TH = hidden_1TH.to(dtype)  # from bfloat16 to float32, on a CPU
     rotary = model.rotary_emb(hidden_1TH, packing.position_ids[None])
     attend = backend.on(packing)
     may_fuse = lacks(causal_lm, FastPart.FUSED_LAYERS) is None
     for layer in model.layers:
         # Decided here, once: a checkpointed layer must keep the same tensors when it runs again.
-        fused = FusedLayer.of(layer, compute_dtype(hidden_1TH)) if may_fuse else None
+        fused = FusedLayer.of(layer, dtype) if may_fuse else None
         compute: Callable[..., Tensor] = fused or functools.partial(_plain_layer, layer)
         forward = functools.partial(compute, rotary=rotary, attend=attend)
         if layer.gradient_checkpointing and layer.training:

@@ -24,7 +24,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from abacist.policy.families import compute_dtype
 from abacist.policy.kernels import pointwise
-from abacist.policy.scoring.linears import product
+from abacist.policy.scoring.linears import product, weight_in
 
 _CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
 """Logits held at once by default: 1 MB on a CPU, whose caches are small."""
@@ -70,7 +70,7 @@ def score_tokens(
 
 def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """[n, V] in float32."""
-    return product(hidden.to(dtype), weight.to(dtype)).float()
+    return product(hidden.to(dtype), weight_in(dtype, weight)).float()
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _FrozenHead(torch.autograd.Function):
         compute_entropy: bool,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor | None]:
-        weight = weight.to(dtype)
+        weight = weight_in(dtype, weight)
         logps_N = hidden.new_empty(len(hidden), dtype=torch.float32)
         entropies_N = torch.empty_like(logps_N) if compute_entropy else None
         slope_NH = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None

@@ -48,7 +48,8 @@ class Norm:
     @classmethod
     def of(cls, module: Any) -> Norm:
         """What transformers' ``module`` computes."""
-        return cls(module.weight.detach(), module.variance_epsilon)
+        weight = module.weight.detach()
+        return cls(weight.float() if kernels.widens(weight) else weight, module.variance_epsilon)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` [..., H], normalized over its last dimension."""
@@ -130,7 +131,8 @@ def final_norm(module: Any, hidden_1TH: Tensor) -> Tensor:
     if (
         module.weight.requires_grad
         or instances.is_changed(module)
-        or not kernels.supports(hidden_1TH, module.weight)
+        or not kernels.supports(hidden_1TH)
+        or not (kernels.supports(module.weight) or kernels.widens(module.weight))
     ):
         normed: Tensor = module(hidden_1TH)
         return normed

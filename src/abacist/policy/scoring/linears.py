@@ -27,17 +27,29 @@ from abacist.policy.kernels.multiply import multiply
 
 
 def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """``x`` times ``weight`` transposed, plus ``bias``: [N, O]; without autograd."""
-    if kernels.supports(x_NI, weight_OI):
+    """``x`` times ``weight`` transposed, plus ``bias``: [N, O]; without autograd.
+
+    ``weight`` may be bfloat16 where ``kernels.widens`` it and ``x`` is float32.
+    """
+    if kernels.supports(x_NI) and _is_for_multiply(weight_OI):
         return multiply(x_NI, weight_OI, bias_O)
     return F.linear(x_NI, weight_OI, bias_O)
 
 
 def product_added(x_NI: Tensor, weight_OI: Tensor, to_NO: Tensor) -> Tensor:
     """:func:`product` plus ``to``, in one pass; ``to`` is overwritten with the result."""
-    if kernels.supports(x_NI, weight_OI, to_NO):
+    if kernels.supports(x_NI, to_NO) and _is_for_multiply(weight_OI):
         return multiply(x_NI, weight_OI, to=to_NO)
     return to_NO.addmm_(x_NI, weight_OI.t())
+
+
+def _is_for_multiply(weight: Tensor) -> bool:
+    return kernels.supports(weight) or kernels.widens(weight)
+
+
+def weight_in(dtype: torch.dtype, weight: Tensor) -> Tensor:
+    """``weight`` for a :func:`product` in ``dtype``: cast, unless our kernels widen it."""
+    return weight if dtype == torch.float32 and kernels.widens(weight) else weight.to(dtype)
 
 
 def call_linear(module: nn.Module, x: Tensor) -> Tensor:
@@ -101,7 +113,7 @@ class FusedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """[N, I] -> [N, O]."""
         x, bias = x.to(self.dtype), None if self.bias is None else self.bias.to(self.dtype)
-        y = product(x, self.weight.to(self.dtype), bias)
+        y = product(x, weight_in(self.dtype, self.weight), bias)
         if self.inner is None or self.outer is None:
             return y
         return product_added(self._inner_product(x), self.outer.to(self.dtype), y)
@@ -114,7 +126,7 @@ class FusedLinear:
         The gradient of ``x`` is added to ``to``, in the dtype of ``x``, where ``to`` is given.
         ``x A'`` is not kept by the forward: with R numbers a token it is cheap to compute again.
         """
-        grad, back, x_dtype = grad.to(self.dtype), self.weight.to(self.dtype).t(), x.dtype
+        grad, back, x_dtype = grad.to(self.dtype), weight_in(self.dtype, self.weight).t(), x.dtype
         x = x.to(self.dtype)
         grad_x = self._added(grad, back, to, x_dtype) if by_x else None
         if self.inner is None or self.outer is None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from abacist.policy.choices import Choice
-from abacist.policy.families import compute_dtype
+from abacist.policy.families import compute_dtype_of
 from abacist.policy.instances import base_of
 from abacist.policy.scoring.attention_backend import AttentionBackend, HeadShape, choose_backend
 from abacist.policy.scoring.forward import hidden_states
@@ -73,7 +73,8 @@ def score(
         if packing is None:
             zeros_BC = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
             return zeros_BC + _zero_of(causal_lm), zeros_BC if compute_entropy else None
-        hidden_TH = hidden_states(causal_lm, packing, _backend(causal_lm))
+        dtype = compute_dtype_of(causal_lm)
+        hidden_TH = hidden_states(causal_lm, packing, _backend(causal_lm, dtype), dtype)
         # A prompt's last state predicts the first token of each of its completions, so its
         # gradient is a sum over them.
         logps_N, entropies_N = score_tokens(
@@ -94,14 +95,15 @@ def score(
 
 def attention_choice(model: Any) -> Choice:
     """The attention backend that :func:`score` uses for ``model``, and why; same autocast."""
-    return _backend(base_of(model)).choice
+    causal_lm = base_of(model)
+    return _backend(causal_lm, compute_dtype_of(causal_lm)).choice
 
 
-def _backend(causal_lm: Any) -> AttentionBackend:
-    config, weight = causal_lm.config, causal_lm.model.embed_tokens.weight
+def _backend(causal_lm: Any, dtype: torch.dtype) -> AttentionBackend:
+    config, device = causal_lm.config, causal_lm.model.embed_tokens.weight.device
     size = causal_lm.model.layers[0].self_attn.head_dim
     heads = HeadShape(config.num_attention_heads, config.num_key_value_heads, size)
-    return choose_backend(config._attn_implementation, weight.device, compute_dtype(weight), heads)
+    return choose_backend(config._attn_implementation, device, dtype, heads)
 
 
 def _call_with_swapped_forward(model: DistributedDataParallel, forward: Callable[[], Any]) -> Any:
