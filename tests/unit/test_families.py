@@ -71,9 +71,13 @@ def test_a_part_says_why_it_does_not_support_a_model(part: FastPart) -> None:
     assert reason in str(unsupported_reason(made(FAMILIES[0], **config), part))
 
 
-def test_kernels_are_for_float32_alone() -> None:
-    model = made(FAMILIES[0]).to(torch.bfloat16)
-    assert unsupported_reason(model, FastPart.KERNELS) == "its weights are bfloat16"
+def test_kernels_are_for_weights_that_they_can_compute_with_in_float32() -> None:
+    for dtype, reason in (
+        (torch.float32, None),
+        (torch.bfloat16, None),
+        (torch.float16, "its weights are float16"),
+    ):
+        assert unsupported_reason(made(FAMILIES[0]).to(dtype), FastPart.KERNELS) == reason
 
 
 def test_a_part_that_a_family_lacks_is_named_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

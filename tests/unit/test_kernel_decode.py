@@ -324,7 +324,7 @@ def test_greedy_tokens_are_those_of_transformers(
 
 
 @torch.inference_mode()
-def test_what_is_not_float32_everywhere_gets_no_decoder() -> None:
+def test_what_is_neither_float32_nor_widened_to_it_gets_no_decoder() -> None:
     for name in ("final_norm", "embedding", "cos", "sin"):
         network = DecodingNetwork(small(), 30)
         assert decode.decoder(network.weights()) is not None
@@ -336,7 +336,8 @@ def test_what_is_not_float32_everywhere_gets_no_decoder() -> None:
     model = small()
     model.model.layers[1].mlp.up_proj.half()
     assert DecodingNetwork(model, 30).decoder is None
-    assert DecodingNetwork(small().bfloat16(), 30).decoder is None
+    assert DecodingNetwork(small().half(), 30).decoder is None
+    assert DecodingNetwork(small().bfloat16(), 30).decoder is not None
 
 
 @pytest.mark.parametrize(

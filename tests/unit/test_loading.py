@@ -64,7 +64,8 @@ def test_a_folder_loads_for_reading_with_every_choice_explained(kind: str, looka
     policy = load_policy(str(lookalike(kind)), device="cpu")
     assert [choice.what for choice in policy.choices] == ["device", "dtype", "attention", "weights"]
     assert all(choice.value and choice.why for choice in policy.choices)
-    assert policy.model.dtype == torch.float32
+    assert policy.model.dtype == torch.bfloat16  # as the folder holds them
+    assert "our kernels compute in float32" in policy.choices[1].why
     assert not policy.model.training
     assert not any(weight.requires_grad for weight in policy.model.parameters())
     assert tuple(policy.model.generation_config.eos_token_id) == policy.chat.stop_ids

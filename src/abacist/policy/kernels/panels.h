@@ -57,7 +57,7 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
                            int64_t panel_count, int64_t inputs) {
     constexpr int64_t width = vectors * LANES;
     const int64_t at_once = rows <= FEW_ROWS ? inputs : GROUP_INPUTS;
-    for (int64_t from = 0; from < inputs; from += at_once) {
+    for (int64_t from = 0; from == 0 || from < inputs; from += at_once) {  // no inputs: zeros
         const int64_t depth = std::min(at_once, inputs - from);
         const Scalars some = {x.at + from * x.column, x.row, x.column};
         for (int64_t panel = 0; panel < panel_count; panel++)
