@@ -9,24 +9,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
-def test_two_processes_end_at_trls_weights(
-    lookalike: Callable[[str], Path], tmp_path: Path
-) -> None:
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+SCRIPT = Path(__file__).with_name("two_processes.py")
+IN_TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def run(launcher: list[str], *arguments: str) -> str:
     done = subprocess.run(
-        [*command, str(script), str(lookalike("qwen2.5-instruct")), str(tmp_path)],
-        env=environment,
+        [sys.executable, *launcher, str(SCRIPT), *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=400,
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    apart = float(done.stdout.split("apart ")[1].split()[0])
+    return done.stdout
+
+
+def test_two_processes_end_at_trls_weights(
+    lookalike: Callable[[str], Path], tmp_path: Path
+) -> None:
+    told = run(IN_TWO, str(lookalike("qwen2.5-instruct")), str(tmp_path))
+    apart = float(told.split("apart ")[1].split()[0])
     assert apart < 1e-5
+
+
+def test_two_processes_choose_the_replies_that_one_would_and_end_at_its_weights(
+    lookalike: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for launcher in (IN_TWO, []):
+        run(launcher, str(lookalike("qwen2.5-instruct")), str(tmp_path), "2")
+    two, one = (torch.load(tmp_path / f"weights-{count}.pt") for count in (2, 1))
+    assert float((two - one).abs().max()) < 1e-5

@@ -115,6 +115,15 @@ CASES = (
             "save_steps": 2,
         },
     ),
+    Case(
+        "half of the replies, two iterations",
+        {
+            "train_replies": 1,
+            "num_iterations": 2,
+            "steps_per_generation": 4,
+            "gradient_accumulation_steps": 2,
+        },
+    ),
     Case("dr_grpo, whitened by batch", {"loss_type": "dr_grpo", "scale_rewards": "batch"}),
 )  # fmt: skip
 

@@ -148,6 +148,21 @@ def test_a_run_says_first_what_it_takes_and_then_how_far_it_is(path: str, tmp_pa
         assert "0 of 16 replies, token 1 of at most 24" in tokens
 
 
+def test_replies_that_are_left_out_cost_a_rollout_and_no_training() -> None:
+    whole, half = cost_of(WORK, RATES), cost_of(replace(WORK, trained=4), RATES)
+    assert half.rollout_seconds == whole.rollout_seconds
+    prompts_seconds = 16 * 300.0 * 0.003  # a group's prompt is computed either way
+    assert half.training_seconds - prompts_seconds == pytest.approx(
+        (whole.training_seconds - prompts_seconds) / 2
+    )
+    # The old policy scores them all: which ones are trained on is not known before.
+    stale = replace(WORK, forwards=1)
+    more = cost_of(stale, RATES).training_seconds - whole.training_seconds
+    assert cost_of(replace(stale, trained=4), RATES).training_seconds == pytest.approx(
+        half.training_seconds + more
+    )
+
+
 def test_what_cannot_be_tried_is_said_and_stops_nothing(
     assembled: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,9 +181,9 @@ def test_what_cannot_be_tried_is_said_and_stops_nothing(
 WRITING = Writing(1.0, 0.001, ((8, 0.1), (64, 0.4)))
 RATES = Rates(WRITING, WRITING, Pass(0.0, 0.001), Pass(0.0, 0.002), 5.0)
 WORK = Work(
-    steps=250, problems=16, generations=8, micro_rows=8, rollouts_a_step=1.0, iterations=1,
-    budget_tokens=512, prompt_tokens=300.0, shared_tokens=200, heldout=600, repeated=100,
-    measurements=2,
+    steps=250, problems=16, generations=8, trained=8, micro_rows=8, rollouts_a_step=1.0,
+    iterations=1, budget_tokens=512, prompt_tokens=300.0, shared_tokens=200, heldout=600,
+    repeated=100, measurements=2,
     selection=100, selection_measurements=5, eval_rows=100, forwards=0, recomputes=False,
     reads_prompt_once=True,
 )  # fmt: skip

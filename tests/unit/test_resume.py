@@ -41,6 +41,7 @@ STEPS = {"max_steps": 6, "max_completion_length": 4}
 SAMPLE = (
     ("kl from an adapter", 5),  # inside the second epoch
     ("two steps a generation, two iterations, accumulation", 3),  # completions still to be used
+    ("half of the replies, two iterations", 3),
     ("reference sync", 4),
     ("solve rates, accumulation, short epochs", 3),
     ("workers", 4),  # between two epochs

@@ -33,6 +33,7 @@ class GRPOConfig(trl.GRPOConfig):
         default="uniform", metadata=text_of("problem_sampling")
     )
     outcome_gating: bool = field(default=False, metadata=text_of("outcome_gating"))
+    train_replies: int | None = field(default=None, metadata=text_of("train_replies"))
 
 
 @dataclass

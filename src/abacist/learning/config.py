@@ -30,11 +30,13 @@ from abacist.learning.inherited import followers, prompt_of, run_to_continue, se
 from abacist.learning.limits import (
     RETIRED,
     SWITCHES,
+    named,
     refuse_out_of_range,
     split_at_commas,
     trackers,
 )
 from abacist.learning.paths import with_absolute_paths
+from abacist.learning.reply_selection import refuse_contradictions
 from abacist.learning.resume.checkpoints import run_to_resume
 
 DEFAULT_RECIPE = "tiny"
@@ -178,6 +180,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     config = Config(
         recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
     )
+    refuse_contradictions(config.training, named("train_replies", sources))
     notes += _step_in_words(config)
     return config
 

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel, PeftModelForCausalLM
 from transformers import GenerationMixin, PreTrainedModel
 
+from abacist.learning import reply_selection
 from abacist.policy import families
 from abacist.policy.families import FastPart
 
@@ -128,8 +129,13 @@ def zero_advantage_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor
     """Rows [B] whose completions add nothing to loss or gradient, or None if that is not certain.
 
     That is an advantage of exactly 0 where every term of the loss is multiplied by it. One row, the
-    shortest, is always kept, so that there is a graph for the backward.
+    shortest, is then kept, whose entropy can be logged. Rows that ``train_replies`` has left out
+    have no token in the loss, whatever its terms are.
     """
+    if reply_selection.TRAINED_FRACTION in inputs:
+        left_out = ~inputs["completion_mask"].any(dim=1)
+        if bool(left_out.any()):
+            return left_out
     args, advantages = trainer.args, inputs["advantages"]
     certain = (
         trainer.beta == 0.0

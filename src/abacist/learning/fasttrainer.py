@@ -17,7 +17,7 @@ from accelerate.logging import get_logger
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
-from abacist.learning import fastpath, frozen
+from abacist.learning import fastpath, frozen, reply_selection
 from abacist.learning.micro_batch_fusion import MicroBatchFusion, Values
 from abacist.policy import families
 from abacist.policy.decoding import engine
@@ -120,7 +120,10 @@ class FastTrainer(trl.GRPOTrainer):
         steps = self.args.steps_per_generation
         if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
-            whole = fastpath.whole_groups(scored, self.num_generations)
+            if reply_selection.TRAINED_FRACTION in scored:
+                whole = reply_selection.chosen_first(self, scored)
+            else:
+                whole = fastpath.whole_groups(scored, self.num_generations)
             self._buffered_inputs = split_tensor_dict(whole, steps)
         return self._buffered_inputs[self._step % steps]
 
@@ -145,9 +148,14 @@ class FastTrainer(trl.GRPOTrainer):
         self._skip_rows = fastpath.zero_advantage_rows(self, inputs) if training else None
         # Not where something wraps the model (DDP): it must see forward and backward in turn.
         self._may_fuse = training and model is self.model
+        metrics = self._metrics["train" if training else "eval"]
+        logged = {name: len(values) for name, values in metrics.items()}
         try:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
-            return loss
+            if reply_selection.is_empty(inputs):  # it has no entropy, for example, not one of 0
+                for name, values in metrics.items():
+                    del values[logged.get(name, 0) :]
+            return reply_selection.normalised(loss, self, inputs)
         finally:
             self._skip_rows, self._may_fuse = None, False
 
@@ -207,7 +215,8 @@ class FastTrainer(trl.GRPOTrainer):
         if entropies is not None and self._skip_rows is not None:
             # Skipped rows get the mean of the others, which so stays the mean that is logged.
             scored = attention_mask[:, -logits_to_keep:].bool() & ~self._skip_rows[:, None]
-            entropies[self._skip_rows] = entropies[scored].mean()
+            if bool(scored.any()):
+                entropies[self._skip_rows] = entropies[scored].mean()
         return logps, entropies, None  # no auxiliary loss
 
     def paths(self) -> list[str]:

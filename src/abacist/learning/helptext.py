@@ -81,6 +81,8 @@ TRAIN_FLAGS = (
         (
             Flag("--num_generations", "N", "replies to each problem: the size of a group; the "
                  "batch follows, unless it is given too"),
+            Flag("--train_replies", "K", "learn from the K replies of each group with the largest "
+                 "advantages only; the others take no training time"),
             Flag("--max_completion_length", "N", "tokens a reply may have"),
             Flag("--temperature", "T", "of sampling while learning"),
             Flag("--learning_rate", "LR", "with LoRA about ten times that of full training"),

@@ -84,7 +84,22 @@ def followers(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     >>> followers(recipe, {"num_generations": 4})
     {'per_device_train_batch_size': (32, 'num_generations')}
     """
-    return _batch_of_groups(recipe, given) | _parts_of_a_run(recipe, given)
+    return (
+        _batch_of_groups(recipe, given)
+        | _trained_of_a_group(recipe, given)
+        | _parts_of_a_run(recipe, given)
+    )
+
+
+def _trained_of_a_group(
+    recipe: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, tuple[Any, str]]:
+    """The same share of a group as in the recipe, where groups have another size."""
+    before, now = recipe.get("num_generations"), given.get("num_generations")
+    count = recipe.get("train_replies")
+    if not count or not before or not now or before == now or "train_replies" in given:
+        return {}
+    return {"train_replies": (max(1, int(count) * int(now) // int(before)), "num_generations")}
 
 
 def _batch_of_groups(

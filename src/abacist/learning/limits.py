@@ -60,6 +60,7 @@ LIMITS: dict[str, Limit] = {
     # training
     "num_generations": Limit(at_least=2),
     "num_generations_eval": _COUNT,
+    "train_replies": _COUNT,
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
     "gradient_accumulation_steps": _COUNT,
@@ -132,6 +133,7 @@ _INSTEAD = {
     "logging_steps": "--logging_strategy no logs nothing.",
     "max_steps": "-1 leaves the length to --num_train_epochs.",
     "num_generations": "GRPO compares the replies to one problem with each other.",
+    "train_replies": "Leave it out to train on all replies.",
     "temperature": "Learning needs replies that differ.",
 }
 

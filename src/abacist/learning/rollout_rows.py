@@ -27,9 +27,16 @@ class Scored:
 
 
 def rollouts_of(
-    trainer: Any, scored: Scored, prompt_lengths: Sequence[int], advantages: Sequence[float]
+    trainer: Any,
+    scored: Scored,
+    prompt_lengths: Sequence[int],
+    advantages: Sequence[float],
+    trained: Sequence[bool] | None = None,
 ) -> list[Rollout]:
-    """One :class:`Rollout` for each completion of ``scored``, in its order."""
+    """One :class:`Rollout` for each completion of ``scored``, in its order.
+
+    ``trained`` says which were trained on, where that was not all (``reply_selection``).
+    """
     weights = trainer.reward_weights.to(scored.rewards.device)
     sums = torch.nansum(scored.rewards * weights, dim=1)
     sums[scored.rewards.isnan().all(dim=1)] = math.nan  # no reward applied: not the same as 0
@@ -65,6 +72,7 @@ def rollouts_of(
                 rewards={name: None if math.isnan(value) else value for name, value in paid},
                 reward=None if math.isnan(totals[index]) else totals[index],
                 advantage=advantages[index],
+                trained=None if trained is None else trained[index],
             )
         )
     return rollouts

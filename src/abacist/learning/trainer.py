@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from abacist.learning import canary, outcome_gating, problem_sampling
+from abacist.learning import canary, outcome_gating, problem_sampling, reply_selection
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.resume.resumable import ResumableTrainer
 from abacist.learning.rollout_rows import Scored, rollouts_of
@@ -44,6 +44,9 @@ class GRPOTrainer(ResumableTrainer):
 
     def __init__(self, *args: Any, evaluator: Evaluator | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        reply_selection.refuse_contradictions(
+            self.args, "train_replies", has_auxiliary_loss=self.aux_loss_enabled
+        )
         self.evaluator = evaluator
         self._prompt_lengths: list[int] = []
         self._scored: Scored | None = None
@@ -100,6 +103,8 @@ class GRPOTrainer(ResumableTrainer):
         training = self.model is not None and self.model.training
         if self._scored and training and self.gates_by_outcome:
             outcome_gating.gate(self, self._scored, output["advantages"])
+        advantages = output["advantages"].tolist()
+        trained = reply_selection.leave_out_others(self, output) if training else None
         if self._scored and training and self.keeps_rollouts:
             several = self.accelerator.num_processes > 1
             rank = f"-rank{self.accelerator.process_index}" if several else ""
@@ -110,11 +115,23 @@ class GRPOTrainer(ResumableTrainer):
             write_rollouts(
                 folder / f"step-{self.state.global_step + 1:06d}{rank}.parquet",
                 rollouts_of(
-                    self, self._scored, self._prompt_lengths, output["advantages"].tolist()
+                    self,
+                    self._scored,
+                    self._prompt_lengths,
+                    advantages,
+                    None if trained is None else trained.tolist(),
                 ),
             )
         self._scored = None
         return output
+
+    def paths(self) -> list[str]:
+        """As ``FastTrainer.paths``, and on which replies of a group it trains, if not on all."""
+        lines = super().paths()
+        if (count := reply_selection.wanted(self.args)) is not None:
+            is_ours = not any(line.startswith("training: TRL's path") for line in lines)
+            lines.append(reply_selection.in_words(count, self.num_generations, is_ours))
+        return lines
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         # TRL would sample groups and log their rewards; people ask how many problems are solved.

@@ -68,7 +68,7 @@ class Rollout:
     ``group`` counts the prompts of a step and ``member`` the completions of a group, both from
     0. ``rewards`` maps a reward's name to what it paid, None where it did not apply; ``reward``
     is their weighted sum, None where none applied; ``read_answer`` is the answer that was read, as
-    text.
+    text. ``trained`` says whether a step learned from it; None where it was not a matter of choice.
     """
 
     run_id: str
@@ -90,6 +90,7 @@ class Rollout:
     rewards: Mapping[str, float | None] = field(default_factory=dict)
     reward: float | None = None
     advantage: float | None = None
+    trained: bool | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -124,12 +125,15 @@ _AFTER_REWARDS = [
     pa.field("advantage", pa.float64()),
     _required("schema_version", pa.int32()),
 ]
+# Stands in files of runs that trained on some replies only (--train_replies); last of all.
+_TRAINED = pa.field("trained", pa.bool_())
 
 
-def rollout_schema(reward_names: Sequence[str]) -> pa.Schema:
+def rollout_schema(reward_names: Sequence[str], *, has_trained: bool = False) -> pa.Schema:
     """The Arrow schema of a file whose rollouts were paid by these rewards."""
     rewards = [pa.field(REWARD_PREFIX + name, pa.float64()) for name in reward_names]
-    return pa.schema([*_BEFORE_REWARDS, *rewards, *_AFTER_REWARDS])
+    last = [_TRAINED] if has_trained else []
+    return pa.schema([*_BEFORE_REWARDS, *rewards, *_AFTER_REWARDS, *last])
 
 
 def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
@@ -140,7 +144,8 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
     """
     names = list(dict.fromkeys(name for rollout in rollouts for name in rollout.rewards))
     rows = [_row_of(rollout, names) for rollout in rollouts]
-    table = pa.Table.from_pylist(rows, schema=rollout_schema(names))
+    has_trained = any(rollout.trained is not None for rollout in rollouts)
+    table = pa.Table.from_pylist(rows, schema=rollout_schema(names, has_trained=has_trained))
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     write_aside(path, buffer.getvalue().to_pybytes())
@@ -192,7 +197,7 @@ def _read_file(path: Path) -> pa.Table:
 
 
 def _row_of(rollout: Rollout, reward_names: Sequence[str]) -> dict[str, Any]:
-    row = {column.name: getattr(rollout, column.name) for column in _BEFORE_REWARDS}
+    row = {column.name: getattr(rollout, column.name) for column in [*_BEFORE_REWARDS, _TRAINED]}
     row |= {column.name: getattr(rollout, column.name) for column in _AFTER_REWARDS}
     row |= {REWARD_PREFIX + name: rollout.rewards.get(name) for name in reward_names}
     row["messages"] = [
@@ -209,6 +214,7 @@ def _storable(value: Any) -> Any:
 def _rollout_of(row: dict[str, Any]) -> Rollout:
     base = [column.name for column in (*_BEFORE_REWARDS, *_AFTER_REWARDS)]
     fields = {name: row[name] for name in base}
+    fields[_TRAINED.name] = row.get(_TRAINED.name)
     fields["stop_reason"] = StopReason(row["stop_reason"])
     fields["rewards"] = {
         name.removeprefix(REWARD_PREFIX): value

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from abacist.learning.config import Config
-from abacist.learning.estimate.trial import Rates, Writing
+from abacist.learning.estimate.trial import Pass, Rates, Writing
 from abacist.learning.heldout import VERDICT_SAMPLES
+from abacist.learning.reply_selection import wanted
 from abacist.learning.task import Task
 
 
@@ -16,15 +17,16 @@ from abacist.learning.task import Task
 class Work:
     """A run, or the rest of one, in numbers: what its time depends on.
 
-    ``problems`` are those of a rollout, ``generations`` the replies to each; ``micro_rows`` of them
-    are trained on at once. What a rollout gave is trained on ``iterations`` times; ``forwards`` are
-    further passes over it, by a reference and by the old policy. ``prompt_tokens`` of a problem
-    include the ``shared_tokens`` that all begin with.
+    ``problems`` are those of a rollout, ``generations`` the replies to each, of which ``trained``
+    take part in training; ``micro_rows`` are trained on at once. What a rollout gave is trained on
+    ``iterations`` times; ``forwards`` are further passes over it, by a reference and by the old
+    policy. ``prompt_tokens`` of a problem include the ``shared_tokens`` that all begin with.
     """
 
     steps: int
     problems: int
     generations: int
+    trained: int
     micro_rows: int
     rollouts_a_step: float  # one, unless a rollout serves several steps
     iterations: int
@@ -101,6 +103,8 @@ def work_of(
         steps=steps,
         problems=max(1, config.problems_per_step),
         generations=trainer.num_generations,
+        # TRL's path computes those that do not take part too.
+        trained=(wanted(training) if reads_prompt_once else None) or trainer.num_generations,
         micro_rows=training.per_device_train_batch_size,
         rollouts_a_step=training.gradient_accumulation_steps / rollout_every,
         iterations=training.num_iterations,
@@ -131,13 +135,17 @@ def cost_of(work: Work, rates: Rates, length_fraction: float = 1.0) -> Cost:
     rollout = None
     if rates.rollouts is not None:
         rollout = work.rollouts_a_step * written(rates.rollouts, work.problems, replies, replies)
-    prompts = work.problems if work.reads_prompt_once else replies
-    tokens = replies * length + prompts * work.prompt_tokens
-    micro_batches = max(1.0, replies / work.micro_rows)
-    forwards = work.iterations * (1 + work.recomputes) + work.forwards
+
+    def scored(way: Pass, count: int) -> float:
+        prompts = work.problems if work.reads_prompt_once else count
+        micro_batches = max(1.0, count / work.micro_rows)
+        return way.seconds(micro_batches, count * length + prompts * work.prompt_tokens)
+
+    learned_from = work.problems * work.trained
     trained = work.rollouts_a_step * (
-        forwards * rates.forward.seconds(micro_batches, tokens)
-        + work.iterations * rates.backward.seconds(micro_batches, tokens)
+        work.iterations * (1 + work.recomputes) * scored(rates.forward, learned_from)
+        + work.iterations * scored(rates.backward, learned_from)
+        + work.forwards * scored(rates.forward, replies)
     )
     measured = written(rates.measuring, work.heldout, work.measured_replies, work.eval_rows)
     look = written(rates.measuring, work.selection, work.selection, work.eval_rows)

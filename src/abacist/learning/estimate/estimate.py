@@ -98,11 +98,13 @@ def lines(found: Estimate, config: Config) -> list[str]:
     told = []
     if work.steps:
         rollout = "not known, another engine writes them"
+        is_part = work.trained < work.generations
+        trained = f"{work.problems * work.trained:,} of them" if is_part else "them"
         if most.rollout_seconds is not None:
             rollout = roughly(most.rollout_seconds)
         told.append(
             f"{work.steps:,} steps × at most {roughly(most.step_seconds)} ({replies}: "
-            f"{rollout}; training on them: {roughly(most.training_seconds)}): "
+            f"{rollout}; training on {trained}: {roughly(most.training_seconds)}): "
             f"at most {roughly(most.steps_seconds)}"
         )
     if work.measurements:
@@ -247,6 +249,7 @@ def fitting(work: Work, rates: Rates, *, keeps_batch: bool = False) -> Cost:
                 one,
                 problems=work.problems,
                 generations=work.generations,
+                trained=work.trained,
                 micro_rows=work.micro_rows,
             )
         cost = cost_of(one, rates)
@@ -268,6 +271,7 @@ def _cut(work: Work, smaller: _Smaller) -> Work:
         work,
         problems=problems,
         generations=generations,
+        trained=max(1, work.trained * generations // work.generations),
         micro_rows=work.micro_rows if is_same else generations,
         budget_tokens=min(work.budget_tokens, smaller.budget_tokens),
         heldout=heldout,
@@ -285,6 +289,8 @@ def flags_for(config: Config, work: Work, smaller: Work) -> str:
             found.append(f"--{name} {then}")
 
     add("num_generations", work.generations, smaller.generations)
+    if smaller.trained < smaller.generations:
+        add("train_replies", work.trained, smaller.trained)
     if (work.problems, work.generations) != (smaller.problems, smaller.generations):
         # One group a micro-batch: a step of so many groups, whatever the recipe's batch was.
         found.append(f"--per_device_train_batch_size {smaller.generations}")
