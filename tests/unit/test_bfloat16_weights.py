@@ -30,7 +30,7 @@ from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.families import FastPart, compute_dtype_of, unsupported_reason
 from abacist.policy.kernels import build
 from abacist.policy.kernels.decode import Adapter, Packed
-from abacist.policy.kernels.multiply import multiply
+from abacist.policy.kernels.multiply import multiply, multiply_row
 from abacist.policy.loading import default_lora, load_policy
 from abacist.policy.scoring.score import score
 
@@ -157,6 +157,17 @@ def test_a_product_widens_every_weight_exactly(
         weight = weight.t().contiguous().t()
     assert torch.equal(multiply(x, weight), multiply(x, weight.float()))
     assert torch.equal(Packed([weight], [None])(x), Packed([weight.float()], [None])(x))
+
+
+@given(inputs=sizes, outputs=sizes, biased=st.booleans())
+def test_a_single_row_is_multiplied_by_weights_where_they_are(
+    inputs: int, outputs: int, biased: bool
+) -> None:
+    x, weight = torch.randn(1, inputs), torch.randn(outputs, inputs).bfloat16()
+    bias = torch.randn(outputs) if biased else None
+    exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    found = multiply_row(x, weight, bias)
+    assert float((found.double() - exact).abs().max()) < 1e-5 * (inputs + 1)
 
 
 @given(

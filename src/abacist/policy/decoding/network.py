@@ -25,7 +25,7 @@ from torch import nn
 from abacist.policy import instances
 from abacist.policy.kernels import build
 from abacist.policy.kernels import decode as kernels
-from abacist.policy.kernels.multiply import multiply
+from abacist.policy.kernels.multiply import multiply, multiply_row
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Attention of one layer: (number of the layer, queries [T, H, D], keys and values [T, K, D]) to
@@ -268,7 +268,8 @@ def _uncopied(x: torch.Tensor, linear: Any) -> torch.Tensor:
     """``x`` [T, I] through ``linear`` and its active adapters, [T, O]."""
     weight, bias = _base(linear)
     if build.widens(weight):
-        y = multiply(x, weight, None if bias is None else bias.float())
+        is_row = len(x) == 1 and weight.is_contiguous()
+        y = (multiply_row if is_row else multiply)(x, weight, None if bias is None else bias.float())
     else:
         y = F.linear(x, weight, bias)
     for lora_a, lora_b, scale in _adapters(linear):

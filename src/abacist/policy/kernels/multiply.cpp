@@ -89,7 +89,29 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
     }
 }
 
+// The dot product of x and one row of weights, both [count].
+static float dot(const float* x, const Bfloat16* weight, int64_t count) {
+    constexpr int64_t AT_ONCE = 4;  // sums that do not wait for each other
+    Vec sums[AT_ONCE] = {};
+    int64_t i = 0;
+    for (; i + AT_ONCE * LANES <= count; i += AT_ONCE * LANES)
+        for (int64_t j = 0; j < AT_ONCE; j++)
+            sums[j] += load(x + i + j * LANES) * load(weight + i + j * LANES);
+    float rest = 0;
+    for (; i < count; i++) rest += x[i] * widened(weight[i]);
+    return sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
+}
+
 extern "C" {
+
+// y [outputs] = weight [outputs, inputs] times x [inputs], plus the bias: reads each weight where
+// it is, once.
+void multiply_row(const float* x, const Bfloat16* weight, const float* bias, float* y,
+                  int64_t inputs, int64_t outputs, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t output = 0; output < outputs; output++)
+        y[output] = dot(x, weight + output * inputs, inputs) + (bias ? bias[output] : 0);
+}
 
 // multiply_any; weight holds float or, if `bfloat16`, Bfloat16.
 void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, const void* weight,

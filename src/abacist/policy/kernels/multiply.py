@@ -36,5 +36,23 @@ def multiply(
     return y
 
 
+def multiply_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x`` [1, I] times bfloat16 ``weight`` [O, I], contiguous, transposed, plus ``bias`` [O].
+
+    Reads the weights in place, which is what takes the time.
+    """
+    x, y = x.contiguous(), x.new_empty(1, len(weight))
+    bias = None if bias is None else bias.contiguous()
+    kernels: Any = library()
+    kernels.multiply_row(
+        *(None if part is None else ctypes.c_void_p(part.data_ptr()) for part in (x, weight, bias)),
+        ctypes.c_void_p(y.data_ptr()),
+        ctypes.c_int64(weight.shape[1]),
+        ctypes.c_int64(len(weight)),
+        threads(2.0 * weight.numel()),
+    )
+    return y
+
+
 def _with_strides(matrix: Tensor) -> tuple[Any, ...]:
     return (ctypes.c_void_p(matrix.data_ptr()), *map(ctypes.c_int64, matrix.stride()))
