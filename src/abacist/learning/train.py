@@ -21,6 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from abacist.errors import UsageError
+from abacist.learning import gradient_checkpointing
 from abacist.learning.config import Config
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
@@ -150,6 +151,8 @@ def _train_in(
     watcher.note(f"  this run is kept in {run.path}")
 
     known = resuming.measured_before(run, task.heldout) if is_resumed else None
+    if checkpointing := gradient_checkpointing.decide(config, task, policy, trainer):
+        watcher.note(f"  {checkpointing}")
     paths = trainer.paths()
     cost = tell_estimate(
         config, task, policy, trainer, watcher, **resuming.what_is_left(config, run, known)
