@@ -36,7 +36,7 @@ from abacist.learning.dryrun.memory import (
     with_micro_batch,
 )
 from abacist.learning.dryrun.probe import GROUP_SIZES, PROBE_SAMPLES, Probe, ask
-from abacist.learning.estimate.cost import occasions, total_steps
+from abacist.learning.estimate.cost import occasions, steps_within, total_steps
 from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import rate_band, rate_out_of_band
 from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
@@ -85,6 +85,8 @@ class Plan:
     seconds: dict[str, float]
     checkpoint_bytes: int
     probe: Probe
+    within_hours: str | None = None
+    """How many of the steps --max_hours suffices for; None where it is not set, or not known."""
     recommendations: tuple[Recommendation, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -115,6 +117,7 @@ class Plan:
             },
             "burst": self.burst and {**asdict(self.burst), "step_seconds": self.burst.step_seconds},
             "seconds": {**self.seconds, "total": sum(self.seconds.values())},
+            "within_hours": self.within_hours,
             "checkpoint_bytes": self.checkpoint_bytes,
             "probe": {
                 "problems": len(probe.rates.solved),
@@ -191,6 +194,7 @@ def plan(
         )
         return replace(
             found,
+            within_hours=_within_hours(found, config.script.max_hours),
             recommendations=tuple(
                 recommend(found, config, trainer, forward, policy.context_tokens)
             ),
@@ -220,6 +224,20 @@ def run_seconds(
         "selection problems": looks * len(task.selection) * probe.reply_seconds,
         "checkpoints": saves * checkpoint_bytes / DISK_BYTES_PER_SECOND,
     }
+
+
+def _within_hours(plan: Plan, hours: float | None) -> str | None:
+    if hours is None or plan.burst is None:
+        return None
+    verdict = plan.seconds["verdict, before and after"] / 2
+    return steps_within(
+        hours,
+        step_seconds=(sum(plan.seconds.values()) - 2 * verdict) / max(1, plan.steps),
+        before_seconds=verdict,
+        after_seconds=verdict,
+        steps=plan.steps,
+        replies=plan.problems_per_step * plan.num_generations,
+    )
 
 
 def _trial_of(config: Config, folder: Path) -> Config:
