@@ -244,6 +244,7 @@ def flags_in(told: list[str]) -> list[str]:
 def test_an_absurd_run_is_warned_of_with_flags_that_fit_and_are_read_as_meant() -> None:
     told = lines(estimate_of(WORK, slower(8)), config_of())
     assert any(line.startswith("Warning: this run would take about") for line in told)
+    assert "The recipe any-cpu is made for a machine without a GPU." in told
     given = flags_in(told)
     smaller = config_of(*given)
     cut = fitting(WORK, slower(8)).work

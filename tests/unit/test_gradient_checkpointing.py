@@ -150,3 +150,19 @@ def test_recipes_for_real_models_leave_it_to_the_machine_and_nonsense_is_refused
     assert not newer.chooses_checkpointing and newer.training.gradient_checkpointing
     with pytest.raises(UsageError, match="gradient_checkpointing"):
         load_config("any", None, ["--gradient_checkpointing", "automatic"])
+
+
+def test_where_even_that_is_too_much_the_line_names_the_batch_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, trainer = decided(tmp_path / "roomy", "--gradient_checkpointing", "auto")
+    forward = measure_forward(trainer, 60, 96)
+    whole = memory.plan_memory(trainer, forward, 60, 0)
+    half = memory.with_micro_batch(whole, trainer, forward, 8, True).training_bytes
+    monkeypatch.setattr(memory, "available_bytes", lambda *args: int(half / 0.85))
+    line, _ = decided(tmp_path / "tight", "--gradient_checkpointing", "auto")
+    assert line is not None and "which is too much; " in line
+    flags = line.split(" with ")[1].rstrip(")").split()
+    config = load_config("tiny", None, [*SMALL, *flags])
+    assert config.training.per_device_train_batch_size < 16
+    assert config.problems_per_step == 2

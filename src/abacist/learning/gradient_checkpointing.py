@@ -19,6 +19,7 @@ from abacist.learning import fastpath
 from abacist.learning.config import Config
 from abacist.learning.dryrun.memory import (
     ROOMY_FRACTION,
+    SAFE_FRACTION,
     gib,
     measure_forward,
     plan_memory,
@@ -71,7 +72,17 @@ def _choice(config: Config, task: Task, policy: Policy, trainer: Any) -> tuple[b
             f"training takes {gib(without)} of {gib(there)} available; on would take "
             f"{gib(with_)} and cost about a third of the training time"
         )
-    return True, (
-        f"training would take {gib(without)} of {gib(there)} available without it; "
-        f"it takes {gib(with_)} so"
+    why = (
+        f"training would take {gib(without)} of {gib(there)} available without it, and {gib(with_)}"
     )
+    if with_ <= SAFE_FRACTION * there:
+        return True, f"{why} so"
+    in_all = rows * trainer.args.gradient_accumulation_steps
+    for fewer in (n for n in range(rows - 1, 0, -1) if in_all % n == 0):
+        needed = with_micro_batch(memory, trainer, forward, fewer, True).training_bytes
+        if needed <= SAFE_FRACTION * there:
+            return True, (
+                f"{why} so, which is too much; {gib(needed)} with --per_device_train_batch_size "
+                f"{fewer} --gradient_accumulation_steps {in_all // fewer}"
+            )
+    return True, f"{why} so, which is too much; lower --max_completion_length"

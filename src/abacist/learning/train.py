@@ -23,6 +23,7 @@ from peft import LoraConfig
 from abacist.errors import UsageError
 from abacist.learning import gradient_checkpointing
 from abacist.learning.config import Config
+from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.heldout import HeldoutEvaluation
@@ -94,6 +95,7 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
     refuse_hackable(config, task.train, rewards, watcher)
     if config.training.trust_remote_code:
         watcher.note("  warning: --trust_remote_code lets the model's own code run on this machine")
+    refuse_too_large(config)
     policy = load_trainable(config)
     refuse_broken_weights(policy.model, config.model.model_name_or_path)
     for choice in policy.choices:

@@ -20,6 +20,7 @@ from abacist.learning import fastpath
 from abacist.learning.config import Config
 from abacist.learning.estimate.cost import Cost, Work, cost_of, roughly, steps_within, work_of
 from abacist.learning.estimate.trial import Rates, measure_rates
+from abacist.learning.helptext import recipe_names
 from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher
 from abacist.policy.decoding.cache import common_prefix_tokens
@@ -154,6 +155,8 @@ def _warning(found: Estimate, config: Config, work: Work) -> list[str]:
     if config.training.resume_from_checkpoint is not None:
         # Its other settings belong to the run that was begun.
         return [*told, "--max_hours 8 saves and stops in time; --resume goes on from there."]
+    if f"{config.recipe}-cpu" in recipe_names():
+        told.append(f"The recipe {config.recipe}-cpu is made for a machine without a GPU.")
     is_batch_set = {"generation_batch_size", "steps_per_generation"} & config.settings.keys()
     smaller = fitting(work, found.rates, keeps_batch=bool(is_batch_set))
     flags = flags_for(config, work, smaller.work)
