@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -225,3 +226,27 @@ def test_local_paths_are_kept_whole_so_that_a_run_goes_on_from_any_directory(
     assert load_config("any", None, ["--model_name_or_path", "Qwen/Qwen2.5-0.5B"]).script == (
         load_config("any", None, []).script
     )
+
+
+@pytest.mark.parametrize("recipe", ["any-cpu", "qwen2.5-0.5b", "smollm2-135m", "qwen2.5-1.5b-cpu"])
+def test_recipes_for_a_machine_without_a_gpu_are_small_and_form_cannot_outweigh_an_answer(
+    recipe: str,
+) -> None:
+    config = load_config(recipe, None, [])
+    training, script = config.training, config.script
+    assert config.problems_per_step == 4 and training.num_generations == 8
+    assert 160 <= config.max_completion_tokens <= 200 and script.num_shots == "2"
+    assert 3e-5 <= training.learning_rate <= 5e-5 and training.scale_rewards == "none"
+    right, *form = training.reward_weights
+    assert 2 * right > 4 * sum(0.5 * weight for weight in form)
+    assert config.chooses_checkpointing and script.num_heldout_problems <= 200
+
+
+def test_the_weights_of_a_recipe_are_of_its_rewards_only() -> None:
+    def weights(*flags: str) -> Any:
+        return load_config("qwen2.5-0.5b", None, list(flags)).training.reward_weights
+
+    assert weights() == weights("--reward_funcs", "default") == [1.0, 0.2, 0.2, 0.2, 0.2]
+    assert weights("--reward_funcs", "correctness") is None
+    both = ("--reward_funcs", "correctness", "integer", "--reward_weights", "1", "3")
+    assert weights(*both) == [1.0, 3.0]

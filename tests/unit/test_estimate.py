@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from abacist.learning import train as training
 from abacist.learning.config import Config, load_config
 from abacist.learning.estimate import estimate as estimating
-from abacist.learning.estimate.cost import Work, cost_of, roughly
+from abacist.learning.estimate.cost import Work, cost_of, roughly, steps_within
 from abacist.learning.estimate.estimate import (
     ENOUGH_STEPS,
     FITTING_SECONDS,
@@ -244,6 +244,7 @@ def flags_in(told: list[str]) -> list[str]:
 def test_an_absurd_run_is_warned_of_with_flags_that_fit_and_are_read_as_meant() -> None:
     told = lines(estimate_of(WORK, slower(8)), config_of())
     assert any(line.startswith("Warning: this run would take about") for line in told)
+    assert "The recipe any-cpu is made for a machine without a GPU." in told
     given = flags_in(told)
     smaller = config_of(*given)
     cut = fitting(WORK, slower(8)).work
@@ -342,3 +343,32 @@ def test_the_first_step_mends_the_estimate_once_and_of_long_runs_only(
         "take 20 min, and 21 min remain with the evaluations"
     )
     assert heard.notes == ([expected] if told else [])
+
+
+def test_hours_are_told_in_steps_and_replies_before_the_run_begins() -> None:
+    limited = config_of("--max_hours", "8")
+    half = 2 * 8 * 3600 / cost_of(WORK, RATES, 0.5).total_seconds  # twice as long as 8 hours
+    (some,) = [x for x in lines(estimate_of(WORK, slower(half)), limited) if "8 hours" in x]
+    assert some.startswith("8 hours: about ") and " of 250 steps, " in some
+    assert some.endswith(" replies, if replies have 256 tokens")
+    steps = int(some.split("about ")[1].split()[0])
+    assert 100 < steps < 140  # what measuring takes is left out of the steps
+    (all_,) = [x for x in lines(estimate_of(WORK, slower(half / 8)), limited) if "8 hours" in x]
+    assert "all 250 steps, 32,000 replies" in all_ and "would fit (--max_steps" in all_
+    (none,) = [x for x in lines(estimate_of(WORK, slower(1e4)), limited) if "8 hours" in x]
+    assert "not one step" in none
+    unknown = lines(estimate_of(WORK, replace(RATES, rollouts=None)), limited)
+    assert any("8 hours" in line and "not known" in line for line in unknown)
+    assert not any("8 hours" in line for line in lines(estimate_of(WORK, RATES), config_of()))
+
+
+@given(st.floats(0.01, 100), st.floats(0.1, 1e4), st.floats(0, 1e5), st.integers(1, 1000))
+def test_no_more_steps_are_promised_than_fit(
+    hours: float, step: float, before: float, steps: int
+) -> None:
+    line = steps_within(hours, step_seconds=step, before_seconds=before, after_seconds=before,
+                        steps=steps, replies=32)  # fmt: skip
+    if "about" in line and " of " in line:
+        promised = int(line.split("about ")[1].split()[0].replace(",", ""))
+        assert 0 < promised < steps
+        assert before + promised * step <= hours * 3600 * (1 + 1e-9)

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from abacist.errors import UsageError
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
@@ -39,6 +40,7 @@ from abacist.learning.paths import with_absolute_paths
 from abacist.learning.reply_selection import refuse_contradictions
 from abacist.learning.resume.checkpoints import run_to_resume
 
+AUTO = "auto"
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
 GENERAL_RECIPE = "any"
@@ -62,6 +64,12 @@ class Config:
     def name(self) -> str:
         """What the run is called unless ``run_name`` says otherwise."""
         return self.training.run_name or self.recipe or "run"
+
+    @property
+    def chooses_checkpointing(self) -> bool:
+        """Whether ``gradient_checkpointing`` is auto: decided once the model is there."""
+        is_auto = self.settings.get("gradient_checkpointing") == AUTO
+        return is_auto and "activation_checkpointing" not in self.settings  # its newer name
 
     @property
     def problems_per_step(self) -> int:
@@ -104,6 +112,11 @@ class _Parser(HfArgumentParser):
             allow_abbrev=False,
             prog="abacist train",
         )
+        for action in self._actions:
+            if action.dest == "gradient_checkpointing" and "--gradient_checkpointing" in (
+                action.option_strings
+            ):
+                action.type = _switch_or_auto
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, "abacist train --help lists the flags and what they take.")
@@ -200,6 +213,8 @@ def _build(
         return {key: value for key, value in settings.items() if key in names}
 
     training = part(GRPOConfig)
+    if training.get("gradient_checkpointing") == AUTO:  # a bool for TRL
+        training["gradient_checkpointing"] = False
     training.setdefault("output_dir", None)
     training.setdefault("project", "abacist")
     training["disable_tqdm"] = True  # progress is the watcher's
@@ -217,6 +232,15 @@ def _build(
         return parsed, ModelConfig(**part(ModelConfig)), ScriptArguments(**part(ScriptArguments))
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"these settings do not fit together: {error}") from error
+
+
+def _switch_or_auto(text: str) -> bool | str:
+    """A switch as transformers reads it, or ``auto``.
+
+    >>> _switch_or_auto("auto"), _switch_or_auto("no"), _switch_or_auto("True")
+    ('auto', False, True)
+    """
+    return AUTO if text.lower() == AUTO else bool(string_to_bool(text))
 
 
 def _read_lists(settings: dict[str, Any], sources: Mapping[str, str]) -> None:

@@ -87,6 +87,7 @@ def followers(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     return (
         _batch_of_groups(recipe, given)
         | _trained_of_a_group(recipe, given)
+        | _weights_of_rewards(recipe, given)
         | _parts_of_a_run(recipe, given)
     )
 
@@ -115,6 +116,17 @@ def _batch_of_groups(
         if rest == 0 and scaled >= 1:
             return {name: (scaled, "num_generations")}
     return {}
+
+
+def _weights_of_rewards(
+    recipe: Mapping[str, Any], given: Mapping[str, Any]
+) -> dict[str, tuple[Any, str]]:
+    """None for other rewards: the recipe's weights are of its own."""
+    if "reward_weights" not in recipe or "reward_weights" in given or "reward_funcs" not in given:
+        return {}
+    if given["reward_funcs"] == recipe.get("reward_funcs"):
+        return {}
+    return {"reward_weights": (None, "reward_funcs")}
 
 
 def _parts_of_a_run(

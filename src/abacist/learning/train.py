@@ -21,7 +21,9 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from abacist.errors import UsageError
+from abacist.learning import gradient_checkpointing
 from abacist.learning.config import Config
+from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.heldout import HeldoutEvaluation
@@ -93,6 +95,7 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
     refuse_hackable(config, task.train, rewards, watcher)
     if config.training.trust_remote_code:
         watcher.note("  warning: --trust_remote_code lets the model's own code run on this machine")
+    refuse_too_large(config)
     policy = load_trainable(config)
     refuse_broken_weights(policy.model, config.model.model_name_or_path)
     for choice in policy.choices:
@@ -150,6 +153,8 @@ def _train_in(
     watcher.note(f"  this run is kept in {run.path}")
 
     known = resuming.measured_before(run, task.heldout) if is_resumed else None
+    if checkpointing := gradient_checkpointing.decide(config, task, policy, trainer):
+        watcher.note(f"  {checkpointing}")
     paths = trainer.paths()
     cost = tell_estimate(
         config, task, policy, trainer, watcher, **resuming.what_is_left(config, run, known)

@@ -83,6 +83,8 @@ def _time_lines(plan: Plan) -> Iterator[str]:
         f"{name} {duration(seconds)}" for name, seconds in plan.seconds.items() if seconds >= 0.5
     )
     yield _folded(f"the run: {listed}")
+    if plan.within_hours:
+        yield _folded(plan.within_hours)
 
 
 def _signal_lines(plan: Plan) -> Iterator[str]:

@@ -29,12 +29,14 @@ from abacist.learning import fastpath, micro_batch_fusion
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build as kernels
 
+ROOMY_FRACTION = 0.7  # of the memory: what may be spent on speed
 SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and short-lived tensors
 
 _CGROUP = Path("/sys/fs/cgroup")
 _LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # as in policy.scoring.head
 _LEAST_TOKENS_AT_ONCE = 128
 _PREFILL_TOKENS = 8192  # as in policy.decoding.cache
+_QUICK_PROMPT_TOKENS, _QUICK_COMPLETION_TOKENS = 64, 8
 _LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
 
 
@@ -260,22 +262,33 @@ class Forward:
         return self.fixed_bytes + inputs + groups * self.group_bytes / layers
 
 
-def measure_forward(trainer: Any, prompt_tokens: int, completion_tokens: int) -> Forward:
+def measure_forward(
+    trainer: Any, prompt_tokens: int, completion_tokens: int, *, is_quick: bool = False
+) -> Forward:
     """Send three small batches through the trainer's own forward and scale up what they keep.
 
-    Call it before training: gradient checkpointing must not be on yet.
+    Call it before training: gradient checkpointing must not be on yet. ``is_quick`` takes a short
+    piece of the prompt too: a token of it is taken to keep what a token of a completion keeps,
+    which is a little too much.
     """
     size = min(trainer.num_generations, trainer.args.per_device_train_batch_size)
     short = max(8, min(completion_tokens // 2, 32))
-    one = _saved_bytes(trainer, 1, size, prompt_tokens, short)
-    longer = _saved_bytes(trainer, 1, size, prompt_tokens, 2 * short)
-    two = _saved_bytes(trainer, 2, size, prompt_tokens, short)
+    prompt = prompt_tokens
+    if is_quick:
+        short, prompt = _QUICK_COMPLETION_TOKENS, min(prompt_tokens, _QUICK_PROMPT_TOKENS)
+    one = _saved_bytes(trainer, 1, size, prompt, short)
+    longer = _saved_bytes(trainer, 1, size, prompt, 2 * short)
+    two = _saved_bytes(trainer, 2, size, prompt, short)
     each_token = max(0.0, (longer - one) / short)
     fixed = max(0.0, 2.0 * one - two)
     reads_prompt_once = fastpath.unsupported_reason(trainer, FastPart.SCORING) is None
+    each_of_prompt = each_token / size if reads_prompt_once else each_token
     return Forward(
         fixed_bytes=fixed,
-        group_bytes=one - fixed + each_token * (completion_tokens - short),
+        group_bytes=one
+        - fixed
+        + each_token * (completion_tokens - short)
+        + each_of_prompt * (prompt_tokens - prompt),
         group_tokens=(1 if reads_prompt_once else size) * prompt_tokens + size * completion_tokens,
         group_size=size,
         completion_tokens=completion_tokens,

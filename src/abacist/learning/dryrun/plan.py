@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from abacist.learning import gradient_checkpointing
 from abacist.learning.config import Config
 from abacist.learning.dryrun.burst import Burst, run_burst
 from abacist.learning.dryrun.memory import (
+    ROOMY_FRACTION,
     SAFE_FRACTION,
     Forward,
     Memory,
@@ -34,7 +36,7 @@ from abacist.learning.dryrun.memory import (
     with_micro_batch,
 )
 from abacist.learning.dryrun.probe import GROUP_SIZES, PROBE_SAMPLES, Probe, ask
-from abacist.learning.estimate.cost import occasions, total_steps
+from abacist.learning.estimate.cost import occasions, steps_within, total_steps
 from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import rate_band, rate_out_of_band
 from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
@@ -53,7 +55,6 @@ PROBE_PROBLEMS = 32
 DISK_BYTES_PER_SECOND = 200e6  # assumed, not measured: a dry run writes nothing
 
 ENOUGH_MIXED = 0.5  # of the groups: from here on more replies to a problem buy little
-ROOMY_FRACTION = 0.7  # of the memory: what may be spent on speed
 TRUNCATED_AT_MOST = 0.05
 SPARE_LENGTH = 1.5  # times the longest of 99 replies in 100, because replies grow while learning
 
@@ -84,6 +85,8 @@ class Plan:
     seconds: dict[str, float]
     checkpoint_bytes: int
     probe: Probe
+    within_hours: str | None = None
+    """How many of the steps --max_hours suffices for; None where it is not set, or not known."""
     recommendations: tuple[Recommendation, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -114,6 +117,7 @@ class Plan:
             },
             "burst": self.burst and {**asdict(self.burst), "step_seconds": self.burst.step_seconds},
             "seconds": {**self.seconds, "total": sum(self.seconds.values())},
+            "within_hours": self.within_hours,
             "checkpoint_bytes": self.checkpoint_bytes,
             "probe": {
                 "problems": len(probe.rates.solved),
@@ -157,7 +161,8 @@ def plan(
         trial = _trial_of(config, run.path)
         heldout = HeldoutEvaluation(trial, task, run, Silent())
         trainer = make_trainer(trial, task, policy, rewards, run, heldout, Silent())
-        for line in trainer.paths():
+        checkpointing = gradient_checkpointing.decide(trial, task, policy, trainer)
+        for line in [*trainer.paths(), *([checkpointing] if checkpointing else [])]:
             watcher.note(f"  {line}")
         asked = min(num_problems, len(task.train))
         watcher.stage(f"Asking {asked} training problems, {PROBE_SAMPLES} times each")
@@ -189,6 +194,7 @@ def plan(
         )
         return replace(
             found,
+            within_hours=_within_hours(found, config.script.max_hours),
             recommendations=tuple(
                 recommend(found, config, trainer, forward, policy.context_tokens)
             ),
@@ -218,6 +224,20 @@ def run_seconds(
         "selection problems": looks * len(task.selection) * probe.reply_seconds,
         "checkpoints": saves * checkpoint_bytes / DISK_BYTES_PER_SECOND,
     }
+
+
+def _within_hours(plan: Plan, hours: float | None) -> str | None:
+    if hours is None or plan.burst is None:
+        return None
+    verdict = plan.seconds["verdict, before and after"] / 2
+    return steps_within(
+        hours,
+        step_seconds=(sum(plan.seconds.values()) - 2 * verdict) / max(1, plan.steps),
+        before_seconds=verdict,
+        after_seconds=verdict,
+        steps=plan.steps,
+        replies=plan.problems_per_step * plan.num_generations,
+    )
 
 
 def _trial_of(config: Config, folder: Path) -> Config:
@@ -264,7 +284,7 @@ def recommend(
     plan: Plan, config: Config, trainer: Any, forward: Forward, context_tokens: int
 ) -> list[Recommendation]:
     """One recommendation for each setting that a dry run can judge."""
-    checkpointing = _checkpointing(plan, trainer, forward)
+    checkpointing = _checkpointing(plan, config, trainer, forward)
     use_checkpointing = trainer.args.gradient_checkpointing
     if checkpointing.flags:
         use_checkpointing = not use_checkpointing
@@ -347,7 +367,7 @@ def _learning_rate(config: Config, model: Any) -> Recommendation:
     return Recommendation("learning_rate", f"{rate:g}", flags, reason)
 
 
-def _checkpointing(plan: Plan, trainer: Any, forward: Forward) -> Recommendation:
+def _checkpointing(plan: Plan, config: Config, trainer: Any, forward: Forward) -> Recommendation:
     rows, is_on = (
         trainer.args.per_device_train_batch_size,
         bool(trainer.args.gradient_checkpointing),
@@ -359,7 +379,9 @@ def _checkpointing(plan: Plan, trainer: Any, forward: Forward) -> Recommendation
     there = plan.memory.available_bytes
     flags, now = "", "on" if is_on else "off"
     sizes = f"training takes {gib(without)} without it, {gib(with_)} with it"
-    if is_on and without <= ROOMY_FRACTION * there:
+    if config.chooses_checkpointing:
+        now, reason = "auto", f"{sizes}, {gib(there)} are available: {now}"
+    elif is_on and without <= ROOMY_FRACTION * there:
         flags, reason = "--gradient_checkpointing false", f"{sizes}: without it a step is faster"
     elif is_on:
         reason = f"{sizes}; {gib(there)} are available"

@@ -152,6 +152,56 @@ def cost_of(work: Work, rates: Rates, length_fraction: float = 1.0) -> Cost:
     return Cost(rollout, trained, measured, work.selection_measurements * look, work)
 
 
+def steps_within(
+    hours: float,
+    *,
+    step_seconds: float,
+    before_seconds: float,
+    after_seconds: float,
+    steps: int,
+    replies: float,
+) -> str:
+    """How far ``--max_hours`` takes a run of ``steps`` steps with so many replies each, as a line.
+
+    ``before_seconds`` pass before the first step, and ``after_seconds`` after the last. A run that
+    is stopped by the hours measures nothing after it.
+
+    >>> part = dict(step_seconds=90.0, before_seconds=600.0, after_seconds=600.0, replies=32)
+    >>> steps_within(8, steps=400, **part)
+    '8 hours: about 310 of 400 steps, 9,900 replies'
+    >>> steps_within(8, steps=100, **part)
+    '8 hours: all 100 steps, 3,200 replies, in about 2.8 h; about 300 would fit (--max_steps 300)'
+    """
+    words = f"{hours:g} hour{'' if hours == 1 else 's'}"
+    fitting = int(max(0.0, hours * 3600 - before_seconds) / max(step_seconds, 1e-9))
+    if fitting < 1:
+        needs = roughly(before_seconds + step_seconds)
+        return f"{words}: not one step, which with the measurement before it takes about {needs}"
+    whole = before_seconds + steps * step_seconds + after_seconds
+    if fitting < steps:
+        count = _two_digits(fitting)
+        return (
+            f"{words}: about {count:,} of {steps:,} steps, {_two_digits(count * replies):,} replies"
+        )
+    line = f"{words}: all {steps:,} steps, {round(steps * replies):,} replies, "
+    line += f"in about {roughly(whole)}"
+    if whole > hours * 3600:
+        return f"{line} with the measurement after them, which is made all the same"
+    more = _two_digits((hours * 3600 - before_seconds - after_seconds) / max(step_seconds, 1e-9))
+    return f"{line}; about {more:,} would fit (--max_steps {more})" if more > 1.2 * steps else line
+
+
+def _two_digits(count: float) -> int:
+    """Rounded down: an estimate has no more digits.
+
+    >>> [_two_digits(count) for count in (7.9, 42, 318, 9920)]
+    [7, 42, 310, 9900]
+    """
+    whole = int(count)
+    unit = 10 ** max(0, len(str(whole)) - 2)
+    return whole // unit * unit
+
+
 def roughly(seconds: float) -> str:
     """A length of time with two digits at most, for an estimate.
 

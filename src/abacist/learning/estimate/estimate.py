@@ -18,8 +18,9 @@ from transformers import TrainerCallback
 from abacist.errors import AbacistError
 from abacist.learning import fastpath
 from abacist.learning.config import Config
-from abacist.learning.estimate.cost import Cost, Work, cost_of, roughly, work_of
+from abacist.learning.estimate.cost import Cost, Work, cost_of, roughly, steps_within, work_of
 from abacist.learning.estimate.trial import Rates, measure_rates
+from abacist.learning.helptext import recipe_names
 from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher
 from abacist.policy.decoding.cache import common_prefix_tokens
@@ -123,10 +124,29 @@ def lines(found: Estimate, config: Config) -> list[str]:
         f"in all at most {roughly(most.total_seconds)}; about {roughly(likely.total_seconds)} "
         f"{because} replies have {found.likely_tokens:.0f} tokens on average"
     )
+    if config.script.max_hours is not None and work.steps:
+        told.append(_within(found, config.script.max_hours))
     is_limited = (config.script.max_hours or DAY_SECONDS) * 3600 <= DAY_SECONDS
     if likely.total_seconds > DAY_SECONDS and not is_limited:
         told += _warning(found, config, work)
     return told
+
+
+def _within(found: Estimate, hours: float) -> str:
+    """How many of the steps the hours suffice for, by replies of the likely length."""
+    likely, work = found.likely, found.likely.work
+    if likely.rollout_seconds is None:
+        return f"{hours:g} hours: how many steps that is is not known, see above"
+    line = steps_within(
+        hours,
+        step_seconds=likely.step_seconds + likely.selection_seconds / work.steps,
+        before_seconds=likely.measurement_seconds if work.measurements == 2 else 0.0,
+        after_seconds=likely.measurement_seconds if work.measurements else 0.0,
+        steps=work.steps,
+        replies=work.rollouts_a_step * work.problems * work.generations,
+    )
+    length = "" if found.is_known_length else f", if replies have {found.likely_tokens:.0f} tokens"
+    return line + length
 
 
 def _warning(found: Estimate, config: Config, work: Work) -> list[str]:
@@ -135,6 +155,8 @@ def _warning(found: Estimate, config: Config, work: Work) -> list[str]:
     if config.training.resume_from_checkpoint is not None:
         # Its other settings belong to the run that was begun.
         return [*told, "--max_hours 8 saves and stops in time; --resume goes on from there."]
+    if f"{config.recipe}-cpu" in recipe_names():
+        told.append(f"The recipe {config.recipe}-cpu is made for a machine without a GPU.")
     is_batch_set = {"generation_batch_size", "steps_per_generation"} & config.settings.keys()
     smaller = fitting(work, found.rates, keeps_batch=bool(is_batch_set))
     flags = flags_for(config, work, smaller.work)

@@ -51,6 +51,7 @@ NO_DIFFERENCE = {
     "logging_first_step", "log_completions", "num_completions_to_print", "save_steps",
     "save_total_limit", "save_strategy", "keep_rollouts", "vllm_canary_steps", "nan_policy",
     "max_silent_steps", "reward_timeout_seconds",
+    "gradient_checkpointing",  # to the bit on a CPU; where memory is short it may be needed
 }  # fmt: skip
 _OPTIMIZERS_OWN = " (even with --force the optimizer keeps its own, from the checkpoint)"
 _CONSEQUENCES = {

@@ -1,0 +1,80 @@
+"""Refuses a model that the memory of this machine cannot hold, before it is loaded.
+
+The system would end the process in the middle of it, without a word. What is compared is the least
+that the run needs: the weights, and in training of all weights their gradients and the optimizer's
+two moments. What a step needs beside that is measured later (``gradient_checkpointing``,
+``--dry_run``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from abacist.errors import ModelError
+from abacist.learning.config import Config
+from abacist.learning.dryrun import memory
+from abacist.learning.dryrun.memory import gib
+from abacist.policy.choices import choose_device, choose_dtype
+from abacist.policy.source import find
+
+_WITH_ADAM = 4  # weights, gradients, two moments
+
+
+def refuse_too_large(config: Config) -> None:
+    """Raise ModelError where the model of ``config`` cannot fit into a CPU's memory.
+
+    On a GPU, where an allocation that fails is an error with its own message, nothing is asked.
+    """
+    model, training = config.model, config.training
+    trust = training.trust_remote_code
+    found = find(model.model_name_or_path, revision=model.model_revision, trust_remote_code=trust)
+    device, _ = choose_device("cpu" if training.use_cpu else model.device)
+    if found.is_adapter or device.type != "cpu":
+        return
+    count = _weights_in(found.folder)
+    trains_all = not model.use_peft
+    number, _ = choose_dtype(model.dtype, device, trains_all_weights=trains_all)
+    times = _WITH_ADAM if trains_all else 1
+    needed, there = times * count * number.itemsize, memory.available_bytes(device)
+    if needed <= there:
+        return
+    name = str(number).removeprefix("torch.")
+    what = f"its {count / 1e9:.2g} billion weights take {gib(count * number.itemsize)} in {name}"
+    if trains_all:
+        what += f", with gradients and the optimizer's state {gib(needed)}"
+    raise ModelError(
+        f"'{model.model_name_or_path}' does not fit: {what}, and {gib(there)} of memory are "
+        "available.",
+        _what_fits(count, number, there, trains_all),
+    )
+
+
+def _what_fits(count: int, number: torch.dtype, there: int, trains_all: bool) -> str:
+    """The flag with the least consequences that makes it fit."""
+    if trains_all and count * number.itemsize <= there:
+        return f"--use_peft trains an adapter: {gib(count * number.itemsize)} and little more."
+    if number.itemsize > 2 and 2 * count <= there:
+        flags = "--use_peft --dtype bfloat16" if trains_all else "--dtype bfloat16"
+        return f"{flags} holds them in {gib(2 * count)}."
+    return (
+        "Close other programs, or take a smaller model, such as the recipe qwen2.5-0.5b (0.5 "
+        "billion weights) or smollm2-135m."
+    )
+
+
+def _weights_in(folder: Path) -> int:
+    """How many numbers the weight files hold; their headers alone are read."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118
+                    shape: Any = file.get_slice(name).get_shape()
+                    total += int(torch.Size(shape).numel())
+        except (SafetensorError, OSError):
+            return 0  # loading says what is wrong with it
+    return total
