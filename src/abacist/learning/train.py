@@ -150,7 +150,7 @@ def _train_in(
     watcher.note(f"  this run is kept in {run.path}")
 
     known = resuming.measured_before(run, task.heldout) if is_resumed else None
-    paths = trainer.paths()
+    paths = trainer.fast_path_report()
     cost = tell_estimate(
         config, task, policy, trainer, watcher, **resuming.what_is_left(config, run, known)
     )

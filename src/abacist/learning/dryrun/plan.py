@@ -157,7 +157,7 @@ def plan(
         trial = _trial_of(config, run.path)
         heldout = HeldoutEvaluation(trial, task, run, Silent())
         trainer = make_trainer(trial, task, policy, rewards, run, heldout, Silent())
-        for line in trainer.paths():
+        for line in trainer.fast_path_report():
             watcher.note(f"  {line}")
         asked = min(num_problems, len(task.train))
         watcher.stage(f"Asking {asked} training problems, {PROBE_SAMPLES} times each")
