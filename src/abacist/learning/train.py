@@ -26,12 +26,12 @@ from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.resume import resuming
-from abacist.learning.resume.exactstate import random_state, set_random_state
 from abacist.learning.resume.resuming import Run
 from abacist.learning.resume.stopping import StopNow, StopRequests
+from abacist.learning.resume.training_state import random_state, set_random_state
 from abacist.learning.rewards import load_rewards, refuse_hackable
 from abacist.learning.seen import seen_in
-from abacist.learning.settingup import LORA, refuse_unmatched_targets, setting_up, try_out
+from abacist.learning.setup_checks import LORA, refuse_unmatched_targets, setting_up, try_out
 from abacist.learning.task import Task, check_fit, load_task, split_lines
 from abacist.learning.tracking import (
     MetricsLog,

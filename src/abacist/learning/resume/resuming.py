@@ -20,8 +20,8 @@ import torch
 from abacist.errors import AbacistError, Interrupted, RunError
 from abacist.learning.config import Config, load_config
 from abacist.learning.resume import checkpoints
-from abacist.learning.resume.exactstate import KEPT_LINES, cut_after
 from abacist.learning.resume.stopping import StopNow
+from abacist.learning.resume.training_state import KEPT_LINES, cut_after
 from abacist.learning.tracking import Watcher
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.evaluate import Evaluation

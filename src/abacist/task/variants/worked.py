@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from abacist.task.variants.storynumbers import NUMERAL, Numeral, numerals, places
+from abacist.task.variants.story_numbers import NUMERAL, Numeral, numerals, places
 
 MAX_EXPRESSION_CHARS = 200
 MAX_SIZE_RATIO = 4  # new to old, or old to new
