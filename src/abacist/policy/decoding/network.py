@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from abacist.policy import instances
+from abacist.policy import model_parts
 from abacist.policy.kernels import decode as kernels
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,7 +49,7 @@ class DecodingNetwork:
     """
 
     def __init__(self, model: Any, max_tokens: int, max_rows: int | None = None) -> None:
-        base: Any = instances.base_of(model)
+        base: Any = model_parts.base_of(model)
         copied = max_rows != 1 or not _is_too_large_to_copy(base)
         product: Callable[..., Projection] = fused if copied else Uncopied
         swiglu: Callable[..., SwiGLU] = fused_swiglu if copied else uncopied_swiglu
