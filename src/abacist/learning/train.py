@@ -41,7 +41,7 @@ from abacist.learning.tracking import (
     shield_trackers,
 )
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy.kernels import build as kernels
+from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
 from abacist.proof.comparison.compare import compare
@@ -133,7 +133,7 @@ def _train_in(
         | {"control": config.script.control}
         | resuming.fingerprints(policy.model, rewards)
     )
-    made_of["versions"]["CPU kernels"] = kernels.description()
+    made_of["versions"]["CPU kernels"] = build.description()
     if is_resumed:
         made_of = resuming.checked_resumption(config, run, made_of, watcher)
     heldout = HeldoutEvaluation(config, task, run, watcher)

@@ -26,15 +26,15 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from abacist.learning import fastpath, micro_batch_fusion
+from abacist.policy.decoding.cache import PREFILL_TOKENS
 from abacist.policy.families import FastPart
-from abacist.policy.kernels import build as kernels
+from abacist.policy.kernels import build
+from abacist.policy.model_parts import base_of
+from abacist.policy.scoring import head
 
 SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and short-lived tensors
 
 _CGROUP = Path("/sys/fs/cgroup")
-_LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # as in policy.scoring.head
-_LEAST_TOKENS_AT_ONCE = 128
-_PREFILL_TOKENS = 8192  # as in policy.decoding.cache
 _LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
 
 
@@ -125,11 +125,12 @@ def _training_parts(
     checkpointing = args.gradient_checkpointing if checkpointing is None else checkpointing
     config = model.config.get_text_config()
     layers, vocabulary = config.num_hidden_layers, config.vocab_size
-    hidden = config.hidden_size * _base(model).get_input_embeddings().weight.element_size()
+    hidden = config.hidden_size * base_of(model).get_input_embeddings().weight.element_size()
     at_a_time = rows * _joined(trainer, forward, rows)
     kept = forward.kept_bytes(at_a_time, hidden, layers, bool(checkpointing))
     device = trainer.model.device.type
-    at_once = max(_LEAST_TOKENS_AT_ONCE, _LOGITS_AT_ONCE.get(device, 2**27) // vocabulary)
+    logits = head._CHUNK_ELEMENTS.get(device, head._CHUNK_ELEMENTS["cuda"])
+    at_once = max(head._MIN_CHUNK_TOKENS, logits // vocabulary)
     chunk = min(at_once, rows * forward.completion_tokens)
     # What a layer kept is freed while its gradients are made: about half of it is there at once.
     layer = at_a_time / forward.group_size * forward.group_bytes / layers / 2
@@ -158,7 +159,7 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
             return []
         total = total_bytes(trainer.model.device)
         return [Part("vLLM", int(args.vllm_gpu_memory_utilization * total), "rollout")]
-    weight = _base(model).get_input_embeddings().weight
+    weight = base_of(model).get_input_embeddings().weight
     heads = config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     each_token = 2 * config.num_hidden_layers * heads * size * weight.element_size()
@@ -170,9 +171,9 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
     # Measuring held-out problems writes one reply to each prompt.
     cache = max(cache, eval_rows * (budget + prompt_tokens))
     rows = max(rows, eval_rows)
-    reading = min(_PREFILL_TOKENS, rows * prompt_tokens) if uses_engine else rows * prompt_tokens
+    reading = min(PREFILL_TOKENS, rows * prompt_tokens) if uses_engine else rows * prompt_tokens
     wide = 6 * config.hidden_size + 3 * config.intermediate_size
-    merged = _merged_copy_bytes(_base(model)) if uses_engine else 0
+    merged = _merged_copy_bytes(base_of(model)) if uses_engine else 0
     return [
         Part("merged copy to decode with", merged, "rollout"),
         Part("KV cache", cache * each_token, "rollout"),
@@ -190,7 +191,7 @@ def _merged_copy_bytes(model: Any) -> int:
         if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        if adapted or is_fused or kernels.supports(linear.weight):
+        if adapted or is_fused or build.supports(linear.weight):
             total += _bytes([linear.weight])
     return total
 
@@ -202,10 +203,6 @@ def _optimizer_bytes(name: Any, trained: Iterable[torch.Tensor]) -> int:
         return 0
     moments = 1 if any(word in kind for word in ("lion", "rmsprop", "adagrad")) else 2
     return sum(moments * p.numel() * (1 if "8bit" in kind else p.element_size()) for p in trained)
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -22,7 +22,7 @@ from abacist.learning.estimate.cost import Cost, Work, cost_of, roughly, work_of
 from abacist.learning.estimate.trial import Rates, measure_rates
 from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher
-from abacist.policy.decoding.cache import common_prefix_tokens
+from abacist.policy.common_prefix import common_prefix_tokens
 from abacist.policy.families import FastPart
 from abacist.policy.loading import Policy
 

@@ -33,8 +33,9 @@ from typing import NamedTuple
 import torch
 
 from abacist.policy import nonfinite
+from abacist.policy.common_prefix import common_prefix_tokens
 from abacist.policy.decoding import graphs
-from abacist.policy.decoding.cache import Cache, closed_up, common_prefix_tokens
+from abacist.policy.decoding.cache import Cache, closed_up
 from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.policy.decoding.token_sampling import (

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from abacist.policy.decoding.network import Attend, DecodingNetwork
 from abacist.policy.kernels import tree_attention
 
-_PREFILL_TOKENS = 8192
+PREFILL_TOKENS = 8192
 
 
 class Shape(NamedTuple):
@@ -94,7 +94,7 @@ class Cache:
         start, states = 0, []
         while start < len(prompts):
             longest = max(len(ids) for ids in prompts[start:]) - self._prefix_tokens
-            end = start + max(1, _PREFILL_TOKENS // longest)
+            end = start + max(1, PREFILL_TOKENS // longest)
             states.append(self._prefill(prompts[start:end], first + start))
             start = end
         return torch.cat(states)
@@ -344,21 +344,3 @@ def closed_up(gone: Sequence[bool]) -> tuple[list[int], list[int], list[int]]:
     for source, target in zip(sources, targets, strict=True):
         order[target] = source
     return order, sources, targets
-
-
-def common_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all of several ``prompts`` begin with, leaving each at least one more.
-
-    >>> common_prefix_tokens([(1, 2, 3, 4), (1, 2, 5), (1, 2, 3)])
-    2
-    """
-    if len(prompts) < 2:
-        return 0
-    # What the first and the last in sorted order share, all between them share too.
-    least, most = min(prompts), max(prompts)
-    shared = 0
-    for a, b in zip(least[:-1], most[:-1], strict=False):
-        if a != b:
-            break
-        shared += 1
-    return min(shared, min(map(len, prompts)) - 1)

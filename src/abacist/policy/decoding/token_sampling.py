@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from abacist.errors import ModelError
-from abacist.policy.kernels import decode as kernels
+from abacist.policy.kernels import decode
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,16 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value, fits, wanted in (
-            (
-                "temperature",
-                self.temperature,
-                self.temperature > 0,
-                "above 0; greedy is no sampling",
-            ),
-            ("top_p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1; 1 is off"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
-            ("min_p", self.min_p, 0 <= (self.min_p or 0.0) <= 1, "between 0 and 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                self.repetition_penalty > 0,
-                "above 0; 1 is off",
-            ),
+        for name, fits, wanted in (
+            ("temperature", self.temperature > 0, "above 0; greedy is no sampling"),
+            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1; 1 is off"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("min_p", 0 <= (self.min_p or 0.0) <= 1, "between 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 is off"),
         ):
             if not fits:
-                raise ModelError(f"Tokens cannot be sampled with {name}={value}.", f"Use {wanted}.")
+                given = f"{name}={getattr(self, name)}"
+                raise ModelError(f"Tokens cannot be sampled with {given}.", f"Use {wanted}.")
 
 
 def sample_tokens(
@@ -70,8 +61,8 @@ def sample_tokens(
     distribution is that of ``torch.multinomial``.
     """
     logits_NV = logits_NV.float()
-    if top_p >= 1 and top_k <= 0 and not min_p and kernels.supports(logits_NV):
-        return kernels.sample(logits_NV, uniforms_N, temperature)
+    if top_p >= 1 and top_k <= 0 and not min_p and decode.supports(logits_NV):
+        return decode.sample(logits_NV, uniforms_N, temperature)
     if temperature != 1:
         logits_NV = logits_NV / temperature
     if 0 < top_k < logits_NV.shape[-1]:
