@@ -299,7 +299,7 @@ def test_the_rest_of_a_run_begins_at_its_checkpoint(tmp_path: Path) -> None:
 
     assert left(None) == {"measurements": 2}
     assert left("latest") == left(str(tmp_path)) == {"measurements": 2, "steps_done": 10}
-    greedy = SimpleNamespace(mean_completion_tokens=SimpleNamespace(value=40.0))
+    greedy = SimpleNamespace(figures={"completion_tokens": SimpleNamespace(value=40.0)})
     assert left(str(tmp_path / "checkpoint-4"), (greedy, None)) == {
         "measurements": 1, "steps_done": 4, "reply_tokens": 40.0,
     }  # fmt: skip

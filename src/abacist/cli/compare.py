@@ -78,7 +78,7 @@ def _closing(better: bool, options: Namespace) -> str:
 
 
 def _of_pair(options: Namespace) -> Result:
-    from abacist.proof.comparison.gate import examples_json, pair_gate
+    from abacist.proof.comparison.gate import pair_gate
     from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
     from abacist.view.comparison import control_blocks, pair_page
 
@@ -94,7 +94,7 @@ def _of_pair(options: Namespace) -> Result:
         "a": a.name,
         "b": b.name,
         "comparison": gate.found.to_json(),
-        "examples": examples_json(gate.found, options.examples),
+        "examples": [one.to_json("a", "b") for one in gate.found.examples(options.examples)],
     }
     if (beside := gate.control) is not None:
         document["control"] = beside.to_json()

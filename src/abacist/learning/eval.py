@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from abacist.proof.native import (
 )
 from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
-from abacist.records.provenance import data_fingerprint
+from abacist.records.provenance import data_fingerprint, package_versions
 from abacist.records.seen import Seen
 from abacist.task.golds import DecimalMark
 from abacist.task.problems import MADE_HERE, Problem, draw, load_problems
@@ -229,7 +228,7 @@ def _name(text: str) -> str:
 
 def _asked(request: Request, data: Data, policy: Policy, prompting: Prompting) -> dict[str, Any]:
     """Everything the replies depend on; the batch size does not matter (in float32)."""
-    shots = (*prompting.shots.chosen, *prompting.shots.spares)
+    versions = package_versions()
     return {
         "model": request.model,
         "weights": _weights_fingerprint(request),
@@ -239,7 +238,7 @@ def _asked(request: Request, data: Data, policy: Policy, prompting: Prompting) -
         "problems": data_fingerprint(data.problems),
         "system_prompt": prompting.system_prompt,
         "num_shots": len(prompting.shots),
-        "shots": data_fingerprint(shots),
+        "shots": data_fingerprint(prompting.shots.all),
         "native_prompt": request.native_prompt,
         "prefill": request.prefill,
         "max_completion_length": prompting.max_completion_tokens,
@@ -248,14 +247,8 @@ def _asked(request: Request, data: Data, policy: Policy, prompting: Prompting) -
         "seed": request.seed,
         "date": policy.chat.date_string,
         **{choice.what: choice.value for choice in policy.choices},
-        "versions": {name: _version(name) for name in _VERSIONS},
+        "versions": {name: versions[name] for name in _VERSIONS},
     }
-
-
-def _version(package: str) -> str | None:
-    from abacist import __version__
-
-    return __version__ if package == "abacist" else version(package)
 
 
 def _weights_fingerprint(request: Request) -> str:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from abacist.errors import AbacistError, ModelError
+from abacist.errors import AbacistError
 from abacist.learning.config import Config, load_config
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.task import load_task
 from abacist.learning.tracking import Watcher, told_of
-from abacist.policy.loading import Policy, load_policy
+from abacist.policy.loading import load_policy
 from abacist.proof.comparison.alike import refuse_unlike
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
@@ -26,8 +26,7 @@ from abacist.proof.unfinished import EvaluationFolder, asked_in, says_how_to_go_
 from abacist.records.provenance import data_fingerprint
 from abacist.records.rundir import RunDir
 from abacist.task.custom_rewards import RewardFunc
-from abacist.task.problems import Problem
-from abacist.task.prompts import Shots, build_messages, system_text
+from abacist.task.prompts import Shots, system_text
 
 
 def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[int, Comparison]:
@@ -101,12 +100,11 @@ def _measure(
     measured = []
     for count in counts:
         shots = _shots(config, count)
-        _refuse_too_long(policy, own, config, shots)
         progress = told_of(watcher, f"{when} training, {count} shots")
         asked = {
             "model": name,
             "problems": data_fingerprint(own.problems),
-            "shots": data_fingerprint((*shots.chosen, *shots.spares)),
+            "shots": data_fingerprint(shots.all),
             "max_completion_length": own.settings.max_completion_tokens,
             "date": policy.chat.date_string,
             **{choice.what: choice.value for choice in policy.choices},
@@ -145,27 +143,6 @@ def _shots(config: Config, count: int) -> Shots:
         return load_task(config).shots
     finally:
         script.num_shots = chosen
-
-
-def _refuse_too_long(policy: Policy, own: Evaluation, config: Config, shots: Shots) -> None:
-    budget = own.settings.max_completion_tokens
-
-    def tokens(problem: Problem) -> int:
-        messages = build_messages(
-            problem.question,
-            system_prompt=system_text(config.script.system_prompt),
-            shots=shots,
-            problem_id=problem.problem_id,
-        )
-        return len(policy.chat.encode(messages))
-
-    longest = max(map(tokens, own.problems))
-    if longest + budget > policy.context_tokens:
-        raise ModelError(
-            f"With {len(shots)} examples a prompt takes {longest} tokens and a reply up to "
-            f"{budget}; the model's context holds {policy.context_tokens}.",
-            "Ask for fewer --shots.",
-        )
 
 
 def _folder(run: RunDir, count: int, when: str) -> Path:

@@ -41,20 +41,10 @@ class Watcher(Protocol):
 class Silent:
     """A watcher for callers who only want the result."""
 
-    def stage(self, name: str) -> None:
+    def _ignore(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def note(self, text: str) -> None:
-        pass
-
-    def step(self, metrics: Mapping[str, object]) -> None:
-        pass
-
-    def progress(self, done: float, total: float, label: str, words: str = "") -> None:
-        pass
-
-    def within_step(self, step: int, part: str, done: float, total: float, words: str) -> None:
-        pass
+    stage = note = step = progress = within_step = _ignore
 
 
 def told_of(watcher: Watcher, label: str) -> Progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def common_prefix_tokens(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
     """How many tokens all of several ``prompts`` begin with, leaving each at least one more.
 
     >>> common_prefix_tokens([(1, 2, 3, 4), (1, 2, 5), (1, 2, 3)])

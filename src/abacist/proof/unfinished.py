@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from abacist.errors import Interrupted, RunError
 from abacist.records.lock import LOCK_NAME, RunLock
 from abacist.records.rollout import Rollout, read_rollouts, write_rollouts
 from abacist.records.rundir import write_json
+from abacist.records.seen import read_object
 
 UNFINISHED, SAMPLED_FOLDER = "unfinished", "sampled"
 # A part is written at most so often. Each is a file that is read again when it is taken up.
@@ -186,12 +186,7 @@ class EvaluationFolder:
     def __enter__(self) -> EvaluationFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
 
@@ -219,11 +214,7 @@ def _is_ours(name: str) -> bool:
 
 def asked_in(path: Path) -> dict[str, Any] | None:
     """What the unfinished evaluation there asked for; None if there is none that can be read."""
-    try:
-        asked = json.loads((path / UNFINISHED / _ASKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return asked if isinstance(asked, dict) else None
+    return read_object(path / UNFINISHED / _ASKED) or None
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import rich.live
 from rich.console import Console, Group, RenderableType
@@ -217,7 +216,7 @@ class Live:
 
     def stage(self, name: str) -> None:
         """A new part of the run begins; what was drawn of the last one stays on the screen."""
-        self._finish()
+        self.close()
         self._print(f"== {name}", style="bold")
 
     def note(self, text: str) -> None:
@@ -272,27 +271,19 @@ class Live:
 
     def close(self) -> None:
         """Leaves the last state on the screen and the terminal as it was."""
-        self._finish()
-
-    def __enter__(self) -> Live:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # How it is shown.
-
-    def _finish(self) -> None:
         if self._display is not None:
             self._display.stop()
             self._display = None
         self._print_pending()
         self._reset()
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # How it is shown.
 
     def _print(self, text: str, style: str = "") -> None:
         said = visible(without_secrets(text))

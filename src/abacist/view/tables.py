@@ -16,6 +16,8 @@ from abacist.records.rollout import REWARD_PREFIX
 from abacist.task.rewards import built_in
 from abacist.view.plaintext import visible
 
+Figures = Mapping[str, Interval]
+
 LABEL_COLUMNS = 38
 _GREEDY = (
     "correct", "any_format", "strict", "soft", "shows_work", "adheres", "valid_steps", "integer",
@@ -47,8 +49,8 @@ def greedy_table(comparison: Comparison) -> list[str]:
     before, after, changed = comparison.before, comparison.after, comparison.changes
     return [
         _heading("greedy replies"),
-        *_shares(before, after, changed, _GREEDY, SHARES),
-        _mean_line("tokens a reply", before, after, changed, "completion_tokens", digits=1),
+        *_shares(before.figures, after.figures, changed, _GREEDY, SHARES),
+        _mean_line("tokens a reply", "completion_tokens", 1, before, after, changed),
     ]
 
 
@@ -64,8 +66,8 @@ def sampled_table(before: Evaluation, after: Evaluation) -> list[str]:
     names = [name for name in _SAMPLED if name in changed]
     return [
         _heading(f"sampled, {count} replies to {len(before.problems):,} problems"),
-        *_shares(before, after, changed, names, labels),
-        _mean_line("tokens a reply", before, after, changed, "completion_tokens", digits=1),
+        *_shares(before.figures, after.figures, changed, names, labels),
+        _mean_line("tokens a reply", "completion_tokens", 1, before, after, changed),
     ]
 
 
@@ -78,7 +80,7 @@ def reward_table(comparison: Comparison) -> list[str]:
             ours = built_in(name)
             most = f" ({ours.maximum:g})" if ours else ""
             label = visible(name)[:28] + most
-            lines.append(_mean_line(label, before, after, changed, REWARD_PREFIX + name, digits=2))
+            lines.append(_mean_line(label, REWARD_PREFIX + name, 2, before, after, changed))
     return lines
 
 
@@ -92,10 +94,8 @@ def kind_table(
     lines = [_kind_line("in per cent, before → after", "problems", columns)]
     for label, before in greedy[0].items():
         after = greedy[1][label]
-        cells = [
-            _arrow(before.accuracy, after.accuracy),
-            _arrow(before.adherence, after.adherence),
-        ]
+        pairs = (before.accuracy, after.accuracy), (before.adherence, after.adherence)
+        cells = [_arrow(*pair) for pair in pairs]
         if label in sampled[0] and label in sampled[1]:
             cells.append(_arrow(sampled[0][label].consistency, sampled[1][label].consistency))
         lines.append(_kind_line(f"  {label}", f"{before.n:,}", cells))
@@ -119,44 +119,29 @@ def _arrow(before: Interval | None, after: Interval | None) -> str:
 
 
 def _shares(
-    before: Evaluation,
-    after: Evaluation,
-    changed: Mapping[str, Interval],
+    before: Figures,
+    after: Figures,
+    changed: Figures,
     names: Iterable[str],
     labels: Mapping[str, str],
 ) -> list[str]:
-    return [
-        _line(
-            f"  {labels[name]}",
-            percent(before.figures[name]),
-            percent(after.figures[name]),
-            points(changed[name].value),
-            bracket(changed[name]),
-        )
-        for name in names
-    ]
+    lines = []
+    for name in names:
+        values = percent(before[name]), percent(after[name]), points(changed[name].value)
+        lines.append(_line(f"  {labels[name]}", *values, bracket(changed[name])))
+    return lines
 
 
 def _mean_line(
-    label: str,
-    before: Evaluation,
-    after: Evaluation,
-    changed: Mapping[str, Interval],
-    name: str,
-    *,
-    digits: int,
+    label: str, name: str, digits: int, before: Evaluation, after: Evaluation, changed: Figures
 ) -> str:
     def shown(number: float, sign: str = "") -> str:
         return f"{number:{sign}.{digits}f}" if math.isfinite(number) else "-"
 
     change = changed[name]
-    return _line(
-        f"  {label}",
-        shown(before.figures[name].value),
-        shown(after.figures[name].value),
-        shown(change.value, "+"),
-        f"[{shown(change.low, '+')}, {shown(change.high, '+')}]",
-    )
+    values = shown(before.figures[name].value), shown(after.figures[name].value)
+    bounds = f"[{shown(change.low, '+')}, {shown(change.high, '+')}]"
+    return _line(f"  {label}", *values, shown(change.value, "+"), bounds)
 
 
 def _heading(title: str) -> str:

@@ -168,24 +168,13 @@ def verdict_json(
             "after": sampled_after.to_json(),
             "changes": {name: change.to_json() for name, change in changed.items()},
         }
-    examples = [
-        {
-            "outcome": example.outcome,
-            "problem_id": example.problem.problem_id,
-            "question": example.problem.question,
-            "gold": example.problem.answer,
-            "before": example.before.completion,
-            "after": example.after.completion,
-        }
-        for example in comparison.examples(num_examples)
-    ]
     return {
         "judgement": judgement(comparison.accuracy),
         "control": comparison.control,
         "headline": headline(comparison, asked),
         "greedy": comparison.to_json(),
         "sampled": sampled,
-        "examples": examples,
+        "examples": [example.to_json() for example in comparison.examples(num_examples)],
     }
 
 

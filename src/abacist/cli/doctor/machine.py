@@ -25,8 +25,6 @@ GIB = 2**30
 MEMORY_WANTED_BYTES = 2 * GIB  # what a first run may take at its peak
 DISK_WANTED_BYTES = GIB // 2
 HUB_TIMEOUT_SECONDS = 5.0
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 
 
 class State(StrEnum):
@@ -158,14 +156,12 @@ def _kernels() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
+    import torch
 
-    memory = psutil.virtual_memory()
-    available, total = memory.available, memory.total
-    limit = _container_limit_bytes()
-    if limit is not None and limit[0] < total:
-        total = limit[0]
-        available = min(available, total - limit[1])
+    from abacist.learning.dryrun.memory import available_bytes, total_bytes
+
+    cpu = torch.device("cpu")
+    available, total = available_bytes(cpu), total_bytes(cpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = f"{available / GIB:.1f} GiB free of {total / GIB:.1f} GiB, {cores} CPU cores"
     if available < MEMORY_WANTED_BYTES:
@@ -173,16 +169,6 @@ def _memory() -> Iterator[Finding]:
         yield Finding("memory", State.MEND, found, how)
     else:
         yield Finding("memory", State.OK, found)
-
-
-def _container_limit_bytes() -> tuple[int, int] | None:
-    """Limit and use of a container, if any: the machine's own figures do not apply there."""
-    try:
-        return int(CGROUP_LIMIT.read_text(encoding="utf-8")), int(
-            CGROUP_USED.read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        return None
 
 
 def _disk() -> Iterator[Finding]:

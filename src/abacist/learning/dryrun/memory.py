@@ -14,6 +14,7 @@ short-lived (logits of a chunk, one layer's gradients) is bounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from abacist.policy.scoring import head
 SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and short-lived tensors
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = ("memory.max", "memory.current")
 _LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
 
 
@@ -218,11 +220,9 @@ def available_bytes(device: torch.device, held_bytes: int = 0) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     free = int(psutil.virtual_memory().available)
-    try:  # in a container the machine's own figures mislead
-        limit = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        pass
+    if (container := _container_bytes()) is not None:
+        limit, used = container
+        free = min(free, limit - used)
     return free + held_bytes
 
 
@@ -230,7 +230,17 @@ def total_bytes(device: torch.device) -> int:
     """All the memory of ``device``."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    return int(psutil.virtual_memory().total)
+    limit, _ = _container_bytes() or (math.inf, 0)
+    return int(min(psutil.virtual_memory().total, limit))
+
+
+def _container_bytes() -> tuple[int, int] | None:
+    """Limit and use of a container, if any: the machine's own figures mislead there."""
+    try:
+        limit, used = ((_CGROUP / name).read_text(encoding="utf-8") for name in _CGROUP_FILES)
+        return int(limit), int(used)
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return None
 
 
 @dataclass(frozen=True)

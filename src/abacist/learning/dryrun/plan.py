@@ -13,9 +13,8 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +39,7 @@ from abacist.learning.health.rules import rate_band, rate_out_of_band
 from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
 from abacist.learning.task import Task
 from abacist.learning.tracking import Silent, Watcher, told_of
-from abacist.learning.train import (
-    load_parts,
-    make_trainer,
-    place,
-    refuse_several_processes,
-)
+from abacist.learning.train import load_parts, make_trainer, place, refuse_several_processes
 from abacist.policy.loading import Policy, quiet_libraries
 from abacist.records.rundir import RunDir
 
@@ -171,7 +165,7 @@ def plan(
         # Where too little memory would end the process, a run that does not fit is not tried.
         if memory.fits or memory.device.startswith("cuda"):
             trainer.watch_step = watcher.within_step
-            burst = _tried(lambda: run_burst(trainer, partial(_tell, watcher, "steps")))
+            burst = _tried(trainer, watcher)
         steps = total_steps(config, len(task.train))
         checkpoint_bytes = _checkpoint_bytes(trainer)
         found = Plan(
@@ -187,13 +181,9 @@ def plan(
             checkpoint_bytes=checkpoint_bytes,
             probe=probe,
         )
-        return replace(
-            found,
-            recommendations=tuple(
-                recommend(found, config, trainer, forward, policy.context_tokens)
-            ),
-            warnings=tuple(warn(found, config)),
-        )
+        advice = recommend(found, config, trainer, forward, policy.context_tokens)
+        warnings = tuple(warn(found, config))
+        return replace(found, recommendations=tuple(advice), warnings=warnings)
 
 
 def run_seconds(
@@ -229,19 +219,13 @@ def _trial_of(config: Config, folder: Path) -> Config:
     training.report_to = []
     training.keep_rollouts = False
     training.resume_from_checkpoint = None
-    return Config(
-        config.recipe, training, config.model, config.script, config.settings, config.sources
-    )
+    return replace(config, training=training)
 
 
-def _tell(watcher: Watcher, label: str, done: int, total: int) -> None:
-    watcher.progress(done, total, label)
-
-
-def _tried(measure: Callable[[], Burst]) -> Burst | None:
+def _tried(trainer: Any, watcher: Watcher) -> Burst | None:
     """The burst, or None if memory ran out in it."""
     try:
-        return measure()
+        return run_burst(trainer, lambda done, total: watcher.progress(done, total, "steps"))
     except (torch.OutOfMemoryError, MemoryError):
         return None
     except RuntimeError as error:
@@ -348,10 +332,8 @@ def _learning_rate(config: Config, model: Any) -> Recommendation:
 
 
 def _checkpointing(plan: Plan, trainer: Any, forward: Forward) -> Recommendation:
-    rows, is_on = (
-        trainer.args.per_device_train_batch_size,
-        bool(trainer.args.gradient_checkpointing),
-    )
+    rows = trainer.args.per_device_train_batch_size
+    is_on = bool(trainer.args.gradient_checkpointing)
     with_, without = (
         with_micro_batch(plan.memory, trainer, forward, rows, one).training_bytes
         for one in (True, False)
@@ -381,10 +363,7 @@ def _micro_batch(
         return with_micro_batch(plan.memory, trainer, forward, number, checkpointing)
 
     def flags(number: int) -> str:
-        return (
-            f"--per_device_train_batch_size {number} "
-            f"--gradient_accumulation_steps {in_all // number}"
-        )
+        return f"--{_MICRO} {number} --gradient_accumulation_steps {in_all // number}"
 
     divisors = [number for number in range(1, in_all + 1) if in_all % number == 0]
     safe = [n for n in divisors if memory(n).training_bytes <= SAFE_FRACTION * there]

@@ -17,7 +17,7 @@ import contextlib
 import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,9 @@ class ResumableTrainer(FastTrainer):
         folder, final = aside / f"checkpoint-{step}", run / f"checkpoint-{step}"
         self._moment = training_state.capture(self)
         is_writer = self.args.should_save
-        try:
+        with _named_if_unwritten(f"checkpoint-{step}", run, is_writer, checkpoints.clear_leftovers):
             if is_writer:
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
                 folder.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self._saving_into = aside
@@ -107,13 +107,6 @@ class ResumableTrainer(FastTrainer):
                 checkpoints.put_in_place(folder, final)
                 checkpoints.rotate(run, self.args.save_total_limit, self._best_checkpoint(run))
             self.accelerator.wait_for_everyone()
-        except Exception as error:
-            unwritten = _unwritten(f"checkpoint-{step}", run, error)  # while the disk is full
-            if is_writer:
-                checkpoints.clear_leftovers(run)
-            if unwritten is not None:
-                raise unwritten from error
-            raise
         self._saved_step = step
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(final))
@@ -146,21 +139,15 @@ class ResumableTrainer(FastTrainer):
             return
         final = Path(output_dir or str(self.args.output_dir))
         aside = final / f"{checkpoints.ASIDE}-model"
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
+        is_writer = self.args.should_save
+        if is_writer:
+            _remove(aside)
         self.accelerator.wait_for_everyone()
-        try:
+        with _named_if_unwritten("the trained model", final, is_writer, lambda _: _remove(aside)):
             super().save_model(str(aside), _internal_call=True)
             self.accelerator.wait_for_everyone()
-            if self.args.should_save and aside.is_dir():
+            if is_writer and aside.is_dir():
                 checkpoints.move_files(aside, final)
-        except Exception as error:
-            unwritten = _unwritten("the trained model", final, error)
-            if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
-            if unwritten is not None:
-                raise unwritten from error
-            raise
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -410,17 +397,31 @@ class _Moments(TrainerCallback):
         self.trainer.epoch_ended = True
 
 
-def _unwritten(what: str, run: Path, error: BaseException) -> RunError | None:
-    """The error that names ``what`` was not saved in ``run``, if that is what ``error`` means.
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
-    Ask before anything is cleared away: PyTorch's writer does not say why it failed.
+
+@contextlib.contextmanager
+def _named_if_unwritten(
+    what: str, run: Path, is_writer: bool, clear: Callable[[Path], None]
+) -> Iterator[None]:
+    """Turn an error by which ``what`` could not be saved in ``run`` into one that says so.
+
+    The writer clears up after any error.
     """
-    if (reason := _why_not_written(error, run)) is None:
-        return None
-    return RunError(
-        f"{what} was not saved: {reason}.",
-        "Earlier saves are intact. Free some space, then resume the run.",
-    )
+    try:
+        yield
+    except Exception as error:
+        # Asked before anything is cleared away: PyTorch's writer does not say why it failed.
+        reason = _why_not_written(error, run)
+        if is_writer:
+            clear(run)
+        if reason is None:
+            raise
+        raise RunError(
+            f"{what} was not saved: {reason}.",
+            "Earlier saves are intact. Free some space, then resume the run.",
+        ) from error
 
 
 def _why_not_written(error: BaseException | None, run: Path) -> str | None:

@@ -162,7 +162,7 @@ def pack(
     completions = [ids[row, middle : middle + completion_tokens[row]] for row in rows]
 
     # Each level is (branches, parents, depths); the last token of a completion is in none.
-    shared = common_prefix_tokens([prompt.tolist() for prompt in prompts])
+    shared = common_prefix_tokens([tuple(prompt.tolist()) for prompt in prompts])
     if shared * (len(prompts) - 1) < _MIN_SAVED_TOKENS:
         shared = 0
     tree: list[tuple[list[np.ndarray], list[int], list[int]]] = []
