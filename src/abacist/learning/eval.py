@@ -308,12 +308,12 @@ def _ignored_defaults(request: Request, policy: Policy) -> str:
     revision = request.revision if policy.base_name == request.model else None
     path = find(policy.base_name, revision=revision).folder / "generation_config.json"
     own = read_json(path) if path.is_file() else {}
-    told = [f"{name} {own[name]:g}" for name in _SAMPLING_DEFAULTS if _is_number(own.get(name))]
+    told = [
+        f"{name} {own[name]:g}"
+        for name in _SAMPLING_DEFAULTS
+        if type(own.get(name)) in (int, float)
+    ]
     return f"; the checkpoint's own defaults are ignored: {', '.join(told)}" if told else ""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None = None) -> Data:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from abacist.errors import first_line
 from abacist.policy.decoding.progress import Decoded, Progress
 
 _TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
@@ -131,11 +132,6 @@ class ShieldedTracker(TrainerCallback):
             self.tracker = None
             self.warn(f"{self.name} failed and is left out from here on: {first_line(error)}")
             return None
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, for a one-line message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _forwarded(event: str) -> Callable[..., Any]:

@@ -96,14 +96,12 @@ class NativePrompt:
         pairs = [
             message
             for shot in self.shots.for_question(problem.question, problem.problem_id)
-            for message in _as_written(shot)
+            for message in (
+                {"role": "user", "content": shot.question},
+                {"role": "assistant", "content": f"{shot.solution}\n{GOLD_MARK} {shot.answer}"},
+            )
         ]
         return [*pairs, *asked]
-
-
-def _as_written(shot: Problem) -> list[Message]:
-    answer = f"{shot.solution}\n{GOLD_MARK} {shot.answer}"
-    return [{"role": "user", "content": shot.question}, {"role": "assistant", "content": answer}]
 
 
 def right_in_own_form(text: str, gold: str | None) -> bool:

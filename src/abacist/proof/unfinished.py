@@ -8,7 +8,6 @@ so a folder with ``evaluation.json`` and without ``unfinished/`` is a finished e
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
@@ -23,6 +22,7 @@ from abacist.records.lock import LOCK_NAME, RunLock
 from abacist.records.rollout import Rollout, read_rollouts, write_rollouts
 from abacist.records.rundir import write_json
 from abacist.records.seen import read_object
+from abacist.task.sources import shown
 
 UNFINISHED, SAMPLED_FOLDER = "unfinished", "sampled"
 # A part is written at most so often. Each is a file that is read again when it is taken up.
@@ -219,10 +219,5 @@ def asked_in(path: Path) -> dict[str, Any] | None:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    told = [f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
+    told = [f"{name} was {shown(before.get(name))}, now {shown(now.get(name))}" for name in names]
     return "; ".join(told[:4])
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -381,10 +381,10 @@ def _apply(sign: str, values: list[Fraction]) -> bool:
     left = values.pop()
     if sign == "/" and right == 0:
         return False
-    if sign == "^":
-        if right.denominator != 1 or abs(right) > MAX_EXPONENT or (left == 0 and right <= 0):
-            return False
-        right = int(right)
+    if sign == "^" and (
+        right.denominator != 1 or abs(right) > MAX_EXPONENT or (left == 0 and right <= 0)
+    ):
+        return False
     result = _OPERATIONS[sign](left, right)
     values.append(result)
     return max(result.numerator.bit_length(), result.denominator.bit_length()) <= MAX_BITS

@@ -92,7 +92,8 @@ def _dress(axes: Any, rows: list[Row]) -> None:
     axes.set_ylim(-3, 103)
     axes.set_yticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
     axes.set_xlim(-0.5, len(rows) - 0.5)
-    axes.set_xticks(range(len(rows)), [_under(row) for row in rows])
+    labels = [f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}" for row in rows]
+    axes.set_xticks(range(len(rows)), labels)
     for at in range(1, len(rows)):
         axes.axvline(at - 0.5, color=FAINT, linewidth=0.8, zorder=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -101,10 +102,6 @@ def _dress(axes: Any, rows: list[Row]) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
-
-
-def _under(row: Row) -> str:
-    return f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}"
 
 
 def _legend(axes: Any, sampled: Evaluation | None) -> tuple[list[Any], list[str]]:

@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from abacist.learning.health.history import reward_names
 from abacist.records.secrets import without_secrets
 from abacist.task.rewards import built_in
 from abacist.view.plaintext import visible
@@ -49,11 +50,7 @@ class Step:
     @classmethod
     def read(cls, metrics: Mapping[str, object]) -> Step:
         """Picks what is shown out of a dictionary of TRL's log."""
-        rewards = {
-            key.removeprefix("rewards/").removesuffix("/mean"): _number(value)
-            for key, value in metrics.items()
-            if key.startswith("rewards/") and key.endswith("/mean")
-        }
+        rewards = {name: _number(metrics[f"rewards/{name}/mean"]) for name in reward_names(metrics)}
         clipped = _known(metrics, "completions/clipped_ratio")
         details = {name: _known(metrics, name) for name in ("loss", "kl", "entropy")}
         step, max_steps = _known(metrics, "step"), _known(metrics, "max_steps")

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from abacist.cli.console import without_secrets
-from abacist.errors import AbacistError
+from abacist.errors import AbacistError, first_line
 
 GIB = 2**30
 MEMORY_WANTED_BYTES = 2 * GIB  # what a first run may take at its peak
@@ -66,8 +66,8 @@ def examine(*, online: bool = False) -> Iterator[Finding]:
         except AbacistError as error:
             yield Finding(name, State.MEND, error.message, error.hint)
         except Exception as error:
-            reason = without_secrets(str(error).strip().split("\n")[0])
-            yield Finding(name, State.MEND, f"{type(error).__name__}: {reason}", _REINSTALL)
+            reason = f"{type(error).__name__}: {without_secrets(first_line(error))}"
+            yield Finding(name, State.MEND, reason, _REINSTALL)
 
 
 _REINSTALL = "Reinstall Abacist in its own environment: make install"
@@ -90,8 +90,9 @@ def _packages() -> Iterator[Finding]:
         return
     fitting, absent = [], {}
     for requirement in declared:
-        extra = _extra_of(str(requirement.marker or ""))
-        if extra == "dev" or (extra is None and not _applies(requirement.marker)):
+        marker = requirement.marker
+        extra = str(marker or "").partition("extra ==")[2].strip(" \"'")  # "" if it is of none
+        if extra == "dev" or (not extra and marker and not marker.evaluate()):
             continue
         try:
             version = metadata.version(requirement.name)
@@ -104,7 +105,7 @@ def _packages() -> Iterator[Finding]:
             found = f"{requirement.name} {version} is outside the supported {wanted}"
             state = State.NOTE if extra else State.MEND
             yield Finding("packages", state, found, f"pip install '{wanted}'")
-        elif extra is None:
+        elif not extra:
             found = f"{requirement.name} is not installed"
             yield Finding("packages", State.MEND, found, f"pip install '{wanted}'")
         else:
@@ -114,15 +115,6 @@ def _packages() -> Iterator[Finding]:
         how = f"To add them: pip install 'abacist[{','.join(absent)}]'"
         yield Finding("packages", State.NOTE, found, how)
     yield Finding("packages", State.OK, ", ".join(fitting))
-
-
-def _extra_of(marker: str) -> str | None:
-    """The extra a requirement belongs to, from its marker: ``extra == "wandb"``."""
-    return marker.partition("extra ==")[2].strip(" \"'") or None
-
-
-def _applies(marker: object) -> bool:
-    return marker is None or bool(marker.evaluate())  # type: ignore[attr-defined]
 
 
 def _choices() -> Iterator[Finding]:
@@ -201,9 +193,9 @@ def _hub_reachable() -> Iterator[Finding]:
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
     except Exception as error:  # any of several libraries' errors, and all mean the same
-        reason = without_secrets(str(error).strip().split("\n")[0]) or type(error).__name__
+        reason = f"cannot be reached: {without_secrets(first_line(error))}"
         how = "Check network and proxy. The built-in model and local folders need no Hub."
-        yield Finding("Hub", State.MEND, f"{constants.ENDPOINT} cannot be reached: {reason}", how)
+        yield Finding("Hub", State.MEND, f"{constants.ENDPOINT} {reason}", how)
     else:
         yield Finding("Hub", State.OK, f"{constants.ENDPOINT} answers")
 

@@ -87,13 +87,13 @@ def plan_memory(trainer: Any, forward: Forward, prompt_tokens: int, eval_rows: i
     """Every part for the trainer's settings; ``prompt_tokens`` is the longest prompt."""
     args, model = trainer.args, trainer.model
     trained = [p for p in model.parameters() if p.requires_grad]
-    adapter = _bytes(trained) if isinstance(model, PeftModel) else 0
+    adapter = trained_bytes(model) if isinstance(model, PeftModel) else 0
     everything = _bytes([*model.parameters(), *model.buffers()])
     parts = [
         Part("weights", everything - adapter),
         Part("adapter", adapter),
         Part("optimizer state", _optimizer_bytes(args.optim, trained)),
-        Part("gradients", _bytes(trained), "training"),
+        Part("gradients", trained_bytes(model), "training"),
         *_rollout_parts(trainer, prompt_tokens, eval_rows),
         *_training_parts(trainer, forward),
     ]
@@ -205,6 +205,11 @@ def _optimizer_bytes(name: Any, trained: Iterable[torch.Tensor]) -> int:
         return 0
     moments = 1 if any(word in kind for word in ("lion", "rmsprop", "adagrad")) else 2
     return sum(moments * p.numel() * (1 if "8bit" in kind else p.element_size()) for p in trained)
+
+
+def trained_bytes(model: Any) -> int:
+    """Bytes of the weights that training changes."""
+    return _bytes(weight for weight in model.parameters() if weight.requires_grad)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

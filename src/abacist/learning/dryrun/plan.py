@@ -11,6 +11,7 @@ their rules rest on.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from abacist.learning.dryrun.memory import (
     gib,
     measure_forward,
     plan_memory,
+    trained_bytes,
     with_micro_batch,
 )
 from abacist.learning.dryrun.probe import GROUP_SIZES, PROBE_SAMPLES, Probe, ask
@@ -40,7 +42,7 @@ from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
 from abacist.learning.task import Task
 from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.learning.train import load_parts, make_trainer, place, refuse_several_processes
-from abacist.policy.loading import Policy, quiet_libraries
+from abacist.policy.loading import quiet_libraries
 from abacist.records.rundir import RunDir
 
 PROBE_PROBLEMS = 32
@@ -157,7 +159,7 @@ def plan(
         watcher.stage(f"Asking {asked} training problems, {PROBE_SAMPLES} times each")
         probe = ask(config, task, policy, trainer, num_problems, told_of(watcher, "sampled"))
         watcher.stage("Measuring memory and a few steps")
-        prompt_tokens = _longest_prompt_tokens(task, policy)
+        prompt_tokens = max(len(policy.chat.encode(row["prompt"])) for row in task.rows(task.train))
         eval_rows = min(config.script.eval_batch_size, len(task.heldout) * VERDICT_SAMPLES)
         forward = measure_forward(trainer, prompt_tokens, config.max_completion_tokens)
         memory = plan_memory(trainer, forward, prompt_tokens, eval_rows)
@@ -167,7 +169,8 @@ def plan(
             trainer.watch_step = watcher.within_step
             burst = _tried(trainer, watcher)
         steps = total_steps(config, len(task.train))
-        checkpoint_bytes = _checkpoint_bytes(trainer)
+        # Weights that are trained, and the optimizer's two moments of them.
+        checkpoint_bytes = 3 * trained_bytes(trainer.model)
         found = Plan(
             model=policy.name,
             steps=steps,
@@ -234,16 +237,6 @@ def _tried(trainer: Any, watcher: Watcher) -> Burst | None:
         raise
 
 
-def _checkpoint_bytes(trainer: Any) -> int:
-    """Weights that are trained, and the optimizer's two moments of them."""
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    return 3 * sum(weight.numel() * weight.element_size() for weight in trained)
-
-
-def _longest_prompt_tokens(task: Task, policy: Policy) -> int:
-    return max(len(policy.chat.encode(row["prompt"])) for row in task.rows(task.train))
-
-
 def recommend(
     plan: Plan, config: Config, trainer: Any, forward: Forward, context_tokens: int
 ) -> list[Recommendation]:
@@ -300,7 +293,7 @@ def _budget(plan: Plan, context_tokens: int) -> Recommendation:
     budget, probe = plan.budget_tokens, plan.probe
     long = probe.length(0.99)
     flags, reason = "", f"99 in 100 replies need at most {long}"
-    wanted = _rounded_up(SPARE_LENGTH * long)
+    wanted = max(16, math.ceil(SPARE_LENGTH * long / 16) * 16)
     if probe.truncated_fraction > TRUNCATED_AT_MOST:
         room = context_tokens - plan.longest_prompt_tokens
         reason = f"{probe.truncated_fraction:.0%} of the replies are cut off"
@@ -312,10 +305,6 @@ def _budget(plan: Plan, context_tokens: int) -> Recommendation:
         flags = f"--max_completion_length {wanted}"
         reason += ": half as much again is room enough, and saves memory"
     return Recommendation("max_completion_length", str(budget), flags, reason)
-
-
-def _rounded_up(tokens: float) -> int:
-    return max(16, -(-int(tokens) // 16) * 16)
 
 
 def _learning_rate(config: Config, model: Any) -> Recommendation:

@@ -28,12 +28,11 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 from trl.trainer.utils import RepeatSampler
 
-from abacist.errors import AbacistError, RunError
+from abacist.errors import AbacistError, RunError, first_line
 from abacist.learning.fast_trainer import FastTrainer
 from abacist.learning.problem_sampling import EpochSampler
 from abacist.learning.resume import checkpoints, training_state
 from abacist.learning.resume.stopping import StopNow, StopRequests
-from abacist.learning.tracking import first_line
 
 REFERENCE_NAME = "reference.safetensors"
 
@@ -436,7 +435,7 @@ def _why_not_written(error: BaseException | None, run: Path) -> str | None:
         if any(words in text for words in ("No space left", "os error 28", "quota exceeded")):
             return full
         if "I/O error" in text:
-            return f"{text.strip().splitlines()[0][:200]} ({run})"
+            return f"{first_line(error)} ({run})"
         if isinstance(error, RuntimeError) and any(words in text for words in _TORCHS_WRITER):
             near = shutil.disk_usage(run).free < 2**20
             return full if near else f"PyTorch could not write to {run} (no space, or a quota?)"

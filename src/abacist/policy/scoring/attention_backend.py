@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 
-from abacist.errors import AbacistError, ModelError
+from abacist.errors import ModelError, first_line
 from abacist.policy.choices import Choice
 from abacist.policy.kernels import build
 from abacist.policy.kernels import tree_attention as cpu_kernel
@@ -331,9 +331,8 @@ def choose_backend(
             found = load()
             fault = _fault(found, device, dtype, heads)
         except Exception as error:  # an import, a launch: any of several libraries' errors
-            text = error.message if isinstance(error, AbacistError) else str(error)
-            said = (text.strip() or type(error).__name__).splitlines()[0]
-            fault = f"it failed ({shorten(said, 120, placeholder=' …').rstrip('.')})"
+            said = shorten(first_line(error), 120, placeholder=" …")
+            fault = f"it failed ({said.rstrip('.')})"
         if fault is None:
             why = "; ".join([*failures, f"{why}, without padding, and right in a trial here"])
             return AttentionBackend(found, Choice(_WHAT, f"{name} for variable lengths", why))
