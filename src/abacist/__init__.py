@@ -49,7 +49,7 @@ _HOME = {
     "train": "abacist.learning.train",
     "xml_count": "abacist.task.rewards",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = [*sorted(["__version__", *_HOME])]
 
 
 def __getattr__(name: str) -> Any:

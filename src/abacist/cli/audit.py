@@ -6,7 +6,7 @@ Exit code 0 where the rewards are sound, warnings included; 3 where they are not
 from __future__ import annotations
 
 from abacist.cli import console
-from abacist.cli.flags import Parser, positive
+from abacist.cli.flags import Parser, add_column_flags, positive
 
 NOT_SOUND = 3
 
@@ -72,13 +72,9 @@ def _parser() -> Parser:
     data.add_argument("--dataset_name", default="generated", metavar="DATA",
                       help="generated, a Hub id, a folder, or a JSONL, CSV or Parquet file"
                       )  # fmt: skip
-    data.add_argument("--dataset_config", metavar="NAME", help="its configuration on the Hub")
+    add_column_flags(data)
     data.add_argument("--dataset_train_split", default="train", metavar="NAME",
                       help="the split to read (train)")  # fmt: skip
-    data.add_argument("--question_column", default="question", metavar="NAME")
-    data.add_argument("--answer_column", default="answer", metavar="NAME")
-    data.add_argument("--decimal_mark", choices=("auto", "point", "comma"), default="auto",
-                      help="how bare golds are written: 3.5 or 3,5")  # fmt: skip
     data.add_argument("--skip_bad_rows", action="store_true", help="leave unusable rows out")
     data.add_argument("--limit", type=positive, metavar="N", help="at most so many problems")
     parser.add_argument("--max_seconds", type=positive, default=300, metavar="N",

@@ -39,27 +39,24 @@ def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[i
     run = RunDir.open(path)
     own = {when: load_side(str(path), when).evaluation for when in (BEFORE, AFTER)}
     config = load_config(None, str(run.config_path), [])
-    found: dict[int, dict[str, Evaluation]] = {}
-    missing: dict[int, list[str]] = {}
-    for count in counts:
-        kept = {when: _kept(run, config, own[when], count, when) for when in own}
-        found[count] = {when: one for when, one in kept.items() if one is not None}
-        missing[count] = [when for when, one in kept.items() if one is None]
-    if any(missing.values()):
+    found = {
+        (count, when): kept
+        for count in counts
+        for when in own
+        if (kept := _kept(run, config, own[when], count, when)) is not None
+    }
+    if len(found) < len(own) * len(counts):
         run.lock()
         try:
             rewards = reported_rewards(config.settings, watcher.note, brought_in=run.path)
-            for when in (BEFORE, AFTER):
-                wanted = [count for count in counts if when in missing[count]]
-                if wanted:
-                    measured = _measure(run, config, own[when], wanted, when, rewards, watcher)
-                    for count, one in measured:
-                        found[count][when] = one
+            for when in own:
+                if missing := [count for count in counts if (count, when) not in found]:
+                    found |= _measure(run, config, own[when], missing, when, rewards, watcher)
         finally:
             run.release()
     control = config.script.control
     return {
-        count: compare(found[count][BEFORE], found[count][AFTER], control=control)
+        count: compare(found[count, BEFORE], found[count, AFTER], control=control)
         for count in counts
     }
 
@@ -87,7 +84,7 @@ def _measure(
     when: str,
     rewards: tuple[list[RewardFunc], list[float] | None],
     watcher: Watcher,
-) -> list[tuple[int, Evaluation]]:
+) -> dict[tuple[int, str], Evaluation]:
     name = config.model.model_name_or_path if when == BEFORE else str(run.path)
     watcher.stage(f"Measuring {'the base' if when == BEFORE else 'the trained policy'}: {name}")
     policy = load_policy(
@@ -97,10 +94,9 @@ def _measure(
         attn_implementation=config.model.attn_implementation,
         revision=config.model.model_revision if when == BEFORE else None,
     )
-    measured = []
+    measured = {}
     for count in counts:
         shots = _shots(config, count)
-        progress = told_of(watcher, f"{when} training, {count} shots")
         asked = {
             "model": name,
             "problems": data_fingerprint(own.problems),
@@ -123,7 +119,7 @@ def _measure(
                 shots=shots,
                 max_completion_tokens=own.settings.max_completion_tokens,
                 batch_size=config.script.eval_batch_size,
-                progress=progress,
+                progress=told_of(watcher, f"{when} training, {count} shots"),
                 rewards=rewards[0],
                 reward_weights=rewards[1],
                 run_id=run.run_id,
@@ -131,7 +127,7 @@ def _measure(
             )
             evaluation.save(place)
             folder.finish()
-        measured.append((count, evaluation))
+        measured[count, when] = evaluation
     return measured
 
 

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,13 +58,13 @@ def told_of(watcher: Watcher, label: str) -> Progress:
     return tell
 
 
+@dataclass(eq=False)
 class MetricsLog(TrainerCallback):
     """Appends every log to ``metrics.jsonl`` and ``timings.jsonl`` and tells the watcher."""
 
-    def __init__(self, metrics_path: Path, timings_path: Path, watcher: Watcher) -> None:
-        self.metrics_path = metrics_path
-        self.timings_path = timings_path
-        self.watcher = watcher
+    metrics_path: Path
+    timings_path: Path
+    watcher: Watcher
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:

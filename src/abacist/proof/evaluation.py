@@ -178,11 +178,8 @@ class Evaluation:
 
     def by_answer_size(self) -> list[Row]:
         """A row for each magnitude of the right answer, smallest first."""
-
-        def size(problem: Problem) -> int:
-            return ANSWER_SIZES.index(answer_size_label(problem))
-
-        return rows(sorted(self.problems, key=size), self.marks, answer_size_label)
+        ordered = sorted(self.problems, key=lambda one: ANSWER_SIZES.index(answer_size_label(one)))
+        return rows(ordered, self.marks, answer_size_label)
 
     def by_structure(self) -> list[Row]:
         """A row for seen and one for unseen structures; none where structures are unknown."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from abacist.proof.comparison.change import SIGN_FLIP, Paired
+from abacist.proof.comparison.change import Paired
 from abacist.proof.comparison.compare import NO_CONTROL, Comparison
 from abacist.proof.comparison.seeds import SeedsComparison
 from abacist.proof.comparison.split import Part
 from abacist.proof.metrics import SHARES
-from abacist.proof.statistics import SMALLEST_P, Interval
+from abacist.proof.statistics import Interval
 from abacist.view.sheet import Block, Quote, Table, one_line
 from abacist.view.tables import bracket, percent, points
-from abacist.view.verdict import example_lines, p_words
+from abacist.view.verdict import CHANCE, change_sentence, example_lines, p_words
 
 IDS_SHOWN = 10
 _ID_COLUMNS = 40
@@ -54,22 +54,7 @@ def pair_page(
 def headline(paired: Paired, subject: str = "") -> str:
     """The comparison in one sentence, and a second where the first could be taken for more."""
     said = "Better" if paired.is_better else "Worse" if paired.is_worse else "Not proven better"
-    sentence = (
-        f"{said}{subject}: {percent(paired.before)} → {percent(paired.after)} correct on "
-        f"{paired.change.n:,} problems, {points(paired.change.value)} points "
-        f"{bracket(paired.change)}, {p_text(paired)}; "
-        f"gained {len(paired.gained)}, lost {len(paired.lost)}."
-    )
-    if said == "Not proven better" and paired.gained + paired.lost:
-        sentence += " Chance alone can make a difference like this."
-    return sentence
-
-
-def p_text(paired: Paired) -> str:
-    """The p-value, with its bound where the test that draws can find no smaller one."""
-    if paired.test == SIGN_FLIP and paired.p_value <= SMALLEST_P:
-        return f"p≤{SMALLEST_P:.0e}"
-    return p_words(paired.p_value)
+    return change_sentence(f"{said}{subject}", paired, "problems")
 
 
 def sides(names: Mapping[str, str]) -> Table:
@@ -97,7 +82,7 @@ def accuracy_table(comparison: Comparison) -> Table:
         ("B", percent(paired.after), plain_bracket(paired.after), *tail(paired.after)),
         difference_row("B - A", paired.change),
         difference_row("B - A, by resampling", comparison.resampled),
-        ("could it be chance?", p_text(paired), "", f"{changed:,}", paired.test),
+        ("could it be chance?", p_words(paired), "", f"{changed:,}", paired.test),
     ]
     kind = "sampled" if comparison.is_sampled else "greedy"
     return Table((f"correct, {kind}", "", "95 % interval", "n", "method"), rows, has_words=True)
@@ -210,7 +195,7 @@ def seeds_page(found: SeedsComparison, base: str) -> list[Block]:
         f"{percent(worst.after)}, {points(worst.change.value)} points {bracket(worst.change)}."
     )
     if not found.is_better and not found.is_worse:
-        sentence += " Chance alone can make a difference like this."
+        sentence += CHANCE
     controls = {letter: one.control for letter, one in zip(letters, found.comparisons, strict=True)}
     return [
         sentence,
@@ -245,7 +230,7 @@ def _each_seed(found: SeedsComparison, letters: list[str]) -> Table:
     for index, (letter, one) in enumerate(zip(letters, found.comparisons, strict=True)):
         paired = one.accuracy
         label = f"{letter}, the worst" if index == found.worst else letter
-        counts = f"{len(paired.gained):,}", f"{len(paired.lost):,}", p_text(paired)
+        counts = f"{len(paired.gained):,}", f"{len(paired.lost):,}", p_words(paired)
         rows.append((label, *paired_cells(paired), *counts, paired.change.method))
     heading = ("each seed", "A", "B", "points", "95 % interval", "gained", "lost", "p", "method")
     return Table(heading, rows, has_words=True)
@@ -258,7 +243,7 @@ def control_blocks(
     rows = []
     for label, one in (("B - A", real), ("control - A", gain), ("B - control", beyond)):
         cells = paired_cells(one.accuracy)
-        rows.append((label, *cells, p_text(one.accuracy), *tail(one.accuracy.change)))
+        rows.append((label, *cells, p_words(one.accuracy), *tail(one.accuracy.change)))
     damage = ""
     if gain.accuracy.is_worse:
         damage = " It ends below A, damaged by its training: to beat it says little."
@@ -281,7 +266,7 @@ def shots_page(
     rows = []
     for number, one in found.items():
         cells = paired_cells(one.accuracy)
-        more = p_text(one.accuracy), percent(one.after.figures["strict"])
+        more = p_words(one.accuracy), percent(one.after.figures["strict"])
         rows.append((str(number), *cells, *more, *tail(one.accuracy.change)))
     heading = ("shots", "base", "trained", "points", "95 % interval", "p", "strict", "n", "method")
     better = [number for number, one in found.items() if one.accuracy.is_better]

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from abacist.proof.comparison.change import SIGN_FLIP
 from abacist.proof.comparison.compare import NO_CONTROL, Comparison, Example, Paired, changes
 from abacist.proof.evaluation import Evaluation
+from abacist.proof.statistics import SMALLEST_P
 from abacist.records.rollout import Rollout
 from abacist.view.plaintext import excerpt, fold
 from abacist.view.tables import (
@@ -26,6 +28,7 @@ from abacist.view.tables import (
 
 WIDTH = 100
 TINY_P = 1e-20
+CHANCE = " Chance alone can make a difference like this."
 
 NOTES = (
     "Brackets hold 95 % intervals; changes are paired, problem by problem. p is McNemar's exact "
@@ -68,15 +71,19 @@ def headline(comparison: Comparison, asked: str = "problems it never saw") -> st
     accuracy = comparison.accuracy
     said = {"learned": "Learned", "worse": "Got worse", "unproven": "No proven change"}
     control = f"Control, {comparison.control} rewards. " if comparison.control != NO_CONTROL else ""
+    return change_sentence(f"{control}{said[judgement(accuracy)]}", accuracy, asked)
+
+
+def change_sentence(said: str, paired: Paired, asked: str) -> str:
+    """What changed in accuracy, after the judgement ``said``; and whether it may be chance."""
     sentence = (
-        f"{control}{said[judgement(accuracy)]}: "
-        f"{percent(accuracy.before)} → {percent(accuracy.after)} correct on "
-        f"{accuracy.change.n:,} {asked}, {points(accuracy.change.value)} points "
-        f"{bracket(accuracy.change)}, {p_words(accuracy.p_value)}; "
-        f"gained {len(accuracy.gained)}, lost {len(accuracy.lost)}."
+        f"{said}: {percent(paired.before)} → {percent(paired.after)} correct on "
+        f"{paired.change.n:,} {asked}, {points(paired.change.value)} points "
+        f"{bracket(paired.change)}, {p_words(paired)}; "
+        f"gained {len(paired.gained)}, lost {len(paired.lost)}."
     )
-    if judgement(accuracy) == "unproven" and accuracy.gained + accuracy.lost:
-        sentence += " Chance alone can make a difference like this."
+    if judgement(paired) == "unproven" and paired.gained + paired.lost:
+        sentence += CHANCE
     return sentence
 
 
@@ -178,8 +185,9 @@ def verdict_json(
     }
 
 
-def p_words(value: float) -> str:
-    """A p-value as ``"p=0.031"``, bounded rather than printed as zero."""
-    if value < TINY_P:
-        return f"p<{TINY_P:.0e}"
-    return f"p={value:.2g}"
+def p_words(paired: Paired) -> str:
+    """The p-value as ``"p=0.031"``, bounded where it would be printed as zero, or where the test
+    that draws can find no smaller one."""
+    if paired.test == SIGN_FLIP and paired.p_value <= SMALLEST_P:
+        return f"p≤{SMALLEST_P:.0e}"
+    return f"p<{TINY_P:.0e}" if paired.p_value < TINY_P else f"p={paired.p_value:.2g}"
