@@ -263,11 +263,7 @@ def _weights_fingerprint(request: Request) -> str:
 
 
 def _conditions(
-    request: Request,
-    data: Data,
-    policy: Policy,
-    prompting: Prompting,
-    form: NativeForm | None,
+    request: Request, data: Data, policy: Policy, prompting: Prompting, form: NativeForm | None
 ) -> dict[str, str]:
     """In words, what the numbers depend on beside model and problems."""
     notes = dict(policy.chat.notes)

@@ -138,11 +138,7 @@ class RandomReward:
 
 
 def control_rewards(
-    control: str,
-    rewards: Sequence[RewardFunc],
-    weights: Sequence[float] | None,
-    *,
-    seed: int,
+    control: str, rewards: Sequence[RewardFunc], weights: Sequence[float] | None, *, seed: int
 ) -> tuple[list[RewardFunc], list[float] | None]:
     """The rewards, with their weights, that a run is paid by as this control.
 

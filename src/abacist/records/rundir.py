@@ -216,8 +216,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _cannot_make(path: Path, why: str | None) -> RunError:
     return RunError(
-        f"{path}: cannot make the run directory ({why}).",
-        "Choose another place with --output_dir.",
+        f"{path}: cannot make the run directory ({why}).", "Choose another place with --output_dir."
     )
 
 

@@ -185,10 +185,7 @@ class Live:
     """
 
     def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.console = console or Console()
         self.draws = self.console.is_terminal and not self.console.is_dumb_terminal

@@ -193,10 +193,7 @@ def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any])
     of = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
     how = f"Go on with it: abacist train --resume {run.path}. A checkpoint can be asked already."
     return Finding(
-        "model",
-        State.NOTE,
-        f"none yet: the training is at step {max(steps, default=0)}{of}",
-        how,
+        "model", State.NOTE, f"none yet: the training is at step {max(steps, default=0)}{of}", how
     )
 
 

@@ -291,11 +291,7 @@ def _attend_as_tree(
 
 
 def _attend_padded(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    past: int,
-    at: tuple[torch.Tensor, ...],
-    longest: int,
+    keys: torch.Tensor, values: torch.Tensor, past: int, at: tuple[torch.Tensor, ...], longest: int
 ) -> Attend:
     """Attention for packed prompts by PyTorch, as one padded batch; ``at`` [T] each these rows and
     columns of it.

@@ -84,11 +84,7 @@ class Level:
             branches, longest = self.shape
             own = torch.ones(longest, longest, dtype=torch.bool, device=self.sees.device).tril_()
             allowed = torch.cat(
-                [
-                    self.sees[:, None, :].expand(-1, longest, -1),
-                    own.expand(branches, -1, -1),
-                ],
-                dim=2,
+                [self.sees[:, None, :].expand(-1, longest, -1), own.expand(branches, -1, -1)], dim=2
             )
             bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             bias.masked_fill_(~allowed, -torch.inf)

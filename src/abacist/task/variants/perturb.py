@@ -230,10 +230,7 @@ def _results(
 
 
 def _new(
-    value: Fraction,
-    drawn: Mapping[Fraction, Fraction],
-    results: Results,
-    numbers: StoryNumbers,
+    value: Fraction, drawn: Mapping[Fraction, Fraction], results: Results, numbers: StoryNumbers
 ) -> Fraction:
     """What becomes of a number of the solution, if all it could stand for agree."""
     found = {new for old, new in results if old == value}
