@@ -27,10 +27,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from abacist.policy.decoding.network import Attend, DecodingNetwork
 from abacist.policy.kernels import tree_attention
+from abacist.policy.scoring.attention_backend import grouped_attention
 
 PREFILL_TOKENS = 8192
 
@@ -294,13 +294,8 @@ def _attend_padded(
     keys: torch.Tensor, values: torch.Tensor, past: int, at: tuple[torch.Tensor, ...], longest: int
 ) -> Attend:
     """Attention for packed prompts by PyTorch, as one padded batch; ``at`` [T] each these rows and
-    columns of it.
-
-    The query heads that share a key head are placed behind each other as further queries, with a
-    mask. If PyTorch is asked to share key heads itself (``enable_gqa``), then with a mask, or in
-    float32, a GPU has only one kernel for it, and that one stores all scores.
-    """
-    _, prompts, key_heads, _, size = keys.shape
+    columns of it."""
+    prompts, key_heads = keys.shape[1:3]
     known = past + longest
     columns = torch.arange(known, device=keys.device)
     mask = columns <= columns[past:, None]  # [longest, known]
@@ -308,19 +303,11 @@ def _attend_padded(
     def attend(
         layer: int, query_THD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor
     ) -> torch.Tensor:
-        group = query_THD.shape[1] // key_heads  # Q
         padded = query_THD.new_zeros(prompts, longest, *query_THD.shape[1:])
         padded[at] = query_THD
-        padded = padded.view(prompts, longest, key_heads, group, size).permute(0, 2, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(
-            padded.reshape(prompts, key_heads, group * longest, size),
-            keys[layer, :, :, :known],
-            values[layer, :, :, :known],
-            attn_mask=mask.repeat(group, 1),
-            scale=1.0,
-        )
-        attended = attended.view(prompts, key_heads, group, longest, size).permute(0, 3, 1, 2, 4)
-        return attended.reshape(prompts, longest, -1, size)[at]
+        key, value = keys[layer, :, :, :known], values[layer, :, :, :known]
+        group_mask = mask.repeat(query_THD.shape[1] // key_heads, 1)
+        return grouped_attention(padded, key, value, group_mask, 1.0)[at]
 
     return attend
 
