@@ -79,7 +79,7 @@ def assembled(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     run = RunDir(tmp_path_factory.mktemp("run"))
     config.training.output_dir = str(run.path)
     judge = HeldoutEvaluation(config, task, run, Silent())
-    trainer = training.make_trainer(config, task, policy, rewards, run, judge, Silent())
+    trainer = training.make_trainer(policy, rewards, judge)
     return SimpleNamespace(config=config, task=task, policy=policy, trainer=trainer)
 
 

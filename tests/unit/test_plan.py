@@ -91,7 +91,7 @@ class Assembled:
         trial = _trial_of(config, folder)
         judge = HeldoutEvaluation(trial, task, run, Silent())
         self.config, self.task = config, task
-        self.trainer: Any = make_trainer(trial, task, self.policy, rewards, run, judge, Silent())
+        self.trainer: Any = make_trainer(self.policy, rewards, judge)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ def run(argv: list[str]) -> int:
     options = _parser().read(argv)
     with console.stdout_for(result_only=options.json) as stdout:
         from abacist.task.audit.audit import audit
-        from abacist.task.problems import load_problems
+        from abacist.task.problems import load_problems, reading_options
         from abacist.task.rewards import load_reward_funcs
         from abacist.view.audit import audit_text
         from abacist.view.live import Live
@@ -27,12 +27,7 @@ def run(argv: list[str]) -> int:
             # Every train row of a data set: nothing is learned here that could leak.
             split="train" if options.dataset_name == "generated" else "all",
             limit=options.limit,
-            question_column=options.question_column,
-            answer_column=options.answer_column,
-            decimal_mark=options.decimal_mark,
-            dataset_config=options.dataset_config,
-            train_split=options.dataset_train_split,
-            skip_bad_rows=options.skip_bad_rows,
+            **reading_options(vars(options)),
         )
         with Live() as watcher:
             found = audit(

@@ -36,7 +36,7 @@ from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_
 from abacist.records.provenance import data_fingerprint, package_versions
 from abacist.records.seen import Seen
 from abacist.task.golds import DecimalMark
-from abacist.task.problems import MADE_HERE, Problem, draw, load_problems
+from abacist.task.problems import MADE_HERE, Problem, draw, load_problems, reading_options
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
 from abacist.task.variants.perturb import perturb_all
 
@@ -98,7 +98,7 @@ class Data:
     source: str
     split: str
     perturbed: str = ""
-    columns: Mapping[str, Any] | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
     overlap: Overlap = field(default_factory=Overlap)
 
     @property
@@ -323,18 +323,10 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
     default = GENERATED if request.model == BUILT_IN else DEFAULT_DATASET
     source = request.dataset_name or str(recorded.get("dataset_name", default))
     split = request.split or _default_split(source, is_own)
-    columns: dict[str, Any] = {
-        "question_column": request.question_column,
-        "answer_column": request.answer_column,
-        "decimal_mark": request.decimal_mark,
-        "dataset_config": request.dataset_config,
-        "skip_bad_rows": request.skip_bad_rows,
-    }
+    reading = reading_options(vars(request))
     limit = request.num_problems
     if is_own:
-        columns |= {name: recorded[name] for name in columns if name in recorded}
-        names = {"train_split": "dataset_train_split", "test_split": "dataset_test_split"}
-        columns |= {ours: recorded[name] for ours, name in names.items() if name in recorded}
+        reading |= reading_options(recorded)
         if split == "heldout":
             limit = limit or recorded.get("num_heldout_problems") or None
     # What is made on the spot is made in the number wanted, and a run's own held-out problems are
@@ -346,7 +338,7 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
         limit=limit if cut_first else None,
         seed=FIXED_SEED,
         keep_without_gold=True,
-        **columns,
+        **reading,
     )
     leave_out = not (request.include_seen or (is_own and split in ("train", "selection")))
     overlap = Overlap.of(problems, seen, leave_out=leave_out)
@@ -373,7 +365,7 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
                 f"{source}: none of {asked} problems could be given other numbers.",
                 "That needs worked solutions with calculator annotations, as GSM8K's.",
             )
-    return Data(problems, source, split, perturbed, columns, overlap)
+    return Data(problems, source, split, perturbed, reading, overlap)
 
 
 def _unseen(problems: list[Problem], overlap: Overlap, source: str) -> list[Problem]:
@@ -428,7 +420,7 @@ def _examples(request: Request, data: Data, wanted: str) -> list[Problem]:
         mark = request.decimal_mark
         return load_problems(request.shots_file, split="all", decimal_mark=mark)
     try:
-        return load_problems(data.source, split="train", **(data.columns or {}))
+        return load_problems(data.source, split="train", **data.reading)
     except DataError as error:
         raise DataError(
             f"No worked examples can be drawn: {error.message}",

@@ -13,7 +13,12 @@ from abacist.learning.config import Config
 from abacist.policy.loading import Policy
 from abacist.proof.evaluate import refuse_too_long
 from abacist.task.gist import gist_gold
-from abacist.task.problems import Problem, load_problems, normalise_question
+from abacist.task.problems import (
+    Problem,
+    load_problems,
+    normalise_question,
+    reading_options,
+)
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text, to_dataset_rows
 
 GENERATED_TRAIN_PROBLEMS = 4000
@@ -47,13 +52,7 @@ def load_task(config: Config) -> Task:
             limit=limit,
             # Held-out problems must not change with the training seed: runs are compared on them.
             seed=seed if split == "train" else 0,
-            question_column=script.question_column,
-            answer_column=script.answer_column,
-            decimal_mark=script.decimal_mark,
-            dataset_config=script.dataset_config,
-            train_split=script.dataset_train_split,
-            test_split=script.dataset_test_split,
-            skip_bad_rows=script.skip_bad_rows,
+            **reading_options(vars(script)),
         )
 
     limit = script.num_train_problems or (GENERATED_TRAIN_PROBLEMS if generated else None)

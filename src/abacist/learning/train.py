@@ -137,7 +137,7 @@ def _train_in(
     if is_resumed:
         made_of = resuming.checked_resumption(config, run, made_of, watcher)
     heldout = HeldoutEvaluation(config, task, run, watcher)
-    trainer = make_trainer(config, task, policy, rewards, run, heldout, watcher)
+    trainer = make_trainer(policy, rewards, heldout)
     if is_resumed:
         resuming.note_resumption(run, made_of, watcher)
     else:
@@ -234,20 +234,13 @@ def load_trainable(config: Config) -> Policy:
     return policy
 
 
-def make_trainer(
-    config: Config,
-    task: Task,
-    policy: Policy,
-    rewards: list[Any],
-    run: RunDir,
-    heldout: HeldoutEvaluation,
-    watcher: Watcher,
-) -> GRPOTrainer:
+def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation) -> GRPOTrainer:
     """Our trainer around the policy, its LoRA, the rewards and everything that listens.
 
     Raises UsageError for whatever TRL, transformers or torch would refuse, now or at the first
     step, with the flag and their own words.
     """
+    config, task, run, watcher = heldout.config, heldout.task, heldout.run, heldout.watcher
     training = config.training
     given = training.chat_template_kwargs
     template: dict[str, Any] = given if isinstance(given, dict) else {}

@@ -152,7 +152,7 @@ def plan(
         run.path.mkdir()
         trial = _trial_of(config, run.path)
         heldout = HeldoutEvaluation(trial, task, run, Silent())
-        trainer = make_trainer(trial, task, policy, rewards, run, heldout, Silent())
+        trainer = make_trainer(policy, rewards, heldout)
         for line in trainer.fast_path_report():
             watcher.note(f"  {line}")
         asked = min(num_problems, len(task.train))

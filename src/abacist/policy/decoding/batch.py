@@ -233,14 +233,7 @@ class Batch:
         logits_NV = logits_NV.float()
         if self._penalises:
             logits_NV = penalise_repetition(logits_NV, rows.seen, sampling.repetition_penalty)
-        return sample_tokens(
-            logits_NV,
-            self._uniforms.take(rows.slots),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-        )
+        return sample_tokens(logits_NV, self._uniforms.take(rows.slots), sampling)
 
     def _leave(self) -> None:
         """Remove finished rows, and the prompts that no row needs any more."""

@@ -149,32 +149,19 @@ def write(
     """
     streams = _streams(prompt_ids, num_samples, seed)
     prompts = [ids for ids in prompt_ids for _ in range(num_samples)]  # of each row
-    if not (use_engine and unsupported_reason(policy.model, FastPart.DECODING) is None):
-        return _by_transformers(
-            policy, prompts, streams, max_completion_tokens, sampling, batch_size, progress, ended
+    if use_engine and unsupported_reason(policy.model, FastPart.DECODING) is None:
+        chat = policy.chat
+        engine = Engine(
+            policy.model, stop_ids=chat.stop_ids, pad_id=chat.pad_id, max_rows=batch_size
         )
-    chat = policy.chat
-    engine = Engine(policy.model, stop_ids=chat.stop_ids, pad_id=chat.pad_id, max_rows=batch_size)
-    uniforms = None
-    if sampling is not None and streams:
-        uniforms = uniforms_of(streams, max_completion_tokens)
-    written = engine.complete(
-        prompts, 1, max_completion_tokens, sampling, uniforms, progress, ended
-    )
-    return [ids for [ids] in written]
-
-
-def _by_transformers(
-    policy: Policy,
-    prompts: list[list[int]],
-    streams: list[int],
-    max_completion_tokens: int,
-    sampling: Sampling | None,
-    batch_size: int,
-    progress: Progress | None,
-    ended: Ended | None,
-) -> list[list[int]]:
-    """The ids of each row, written by transformers, one batch after another."""
+        uniforms = None
+        if sampling is not None and streams:
+            uniforms = uniforms_of(streams, max_completion_tokens)
+        completed = engine.complete(
+            prompts, 1, max_completion_tokens, sampling, uniforms, progress, ended
+        )
+        return [ids for [ids] in completed]
+    # By transformers, one batch after another.
     written: list[list[int]] = [[] for _ in prompts]
     lengths = [len(ids) for ids in prompts]
     before: list[list[int]] = []  # ids of the rows in batches that have ended
@@ -242,13 +229,7 @@ class _Sampler(LogitsProcessor):
         self.sampling = sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        chosen = sample_tokens(
-            scores,
-            self.uniforms[:, self.position],
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            top_k=self.sampling.top_k,
-        )
+        chosen = sample_tokens(scores, self.uniforms[:, self.position], self.sampling)
         self.position += 1
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 

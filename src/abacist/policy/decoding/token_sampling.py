@@ -47,24 +47,19 @@ class Sampling:
 
 
 def sample_tokens(
-    logits_NV: torch.Tensor,
-    uniforms_N: torch.Tensor,
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float | None = None,
+    logits_NV: torch.Tensor, uniforms_N: torch.Tensor, sampling: Sampling
 ) -> torch.Tensor:
     """One token id per row of ``logits_NV``, sampled at its number in ``uniforms_N``, in [0, 1).
 
     The result [N] is the first token whose cumulative probability exceeds the number. The
-    distribution is that of ``torch.multinomial``.
+    distribution is that of ``torch.multinomial``. A repetition penalty is not applied here.
     """
+    top_p, top_k, min_p = sampling.top_p, sampling.top_k, sampling.min_p
     logits_NV = logits_NV.float()
     if top_p >= 1 and top_k <= 0 and not min_p and decode.supports(logits_NV):
-        return decode.sample(logits_NV, uniforms_N, temperature)
-    if temperature != 1:
-        logits_NV = logits_NV / temperature
+        return decode.sample(logits_NV, uniforms_N, sampling.temperature)
+    if sampling.temperature != 1:
+        logits_NV = logits_NV / sampling.temperature
     if 0 < top_k < logits_NV.shape[-1]:
         smallest_kept = logits_NV.topk(top_k, dim=-1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < smallest_kept, -torch.inf)
