@@ -160,8 +160,11 @@ class _LastPart(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        parts = (torch.zeros_like(x) if x.grad is None else x.grad for x in ctx.parts)
-        return torch.cat([*parts, grad]), None
+        return torch.cat([*map(_gradient, ctx.parts), grad]), None
+
+
+def _gradient(part: Tensor) -> Tensor:
+    return torch.zeros_like(part) if part.grad is None else part.grad
 
 
 def _joined(batch: Mapping[str, Any], kind: str) -> Tensor:

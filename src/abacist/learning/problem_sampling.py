@@ -264,7 +264,7 @@ def sampler_for(trainer: Any) -> SolveRateSampler | None:
         )
     labelled = "difficulty" in rows.column_names
     return SolveRateSampler(
-        rows["problem_id"],
+        list(rows["problem_id"]),  # a column of a data set is slow to index
         rows["difficulty"] if labelled else [None] * len(rows),
         problems_per_batch=args.generation_batch_size // trainer.num_generations,
         copies=trainer.num_generations,
