@@ -26,7 +26,7 @@ define install
 endef
 # One thread a worker: faster than two workers fighting over the cores, and deterministic.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
-CODE    = $(wildcard src tests bench)
+CODE    = $(wildcard src tests bench tools)
 
 .PHONY: help install demo check lint types test test-quick bench soak real tiny clean
 
@@ -73,7 +73,7 @@ real: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --durations=0 $(ARGS)
 
 tiny: install
-	$(BIN)/python -m abacist.learning.warmstart $(ARGS)
+	$(BIN)/python tools/warmstart.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info

@@ -24,7 +24,7 @@ from typing import Any
 from abacist.learning import train as training
 from abacist.learning.config import load_config
 from abacist.learning.health.guard import Guard
-from abacist.learning.resume import exactstate
+from abacist.learning.resume import training_state
 from abacist.learning.resume.resumable import ResumableTrainer
 from abacist.learning.trainer import GRPOTrainer
 from abacist.view.live import Live
@@ -66,7 +66,7 @@ def measure(steps: int, run: Path) -> dict[str, Any]:
     """Make the run and return the seconds and shares of its parts."""
     watch = Stopwatch()
     watch.watch(ResumableTrainer, "_save_checkpoint", "checkpoints")
-    watch.watch(exactstate, "capture", "state after every step")
+    watch.watch(training_state, "capture", "state after every step")
     for name in sorted(vars(Guard)):
         if name.startswith("on_"):
             watch.watch(Guard, name, "health checks")

@@ -14,37 +14,22 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abacist.learning.arguments import GRPOConfig
-    from abacist.learning.train import train
-    from abacist.learning.trainer import GRPOTrainer
-    from abacist.proof.comparison.compare import compare
-    from abacist.proof.evaluate import evaluate
-    from abacist.records.rollout import Rollout
-    from abacist.task.answers import same_answer
-    from abacist.task.audit.audit import audit
-    from abacist.task.problems import Problem, load_problems
-    from abacist.task.reply import parse_reply
-    from abacist.task.rewards import correctness, integer, soft_format, strict_format, xml_count
-
-__all__ = [
-    "GRPOConfig",
-    "GRPOTrainer",
-    "Problem",
-    "Rollout",
-    "__version__",
-    "audit",
-    "compare",
-    "correctness",
-    "evaluate",
-    "integer",
-    "load_problems",
-    "parse_reply",
-    "same_answer",
-    "soft_format",
-    "strict_format",
-    "train",
-    "xml_count",
-]
+    from abacist.learning.arguments import GRPOConfig as GRPOConfig
+    from abacist.learning.train import train as train
+    from abacist.learning.trainer import GRPOTrainer as GRPOTrainer
+    from abacist.proof.comparison.compare import compare as compare
+    from abacist.proof.evaluate import evaluate as evaluate
+    from abacist.records.rollout import Rollout as Rollout
+    from abacist.task.answers import same_answer as same_answer
+    from abacist.task.audit.audit import audit as audit
+    from abacist.task.problems import Problem as Problem
+    from abacist.task.problems import load_problems as load_problems
+    from abacist.task.reply import parse_reply as parse_reply
+    from abacist.task.rewards import correctness as correctness
+    from abacist.task.rewards import integer as integer
+    from abacist.task.rewards import soft_format as soft_format
+    from abacist.task.rewards import strict_format as strict_format
+    from abacist.task.rewards import xml_count as xml_count
 
 _HOME = {
     "GRPOConfig": "abacist.learning.arguments",
@@ -64,6 +49,7 @@ _HOME = {
     "train": "abacist.learning.train",
     "xml_count": "abacist.task.rewards",
 }
+__all__ = [*sorted(["__version__", *_HOME])]
 
 
 def __getattr__(name: str) -> Any:

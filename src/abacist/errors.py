@@ -11,6 +11,11 @@ Exit codes: 0 done, 1 failed (bad data, model, reward or run directory), 2 usage
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, for a one-line message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class AbacistError(Exception):
     """Something a person can mend. ``str(error)`` is the message, then the hint on its own line."""
 

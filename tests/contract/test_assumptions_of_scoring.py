@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import GRPOTrainer
 
 import lookalikes
-from abacist.policy import instances
+from abacist.policy import integrity
 from abacist.policy.families import FAMILIES, Family, FastPart, unsupported_reason
 from abacist.policy.loading import default_lora, load_policy
 from abacist.policy.scoring.attention_backend import AttentionBackend
@@ -140,7 +140,7 @@ def test_trl_asks_for_nothing_that_we_do_not_know_of() -> None:
 def test_variants_of_lora_are_told_by_the_attributes_we_read(model: Qwen2ForCausalLM) -> None:
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
     layer = wrapped.get_base_model().model.layers[0].self_attn.q_proj
-    assert type(layer) is instances.LoraLinear
+    assert type(layer) is integrity.LoraLinear
     assert layer.use_dora == {"default": False}
     assert not any(layer.lora_variant.values())
 

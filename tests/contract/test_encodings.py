@@ -15,7 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [
-    path for name in ("src", "tests", "bench") for path in sorted((ROOT / name).rglob("*.py"))
+    path
+    for name in ("src", "tests", "bench", "tools")
+    for path in sorted((ROOT / name).rglob("*.py"))
 ]
 
 # How a call is named, and at which place it takes its mode.

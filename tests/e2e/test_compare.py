@@ -34,7 +34,7 @@ def run_of(tmp_path: Path) -> Made:
     """Makes a finished run by what it replied after its training; returns its path."""
 
     def make(name: str, after: Sequence[str], **settings: object) -> str:
-        with RunDir.create(tmp_path / name, name=name) as run:
+        with RunDir.reserve(tmp_path / name, name=name) as run:
             run.write_manifest(build_manifest(seed=0, argv=[]))
             run.config_path.write_text(
                 yaml.safe_dump({"control": "none"} | settings), encoding="utf-8"

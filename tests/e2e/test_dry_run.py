@@ -47,7 +47,7 @@ def test_a_dry_run_says_what_it_found_and_writes_nothing(home: Path, capsys: Cap
     assert found["seconds"]["total"] > 0
     names = {part["name"] for part in found["memory"]["parts"]}
     assert {"weights", "adapter", "optimizer state", "gradients", "KV cache"} <= names
-    assert {"merged copy to decode with", "activations", "logits of a chunk"} <= names
+    assert {"copy of the weights to decode with", "activations", "logits of a chunk"} <= names
     probe = found["probe"]
     assert sum(probe["solved_histogram"]) == probe["problems"] == 6
     assert set(probe["mixed_predicted"]) == {"4", "8", "16", "32"}

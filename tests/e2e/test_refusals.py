@@ -14,7 +14,7 @@ from abacist.cli.main import main
 from abacist.errors import ModelError, UsageError
 from abacist.learning.config import load_config
 from abacist.learning.heldout import HeldoutEvaluation
-from abacist.learning.settingup import setting_up
+from abacist.learning.setup_checks import setting_up
 from abacist.records.provenance import MANIFEST_FORMAT, MANIFEST_VERSION
 from abacist.task.prompts import choose_shots
 from faults import fault

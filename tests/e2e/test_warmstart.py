@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from abacist.learning.warmstart import Plan, make_tokenizer, pretrain
 from abacist.policy.decoding.generation import generate
 from abacist.policy.loading import load_policy
 from abacist.policy.source import BUILT_IN_FOLDER
+from warmstart import Plan, make_tokenizer, pretrain
 
 LAB = Path(__file__).parents[2] / "docs" / "lab.md"
 FEW = Plan(short_steps=3, long_steps=2, habit_steps=2, batch_size=4, warmup_steps=1)

@@ -197,7 +197,7 @@ def test_a_models_own_sampling_defaults_are_gone_and_a_smaller_model_is_refused(
 
 
 def test_every_decision_is_explained(folder: Path) -> None:
-    said = dict(chat_of(folder).explain())
+    said = dict(chat_of(folder).notes)
     assert said["template"] == "the tokenizer's own" and said["stop tokens"] and said["pad token"]
 
 

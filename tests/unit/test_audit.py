@@ -272,8 +272,7 @@ def test_a_hang_is_ended_and_named() -> None:
 
     trial = Trial(hangs, limit_seconds=0.4)
     variants = list(layouts(PROBLEMS[0]))[:2]
-    texts, names = [one.text for one in variants], [one.name for one in variants]
-    assert trial.pay(texts, "q", {"answer": "1"}, names) == [None, None]
+    assert trial.pay(PROBLEMS[0], variants) == [None, None]
     assert not trial.is_usable
     assert [mishap.kind for mishap in trial.mishaps] == [MishapKind.HUNG] * 2
     assert "'hangs' was stopped" in trial.mishaps[0].message

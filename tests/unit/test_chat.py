@@ -136,9 +136,7 @@ def test_a_base_model_without_template_reads_plain_text_and_can_stop(
         "Question: What is 1 + 1?\nAnswer:\n2<|end_of_text|>\n\n"
         "Question: What is 5 + 7?\nAnswer:\n"
     )
-    assert ("template", "plain 'Question: … Answer:' text; the tokenizer has none") in (
-        chat.explain()
-    )
+    assert ("template", "plain 'Question: … Answer:' text; the tokenizer has none") in (chat.notes)
 
 
 def test_the_default_system_text_of_qwen_appears_only_when_none_is_given(
@@ -269,7 +267,7 @@ def test_a_spare_special_token_pads_where_none_was_made_for_it() -> None:
     only = small_tokenizer(eos_token="<end>")
     chat = Chat.guard(only)
     assert only.pad_token == "<end>"
-    assert ("pad token", "<end>, on the left; the only special token there is") in chat.explain()
+    assert ("pad token", "<end>, on the left; the only special token there is") in chat.notes
 
 
 def test_a_tokenizer_with_nothing_to_stop_at_is_refused() -> None:
@@ -296,7 +294,7 @@ def test_a_template_that_refuses_the_messages_is_named(lookalike: Fold) -> None:
 
 def test_every_decision_is_explained(chat_of: Callable[[str], Chat]) -> None:
     for kind in KINDS:
-        said = dict(chat_of(kind).explain())
+        said = dict(chat_of(kind).notes)
         assert {"template", "stop tokens", "pad token"} <= set(said)
         assert all(said.values())
 

@@ -21,6 +21,7 @@ from abacist.cli.doctor.machine import GIB, Finding, State, examine
 from abacist.cli.doctor.run import summarise
 from abacist.cli.main import main
 from abacist.errors import RunError
+from abacist.learning.dryrun import memory
 from abacist.learning.resume.checkpoints import seal
 from abacist.policy import source
 from abacist.records.provenance import build_manifest
@@ -116,15 +117,14 @@ def test_packages_outside_their_range_are_to_mend_unless_optional(
 def test_the_limit_of_a_container_counts_and_not_the_machine_below_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "CGROUP_LIMIT", tmp_path / "max")
-    monkeypatch.setattr(machine, "CGROUP_USED", tmp_path / "current")
-    memory = SimpleNamespace(available=50 * GIB, total=64 * GIB)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    has = SimpleNamespace(available=50 * GIB, total=64 * GIB)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: has)
     assert "50.0 GiB free of 64.0 GiB" in found(machine._memory).found
-    (tmp_path / "current").write_text(f"{GIB}\n", encoding="utf-8")
-    (tmp_path / "max").write_text("max\n", encoding="utf-8")
+    (tmp_path / "memory.current").write_text(f"{GIB}\n", encoding="utf-8")
+    (tmp_path / "memory.max").write_text("max\n", encoding="utf-8")
     assert "50.0 GiB free of 64.0 GiB" in found(machine._memory).found
-    (tmp_path / "max").write_text(f"{2 * GIB}\n", encoding="utf-8")
+    (tmp_path / "memory.max").write_text(f"{2 * GIB}\n", encoding="utf-8")
     finding = found(machine._memory)
     assert "1.0 GiB free of 2.0 GiB" in finding.found
     assert finding.state is State.MEND

@@ -79,7 +79,7 @@ def assembled(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     run = RunDir(tmp_path_factory.mktemp("run"))
     config.training.output_dir = str(run.path)
     judge = HeldoutEvaluation(config, task, run, Silent())
-    trainer = training.make_trainer(config, task, policy, rewards, run, judge, Silent())
+    trainer = training.make_trainer(policy, rewards, judge)
     return SimpleNamespace(config=config, task=task, policy=policy, trainer=trainer)
 
 
@@ -315,7 +315,7 @@ def test_the_rest_of_a_run_begins_at_its_checkpoint(tmp_path: Path) -> None:
 
     assert left(None) == {"measurements": 2}
     assert left("latest") == left(str(tmp_path)) == {"measurements": 2, "steps_done": 10}
-    greedy = SimpleNamespace(mean_completion_tokens=SimpleNamespace(value=40.0))
+    greedy = SimpleNamespace(figures={"completion_tokens": SimpleNamespace(value=40.0)})
     assert left(str(tmp_path / "checkpoint-4"), (greedy, None)) == {
         "measurements": 1, "steps_done": 4, "reply_tokens": 40.0,
     }  # fmt: skip

@@ -70,7 +70,7 @@ def test_the_five_rewards_are_paid_to_every_reply_and_averaged() -> None:
 def test_a_reply_that_uses_up_its_budget_is_not_stopped_and_one_without_words_is() -> None:
     found = evaluation(["word " * 60, SILENT, GOOD], max_completion_tokens=20)
     assert [mark.stopped for mark in found.marks] == [False, True, True]
-    assert found.mean_completion_tokens.value == pytest.approx(
+    assert found.figures["completion_tokens"].value == pytest.approx(
         sum(r.completion_tokens for r in found.rollouts) / 3
     )
 

@@ -274,7 +274,7 @@ PATHS: list[tuple[dict[str, Any], list[str]]] = [
 def test_every_part_that_is_not_used_is_said_with_its_reason(
     config: dict[str, Any], said: list[str], lookalike: Lookalike, tmp_path: Path
 ) -> None:
-    lines = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path, **config).paths()
+    lines = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path, **config).fast_path_report()
     assert lines[-len(said) :] == said
     assert [line.partition(":")[0] for line in lines[:2]] == ["rollouts", "CPU kernels"]
 
@@ -283,7 +283,7 @@ def test_without_kernels_the_reason_is_theirs(
     lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "unsupported_reason", lambda: "there is no compiler")
-    lines = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path).paths()
+    lines = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path).fast_path_report()
     assert "CPU kernels: not used (there is no compiler)" in lines
 
 

@@ -29,7 +29,7 @@ from transformers import (
 from abacist.policy.decoding.cache import Cache
 from abacist.policy.decoding.engine import Engine
 from abacist.policy.decoding.network import DecodingNetwork
-from abacist.policy.decoding.token_sampling import sample_tokens
+from abacist.policy.decoding.token_sampling import Sampling, sample_tokens
 from abacist.policy.kernels import build, decode, tree_attention
 
 pytestmark = pytest.mark.skipif(
@@ -264,7 +264,7 @@ def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int]) -> N
                 written += 1
             logits = network.head(states[-1])
             uniforms = torch.rand(45, dtype=torch.float64)
-            tokens = sample_tokens(logits, uniforms, temperature=1.0, top_p=1.0, top_k=0)
+            tokens = sample_tokens(logits, uniforms, Sampling())
             found.append([read, *states, logits, tokens])
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
@@ -391,7 +391,7 @@ def test_the_token_drawn_is_where_the_cumulated_probability_passes_the_uniform(
     assert (own > 0).all() and (uniforms <= after + 1e-5).all()
     assert (uniforms >= after - own - 1e-5).all()
     with without_kernels():
-        plain = sample_tokens(logits, uniforms, temperature=temperature, top_p=1.0, top_k=0)
+        plain = sample_tokens(logits, uniforms, Sampling(temperature))
     clear = (cumulated - uniforms[:, None]).abs().amin(dim=1) > 1e-5
     assert torch.equal(chosen[clear], plain[clear])
 
@@ -432,7 +432,7 @@ def test_of_logits_that_are_no_numbers_the_last_token_is_drawn_as_without_kernel
     for uniform in (0.0, 0.4, JUST_BELOW_1):
         with without_kernels():
             uniforms = torch.full((3,), uniform, dtype=torch.float64)
-            plain = sample_tokens(logits, uniforms, temperature=1.0, top_p=1.0, top_k=0)
+            plain = sample_tokens(logits, uniforms, Sampling())
         assert (drawn(logits, uniform) == 332).all() and (plain == 332).all()
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from abacist.learning import fasttrainer, micro_batch_fusion
+from abacist.learning import fast_trainer, micro_batch_fusion
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.scoring.packing import pack
 
@@ -225,7 +225,7 @@ def test_a_set_keeps_no_more_for_its_backward_than_stock_for_one_micro_batch(
 def test_no_forward_reads_more_tokens_than_stocks_padded_micro_batch(
     sizes: list[int], lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score, shares = fasttrainer.score, []
+    score, shares = fast_trainer.score, []
 
     def spied(model: Any, ids: Any, mask: Any, width: int, **options: Any) -> Any:
         if torch.is_grad_enabled():
@@ -233,7 +233,7 @@ def test_no_forward_reads_more_tokens_than_stocks_padded_micro_batch(
             shares.append(len(packing.token_ids) / (G * ids.shape[1]) if packing else 0.0)
         return score(model, ids, mask, width, **options)
 
-    monkeypatch.setattr(fasttrainer, "score", spied)
+    monkeypatch.setattr(fast_trainer, "score", spied)
     make(lookalike("qwen2.5-instruct"), tmp_path).train()
     assert len(shares) == len(sizes) < 8 and sum(sizes) == 8
     assert max(shares) <= 1.0

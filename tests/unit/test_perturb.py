@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from abacist.task.problems import Problem, load_problems, normalise_question
 from abacist.task.steps import equations, evaluate
 from abacist.task.variants.perturb import Refusal, perturb, perturb_all
-from abacist.task.variants.storynumbers import numerals, story_numbers
+from abacist.task.variants.story_numbers import numerals, story_numbers
 from abacist.task.variants.worked import read_steps
 from abacist.task.wordproblems import Step, Story, record, stories
 

@@ -25,10 +25,8 @@ from abacist.learning.health.rules import rate_out_of_band
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
-from abacist.policy.decoding import cache
 from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.kernels.decode import Packed
-from abacist.policy.scoring import head
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import RunDir
 from abacist.view.plantext import WIDTH, plan_text
@@ -93,7 +91,7 @@ class Assembled:
         trial = _trial_of(config, folder)
         judge = HeldoutEvaluation(trial, task, run, Silent())
         self.config, self.task = config, task
-        self.trainer: Any = make_trainer(trial, task, self.policy, rewards, run, judge, Silent())
+        self.trainer: Any = make_trainer(self.policy, rewards, judge)
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +146,6 @@ def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) 
     made = 4 * sum(product._packed.numel() for product in products)
     # Packed weights are filled up to whole panels.
     assert made == pytest.approx(memory._merged_copy_bytes(model.get_base_model()), rel=0.02)
-
-
-def test_the_constants_it_borrows_are_those_of_the_engine_and_the_head() -> None:
-    assert memory._PREFILL_TOKENS == cache._PREFILL_TOKENS
-    assert head._CHUNK_ELEMENTS == memory._LOGITS_AT_ONCE
 
 
 def test_the_parts_add_up_and_checkpointing_and_small_batches_need_less(tiny: Assembled) -> None:

@@ -347,7 +347,8 @@ def test_a_script_is_refused_too_and_the_run_says_on_what_it_trains(
     with pytest.raises(UsageError, match="train_replies 5 is more than the 4 replies"):
         make(GRPOTrainer, folder, tmp_path, train_replies=5)
     line = "training on 2 of 4 replies a group: those with the largest advantages"
-    assert make(GRPOTrainer, folder, tmp_path, train_replies=2).paths()[-1] == line
+    assert make(GRPOTrainer, folder, tmp_path, train_replies=2).fast_path_report()[-1] == line
     slow = make(GRPOTrainer, folder, tmp_path, train_replies=2, use_fast_path=False)
-    assert slow.paths()[-1] == f"{line} (TRL's path takes as long as for all)"
-    assert not any("training on" in line for line in make(GRPOTrainer, folder, tmp_path).paths())
+    assert slow.fast_path_report()[-1] == f"{line} (TRL's path takes as long as for all)"
+    on_all = make(GRPOTrainer, folder, tmp_path).fast_path_report()
+    assert not any("training on" in line for line in on_all)

@@ -79,9 +79,9 @@ def test_a_resume_with_another_state_is_told_from_an_exact_one(
     whole: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The comparison itself must be able to fail.
-    from abacist.learning.resume import exactstate
+    from abacist.learning.resume import training_state
 
-    monkeypatch.setattr(exactstate, "set_random_state", lambda saved: torch.manual_seed(7))
+    monkeypatch.setattr(training_state, "set_random_state", lambda saved: torch.manual_seed(7))
     case = by_name("lora")
     resumed = resume_from(case, model, whole, 2, tmp_path / "run", **STEPS)
     assert {"adapter_model.safetensors", "metrics.jsonl"} <= set(differences(whole, resumed))
@@ -301,14 +301,14 @@ def test_another_learning_rate_at_resume_takes_effect(
 def test_a_resumed_run_joins_its_wandb_run_and_the_next_run_of_the_process_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from abacist.learning.resume import exactstate
+    from abacist.learning.resume import training_state
 
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     monkeypatch.delenv("WANDB_RESUME", raising=False)
-    with exactstate.joined_trackers({"tracker": {"WANDB_RUN_ID": "abc"}}):
+    with training_state.joined_trackers({"tracker": {"WANDB_RUN_ID": "abc"}}):
         assert os.environ["WANDB_RUN_ID"] == "abc" and os.environ["WANDB_RESUME"] == "allow"
     assert "WANDB_RUN_ID" not in os.environ and "WANDB_RESUME" not in os.environ
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
-    with exactstate.joined_trackers({"tracker": {"WANDB_RUN_ID": "abc"}}):
+    with training_state.joined_trackers({"tracker": {"WANDB_RUN_ID": "abc"}}):
         assert os.environ["WANDB_RUN_ID"] == "mine"
     assert os.environ["WANDB_RUN_ID"] == "mine"

@@ -29,7 +29,7 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def finished_run(path: Path | None = None) -> Path:
-    with RunDir.create(path, name="tiny") as run:
+    with RunDir.reserve(path, name="tiny") as run:
         run.write_manifest(build_manifest(seed=1, argv=["abacist", "train"]))
     return run.path
 
@@ -61,7 +61,7 @@ def test_the_default_directory_is_new_for_every_run() -> None:
 @pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "/etc", "a\0b", "-rf", "a b", ".x"])
 def test_a_run_name_cannot_leave_the_runs_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be named"):
-        RunDir.create(None, name=name)
+        RunDir.reserve(None, name=name)
     assert contents(tmp_path) == set()
 
 
@@ -69,7 +69,7 @@ def test_an_empty_directory_may_be_used_and_a_used_one_may_not() -> None:
     Path("out").mkdir()
     path = finished_run(Path("out"))
     with pytest.raises(RunError, match=r"not empty(.|\n)*--overwrite"):
-        RunDir.create(path, name="tiny")
+        RunDir.reserve(path, name="tiny")
     assert contents(path) == {"manifest.json"}
 
 
@@ -80,7 +80,8 @@ def test_overwrite_clears_a_run_of_ours() -> None:
     Path("outside").mkdir()
     Path("outside/kept").touch()
     (path / "link").symlink_to(Path("outside").resolve(), target_is_directory=True)
-    with RunDir.create(path, name="tiny", overwrite=True):
+    with RunDir.reserve(path, name="tiny", overwrite=True) as run:
+        run.clear()
         assert contents(path) == {"run.lock"}
     assert Path("outside/kept").exists()
 
@@ -94,7 +95,7 @@ def test_overwrite_never_touches_what_is_not_a_run(manifest: str | None) -> None
         (stranger / "manifest.json").write_text(manifest, encoding="utf-8")
     before = contents(stranger)
     with pytest.raises(RunError, match="does not look like a run"):
-        RunDir.create(stranger, name="tiny", overwrite=True)
+        RunDir.reserve(stranger, name="tiny", overwrite=True)
     assert contents(stranger) == before
 
 
@@ -104,16 +105,16 @@ def test_overwrite_never_clears_the_directory_one_stands_in(
     path = finished_run(Path("out"))
     monkeypatch.chdir(path)
     with pytest.raises(RunError, match="working directory"):
-        RunDir.create(Path("."), name="tiny", overwrite=True)
+        RunDir.reserve(Path("."), name="tiny", overwrite=True)
     assert contents(Path(".")) == {"manifest.json"}
 
 
 def test_a_file_in_the_way_is_a_clear_error() -> None:
     Path("out").write_text("a file", encoding="utf-8")
     with pytest.raises(RunError, match="cannot make the run directory"):
-        RunDir.create(Path("out"), name="tiny")
+        RunDir.reserve(Path("out"), name="tiny")
     with pytest.raises(RunError, match="cannot make the run directory"):
-        RunDir.create(Path("out/below"), name="tiny")
+        RunDir.reserve(Path("out/below"), name="tiny")
 
 
 def test_a_crash_before_the_manifest_does_not_block_the_directory() -> None:
@@ -154,7 +155,7 @@ def test_a_second_live_process_is_refused_and_a_killed_one_leaves_the_way_free()
         with pytest.raises(RunError, match=f"process {process.pid} on .* is writing this run"):
             RunDir.open(path).lock()
         with pytest.raises(RunError, match="is writing this run"):
-            RunDir.create(path, name="tiny", overwrite=True)
+            RunDir.reserve(path, name="tiny", overwrite=True)
         assert (path / "manifest.json").exists()
     finally:
         process.kill()
@@ -237,7 +238,7 @@ def test_the_manifest_says_what_made_the_run_and_opens_again() -> None:
     manifest = build_manifest(
         seed=7, argv=["abacist", "train", "--hub_token", "abc"], problems=[PROBLEM], source="x"
     )
-    with RunDir.create(None, name="tiny") as run:
+    with RunDir.reserve(None, name="tiny") as run:
         run.write_manifest(manifest)
     assert RunDir.open(run.path).read_manifest() == manifest
     assert manifest["seed"] == 7

@@ -31,9 +31,9 @@ from transformers import (
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from abacist.policy import instances
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import build, tree_attention
+from abacist.policy.model_parts import base_of
 from abacist.policy.scoring import score as scoring
 from abacist.policy.scoring.head import score_tokens
 from abacist.policy.scoring.packing import pack
@@ -304,7 +304,7 @@ def test_bfloat16_gradients_are_as_near_to_float32_as_those_of_stock(
 
 
 def _patched_again(model: Any) -> Any:
-    causal = instances.base_of(model)
+    causal = base_of(model)
     causal.__dict__.pop("forward", None)
     add_fused_lm_head(causal, temperature=TEMPERATURE, outputs=("log_probs", "entropy"))
     return model

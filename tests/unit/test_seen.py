@@ -56,7 +56,7 @@ def a_run(
 ) -> Path:
     """A finished run on ``data``, with or without a record of what it has seen."""
     settings = {"dataset_name": str(data), "eval_steps": 1, "seed": 0} | settings
-    with RunDir.create(folder, name="r") as run:
+    with RunDir.reserve(folder, name="r") as run:
         run.config_path.write_text(yaml.safe_dump(settings), encoding="utf-8")
         task = load_task(load_config(None, str(run.config_path), []))
         used = [*task.train, *task.selection, *task.heldout]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from abacist.learning.resume.resuming import SAMPLED_VALUES, _spread, fingerprints
-from abacist.policy.decoding.engine import Engine, Sampling
-from abacist.policy.decoding.token_sampling import sample_tokens
+from abacist.policy.decoding.engine import Engine
+from abacist.policy.decoding.token_sampling import Sampling, sample_tokens
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy
@@ -181,7 +181,7 @@ def test_uniforms_is_shared_out_over_a_whole_vocabulary_and_never_beyond_what_is
     logits = torch.zeros(1, VOCABULARY)
     logits[:, possible:] = -torch.inf
     uniforms = torch.tensor([0.0, 1e-9, 0.25, 0.5, 0.999999, 1 - 2**-30, 1 - 2**-53]).double()
-    drawn = sample_tokens(logits.expand(7, -1), uniforms, temperature=1.0, **options)
+    drawn = sample_tokens(logits.expand(7, -1), uniforms, Sampling(**options))
     expected = (uniforms * possible).floor().clamp(max=possible - 1)
     assert ((drawn - expected).abs() <= 1).all()
     assert drawn[-1] == possible - 1
@@ -196,7 +196,7 @@ def test_each_rare_token_behind_a_sure_one_is_drawn_by_uniforms_of_its_own(
     logits[0, 0] = 0.0
     wanted = torch.arange(100_000, 100_032)
     uniforms = (1 + (wanted.double() - 0.5) * rare) / (1 + (VOCABULARY - 1) * rare)
-    drawn = sample_tokens(logits.expand(32, -1), uniforms, temperature=1.0, **options)
+    drawn = sample_tokens(logits.expand(32, -1), uniforms, Sampling(**options))
     assert (drawn.diff() == 1).sum() >= 28
     assert (drawn - wanted).abs().max() <= 120  # the rounding of the sure one's own weight
 

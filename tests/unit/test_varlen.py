@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import modeling_flash_attention_utils
 
 import flashkernels
-from abacist.policy import instances
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.kernels import tree_attention
+from abacist.policy.model_parts import base_of
 from abacist.policy.scoring import attention_backend
 from abacist.policy.scoring.attention_backend import (
     AttentionBackend,
@@ -58,7 +58,7 @@ class Serving:
     def model(self, *args: Any, **kwargs: Any) -> Any:
         model = make(*args, **kwargs)
         # Past transformers' own check for the package.
-        instances.base_of(model).config._attn_implementation_internal = self.implementation
+        base_of(model).config._attn_implementation_internal = self.implementation
         return model
 
 
@@ -94,7 +94,7 @@ def test_values_and_gradients_are_those_of_stock_trl(
 
 def _with_stock_forward(model: Any) -> Any:
     """Ours attends by the stand-in; TRL's own forward, which is compared with, by PyTorch."""
-    config = instances.base_of(model).config
+    config = base_of(model).config
     implementation = config._attn_implementation
     plain: Callable[..., Any] = model.forward
 

@@ -6,7 +6,7 @@ Exit code 0 where the rewards are sound, warnings included; 3 where they are not
 from __future__ import annotations
 
 from abacist.cli import console
-from abacist.cli.flags import Parser, positive
+from abacist.cli.flags import Parser, add_column_flags, positive
 
 NOT_SOUND = 3
 
@@ -16,7 +16,7 @@ def run(argv: list[str]) -> int:
     options = _parser().read(argv)
     with console.stdout_for(result_only=options.json) as stdout:
         from abacist.task.audit.audit import audit
-        from abacist.task.problems import load_problems
+        from abacist.task.problems import load_problems, reading_options
         from abacist.task.rewards import load_reward_funcs
         from abacist.view.audit import audit_text
         from abacist.view.live import Live
@@ -27,12 +27,7 @@ def run(argv: list[str]) -> int:
             # Every train row of a data set: nothing is learned here that could leak.
             split="train" if options.dataset_name == "generated" else "all",
             limit=options.limit,
-            question_column=options.question_column,
-            answer_column=options.answer_column,
-            decimal_mark=options.decimal_mark,
-            dataset_config=options.dataset_config,
-            train_split=options.dataset_train_split,
-            skip_bad_rows=options.skip_bad_rows,
+            **reading_options(vars(options)),
         )
         with Live() as watcher:
             found = audit(
@@ -72,13 +67,9 @@ def _parser() -> Parser:
     data.add_argument("--dataset_name", default="generated", metavar="DATA",
                       help="generated, a Hub id, a folder, or a JSONL, CSV or Parquet file"
                       )  # fmt: skip
-    data.add_argument("--dataset_config", metavar="NAME", help="its configuration on the Hub")
+    add_column_flags(data)
     data.add_argument("--dataset_train_split", default="train", metavar="NAME",
                       help="the split to read (train)")  # fmt: skip
-    data.add_argument("--question_column", default="question", metavar="NAME")
-    data.add_argument("--answer_column", default="answer", metavar="NAME")
-    data.add_argument("--decimal_mark", choices=("auto", "point", "comma"), default="auto",
-                      help="how bare golds are written: 3.5 or 3,5")  # fmt: skip
     data.add_argument("--skip_bad_rows", action="store_true", help="leave unusable rows out")
     data.add_argument("--limit", type=positive, metavar="N", help="at most so many problems")
     parser.add_argument("--max_seconds", type=positive, default=300, metavar="N",

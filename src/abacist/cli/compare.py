@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abacist.cli import console
-from abacist.cli.flags import Parser, not_negative, positive
+from abacist.cli.flags import Parser, count, not_negative
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _closing(better: bool, options: Namespace) -> str:
 
 
 def _of_pair(options: Namespace) -> Result:
-    from abacist.proof.comparison.gate import examples_json, pair_gate
+    from abacist.proof.comparison.gate import pair_gate
     from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
     from abacist.view.comparison import control_blocks, pair_page
 
@@ -94,7 +94,7 @@ def _of_pair(options: Namespace) -> Result:
         "a": a.name,
         "b": b.name,
         "comparison": gate.found.to_json(),
-        "examples": examples_json(gate.found, options.examples),
+        "examples": [one.to_json("a", "b") for one in gate.found.examples(options.examples)],
     }
     if (beside := gate.control) is not None:
         document["control"] = beside.to_json()
@@ -193,10 +193,6 @@ def _refuse_contradictions(options: Namespace) -> None:
         )
 
 
-def _shots(text: str) -> int:
-    return 0 if text == "0" else positive(text)
-
-
 def _parser() -> Parser:
     parser = Parser(
         "compare",
@@ -218,7 +214,7 @@ def _parser() -> Parser:
     parser.add_argument("--control", metavar="RUN",
                         help="a run on placebo rewards (abacist train --control random): B must "
                         "beat it too")  # fmt: skip
-    parser.add_argument("--shots", nargs="+", type=_shots, metavar="N",
+    parser.add_argument("--shots", nargs="+", type=count, metavar="N",
                         help="measure A's base and A with so many worked examples in the prompt; "
                         "results are kept in the run")  # fmt: skip
     parser.add_argument("--sampled", action="store_true",
@@ -231,7 +227,7 @@ def _parser() -> Parser:
                         "default they are left out, and counted")  # fmt: skip
     parser.add_argument("--at_least", type=not_negative, default=0.0, metavar="POINTS",
                         help="how much better B must surely be (0)")  # fmt: skip
-    parser.add_argument("--examples", type=_shots, default=3, metavar="N",
+    parser.add_argument("--examples", type=count, default=3, metavar="N",
                         help="problems to show with both replies (3)")  # fmt: skip
     parser.add_argument("--markdown", metavar="FILE", help="write the page there too, as Markdown")
     parser.add_argument("--json", action="store_true",

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from abacist.cli import console
-from abacist.cli.flags import Parser, add_loading_flags, not_negative, positive
+from abacist.cli.flags import (
+    Parser,
+    add_column_flags,
+    add_loading_flags,
+    count,
+    not_negative,
+    positive,
+)
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,17 +81,13 @@ def _parser() -> Parser:
     add = problems.add_argument
     add("--dataset_name", metavar="DATA", help="Hub id, folder, file, generated or gsm_symbolic "
         "(a run's own; tiny: generated; else openai/gsm8k)")  # fmt: skip
-    add("--dataset_config", metavar="NAME", help="its configuration on the Hub")
+    add_column_flags(problems)
     add("--split", choices=SPLITS, help="which part (a run's own data and generated: heldout; a "
         "file: all; else test)")  # fmt: skip
     add("--num_problems", type=positive, metavar="N", help="at most so many (all)")
     add("--include_seen", action="store_true", help="ask also what the run has seen in training: "
         "by default such problems are left out, and counted")  # fmt: skip
-    add("--perturb", type=_seed, metavar="SEED", help="the same problems with other numbers")
-    add("--question_column", default="question", metavar="NAME", help="(question)")
-    add("--answer_column", default="answer", metavar="NAME", help="(answer)")
-    add("--decimal_mark", choices=("auto", "point", "comma"), default="auto",
-        help="how bare golds are written: 3.5 or 3,5")  # fmt: skip
+    add("--perturb", type=count, metavar="SEED", help="the same problems with other numbers")
     add("--skip_bad_rows", action="store_true", help="leave out rows that cannot be read; rows "
         "without gold are kept and counted")  # fmt: skip
     prompt = parser.add_argument_group("prompt")
@@ -104,7 +107,7 @@ def _parser() -> Parser:
     add("--temperature", type=_above_zero, metavar="T", help="of the sampled ones (1)")
     add("--batch_size", type=positive, default=64, metavar="N", help="replies in work at a time "
         "(64); changes no figure in float32")  # fmt: skip
-    add("--seed", type=_seed, default=0, metavar="N", help="of sampling (0)")
+    add("--seed", type=count, default=0, metavar="N", help="of sampling (0)")
     result = parser.add_argument_group("result")
     add = result.add_argument
     add("--output_dir", type=Path, metavar="DIR", help="where it is kept (a new folder in the "
@@ -120,9 +123,3 @@ def _above_zero(text: str) -> float:
     if value == 0:
         raise ArgumentTypeError("0 is greedy, and the greedy reply is always asked for")
     return value
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)

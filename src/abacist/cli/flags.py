@@ -112,17 +112,31 @@ def add_loading_flags(parser: Parser) -> None:
         "never by default")  # fmt: skip
 
 
+def add_column_flags(group: argparse._ArgumentGroup) -> None:
+    """The flags that say where a data set's questions and golds are, and how they are written."""
+    group.add_argument("--dataset_config", metavar="NAME", help="its configuration on the Hub")
+    group.add_argument("--question_column", default="question", metavar="NAME", help="(question)")
+    group.add_argument("--answer_column", default="answer", metavar="NAME", help="(answer)")
+    group.add_argument("--decimal_mark", choices=("auto", "point", "comma"), default="auto",
+                       help="how bare golds are written: 3.5 or 3,5")  # fmt: skip
+
+
 def loading_options(options: argparse.Namespace) -> dict[str, Any]:
     """What ``load_policy`` takes, out of the flags of :func:`add_loading_flags`."""
     names = ("device", "dtype", "attn_implementation", "revision", "trust_remote_code")
     return {name: getattr(options, name) for name in names}
 
 
-def positive(text: str) -> int:
+def positive(text: str, least: int = 1) -> int:
     """A whole number of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    return positive(text, least=0)
 
 
 def not_negative(text: str) -> float:

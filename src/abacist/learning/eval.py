@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,10 @@ from abacist.proof.native import (
 )
 from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
-from abacist.records.provenance import data_fingerprint
+from abacist.records.provenance import data_fingerprint, package_versions
 from abacist.records.seen import Seen
 from abacist.task.golds import DecimalMark
-from abacist.task.problems import MADE_HERE, Problem, draw, load_problems
+from abacist.task.problems import MADE_HERE, Problem, draw, load_problems, reading_options
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
 from abacist.task.variants.perturb import perturb_all
 
@@ -99,7 +98,7 @@ class Data:
     source: str
     split: str
     perturbed: str = ""
-    columns: Mapping[str, Any] | None = None
+    reading: Mapping[str, Any] = field(default_factory=dict)
     overlap: Overlap = field(default_factory=Overlap)
 
     @property
@@ -229,7 +228,7 @@ def _name(text: str) -> str:
 
 def _asked(request: Request, data: Data, policy: Policy, prompting: Prompting) -> dict[str, Any]:
     """Everything the replies depend on; the batch size does not matter (in float32)."""
-    shots = (*prompting.shots.chosen, *prompting.shots.spares)
+    versions = package_versions()
     return {
         "model": request.model,
         "weights": _weights_fingerprint(request),
@@ -239,7 +238,7 @@ def _asked(request: Request, data: Data, policy: Policy, prompting: Prompting) -
         "problems": data_fingerprint(data.problems),
         "system_prompt": prompting.system_prompt,
         "num_shots": len(prompting.shots),
-        "shots": data_fingerprint(shots),
+        "shots": data_fingerprint(prompting.shots.all),
         "native_prompt": request.native_prompt,
         "prefill": request.prefill,
         "max_completion_length": prompting.max_completion_tokens,
@@ -248,14 +247,8 @@ def _asked(request: Request, data: Data, policy: Policy, prompting: Prompting) -
         "seed": request.seed,
         "date": policy.chat.date_string,
         **{choice.what: choice.value for choice in policy.choices},
-        "versions": {name: _version(name) for name in _VERSIONS},
+        "versions": {name: versions[name] for name in _VERSIONS},
     }
-
-
-def _version(package: str) -> str | None:
-    from abacist import __version__
-
-    return __version__ if package == "abacist" else version(package)
 
 
 def _weights_fingerprint(request: Request) -> str:
@@ -270,11 +263,7 @@ def _weights_fingerprint(request: Request) -> str:
 
 
 def _conditions(
-    request: Request,
-    data: Data,
-    policy: Policy,
-    prompting: Prompting,
-    form: NativeForm | None,
+    request: Request, data: Data, policy: Policy, prompting: Prompting, form: NativeForm | None
 ) -> dict[str, str]:
     """In words, what the numbers depend on beside model and problems."""
     notes = dict(policy.chat.notes)
@@ -315,12 +304,12 @@ def _ignored_defaults(request: Request, policy: Policy) -> str:
     revision = request.revision if policy.base_name == request.model else None
     path = find(policy.base_name, revision=revision).folder / "generation_config.json"
     own = read_json(path) if path.is_file() else {}
-    told = [f"{name} {own[name]:g}" for name in _SAMPLING_DEFAULTS if _is_number(own.get(name))]
+    told = [
+        f"{name} {own[name]:g}"
+        for name in _SAMPLING_DEFAULTS
+        if type(own.get(name)) in (int, float)
+    ]
     return f"; the checkpoint's own defaults are ignored: {', '.join(told)}" if told else ""
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None = None) -> Data:
@@ -334,18 +323,10 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
     default = GENERATED if request.model == BUILT_IN else DEFAULT_DATASET
     source = request.dataset_name or str(recorded.get("dataset_name", default))
     split = request.split or _default_split(source, is_own)
-    columns: dict[str, Any] = {
-        "question_column": request.question_column,
-        "answer_column": request.answer_column,
-        "decimal_mark": request.decimal_mark,
-        "dataset_config": request.dataset_config,
-        "skip_bad_rows": request.skip_bad_rows,
-    }
+    reading = reading_options(vars(request))
     limit = request.num_problems
     if is_own:
-        columns |= {name: recorded[name] for name in columns if name in recorded}
-        names = {"train_split": "dataset_train_split", "test_split": "dataset_test_split"}
-        columns |= {ours: recorded[name] for ours, name in names.items() if name in recorded}
+        reading |= reading_options(recorded)
         if split == "heldout":
             limit = limit or recorded.get("num_heldout_problems") or None
     # What is made on the spot is made in the number wanted, and a run's own held-out problems are
@@ -357,7 +338,7 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
         limit=limit if cut_first else None,
         seed=FIXED_SEED,
         keep_without_gold=True,
-        **columns,
+        **reading,
     )
     leave_out = not (request.include_seen or (is_own and split in ("train", "selection")))
     overlap = Overlap.of(problems, seen, leave_out=leave_out)
@@ -384,7 +365,7 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
                 f"{source}: none of {asked} problems could be given other numbers.",
                 "That needs worked solutions with calculator annotations, as GSM8K's.",
             )
-    return Data(problems, source, split, perturbed, columns, overlap)
+    return Data(problems, source, split, perturbed, reading, overlap)
 
 
 def _unseen(problems: list[Problem], overlap: Overlap, source: str) -> list[Problem]:
@@ -439,7 +420,7 @@ def _examples(request: Request, data: Data, wanted: str) -> list[Problem]:
         mark = request.decimal_mark
         return load_problems(request.shots_file, split="all", decimal_mark=mark)
     try:
-        return load_problems(data.source, split="train", **(data.columns or {}))
+        return load_problems(data.source, split="train", **data.reading)
     except DataError as error:
         raise DataError(
             f"No worked examples can be drawn: {error.message}",

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from abacist.errors import AbacistError, ModelError
+from abacist.errors import AbacistError
 from abacist.learning.config import Config, load_config
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.task import load_task
 from abacist.learning.tracking import Watcher, told_of
-from abacist.policy.loading import Policy, load_policy
+from abacist.policy.loading import load_policy
 from abacist.proof.comparison.alike import refuse_unlike
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
@@ -26,8 +26,7 @@ from abacist.proof.unfinished import EvaluationFolder, asked_in, says_how_to_go_
 from abacist.records.provenance import data_fingerprint
 from abacist.records.rundir import RunDir
 from abacist.task.custom_rewards import RewardFunc
-from abacist.task.problems import Problem
-from abacist.task.prompts import Shots, build_messages, system_text
+from abacist.task.prompts import Shots, system_text
 
 
 def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[int, Comparison]:
@@ -40,27 +39,24 @@ def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[i
     run = RunDir.open(path)
     own = {when: load_side(str(path), when).evaluation for when in (BEFORE, AFTER)}
     config = load_config(None, str(run.config_path), [])
-    found: dict[int, dict[str, Evaluation]] = {}
-    missing: dict[int, list[str]] = {}
-    for count in counts:
-        kept = {when: _kept(run, config, own[when], count, when) for when in own}
-        found[count] = {when: one for when, one in kept.items() if one is not None}
-        missing[count] = [when for when, one in kept.items() if one is None]
-    if any(missing.values()):
+    found = {
+        (count, when): kept
+        for count in counts
+        for when in own
+        if (kept := _kept(run, config, own[when], count, when)) is not None
+    }
+    if len(found) < len(own) * len(counts):
         run.lock()
         try:
             rewards = reported_rewards(config.settings, watcher.note, brought_in=run.path)
-            for when in (BEFORE, AFTER):
-                wanted = [count for count in counts if when in missing[count]]
-                if wanted:
-                    measured = _measure(run, config, own[when], wanted, when, rewards, watcher)
-                    for count, one in measured:
-                        found[count][when] = one
+            for when in own:
+                if missing := [count for count in counts if (count, when) not in found]:
+                    found |= _measure(run, config, own[when], missing, when, rewards, watcher)
         finally:
             run.release()
     control = config.script.control
     return {
-        count: compare(found[count][BEFORE], found[count][AFTER], control=control)
+        count: compare(found[count, BEFORE], found[count, AFTER], control=control)
         for count in counts
     }
 
@@ -88,7 +84,7 @@ def _measure(
     when: str,
     rewards: tuple[list[RewardFunc], list[float] | None],
     watcher: Watcher,
-) -> list[tuple[int, Evaluation]]:
+) -> dict[tuple[int, str], Evaluation]:
     name = config.model.model_name_or_path if when == BEFORE else str(run.path)
     watcher.stage(f"Measuring {'the base' if when == BEFORE else 'the trained policy'}: {name}")
     policy = load_policy(
@@ -98,15 +94,13 @@ def _measure(
         attn_implementation=config.model.attn_implementation,
         revision=config.model.model_revision if when == BEFORE else None,
     )
-    measured = []
+    measured = {}
     for count in counts:
         shots = _shots(config, count)
-        _refuse_too_long(policy, own, config, shots)
-        progress = told_of(watcher, f"{when} training, {count} shots")
         asked = {
             "model": name,
             "problems": data_fingerprint(own.problems),
-            "shots": data_fingerprint((*shots.chosen, *shots.spares)),
+            "shots": data_fingerprint(shots.all),
             "max_completion_length": own.settings.max_completion_tokens,
             "date": policy.chat.date_string,
             **{choice.what: choice.value for choice in policy.choices},
@@ -125,7 +119,7 @@ def _measure(
                 shots=shots,
                 max_completion_tokens=own.settings.max_completion_tokens,
                 batch_size=config.script.eval_batch_size,
-                progress=progress,
+                progress=told_of(watcher, f"{when} training, {count} shots"),
                 rewards=rewards[0],
                 reward_weights=rewards[1],
                 run_id=run.run_id,
@@ -133,7 +127,7 @@ def _measure(
             )
             evaluation.save(place)
             folder.finish()
-        measured.append((count, evaluation))
+        measured[count, when] = evaluation
     return measured
 
 
@@ -145,27 +139,6 @@ def _shots(config: Config, count: int) -> Shots:
         return load_task(config).shots
     finally:
         script.num_shots = chosen
-
-
-def _refuse_too_long(policy: Policy, own: Evaluation, config: Config, shots: Shots) -> None:
-    budget = own.settings.max_completion_tokens
-
-    def tokens(problem: Problem) -> int:
-        messages = build_messages(
-            problem.question,
-            system_prompt=system_text(config.script.system_prompt),
-            shots=shots,
-            problem_id=problem.problem_id,
-        )
-        return len(policy.chat.encode(messages))
-
-    longest = max(map(tokens, own.problems))
-    if longest + budget > policy.context_tokens:
-        raise ModelError(
-            f"With {len(shots)} examples a prompt takes {longest} tokens and a reply up to "
-            f"{budget}; the model's context holds {policy.context_tokens}.",
-            "Ask for fewer --shots.",
-        )
 
 
 def _folder(run: RunDir, count: int, when: str) -> Path:

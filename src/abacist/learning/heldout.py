@@ -17,13 +17,14 @@ from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 
 VERDICT_SAMPLES = 4
-# What `HeldoutEvaluation.selection` measures; `--metric_for_best_model` chooses among them.
-SELECTION_METRICS = (
-    "accuracy",
-    "any_format_accuracy",
-    "strict_format",
-    "mean_completion_tokens",
-)
+# What `HeldoutEvaluation.selection` measures, by the name of the figure; `--metric_for_best_model`
+# chooses among them.
+SELECTION_METRICS = {
+    "accuracy": "correct",
+    "any_format_accuracy": "any_format",
+    "strict_format": "strict",
+    "mean_completion_tokens": "completion_tokens",
+}
 
 
 @dataclass
@@ -55,13 +56,12 @@ class HeldoutEvaluation:
         self.watcher.stage(f"Measuring {when} training: {what}" + (f", {share}" if share else ""))
         tell = told_of(self.watcher, f"{when} training")
         rewards, weights = reported_rewards(self.config.settings, self.watcher.note)
+        how = {"split": "heldout", "rewards": rewards, "reward_weights": weights}
         greedy = self._evaluate(
             policy,
             heldout,
             lambda found: tell(found.before(VERDICT_SAMPLES * len(repeated))),
-            split="heldout",
-            rewards=rewards,
-            reward_weights=weights,
+            **how,
         )
         greedy.save(self.run.evals_dir / when)
         if fault := greedy.conditions.get("rewards"):
@@ -80,9 +80,7 @@ class HeldoutEvaluation:
                 policy,
                 repeated,
                 lambda found: tell(found.after(done)),
-                split="heldout",
-                rewards=rewards,
-                reward_weights=weights,
+                **how,
                 num_samples=VERDICT_SAMPLES,
                 temperature=1.0,
             )
@@ -94,13 +92,7 @@ class HeldoutEvaluation:
         """Greedy accuracy and format on the selection split, for ``--eval_steps``."""
         tell = told_of(self.watcher, "selection problems")
         found = self._evaluate(policy, self.task.selection, tell, split="selection", rewards=[])
-        measured = (
-            found.accuracy,
-            found.any_format_accuracy,
-            found.strict,
-            found.mean_completion_tokens,
-        )
-        return {name: one.value for name, one in zip(SELECTION_METRICS, measured, strict=True)}
+        return {name: found.figures[figure].value for name, figure in SELECTION_METRICS.items()}
 
     def _evaluate(
         self, policy: Policy, problems: list[Problem], progress: Progress, **how: Any

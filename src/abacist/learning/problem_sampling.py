@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class EpochSampler(RepeatSampler):
                 torch.randperm(self.num_samples, generator=self.generator)
 
 
+@dataclass(eq=False)
 class SolveRateSampler(Sampler[int]):
     """Indices of training problems in TRL's order: groups, batches, batches again.
 
@@ -82,34 +84,28 @@ class SolveRateSampler(Sampler[int]):
             there are any.
     """
 
-    def __init__(
-        self,
-        problem_ids: Sequence[str],
-        difficulties: Sequence[object],
-        *,
-        problems_per_batch: int,
-        copies: int = 1,
-        repeats: int = 1,
-        seed: int = 0,
-        fresh_fraction: float = 0.5,
-    ) -> None:
-        if len(set(problem_ids)) != len(problem_ids):
+    problem_ids: Sequence[str]
+    difficulties: Sequence[object]
+    _: KW_ONLY
+    problems_per_batch: int
+    copies: int = 1
+    repeats: int = 1
+    seed: int = 0
+    fresh_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if len(set(self.problem_ids)) != len(self.problem_ids):
             raise DataError(
                 "two training problems have the same problem_id",
                 "Give each its own, or use --problem_sampling uniform.",
             )
-        if problems_per_batch > len(problem_ids):
+        if self.problems_per_batch > len(self.problem_ids):
             raise DataError(
-                f"{len(problem_ids)} training problems do not fill a batch of {problems_per_batch}",
+                f"{len(self.problem_ids)} training problems do not fill a batch of "
+                f"{self.problems_per_batch}",
                 "Give more problems, or make the batch smaller.",
             )
-        self.problem_ids = list(problem_ids)
-        self.difficulties = [str(label) for label in difficulties]
-        self.problems_per_batch = problems_per_batch
-        self.copies = copies
-        self.repeats = repeats
-        self.seed = seed
-        self.fresh_fraction = fresh_fraction
+        self._labels = [str(label) for label in self.difficulties]
         self._index = {problem_id: at for at, problem_id in enumerate(self.problem_ids)}
         # [solved, tried], decayed; by index and by difficulty. A problem that was drawn and whose
         # outcomes are not known yet has [0, 0]: it is no longer fresh.
@@ -150,7 +146,7 @@ class SolveRateSampler(Sampler[int]):
             self._waiting.discard(index)
             for counts in (
                 self._problems.setdefault(index, [0.0, 0.0]),
-                self._pools.setdefault(self.difficulties[index], [0.0, 0.0]),
+                self._pools.setdefault(self._labels[index], [0.0, 0.0]),
             ):
                 counts[0] += is_solved
                 counts[1] += 1
@@ -158,7 +154,7 @@ class SolveRateSampler(Sampler[int]):
     def variance(self, index: int) -> float:
         """The expected p(1 - p) of a problem: between 0 (exclusive) and 1/4."""
         solved, tried = self._problems.get(index, (0.0, 0.0))
-        rate = self._pooled_rate(self.difficulties[index])
+        rate = self._pooled_rate(self._labels[index])
         right = PRIOR_OUTCOMES * rate + solved
         wrong = PRIOR_OUTCOMES * (1 - rate) + tried - solved
         total = right + wrong
@@ -268,7 +264,7 @@ def sampler_for(trainer: Any) -> SolveRateSampler | None:
         )
     labelled = "difficulty" in rows.column_names
     return SolveRateSampler(
-        rows["problem_id"],
+        list(rows["problem_id"]),  # a column of a data set is slow to index
         rows["difficulty"] if labelled else [None] * len(rows),
         problems_per_batch=args.generation_batch_size // trainer.num_generations,
         copies=trainer.num_generations,

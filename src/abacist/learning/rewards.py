@@ -29,7 +29,6 @@ from abacist.errors import RewardError, UsageError
 from abacist.learning.config import Config
 from abacist.learning.tracking import Watcher
 from abacist.task.audit.audit import audit
-from abacist.task.audit.conditions import columns_of
 from abacist.task.audit.findings import Kind
 from abacist.task.audit.gold_findings import gold_findings
 from abacist.task.audit.renderings import layouts
@@ -139,11 +138,7 @@ class RandomReward:
 
 
 def control_rewards(
-    control: str,
-    rewards: Sequence[RewardFunc],
-    weights: Sequence[float] | None,
-    *,
-    seed: int,
+    control: str, rewards: Sequence[RewardFunc], weights: Sequence[float] | None, *, seed: int
 ) -> tuple[list[RewardFunc], list[float] | None]:
     """The rewards, with their weights, that a run is paid by as this control.
 
@@ -224,9 +219,7 @@ def _always_fails(reward: Any, problems: Sequence[Problem]) -> str:
     said = ""
     for problem in problems[:NUM_TRIED_PROBLEMS]:
         trial = Trial(reward, MAX_SECONDS)
-        variants = list(layouts(problem))
-        texts, names = [one.text for one in variants], [one.name for one in variants]
-        trial.pay(texts, problem.question, columns_of(problem), names)
+        trial.pay(problem, list(layouts(problem)))
         failures = [one for one in trial.mishaps if one.kind is MishapKind.FAILED]
         if trial.is_usable or len(failures) < len(trial.mishaps):  # one that hangs may be slow only
             return ""

@@ -28,13 +28,14 @@ _OF_A_VERDICT = [when + kind for when in (BEFORE, AFTER) for kind in ("", f"-{SA
 
 def seen_in(task: Task, began_from: Path) -> Seen:
     """What a run of ``task`` sees, including what its first model ``began_from`` had seen."""
-    seen = Seen.of(
-        (problem.question for problem in task.train),
-        (problem.question for problem in task.selection),
-        (shot.question for shot in (*task.shots.chosen, *task.shots.spares)),
-    )
-    before = seen_by(began_from)
+    seen, before = _of_task(task), seen_by(began_from)
     return seen if before is None else seen | before
+
+
+def _of_task(task: Task, *, is_complete: bool = True) -> Seen:
+    splits = (task.train, task.selection, task.shots.all)
+    questions = ([problem.question for problem in problems] for problems in splits)
+    return Seen.of(*questions, is_complete=is_complete)
 
 
 def seen_by(model: Path) -> Seen | None:
@@ -127,12 +128,8 @@ def _reloaded(run: RunDir) -> Seen | None:
     except AbacistError:  # gone, moved, or no longer readable
         return None
     used = data_fingerprint([*task.train, *task.selection, *task.heldout])
-    return Seen.of(
-        (problem.question for problem in task.train),
-        (problem.question for problem in task.selection),
-        (shot.question for shot in (*task.shots.chosen, *task.shots.spares)),
-        is_complete=used == (manifest.get("data") or {}).get("sha256"),
-    )
+    recorded = (manifest.get("data") or {}).get("sha256")
+    return _of_task(task, is_complete=used == recorded)
 
 
 def _questions_drawn(run: RunDir) -> Iterator[str]:
@@ -167,7 +164,7 @@ def _shown_examples(run: RunDir) -> list[str]:
         shots = load_shots(run.shots_path)
     except AbacistError:
         return []
-    return [shot.question for shot in (*shots.chosen, *shots.spares)]
+    return [shot.question for shot in shots.all]
 
 
 def _began_from(run: Path) -> list[Path]:

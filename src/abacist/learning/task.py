@@ -7,12 +7,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from abacist.errors import DataError, ModelError
+from abacist.errors import DataError
 from abacist.learning.arguments import ScriptArguments
 from abacist.learning.config import Config
 from abacist.policy.loading import Policy
+from abacist.proof.evaluate import refuse_too_long
 from abacist.task.gist import gist_gold
-from abacist.task.problems import Problem, load_problems, normalise_question
+from abacist.task.problems import (
+    Problem,
+    load_problems,
+    normalise_question,
+    reading_options,
+)
 from abacist.task.prompts import Shots, choose_shots, load_shots, system_text, to_dataset_rows
 
 GENERATED_TRAIN_PROBLEMS = 4000
@@ -46,13 +52,7 @@ def load_task(config: Config) -> Task:
             limit=limit,
             # Held-out problems must not change with the training seed: runs are compared on them.
             seed=seed if split == "train" else 0,
-            question_column=script.question_column,
-            answer_column=script.answer_column,
-            decimal_mark=script.decimal_mark,
-            dataset_config=script.dataset_config,
-            train_split=script.dataset_train_split,
-            test_split=script.dataset_test_split,
-            skip_bad_rows=script.skip_bad_rows,
+            **reading_options(vars(script)),
         )
 
     limit = script.num_train_problems or (GENERATED_TRAIN_PROBLEMS if generated else None)
@@ -62,7 +62,7 @@ def load_task(config: Config) -> Task:
         problems = [replace(problem, answer=gist_gold(problem.answer)) for problem in problems]
     shots = _shots(script, problems, seed)
     # A file of examples may hold problems of the other splits, with their answers.
-    shown = {normalise_question(shot.question) for shot in (*shots.chosen, *shots.spares)}
+    shown = {normalise_question(shot.question) for shot in shots.all}
 
     def load_new(split: str, limit: int | None) -> list[Problem]:
         found = load(split, limit)
@@ -85,10 +85,9 @@ def _shots(script: ScriptArguments, problems: list[Problem], seed: int) -> Shots
     if script.shots_file is None:
         return choose_shots(problems, wanted, seed=seed)
     found = load_shots(Path(script.shots_file), decimal_mark=script.decimal_mark)
-    examples = [*found.chosen, *found.spares]
     if wanted != "0":
-        return choose_shots(examples, wanted, seed=seed)
-    choose_shots(examples, len(examples))  # raises where one of them cannot serve
+        return choose_shots(found.all, wanted, seed=seed)
+    choose_shots(found.all, len(found.all))  # raises where one of them cannot serve
     return found
 
 
@@ -123,13 +122,7 @@ def check_fit(config: Config, task: Task, policy: Policy) -> None:
             "Give more problems, or lower --per_device_train_batch_size or "
             "--gradient_accumulation_steps.",
         )
-    for row in task.rows([*task.train, *task.selection, *task.heldout]):
-        prompt_tokens = len(policy.chat.encode(row["prompt"]))
-        needed_tokens = prompt_tokens + config.max_completion_tokens
-        if needed_tokens > policy.context_tokens:
-            raise ModelError(
-                f"Problem {row['problem_id']} has a prompt of {prompt_tokens} tokens; with the "
-                f"{config.max_completion_tokens} of --max_completion_length that exceeds the "
-                f"model's context of {policy.context_tokens}.",
-                "Lower --max_completion_length or --num_shots.",
-            )
+    rows = task.rows([*task.train, *task.selection, *task.heldout])
+    problem_ids = [row["problem_id"] for row in rows]
+    prompt_lengths = [len(policy.chat.encode(row["prompt"])) for row in rows]
+    refuse_too_long(policy, problem_ids, prompt_lengths, config.max_completion_tokens)

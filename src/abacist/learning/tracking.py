@@ -12,12 +12,14 @@ import importlib.util
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from abacist.errors import first_line
 from abacist.policy.decoding.progress import Decoded, Progress
 
 _TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
@@ -41,20 +43,10 @@ class Watcher(Protocol):
 class Silent:
     """A watcher for callers who only want the result."""
 
-    def stage(self, name: str) -> None:
+    def _ignore(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def note(self, text: str) -> None:
-        pass
-
-    def step(self, metrics: Mapping[str, object]) -> None:
-        pass
-
-    def progress(self, done: float, total: float, label: str, words: str = "") -> None:
-        pass
-
-    def within_step(self, step: int, part: str, done: float, total: float, words: str) -> None:
-        pass
+    stage = note = step = progress = within_step = _ignore
 
 
 def told_of(watcher: Watcher, label: str) -> Progress:
@@ -66,13 +58,13 @@ def told_of(watcher: Watcher, label: str) -> Progress:
     return tell
 
 
+@dataclass(eq=False)
 class MetricsLog(TrainerCallback):
     """Appends every log to ``metrics.jsonl`` and ``timings.jsonl`` and tells the watcher."""
 
-    def __init__(self, metrics_path: Path, timings_path: Path, watcher: Watcher) -> None:
-        self.metrics_path = metrics_path
-        self.timings_path = timings_path
-        self.watcher = watcher
+    metrics_path: Path
+    timings_path: Path
+    watcher: Watcher
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
@@ -141,11 +133,6 @@ class ShieldedTracker(TrainerCallback):
             self.tracker = None
             self.warn(f"{self.name} failed and is left out from here on: {first_line(error)}")
             return None
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, for a one-line message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _forwarded(event: str) -> Callable[..., Any]:

@@ -28,12 +28,12 @@ from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.resume import resuming
-from abacist.learning.resume.exactstate import random_state, set_random_state
 from abacist.learning.resume.resuming import Run
 from abacist.learning.resume.stopping import StopNow, StopRequests
+from abacist.learning.resume.training_state import random_state, set_random_state
 from abacist.learning.rewards import load_rewards, refuse_hackable
 from abacist.learning.seen import seen_in
-from abacist.learning.settingup import LORA, refuse_unmatched_targets, setting_up, try_out
+from abacist.learning.setup_checks import LORA, refuse_unmatched_targets, setting_up, try_out
 from abacist.learning.task import Task, check_fit, load_task, split_lines
 from abacist.learning.tracking import (
     MetricsLog,
@@ -43,7 +43,7 @@ from abacist.learning.tracking import (
     shield_trackers,
 )
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy.kernels import build as kernels
+from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
 from abacist.proof.comparison.compare import compare
@@ -136,11 +136,11 @@ def _train_in(
         | {"control": config.script.control}
         | resuming.fingerprints(policy.model, rewards)
     )
-    made_of["versions"]["CPU kernels"] = kernels.description()
+    made_of["versions"]["CPU kernels"] = build.description()
     if is_resumed:
         made_of = resuming.checked_resumption(config, run, made_of, watcher)
     heldout = HeldoutEvaluation(config, task, run, watcher)
-    trainer = make_trainer(config, task, policy, rewards, run, heldout, watcher)
+    trainer = make_trainer(policy, rewards, heldout)
     if is_resumed:
         resuming.note_resumption(run, made_of, watcher)
     else:
@@ -155,7 +155,7 @@ def _train_in(
     known = resuming.measured_before(run, task.heldout) if is_resumed else None
     if checkpointing := gradient_checkpointing.decide(config, task, policy, trainer):
         watcher.note(f"  {checkpointing}")
-    paths = trainer.paths()
+    paths = trainer.fast_path_report()
     cost = tell_estimate(
         config, task, policy, trainer, watcher, **resuming.what_is_left(config, run, known)
     )
@@ -239,20 +239,13 @@ def load_trainable(config: Config) -> Policy:
     return policy
 
 
-def make_trainer(
-    config: Config,
-    task: Task,
-    policy: Policy,
-    rewards: list[Any],
-    run: RunDir,
-    heldout: HeldoutEvaluation,
-    watcher: Watcher,
-) -> GRPOTrainer:
+def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation) -> GRPOTrainer:
     """Our trainer around the policy, its LoRA, the rewards and everything that listens.
 
     Raises UsageError for whatever TRL, transformers or torch would refuse, now or at the first
     step, with the flag and their own words.
     """
+    config, task, run, watcher = heldout.config, heldout.task, heldout.run, heldout.watcher
     training = config.training
     given = training.chat_template_kwargs
     template: dict[str, Any] = given if isinstance(given, dict) else {}

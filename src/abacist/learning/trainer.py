@@ -2,8 +2,8 @@
 
 A script that imports this class instead of ``trl.GRPOTrainer`` and passes a plain
 ``trl.GRPOConfig`` gets the same mathematics faster: completions from our engine, log-probabilities
-from a forward that computes each prompt once (``learning.fasttrainer``). Its checkpoints are sound,
-and a resumed run is the same run (``learning.resume.resumable``).
+from a forward that computes each prompt once (``learning.fast_trainer``). Its checkpoints are
+sound, and a resumed run is the same run (``learning.resume.resumable``).
 What else is added is asked for: rollouts are kept when ``abacist.GRPOConfig.keep_rollouts`` says
 so, and ``evaluator`` replaces TRL's evaluation (sampled groups and their rewards) by held-out
 accuracy, measured as the verdict measures it.
@@ -125,9 +125,9 @@ class GRPOTrainer(ResumableTrainer):
         self._scored = None
         return output
 
-    def paths(self) -> list[str]:
-        """As ``FastTrainer.paths``, and on which replies of a group it trains, if not on all."""
-        lines = super().paths()
+    def fast_path_report(self) -> list[str]:
+        """As in ``FastTrainer``, and on which replies of a group it trains, if not on all."""
+        lines = super().fast_path_report()
         if (count := reply_selection.wanted(self.args)) is not None:
             is_ours = not any(line.startswith("training: TRL's path") for line in lines)
             lines.append(reply_selection.in_words(count, self.num_generations, is_ours))

@@ -55,7 +55,8 @@ class Chat:
     """A tokenizer with its template, stop tokens and padding settled.
 
     ``stop_ids`` are all tokens that end a completion; the one that closes the template's turn comes
-    first. ``pad_id`` may be one of them (Qwen), so recognise padding by length.
+    first. ``pad_id`` may be one of them (Qwen), so recognise padding by length. ``notes`` say what
+    was settled and why, as (what, why) pairs.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -211,10 +212,6 @@ class Chat:
         for holder in generation_config_holders(model):
             holder.generation_config = neutral
         model.config.get_text_config().pad_token_id = self.pad_id
-
-    def explain(self) -> list[tuple[str, str]]:
-        """What was settled and why, as (what, why) pairs."""
-        return list(self.notes)
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:

@@ -17,7 +17,7 @@ from transformers.modeling_flash_attention_utils import (
 )
 from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
-from abacist.errors import ModelError
+from abacist.errors import ModelError, first_line
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HALF = (torch.bfloat16, torch.float16)
@@ -144,8 +144,7 @@ def _hub_build_unsupported_reason() -> str | None:
     try:
         lazy_import_flash_attention(FLASH_ATTN_KERNEL_FALLBACK["flash_attention_2"])
     except Exception as error:  # no network, no build for this machine, a broken build
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"its build could not be downloaded from the Hub ({reason})"
+        return f"its build could not be downloaded from the Hub ({first_line(error)})"
     return None
 
 

@@ -30,10 +30,10 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from abacist.policy import instances
+from abacist.policy import integrity
 from abacist.policy.decoding import graphs
-from abacist.policy.instances import base_of, linears_of
 from abacist.policy.kernels import build
+from abacist.policy.model_parts import base_of, linears_of
 
 
 class FastPart(StrEnum):
@@ -85,7 +85,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 _FAMILY_OF = {family.causal_lm: family for family in FAMILIES}
-_LIBRARY_CODE = instances.LibraryCode(_FAMILY_OF)  # now, before a script can replace any of it
+_LIBRARY_CODE = integrity.LibraryCode(_FAMILY_OF)  # now, before a script can replace any of it
 
 # Their frequencies do not change with the length of the text.
 _FIXED_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
@@ -187,7 +187,7 @@ def unsupported_reason(model: Any, part: FastPart) -> str | None:
     return (
         lacks(base, part)
         or _unsupported_config(base, part)
-        or instances.difference(model, _LIBRARY_CODE, learns=support.gradients)
+        or integrity.difference(model, _LIBRARY_CODE, learns=support.gradients)
         or _unsupported_here(base, part)
     )
 
@@ -207,7 +207,7 @@ def unsupported_layer(layer: Any, dtype: torch.dtype) -> str | None:
     attention, mlp = layer.self_attn, layer.mlp
     if support.activations is not None and not _is_silu(mlp.act_fn):
         return f"its activation is {type(mlp.act_fn).__name__}"
-    if any(instances.is_changed(module) for module in layer.modules()):
+    if any(integrity.is_changed(module) for module in layer.modules()):
         return "one of its modules has a hook or a replaced forward"
     for linear in (
         *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
@@ -260,10 +260,12 @@ def compute_dtype_of(base: Any) -> torch.dtype:
     Weights in bfloat16 on a CPU are widened by our kernels, where every layer is fused.
     """
     weight = base.get_input_embeddings().weight
-    if _widens(weight) and lacks(base, FastPart.FUSED_LAYERS) is None:
-        if all(unsupported_layer(layer, torch.float32) is None for layer in base.model.layers):
-            return torch.float32
-    return compute_dtype(weight)
+    is_widened = (
+        _widens(weight)
+        and lacks(base, FastPart.FUSED_LAYERS) is None
+        and all(unsupported_layer(layer, torch.float32) is None for layer in base.model.layers)
+    )
+    return torch.float32 if is_widened else compute_dtype(weight)
 
 
 def may_be_widened(kind: type | None) -> bool:
@@ -392,7 +394,7 @@ def _unsupported_lora(layer: Any, support: Linears, dtype: torch.dtype) -> str |
         return "it has several active adapters"
     for name in names if not support.mixed_dtypes else ():
         inner, outer = layer.lora_A[name], layer.lora_B[name]
-        if any(type(x) is not nn.Linear or instances.is_changed(x) for x in (inner, outer)):
+        if any(type(x) is not nn.Linear or integrity.is_changed(x) for x in (inner, outer)):
             return "its adapter is not plain LoRA"
         if name in layer.lora_variant:
             return "it has a variant of LoRA (DoRA or another)"

@@ -172,9 +172,8 @@ def _rounded_by_bfloat16(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.glob("*.safetensors")):
         with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as stored:
-            found += [
-                name for name in stored.keys() if stored.get_slice(name).get_dtype() != "BF16"
-            ]
+            names = list(stored.keys())
+            found += [name for name in names if stored.get_slice(name).get_dtype() != "BF16"]
     return found
 
 

@@ -22,13 +22,7 @@ from abacist.policy.source import BUILT_IN
 from abacist.records.rollout import Rollout
 from abacist.records.rundir import RunDir, read_settings
 from abacist.records.seen import run_of
-from abacist.task.prompts import (
-    SYSTEM_PROMPT,
-    Shots,
-    build_messages,
-    load_shots,
-    system_text,
-)
+from abacist.task.prompts import SYSTEM_PROMPT, Shots, build_messages, load_shots, system_text
 from abacist.task.reply import parse_reply
 
 DEFAULT_COMPLETION_TOKENS = 512

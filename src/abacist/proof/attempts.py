@@ -54,10 +54,7 @@ def majority_at_each(marks: Sequence[Mark], golds: Mapping[str, str]) -> dict[st
 
 
 def _at_each(
-    name: str,
-    marks: Sequence[Mark],
-    figure: Callable[[int, Sequence[Mark]], float],
-    least: int = 1,
+    name: str, marks: Sequence[Mark], figure: Callable[[int, Sequence[Mark]], float], least: int = 1
 ) -> dict[str, Interval]:
     problems = list(by_problem(marks).values())
     counts = attempt_counts(min(map(len, problems), default=0))

@@ -85,7 +85,8 @@ def evaluate(
     conversations = [(native_messages or ours)(problem) for problem in problems]
     prompt_lengths = [len(policy.chat.encode(asked, prefill=prefill)) for asked in conversations]
     if parts is not None:  # hours may pass before the part with the longest prompt
-        _refuse_too_long(policy, problems, prompt_lengths, max_completion_tokens)
+        problem_ids = [problem.problem_id for problem in problems]
+        refuse_too_long(policy, problem_ids, prompt_lengths, max_completion_tokens)
     paying = _Paying(load_reward_funcs(["default"]) if rewards is None else rewards, reward_weights)
     kept = {} if parts is None else parts.read()
     waiting = [at for at, problem in enumerate(problems) if problem.problem_id not in kept]
@@ -185,16 +186,17 @@ def _refuse_unusable(problems: Sequence[Problem]) -> None:
         )
 
 
-def _refuse_too_long(
-    policy: Policy, problems: Sequence[Problem], prompt_lengths: Sequence[int], budget_tokens: int
+def refuse_too_long(
+    policy: Policy, problem_ids: Sequence[str], prompt_lengths: Sequence[int], budget_tokens: int
 ) -> None:
+    """Raise ModelError, with the problem, if the longest prompt and a reply exceed the context."""
     tokens, at = max((tokens, at) for at, tokens in enumerate(prompt_lengths))
     if tokens + budget_tokens > policy.context_tokens:
         raise ModelError(
-            f"Problem {problems[at].problem_id} has a prompt of {tokens} tokens; with the "
-            f"{budget_tokens} of --max_completion_length that exceeds the model's context of "
+            f"Problem {problem_ids[at]} has a prompt of {tokens} tokens; with the {budget_tokens} "
+            f"of --max_completion_length that exceeds the model's context of "
             f"{policy.context_tokens}.",
-            "Lower --max_completion_length or --num_shots.",
+            "Lower --max_completion_length or the number of worked examples.",
         )
 
 

@@ -110,28 +110,13 @@ class Evaluation:
         if self.format_consistency and self.answer_consistency:
             figures["format_consistency"] = self.format_consistency
             figures["answer_consistency"] = self.answer_consistency
-        figures["completion_tokens"] = self.mean_completion_tokens
+        figures["completion_tokens"] = mean_tokens(self.marks)
         return figures | {REWARD_PREFIX + name: mean for name, mean in self.rewards.items()}
 
     @property
     def accuracy(self) -> Interval:
         """The share of replies whose answer is right by our rule."""
         return self.figures["correct"]
-
-    @property
-    def any_format_accuracy(self) -> Interval:
-        """The share of replies whose last number is the gold, wherever it stands."""
-        return self.figures["any_format"]
-
-    @property
-    def strict(self) -> Interval:
-        """The share of replies in exactly the canonical layout."""
-        return self.figures["strict"]
-
-    @property
-    def structure_adherence(self) -> Interval:
-        """The share of replies in strict format that show their work."""
-        return self.figures["adheres"]
 
     @property
     def format_consistency(self) -> Interval | None:
@@ -175,11 +160,6 @@ class Evaluation:
             "replies_without_answer": sum(mark.number is None for mark in self.marks),
         }
 
-    @property
-    def mean_completion_tokens(self) -> Interval:
-        """The mean length of a reply, in tokens."""
-        return mean_tokens(self.marks)
-
     @cached_property
     def rewards(self) -> dict[str, Interval]:
         """The mean of each reward, over the replies to which it applied."""
@@ -198,11 +178,8 @@ class Evaluation:
 
     def by_answer_size(self) -> list[Row]:
         """A row for each magnitude of the right answer, smallest first."""
-
-        def size(problem: Problem) -> int:
-            return ANSWER_SIZES.index(answer_size_label(problem))
-
-        return rows(sorted(self.problems, key=size), self.marks, answer_size_label)
+        ordered = sorted(self.problems, key=lambda one: ANSWER_SIZES.index(answer_size_label(one)))
+        return rows(ordered, self.marks, answer_size_label)
 
     def by_structure(self) -> list[Row]:
         """A row for seen and one for unseen structures; none where structures are unknown."""

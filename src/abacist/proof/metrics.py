@@ -15,7 +15,7 @@ A problem without a gold is never right; :mod:`~abacist.proof.evaluation` counts
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
 
@@ -154,16 +154,9 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """The row, each interval as an object."""
-        intervals = {
-            "accuracy": self.accuracy,
-            "any_format": self.any_format,
-            "strict": self.strict,
-            "adherence": self.adherence,
-            "valid_steps": self.valid_steps,
-            "consistency": self.consistency,
-            "answer_consistency": self.answer_consistency,
-        }
-        shown = {name: found and found.to_json() for name, found in intervals.items()}
+        _, _, *intervals = (field.name for field in fields(self))
+        found = {name: getattr(self, name) for name in intervals}
+        shown = {name: interval and interval.to_json() for name, interval in found.items()}
         return {"label": self.label, "problems": self.n, **shown}
 
 

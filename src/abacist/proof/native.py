@@ -20,7 +20,6 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,7 @@ from abacist.task.golds import GOLD_MARK
 from abacist.task.problems import Problem
 from abacist.task.prompts import Message, Shots, build_messages
 from abacist.task.reply import TAGS, parse_reply
+from abacist.task.sentence_enum import SentenceEnum
 
 if TYPE_CHECKING:
     from abacist.policy.loading import Policy
@@ -54,24 +54,12 @@ _DIGIT = re.compile(r"\d")
 _NUMERAL = re.compile(r"[-−]?\$?[0-9]+(?:[.,][0-9]+)*")
 
 
-class NativeForm(StrEnum):
+class NativeForm(SentenceEnum):
     """How a kind of model is asked."""
 
-    CHAT = "chat"
-    COMPLETION = "completion"
-    BUILT_IN = "built-in"
-
-    @property
-    def sentence(self) -> str:
-        """The form in words, for a person."""
-        return _SENTENCES[self]
-
-
-_SENTENCES = {
-    NativeForm.CHAT: "the question, then: " + BOX_REQUEST,
-    NativeForm.COMPLETION: "running text, 'Question: … Answer: …', with worked examples",
-    NativeForm.BUILT_IN: "the question alone, as the built-in model was taught",
-}
+    CHAT = "chat", "the question, then: " + BOX_REQUEST
+    COMPLETION = "completion", "running text, 'Question: … Answer: …', with worked examples"
+    BUILT_IN = "built-in", "the question alone, as the built-in model was taught"
 
 
 def native_form(policy: Policy) -> NativeForm:
@@ -108,14 +96,12 @@ class NativePrompt:
         pairs = [
             message
             for shot in self.shots.for_question(problem.question, problem.problem_id)
-            for message in _as_written(shot)
+            for message in (
+                {"role": "user", "content": shot.question},
+                {"role": "assistant", "content": f"{shot.solution}\n{GOLD_MARK} {shot.answer}"},
+            )
         ]
         return [*pairs, *asked]
-
-
-def _as_written(shot: Problem) -> list[Message]:
-    answer = f"{shot.solution}\n{GOLD_MARK} {shot.answer}"
-    return [{"role": "user", "content": shot.question}, {"role": "assistant", "content": answer}]
 
 
 def right_in_own_form(text: str, gold: str | None) -> bool:

@@ -10,11 +10,7 @@ from typing import Any
 from abacist.records.seen import EXAMPLE, KINDS, SELECTION, TRAIN, Seen
 from abacist.task.problems import Problem
 
-_WORDS = {
-    TRAIN: "to train on",
-    SELECTION: "to follow its progress",
-    EXAMPLE: "as worked examples",
-}
+_WORDS = {TRAIN: "to train on", SELECTION: "to follow its progress", EXAMPLE: "as worked examples"}
 
 
 _INCOMPLETE = (

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -48,17 +48,9 @@ class Interval:
 
     def to_json(self) -> dict[str, float | int | str | None]:
         """The fields, with None for nan (JSON has no nan)."""
-        return {
-            "value": _or_none(self.value),
-            "low": _or_none(self.low),
-            "high": _or_none(self.high),
-            "n": self.n,
-            "method": self.method,
-        }
-
-
-def _or_none(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+        fields = asdict(self)
+        numbers = {name: fields[name] for name in ("value", "low", "high")}
+        return fields | {name: x if math.isfinite(x) else None for name, x in numbers.items()}
 
 
 def _unknown(method: str) -> Interval:

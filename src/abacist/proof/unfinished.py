@@ -8,7 +8,6 @@ so a folder with ``evaluation.json`` and without ``unfinished/`` is a finished e
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import signal
@@ -16,13 +15,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from abacist.errors import Interrupted, RunError
 from abacist.records.lock import LOCK_NAME, RunLock
 from abacist.records.rollout import Rollout, read_rollouts, write_rollouts
 from abacist.records.rundir import write_json
+from abacist.records.seen import read_object
+from abacist.task.sources import shown
 
 UNFINISHED, SAMPLED_FOLDER = "unfinished", "sampled"
 # A part is written at most so often. Each is a file that is read again when it is taken up.
@@ -186,12 +186,7 @@ class EvaluationFolder:
     def __enter__(self) -> EvaluationFolder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._lock.release()
 
 
@@ -219,19 +214,10 @@ def _is_ours(name: str) -> bool:
 
 def asked_in(path: Path) -> dict[str, Any] | None:
     """What the unfinished evaluation there asked for; None if there is none that can be read."""
-    try:
-        asked = json.loads((path / UNFINISHED / _ASKED).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return asked if isinstance(asked, dict) else None
+    return read_object(path / UNFINISHED / _ASKED) or None
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    told = [f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}" for name in names]
+    told = [f"{name} was {shown(before.get(name))}, now {shown(now.get(name))}" for name in names]
     return "; ".join(told[:4])
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"

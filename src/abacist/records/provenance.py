@@ -53,7 +53,7 @@ def build_manifest(
     return {
         "format": MANIFEST_FORMAT,
         "format_version": MANIFEST_VERSION,
-        "versions": {"python": platform.python_version()} | _package_versions(),
+        "versions": {"python": platform.python_version()} | package_versions(),
         "platform": platform.platform(),
         "git_commit": git_commit(),
         "seed": seed,
@@ -129,7 +129,8 @@ def scrub_argv(argv: Sequence[str]) -> list[str]:
     return [without_secrets(_SECRET_TEXT.sub(REDACTED, word)) for word in scrubbed]
 
 
-def _package_versions() -> dict[str, str | None]:
+def package_versions() -> dict[str, str | None]:
+    """The installed versions of :data:`RECORDED_PACKAGES`; None for one that is not installed."""
     versions: dict[str, str | None] = {}
     for name in RECORDED_PACKAGES:
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from abacist.errors import RunError
 from abacist.records.rundir import write_aside
+from abacist.task.sentence_enum import SentenceEnum
 
 SCHEMA_VERSION = 1
 REWARD_PREFIX = "reward_"
@@ -26,17 +26,12 @@ REWARD_PREFIX = "reward_"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class StopReason(StrEnum):
+class StopReason(SentenceEnum):
     """Why a reply ended where it did."""
 
-    STOPPED = "stopped"
-    LENGTH = "length"
-    EMPTY = "empty"
-
-    @property
-    def sentence(self) -> str:
-        """The reason in words, for a person."""
-        return _SENTENCES[self]
+    STOPPED = "stopped", "The model ended its reply itself."
+    LENGTH = "length", "The reply was cut off: its budget of tokens was used up."
+    EMPTY = "empty", "The model ended its reply before writing anything."
 
     @classmethod
     def of(cls, completion_ids: Sequence[int], stop_ids: Collection[int]) -> StopReason:
@@ -52,13 +47,6 @@ class StopReason(StrEnum):
         if written_tokens == 0:
             return cls.EMPTY
         return cls.STOPPED if ended else cls.LENGTH
-
-
-_SENTENCES = {
-    StopReason.STOPPED: "The model ended its reply itself.",
-    StopReason.LENGTH: "The reply was cut off: its budget of tokens was used up.",
-    StopReason.EMPTY: "The model ended its reply before writing anything.",
-}
 
 
 @dataclass(frozen=True, slots=True)

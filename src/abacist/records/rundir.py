@@ -15,7 +15,6 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from abacist.errors import RunError
@@ -28,7 +27,7 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class RunDir:
-    """One run on disk. Get one by :meth:`create` (new, and locked) or :meth:`open` (existing).
+    """One run on disk. Get one by :meth:`reserve` (new, and locked) or :meth:`open` (existing).
 
     ::
 
@@ -40,6 +39,13 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config_path = path / "config.yaml"  # the settings, complete: it runs again by them
+        self.shots_path = path / "shots.jsonl"  # the worked examples of its prompt, if it has any
+        self.manifest_path = path / "manifest.json"  # what made it: see `records.provenance`
+        self.metrics_path = path / "metrics.jsonl"  # an object a logged step
+        self.timings_path = path / "timings.jsonl"  # clock readings: all else can be byte-equal
+        self.rollouts_dir = path / "rollouts"  # every completion of the run, in Parquet files
+        self.evals_dir = path / "evals"  # a folder a measurement on held-out problems
         self._lock = RunLock(path)
         self._made: list[Path] = []  # folders made for it, which stay once something is in them
 
@@ -47,55 +53,6 @@ class RunDir:
     def run_id(self) -> str:
         """The name of the directory, which rollouts and metrics carry."""
         return self.path.resolve().name
-
-    @property
-    def config_path(self) -> Path:
-        """The settings, complete: it runs again as it stands."""
-        return self.path / "config.yaml"
-
-    @property
-    def shots_path(self) -> Path:
-        """The worked examples of its prompt, where it has any."""
-        return self.path / "shots.jsonl"
-
-    @property
-    def manifest_path(self) -> Path:
-        """What made the run: see ``records.provenance``."""
-        return self.path / "manifest.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object a logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def timings_path(self) -> Path:
-        """Times of day and durations, kept apart so that all else can be byte-equal."""
-        return self.path / "timings.jsonl"
-
-    @property
-    def rollouts_dir(self) -> Path:
-        """Every completion of the run, in Parquet files."""
-        return self.path / "rollouts"
-
-    @property
-    def evals_dir(self) -> Path:
-        """One file a measurement on held-out problems."""
-        return self.path / "evals"
-
-    @classmethod
-    def create(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir:
-        """A new, empty run directory, locked for this process; write its manifest first.
-
-        As :meth:`reserve`, then :meth:`clear`. Raises what they raise.
-        """
-        run = cls.reserve(output_dir, name=name, overwrite=overwrite)
-        try:
-            run.clear()
-        except BaseException:
-            run.release()
-            raise
-        return run
 
     @classmethod
     def reserve(cls, output_dir: Path | None, *, name: str, overwrite: bool = False) -> RunDir:
@@ -169,12 +126,7 @@ class RunDir:
     def __enter__(self) -> RunDir:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
@@ -264,8 +216,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _cannot_make(path: Path, why: str | None) -> RunError:
     return RunError(
-        f"{path}: cannot make the run directory ({why}).",
-        "Choose another place with --output_dir.",
+        f"{path}: cannot make the run directory ({why}).", "Choose another place with --output_dir."
     )
 
 

@@ -17,11 +17,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from abacist.errors import RewardError
@@ -284,8 +284,8 @@ class _Checked:
         if math.isfinite(number) and abs(number) < MAX_REWARD:
             return number
         raise RewardError(
-            f"The reward '{self.__name__}' returned {_short(repr(reward))} for sample {sample}, "
-            f"{_short(repr(completion_text(completions[sample])))}.",
+            f"The reward '{self.__name__}' returned {_short(repr(reward))} for "
+            f"{_sample(completions, sample)}.",
             f"Return a finite number (below {MAX_REWARD:g}), or None for 'not applicable'.",
         )
 
@@ -294,24 +294,28 @@ class _Checked:
     ) -> Exception:
         if isinstance(error, RewardError):
             return error
-        place = f"a batch of {len(completions)} samples"
-        if sample is not None:
-            place = f"sample {sample}, {_short(repr(completion_text(completions[sample])))}"
+        place = _sample(completions, sample) or f"a batch of {len(completions)} samples"
         return RewardError(
             f"The reward '{self.__name__}' raised {type(error).__name__} on {place}: {error}",
             "A reward must accept any text a model can write; return None where it does not apply.",
         )
 
     def _took_too_long(self, sample: int | None, completions: Sequence[Any]) -> RewardError:
-        place = f"a batch of {len(completions)} samples, though on none of them alone"
-        if sample is not None:
-            place = f"sample {sample}, {_short(repr(completion_text(completions[sample])))}"
+        batch = f"a batch of {len(completions)} samples, though on none of them alone"
+        place = _sample(completions, sample) or batch
         return RewardError(
             f"The reward '{self.__name__}' was stopped after {self.timeout_seconds:g} seconds: it "
             f"hangs on {place}.",
             "Bound what it does: a regular expression that backtracks, a request without a "
             "time-out. If it is only slow, raise --reward_timeout_seconds (0: no limit).",
         )
+
+
+def _sample(completions: Sequence[Any], sample: int | None) -> str:
+    """A completion for a message, by number and text; "" for None."""
+    if sample is None:
+        return ""
+    return f"sample {sample}, {_short(repr(completion_text(completions[sample])))}"
 
 
 def _own(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -428,3 +432,27 @@ async def _outcome(call: Awaitable[Any]) -> BaseException | None:
 
 def _short(text: str, limit: int = 160) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+def call_reward(
+    reward: Callable[..., Any],
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]],
+) -> list[float | None]:
+    """What a reward pays for each completion, called as TRL calls it; async ones are awaited."""
+    paid = reward(
+        prompts=prompts,
+        completions=completions,
+        completion_ids=completion_ids,
+        trainer_state=SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
+        log_extra=_ignore,
+        log_metric=_ignore,
+        **columns,
+    )
+    return list(asyncio.run(paid) if inspect.iscoroutine(paid) else paid)
+
+
+def _ignore(*values: Any, **named: Any) -> None:
+    """Stands in for TRL's logging callbacks."""

@@ -69,10 +69,7 @@ def int_reward_func(
 
 
 def correctness_reward_func(
-    prompts: Any = None,
-    completions: Sequence[Any] = (),
-    answer: Sequence[Any] = (),
-    **columns: Any,
+    prompts: Any = None, completions: Sequence[Any] = (), answer: Sequence[Any] = (), **columns: Any
 ) -> list[float]:
     """2.0 if the extracted answer is, as a string, the gold of the column ``answer``."""
     return [

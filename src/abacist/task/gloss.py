@@ -19,21 +19,16 @@ from decimal import Decimal
 from fractions import Fraction
 
 from abacist.task.answer_letters import letters_of
-from abacist.task.numerals import Number, as_number
+from abacist.task.numerals import NUMBER_WORDS, Number, as_number
 from abacist.task.steps import equations
 
 MAX_NUMBERS = 10  # of a gloss
 MAX_DIGITS = 40  # of each, where it is calculated with
 
-_TO_NINETEEN = """zero one two three four five six seven eight nine ten eleven twelve thirteen
-fourteen fifteen sixteen seventeen eighteen nineteen"""
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_WORDS = {word: number for number, word in enumerate(_TO_NINETEEN.split())}
-_NUMBER_WORDS |= {word: 10 * number for number, word in enumerate(_TENS.split(), start=2)}
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _OTHER_WORDS = {"half": "0.5", "twice": "2 *", "double": "2 *", "triple": "3 *", "dozen": "12"}
 
-_SIMPLE = "|".join(_NUMBER_WORDS)
+_SIMPLE = "|".join(NUMBER_WORDS)
 _SCALE = "|".join(("hundred", *_SCALES))
 _SIMPLE_WORD = re.compile(rf"\b(?:{_SIMPLE})\b", re.IGNORECASE)
 _IN_WORDS = re.compile(
@@ -138,7 +133,7 @@ def _as_numeral(found: re.Match[str]) -> str:
     value = _cardinal(re.findall("[a-z]+", found[0].lower()))
     if value is not None:
         return str(value)
-    return _SIMPLE_WORD.sub(lambda word: str(_NUMBER_WORDS[word[0].lower()]), found[0])
+    return _SIMPLE_WORD.sub(lambda word: str(NUMBER_WORDS[word[0].lower()]), found[0])
 
 
 def _cardinal(words: Sequence[str]) -> int | None:
@@ -155,7 +150,7 @@ def _cardinal(words: Sequence[str]) -> int | None:
                 return None
             below *= 100
         elif word != "and":
-            number = 1 if word in ("a", "an") else _NUMBER_WORDS[word]
+            number = 1 if word in ("a", "an") else NUMBER_WORDS[word]
             follows_tens = 0 < number < 10 and below % 100 >= 20 and below % 10 == 0
             if below % 100 and not follows_tens:
                 return None

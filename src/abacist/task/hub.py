@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from abacist.errors import first_line
+
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _DATASETS_VARIABLE = "HF_DATASETS_OFFLINE"
 _LOGIN = "run 'hf auth login' (or set HF_TOKEN)"
@@ -55,12 +57,12 @@ def fault(error: Exception, name: str, kind: str, revision: str | None = None) -
     if isinstance(error, HfHubHTTPError):
         return (
             f"'{name}' is not in the local cache, and the Hub ({constants.ENDPOINT}) would not "
-            f"send it: {_first_line(error)}",
+            f"send it: {first_line(error)}",
             f"Try again later, or look at {page}.",
         )
     return (
         f"'{name}' is not in the local cache, and the Hub ({constants.ENDPOINT}) cannot be "
-        f"reached: {_first_line(error)}",
+        f"reached: {first_line(error)}",
         "Check the network and the proxy (HTTPS_PROXY). Without a network, copy it to this "
         "machine and name its folder.",
     )
@@ -75,7 +77,3 @@ def offline(name: str, kind: str) -> tuple[str, str]:
         f"'{name}' is not in the local cache, and offline mode ({named}) forbids fetching it.",
         f"Unset {named} to download it, or name a folder on this machine.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

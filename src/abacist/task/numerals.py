@@ -26,6 +26,17 @@ MAX_EXPONENT_DIGITS = 9  # "1e999999999" is compared, and never written out
 MAX_HTML_TAGS = 1_000  # of a text; those beyond are left as they are
 MAX_OTHER_CHARS = 20  # of an integer numeral, beside its digits and commas
 
+_TO_NINETEEN = """zero one two three four five six seven eight nine ten eleven twelve thirteen
+fourteen fifteen sixteen seventeen eighteen nineteen"""
+TENS = {
+    word: 10 * number
+    for number, word in enumerate(
+        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2
+    )
+}
+NUMBER_WORDS = {word: number for number, word in enumerate(_TO_NINETEEN.split())} | TENS
+"""The numbers that are one word below a hundred."""
+
 _VULGAR_FRACTIONS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 _SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"
 _REPLACED = {

@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from abacist.errors import DataError, UsageError
 from abacist.task.golds import DECIMAL_MARKS, DecimalMark
@@ -35,6 +36,23 @@ _DEFAULT_CONFIGS = {"openai/gsm8k": "main", "gsm8k": "main"}
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _FILE_SUFFIX = re.compile(r".*\.(jsonl?|csv|parquet|arrow|txt|tsv|xlsx?|ods|gz|zip)", re.IGNORECASE)
+
+
+# What says how a source is read: the parameter of `load_problems`, and the setting of a run.
+_SETTINGS = {
+    "question_column": "question_column",
+    "answer_column": "answer_column",
+    "decimal_mark": "decimal_mark",
+    "dataset_config": "dataset_config",
+    "skip_bad_rows": "skip_bad_rows",
+    "train_split": "dataset_train_split",
+    "test_split": "dataset_test_split",
+}
+
+
+def reading_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``settings`` say of how a source is read, as :func:`load_problems` takes it."""
+    return {ours: settings[name] for ours, name in _SETTINGS.items() if name in settings}
 
 
 def load_problems(

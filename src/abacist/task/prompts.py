@@ -66,6 +66,11 @@ class Shots:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @property
+    def all(self) -> tuple[Problem, ...]:
+        """The chosen ones, then the spares."""
+        return (*self.chosen, *self.spares)
+
     def for_question(self, question: str, problem_id: str | None = None) -> list[Problem]:
         """The chosen examples in order, each that is the asked problem replaced by a spare."""
         asked = normalise_question(question)
@@ -73,7 +78,7 @@ class Shots:
         def differs(shot: Problem) -> bool:
             return shot.problem_id != problem_id and normalise_question(shot.question) != asked
 
-        fitting = [shot for shot in (*self.chosen, *self.spares) if differs(shot)]
+        fitting = [shot for shot in self.all if differs(shot)]
         return fitting[: len(self.chosen)]
 
 
@@ -145,7 +150,7 @@ def save_shots(path: Path, shots: Shots) -> None:
             "answer": f"{shot.solution}\n#### {shot.answer}",
             "spare": index >= len(shots.chosen),
         }
-        for index, shot in enumerate((*shots.chosen, *shots.spares))
+        for index, shot in enumerate(shots.all)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

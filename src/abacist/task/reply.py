@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
 from abacist.task.numerals import integer_digits
+from abacist.task.sentence_enum import SentenceEnum
 
 REASONING_OPEN = "<reasoning>"
 REASONING_CLOSE = "</reasoning>"
@@ -39,16 +39,8 @@ TAGS = (REASONING_OPEN, REASONING_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)  # in their 
 _TAG = re.compile("|".join(map(re.escape, TAGS)))
 
 
-class Defect(StrEnum):
-    """What keeps a reply from the strict layout; ``.sentence`` says it to a person."""
-
-    sentence: str
-
-    def __new__(cls, value: str, sentence: str) -> Defect:
-        defect = str.__new__(cls, value)
-        defect._value_ = value
-        defect.sentence = sentence
-        return defect
+class Defect(SentenceEnum):
+    """What keeps a reply from the strict layout."""
 
     NO_REASONING = "no_reasoning", "There is no <reasoning> tag."
     UNCLOSED_REASONING = "unclosed_reasoning", "The reasoning block is opened and never closed."

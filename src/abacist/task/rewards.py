@@ -22,13 +22,10 @@ paid by default, its name to :data:`REWARD_SETS`. Nothing else lists rewards by 
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from types import SimpleNamespace
 from typing import Any
 
 from abacist.errors import RewardError
@@ -37,6 +34,7 @@ from abacist.task.answers import is_integer_numeral, same_answer
 from abacist.task.custom_rewards import (
     DEFAULT_TIMEOUT_SECONDS,
     RewardFunc,
+    call_reward,
     checked,
     import_reward,
 )
@@ -208,25 +206,12 @@ def pay(
     """
     for reward in rewards:
         try:
-            paid = reward(
-                prompts=prompts,
-                completions=completions,
-                completion_ids=completion_ids,
-                trainer_state=SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
-                log_extra=_ignore,
-                log_metric=_ignore,
-                **columns,
-            )
-            values = list(asyncio.run(paid) if inspect.iscoroutine(paid) else paid)
+            values = call_reward(reward, prompts, completions, completion_ids, columns)
             if len(values) != len(completions):
                 raise RewardError(f"The reward '{reward.__name__}' returned {len(values)} values.")
             yield reward.__name__, values
         except Exception as error:  # whatever a user's function does
             yield reward.__name__, error
-
-
-def _ignore(*values: Any, **named: Any) -> None:
-    """Stands in for TRL's logging callbacks."""
 
 
 def load_reward_funcs(

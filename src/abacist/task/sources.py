@@ -37,19 +37,6 @@ HUB_TIMEOUT_SECONDS = 5.0
 MAX_SHOWN_CHARS = 60
 _SAVED = "state.json"  # beside the tables of a data set that `save_to_disk` wrote
 
-_BYTE_ORDER_MARKS = (  # UTF-32's first: it begins with UTF-16's
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-_ENCODING_BY_NULLS: dict[tuple[bool, ...], str] = {  # which of the first bytes are null
-    (False, True, True, True): "utf-32-le",
-    (True, True, True, False): "utf-32-be",
-    (False, True): "utf-16-le",
-    (True, False): "utf-16-be",
-}
 _SAVE_SHEET = "Save the sheet as “CSV UTF-8”, and give that file."
 _UNPACK = "Unpack it, and give the file inside."
 _NOT_TEXT = {  # the first bytes of a file: what it is, and what to do
@@ -203,11 +190,17 @@ def _offline(config: object, wanted: bool) -> Iterator[None]:
         config.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]
 
 
-def _listing(folder: Path) -> list[Path]:
+@contextmanager
+def _readable_or_refused(path: Path) -> Iterator[None]:
     try:
-        return sorted(folder.iterdir())
+        yield
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read ({error.strerror}).") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _listing(folder: Path) -> list[Path]:
+    with _readable_or_refused(folder):
+        return sorted(folder.iterdir())
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
@@ -258,11 +251,8 @@ def _check_shards(files: list[Path]) -> None:
 
 
 def _beginning_of(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(16)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    with _readable_or_refused(path), path.open("rb") as file:
+        return file.read(16)
 
 
 def _refuse_what_is_no_text(path: Path, data: bytes) -> None:
@@ -273,35 +263,24 @@ def _refuse_what_is_no_text(path: Path, data: bytes) -> None:
 
 def _utf8_of(path: Path) -> bytes:
     """The text of a file as UTF-8 without a mark at its start; not checked where it was UTF-8."""
-    try:
+    with _readable_or_refused(path):
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     _refuse_what_is_no_text(path, data)
-    encoding, data = _encoding_of(data)
-    if encoding == "utf-8":
-        if data[:1000].count(0) > len(data[:1000]) // 4:
-            raise DataError(f"{path}: is no text: it is full of null bytes.", "Save it as UTF-8.")
-        return data
+    # By a mark, or by which of the first bytes are null: a file begins with a brace or the letter
+    # of a column.
+    encoding = json.detect_encoding(data)
     try:
-        return data.decode(encoding).encode()
+        is_utf8 = encoding.startswith("utf-8")
+        text = data.removeprefix(codecs.BOM_UTF8) if is_utf8 else data.decode(encoding).encode()
     except UnicodeError as error:
         at = f" at byte {error.start + 1}" if isinstance(error, UnicodeDecodeError) else ""
         raise DataError(
             f"{path}: is {encoding.upper()}, and damaged{at} ({getattr(error, 'reason', error)}).",
             "Save it again, as UTF-8.",
         ) from error
-
-
-def _encoding_of(data: bytes) -> tuple[str, bytes]:
-    """The encoding, and the data without its mark."""
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            return encoding, data.removeprefix(mark)
-    # Without a mark: the first character is a brace or the letter of a column, so its other bytes
-    # are null.
-    nulls = tuple(byte == 0 for byte in data[:4])
-    return _ENCODING_BY_NULLS.get(nulls) or _ENCODING_BY_NULLS.get(nulls[:2], "utf-8"), data
+    if text[:1000].count(0) > len(text[:1000]) // 4:
+        raise DataError(f"{path}: is no text: it is full of null bytes.", "Save it as UTF-8.")
+    return text
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -419,29 +398,24 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _table_rows(path: Path) -> Iterator[Row]:
+    """Of a Parquet file, an Arrow file, or an Arrow stream, as ``datasets`` saves it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    kind = path.suffix.lower().removeprefix(".").capitalize()
     try:
-        with pq.ParquetFile(path) as table:
-            yield from _batch_rows(path, table.iter_batches())
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}).") from error
-
-
-def _arrow_rows(path: Path) -> Iterator[Row]:
-    """A stream, as ``datasets`` saves it, or an Arrow file."""
-    import pyarrow as pa
-
-    try:
+        if kind == "Parquet":
+            with pq.ParquetFile(path) as table:
+                yield from _batch_rows(path, table.iter_batches())
+            return
         with pa.OSFile(str(path)) as file:
             is_file = file.read(6) == b"ARROW1"
             file.seek(0)
             table = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
             yield from _batch_rows(path, table.read_all().to_batches())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a readable Arrow file ({error}).") from error
+        raise DataError(f"{path}: not a readable {kind} file ({error}).") from error
 
 
 def _batch_rows(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
@@ -454,12 +428,8 @@ def _batch_rows(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
 
 
 # Format for `struct` and the digits that tell any two of them apart.
-_NARROW_FLOATS = {
-    "float": ("f", 9),
-    "float32": ("f", 9),
-    "halffloat": ("e", 5),
-    "float16": ("e", 5),
-}
+_NARROW_FLOATS = dict.fromkeys(("float", "float32"), ("f", 9))
+_NARROW_FLOATS |= dict.fromkeys(("halffloat", "float16"), ("e", 5))
 
 
 def _shortest(fields: Mapping[str, object], kinds: Mapping[str, str]) -> Mapping[str, object]:
@@ -495,6 +465,6 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".json": _json_rows,
     ".csv": _csv_rows,
     ".tsv": _csv_rows,
-    ".parquet": _parquet_rows,
-    ".arrow": _arrow_rows,
+    ".parquet": _table_rows,
+    ".arrow": _table_rows,
 }

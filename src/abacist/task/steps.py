@@ -35,8 +35,9 @@ Dijkstra's shunting yard on rationals, without ``eval`` or recursion. Both are b
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice, pairwise
@@ -320,6 +321,10 @@ def _letter_of_word(word: str) -> str:
 MAX_EXPONENT = 64
 MAX_BITS = 4_096  # of a numerator or denominator on the way
 
+_OPERATIONS: dict[str, Callable[..., Fraction]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+    "^": operator.pow,
+}  # fmt: skip
 _PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "~": 3, "^": 4}
 
 
@@ -367,27 +372,19 @@ def evaluate(expression: Sequence[Fraction | str]) -> Fraction | None:
     return values[0] if len(values) == 1 else None
 
 
-def _apply(operator: str, values: list[Fraction]) -> bool:
+def _apply(sign: str, values: list[Fraction]) -> bool:
     """Replace the last one or two values by their result; False where there is none."""
     right = values.pop()
-    if operator == "~":
+    if sign == "~":
         values.append(-right)
         return True
     left = values.pop()
-    match operator:
-        case "+":
-            result = left + right
-        case "-":
-            result = left - right
-        case "*":
-            result = left * right
-        case "/":
-            if right == 0:
-                return False
-            result = left / right
-        case _:
-            if right.denominator != 1 or abs(right) > MAX_EXPONENT or (left == 0 and right <= 0):
-                return False
-            result = left ** int(right)
+    if sign == "/" and right == 0:
+        return False
+    if sign == "^" and (
+        right.denominator != 1 or abs(right) > MAX_EXPONENT or (left == 0 and right <= 0)
+    ):
+        return False
+    result = _OPERATIONS[sign](left, right)
     values.append(result)
     return max(result.numerator.bit_length(), result.denominator.bit_length()) <= MAX_BITS

@@ -18,7 +18,7 @@ from abacist.errors import DataError
 from abacist.task.answers import gold_text, read_answer
 from abacist.task.rows import normalise_question
 from abacist.task.steps import Equation, equations
-from abacist.task.variants.storynumbers import numerals
+from abacist.task.variants.story_numbers import numerals
 from abacist.task.wordproblems import split_of
 
 FLOAT_NOISE = Fraction(1, 10**6)

@@ -15,7 +15,7 @@ Two promises hold whatever the seed:
   ``selection``; a third of ``heldout`` has such an unseen structure.
 
 A story can be solved wrongly too (:meth:`Story.solve` with a :class:`Slip`): the built-in
-model's warm start uses that to give it habits worth unlearning (``abacist.learning.warmstart``).
+model's warm start uses that to give it habits worth unlearning (``tools/warmstart.py``).
 """
 
 from __future__ import annotations

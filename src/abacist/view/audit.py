@@ -63,7 +63,7 @@ def _tried(audit: Audit, data: str) -> list[str]:
 
 def _table(audit: Audit) -> list[str]:
     names = list(audit.earned[0].rewards)[:MAX_COLUMNS]
-    heads = [_head(name) for name in names]
+    heads = [visible(name).removesuffix("_reward_func").removesuffix("_format") for name in names]
     width = max(7, *map(len, heads))
     if LABEL_COLUMNS + 7 + len(heads) * (width + 1) > WIDTH:
         width = max(7, (WIDTH - LABEL_COLUMNS - 7) // len(heads) - 1)
@@ -76,10 +76,6 @@ def _table(audit: Audit) -> list[str]:
         )
         lines.append(f"    {visible(row.reply)}")
     return lines
-
-
-def _head(name: str) -> str:
-    return visible(name).removesuffix("_reward_func").removesuffix("_format")
 
 
 def _finding(finding: Finding) -> list[str]:

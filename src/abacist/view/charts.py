@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,11 @@ _STYLES = {
     "all in strict format": ("#CC79A7", "D"),
     "all one answer": ("#7A5C00", "v"),
 }
+# The fields of a row that are drawn, by the name of the series.
+_OF_GREEDY = {
+    "correct": "accuracy", "structure adherence": "adherence", "valid steps": "valid_steps",
+}  # fmt: skip
+_OF_SAMPLED = {"all in strict format": "consistency", "all one answer": "answer_consistency"}
 _APART = 0.15  # between the series of a group, which are 1 apart
 FEW_PROBLEMS = 10  # a group with fewer is drawn pale, and no line leads to it
 
@@ -38,19 +42,12 @@ def save_difficulty_chart(path: Path, greedy: Evaluation, sampled: Evaluation | 
 
     rows = greedy.by_difficulty()
     groups = [row.label for row in rows]
-    of_greedy: dict[str, Callable[[Row], Interval | None]] = {
-        "correct": lambda row: row.accuracy,
-        "structure adherence": lambda row: row.adherence,
-        "valid steps": lambda row: row.valid_steps,
-    }
-    of_sampled: dict[str, Callable[[Row], Interval | None]] = {
-        "all in strict format": lambda row: row.consistency,
-        "all one answer": lambda row: row.answer_consistency,
-    }
-    series = {name: [of(row) for row in rows] for name, of in of_greedy.items()}
+    series = {name: [getattr(row, field) for row in rows] for name, field in _OF_GREEDY.items()}
     if sampled is not None:
         repeated = {row.label: row for row in sampled.by_difficulty()}
-        series |= {n: [of(repeated[g]) for g in groups] for n, of in of_sampled.items()}
+        twins = [repeated[label] for label in groups]
+        for name, field in _OF_SAMPLED.items():
+            series[name] = [getattr(row, field) for row in twins]
 
     size = (max(7.6, 1.05 * len(groups) + 3.6), 4.6)
     figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
@@ -95,7 +92,8 @@ def _dress(axes: Any, rows: list[Row]) -> None:
     axes.set_ylim(-3, 103)
     axes.set_yticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
     axes.set_xlim(-0.5, len(rows) - 0.5)
-    axes.set_xticks(range(len(rows)), [_under(row) for row in rows])
+    labels = [f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}" for row in rows]
+    axes.set_xticks(range(len(rows)), labels)
     for at in range(1, len(rows)):
         axes.axvline(at - 0.5, color=FAINT, linewidth=0.8, zorder=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -104,10 +102,6 @@ def _dress(axes: Any, rows: list[Row]) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
-
-
-def _under(row: Row) -> str:
-    return f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}"
 
 
 def _legend(axes: Any, sampled: Evaluation | None) -> tuple[list[Any], list[str]]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from abacist.proof.comparison.change import SIGN_FLIP, Paired
+from abacist.proof.comparison.change import Paired
 from abacist.proof.comparison.compare import NO_CONTROL, Comparison
 from abacist.proof.comparison.seeds import SeedsComparison
 from abacist.proof.comparison.split import Part
 from abacist.proof.metrics import SHARES
-from abacist.proof.statistics import SMALLEST_P, Interval
+from abacist.proof.statistics import Interval
 from abacist.view.sheet import Block, Quote, Table, one_line
 from abacist.view.tables import bracket, percent, points
-from abacist.view.verdict import example_lines, p_words
+from abacist.view.verdict import CHANCE, change_sentence, example_lines, p_words
 
 IDS_SHOWN = 10
 _ID_COLUMNS = 40
@@ -34,6 +34,7 @@ def pair_page(
     comparison: Comparison, names: tuple[str, str], *, num_examples: int = 3
 ) -> list[Block]:
     """The whole page of B against A; ``names`` are those of A and B."""
+    by_kind = comparison.by_kind()
     return [
         headline(comparison.accuracy),
         sides({"A": names[0], "B": names[1]}),
@@ -41,9 +42,8 @@ def pair_page(
         accuracy_table(comparison),
         split_table(comparison.split),
         PARTS_NOTE,
-        kinds_table({label: pair.change for label, pair in comparison.by_kind().items()},
-                    {label: (pair.before, pair.after)
-                     for label, pair in comparison.by_kind().items()}),
+        kinds_table({label: pair.change for label, pair in by_kind.items()},
+                    {label: (pair.before, pair.after) for label, pair in by_kind.items()}),
         measures_table(comparison),
         *changed_problems(comparison.accuracy),
         *(Quote(*example_lines(number, example, ("A", "B")))
@@ -54,22 +54,7 @@ def pair_page(
 def headline(paired: Paired, subject: str = "") -> str:
     """The comparison in one sentence, and a second where the first could be taken for more."""
     said = "Better" if paired.is_better else "Worse" if paired.is_worse else "Not proven better"
-    sentence = (
-        f"{said}{subject}: {percent(paired.before)} → {percent(paired.after)} correct on "
-        f"{paired.change.n:,} problems, {points(paired.change.value)} points "
-        f"{bracket(paired.change)}, {p_text(paired)}; "
-        f"gained {len(paired.gained)}, lost {len(paired.lost)}."
-    )
-    if said == "Not proven better" and paired.gained + paired.lost:
-        sentence += " Chance alone can make a difference like this."
-    return sentence
-
-
-def p_text(paired: Paired) -> str:
-    """The p-value, with its bound where the test that draws can find no smaller one."""
-    if paired.test == SIGN_FLIP and paired.p_value <= SMALLEST_P:
-        return f"p≤{SMALLEST_P:.0e}"
-    return p_words(paired.p_value)
+    return change_sentence(f"{said}{subject}", paired, "problems")
 
 
 def sides(names: Mapping[str, str]) -> Table:
@@ -97,7 +82,7 @@ def accuracy_table(comparison: Comparison) -> Table:
         ("B", percent(paired.after), plain_bracket(paired.after), *tail(paired.after)),
         difference_row("B - A", paired.change),
         difference_row("B - A, by resampling", comparison.resampled),
-        ("could it be chance?", p_text(paired), "", f"{changed:,}", paired.test),
+        ("could it be chance?", p_words(paired), "", f"{changed:,}", paired.test),
     ]
     kind = "sampled" if comparison.is_sampled else "greedy"
     return Table((f"correct, {kind}", "", "95 % interval", "n", "method"), rows, has_words=True)
@@ -161,6 +146,12 @@ def changed_problems(paired: Paired) -> list[Block]:
     ]
 
 
+def paired_cells(paired: Paired) -> tuple[str, str, str, str]:
+    """Accuracy on both sides, the difference in points and its interval."""
+    both = percent(paired.before), percent(paired.after)
+    return *both, points(paired.change.value), bracket(paired.change)
+
+
 def difference_row(label: str, change: Interval) -> tuple[str, ...]:
     """A difference with everything that belongs to it."""
     return label, points(change.value), bracket(change), *tail(change)
@@ -204,7 +195,7 @@ def seeds_page(found: SeedsComparison, base: str) -> list[Block]:
         f"{percent(worst.after)}, {points(worst.change.value)} points {bracket(worst.change)}."
     )
     if not found.is_better and not found.is_worse:
-        sentence += " Chance alone can make a difference like this."
+        sentence += CHANCE
     controls = {letter: one.control for letter, one in zip(letters, found.comparisons, strict=True)}
     return [
         sentence,
@@ -239,10 +230,8 @@ def _each_seed(found: SeedsComparison, letters: list[str]) -> Table:
     for index, (letter, one) in enumerate(zip(letters, found.comparisons, strict=True)):
         paired = one.accuracy
         label = f"{letter}, the worst" if index == found.worst else letter
-        change = points(paired.change.value), bracket(paired.change)
-        counts = f"{len(paired.gained):,}", f"{len(paired.lost):,}"
-        sides_words = percent(paired.before), percent(paired.after)
-        rows.append((label, *sides_words, *change, *counts, p_text(paired), paired.change.method))
+        counts = f"{len(paired.gained):,}", f"{len(paired.lost):,}", p_words(paired)
+        rows.append((label, *paired_cells(paired), *counts, paired.change.method))
     heading = ("each seed", "A", "B", "points", "95 % interval", "gained", "lost", "p", "method")
     return Table(heading, rows, has_words=True)
 
@@ -253,10 +242,8 @@ def control_blocks(
     """The control beside the real run: what each gains over A, and B against the control."""
     rows = []
     for label, one in (("B - A", real), ("control - A", gain), ("B - control", beyond)):
-        paired = one.accuracy
-        value = points(paired.change.value), bracket(paired.change), p_text(paired)
-        sides_words = percent(paired.before), percent(paired.after)
-        rows.append((label, *sides_words, *value, f"{paired.change.n:,}", paired.change.method))
+        cells = paired_cells(one.accuracy)
+        rows.append((label, *cells, p_words(one.accuracy), *tail(one.accuracy.change)))
     damage = ""
     if gain.accuracy.is_worse:
         damage = " It ends below A, damaged by its training: to beat it says little."
@@ -278,21 +265,16 @@ def shots_page(
     """
     rows = []
     for number, one in found.items():
-        paired = one.accuracy
-        change = points(paired.change.value), bracket(paired.change), p_text(paired)
-        sides_words = percent(paired.before), percent(paired.after)
-        strict = percent(one.after.figures["strict"])
-        rows.append((str(number), *sides_words, *change, strict, f"{paired.change.n:,}",
-                     paired.change.method))  # fmt: skip
+        cells = paired_cells(one.accuracy)
+        more = p_words(one.accuracy), percent(one.after.figures["strict"])
+        rows.append((str(number), *cells, *more, *tail(one.accuracy.change)))
     heading = ("shots", "base", "trained", "points", "95 % interval", "p", "strict", "n", "method")
     better = [number for number, one in found.items() if one.accuracy.is_better]
     missing = [number for number in found if number not in better]
-    said = (
-        "Better at every number of shots"
-        if not missing
-        else "Not proven better at "
-        + (", ".join(map(str, missing)) + (" shot" if missing == [1] else " shots"))
-    )
+    said = "Better at every number of shots"
+    if missing:
+        shots = "shot" if missing == [1] else "shots"
+        said = f"Not proven better at {', '.join(map(str, missing))} {shots}"
     return [
         f"{said}: {one_line(run, 60)} against its base, greedy, on the "
         "problems of its verdict. A gain that is only at the trained number of shots is a gain in "

@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import rich.live
 from rich.console import Console, Group, RenderableType
@@ -25,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from abacist.learning.health.history import reward_names
 from abacist.records.secrets import without_secrets
 from abacist.task.rewards import built_in
 from abacist.view.plaintext import visible
@@ -50,11 +50,7 @@ class Step:
     @classmethod
     def read(cls, metrics: Mapping[str, object]) -> Step:
         """Picks what is shown out of a dictionary of TRL's log."""
-        rewards = {
-            key.removeprefix("rewards/").removesuffix("/mean"): _number(value)
-            for key, value in metrics.items()
-            if key.startswith("rewards/") and key.endswith("/mean")
-        }
+        rewards = {name: _number(metrics[f"rewards/{name}/mean"]) for name in reward_names(metrics)}
         clipped = _known(metrics, "completions/clipped_ratio")
         details = {name: _known(metrics, name) for name in ("loss", "kl", "entropy")}
         step, max_steps = _known(metrics, "step"), _known(metrics, "max_steps")
@@ -189,10 +185,7 @@ class Live:
     """
 
     def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.console = console or Console()
         self.draws = self.console.is_terminal and not self.console.is_dumb_terminal
@@ -217,7 +210,7 @@ class Live:
 
     def stage(self, name: str) -> None:
         """A new part of the run begins; what was drawn of the last one stays on the screen."""
-        self._finish()
+        self.close()
         self._print(f"== {name}", style="bold")
 
     def note(self, text: str) -> None:
@@ -272,27 +265,19 @@ class Live:
 
     def close(self) -> None:
         """Leaves the last state on the screen and the terminal as it was."""
-        self._finish()
-
-    def __enter__(self) -> Live:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # How it is shown.
-
-    def _finish(self) -> None:
         if self._display is not None:
             self._display.stop()
             self._display = None
         self._print_pending()
         self._reset()
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # How it is shown.
 
     def _print(self, text: str, style: str = "") -> None:
         said = visible(without_secrets(text))

@@ -21,13 +21,8 @@ _BOTH = "held throughout"
 
 def plan_text(plan: Plan) -> str:
     """Everything a person decides by, the verdict first, then warnings and flags to paste."""
-    blocks = [
-        [_headline(plan)],
-        [*_memory_lines(plan)],
-        [*_time_lines(plan)],
-        [*_signal_lines(plan)],
-        [*_advice_lines(plan)],
-    ]
+    parts = (_memory_lines, _time_lines, _signal_lines, _advice_lines)
+    blocks = [[_headline(plan)], *([*lines(plan)] for lines in parts)]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
@@ -121,28 +116,24 @@ def _signal_lines(plan: Plan) -> Iterator[str]:
 
 def _advice_lines(plan: Plan) -> Iterator[str]:
     for warning in plan.warnings:
-        yield textwrap.fill(f"Warning: {visible(warning)}", WIDTH, subsequent_indent="  ")
+        yield _folded(f"Warning: {visible(warning)}", hang=2, indent=0)
     changed = [one for one in plan.recommendations if one.flags]
     kept = [one for one in plan.recommendations if not one.flags]
     if changed:
         yield "Better, by these measurements"
     for one in changed:
         yield f"  {one.flags}"
-        yield textwrap.fill(
-            f"{one.setting} is {one.now}: {one.reason}",
-            WIDTH,
-            initial_indent="      ",
-            subsequent_indent="      ",
-        )
+        yield _folded(f"{one.setting} is {one.now}: {one.reason}", hang=6, indent=6)
     if kept:
         yield "Keep"
     for one in kept:
         yield _folded(f"{one.setting} {one.now}: {one.reason}", hang=6)
 
 
-def _folded(text: str, hang: int = 4) -> str:
+def _folded(text: str, hang: int = 4, indent: int = 2) -> str:
+    first, others = " " * indent, " " * hang
     return textwrap.fill(
-        text, WIDTH, initial_indent="  ", subsequent_indent=" " * hang, break_on_hyphens=False
+        text, WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
     )
 
 

@@ -1,6 +1,6 @@
 """The verdict's tables: a line for every figure, before and after, each change with its interval.
 
-Lines of plain text, at most 100 columns wide, numbers under one another.
+Blocks of :mod:`abacist.view.sheet`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from abacist.proof.comparison.compare import Comparison, changes
-from abacist.proof.evaluation import Evaluation
+from abacist.proof.comparison.compare import Comparison
 from abacist.proof.metrics import SHARES, Row
 from abacist.proof.statistics import Interval
 from abacist.records.rollout import REWARD_PREFIX
 from abacist.task.rewards import built_in
 from abacist.view.plaintext import visible
+from abacist.view.sheet import Table
 
-LABEL_COLUMNS = 38
+_COLUMNS = ("before", "after", "change", "95 % interval")
 _GREEDY = (
     "correct", "any_format", "strict", "soft", "shows_work", "adheres", "valid_steps", "integer",
     "stopped",
@@ -42,74 +42,57 @@ def bracket(interval: Interval) -> str:
     return f"[{points(interval.low)}, {points(interval.high)}]"
 
 
-def greedy_table(comparison: Comparison) -> list[str]:
+def greedy_table(comparison: Comparison) -> Table:
     """The shares and the length of the greedy replies."""
-    before, after, changed = comparison.before, comparison.after, comparison.changes
-    return [
-        _heading("greedy replies"),
-        *_shares(before, after, changed, _GREEDY, SHARES),
-        _mean_line("tokens a reply", before, after, changed, "completion_tokens", digits=1),
-    ]
+    return _figures_table("greedy replies", comparison, _GREEDY, SHARES)
 
 
-def sampled_table(before: Evaluation, after: Evaluation) -> list[str]:
+def sampled_table(comparison: Comparison) -> Table:
     """The same of several sampled replies to each problem, and how consistent these are."""
-    count = before.settings.num_samples
-    changed = changes(before, after)
+    count = comparison.before.settings.num_samples
     labels = {
         **SHARES,
         "format_consistency": f"all {count} in strict format (consistency)",
         "answer_consistency": f"all {count} give the same answer",
     }
-    names = [name for name in _SAMPLED if name in changed]
-    return [
-        _heading(f"sampled, {count} replies to {len(before.problems):,} problems"),
-        *_shares(before, after, changed, names, labels),
-        _mean_line("tokens a reply", before, after, changed, "completion_tokens", digits=1),
-    ]
+    names = [name for name in _SAMPLED if name in comparison.changes]
+    title = f"sampled, {count} replies to {len(comparison.before.problems):,} problems"
+    return _figures_table(title, comparison, names, labels)
 
 
-def reward_table(comparison: Comparison) -> list[str]:
+def reward_table(comparison: Comparison) -> Table:
     """What each reward paid for the greedy replies, on average."""
-    before, after, changed = comparison.before, comparison.after, comparison.changes
-    lines = [_heading("mean reward (at most)")]
-    for name in before.rewards:
-        if REWARD_PREFIX + name in changed:
+    rows = []
+    for name in comparison.before.rewards:
+        if (figure := REWARD_PREFIX + name) in comparison.changes:
             ours = built_in(name)
             most = f" ({ours.maximum:g})" if ours else ""
-            label = visible(name)[:28] + most
-            lines.append(_mean_line(label, before, after, changed, REWARD_PREFIX + name, digits=2))
-    return lines
+            rows.append(_mean_row(visible(name)[:28] + most, figure, 2, comparison))
+    return Table(("mean reward (at most)", *_COLUMNS), rows, has_words=True)
 
 
-def kind_table(
-    comparison: Comparison, sampled_before: Evaluation | None, sampled_after: Evaluation | None
-) -> list[str]:
+def kind_table(comparison: Comparison, sampled: Comparison | None) -> Table:
     """Accuracy, adherence and, where sampled, consistency by number of steps and by structure."""
-    greedy = _rows(comparison.before), _rows(comparison.after)
-    sampled = _rows(sampled_before), _rows(sampled_after)
-    columns = ["correct", "adherence"] + (["consistency"] if all(sampled) else [])
-    lines = [_kind_line("in per cent, before → after", "problems", columns)]
-    for label, before in greedy[0].items():
-        after = greedy[1][label]
-        cells = [
-            _arrow(before.accuracy, after.accuracy),
-            _arrow(before.adherence, after.adherence),
-        ]
-        if label in sampled[0] and label in sampled[1]:
-            cells.append(_arrow(sampled[0][label].consistency, sampled[1][label].consistency))
-        lines.append(_kind_line(f"  {label}", f"{before.n:,}", cells))
-    return lines
+    heading = ["in per cent, before → after", "problems", "correct", "adherence"]
+    heading += ["consistency"] * (sampled is not None)
+    twins = _rows(sampled) if sampled else {}
+    rows = []
+    for label, (before, after) in _rows(comparison).items():
+        cells = [_arrow(before.accuracy, after.accuracy), _arrow(before.adherence, after.adherence)]
+        if sampled is not None:
+            pair = twins.get(label)
+            cells.append(_arrow(*(twin.consistency for twin in pair)) if pair else "-")
+        rows.append((label, f"{before.n:,}", *cells))
+    return Table(tuple(heading), rows)
 
 
-def _rows(evaluation: Evaluation | None) -> dict[str, Row]:
-    if evaluation is None:
-        return {}
-    return {row.label: row for row in [*evaluation.by_difficulty(), *evaluation.by_structure()]}
-
-
-def _kind_line(label: str, count: str, cells: Iterable[str]) -> str:
-    return f"{label:<{LABEL_COLUMNS}} {count:>9}" + "".join(f" {cell:>15}" for cell in cells)
+def _rows(comparison: Comparison) -> dict[str, tuple[Row, Row]]:
+    """The rows of both sides, by number of steps and by structure."""
+    first, second = (
+        [*side.by_difficulty(), *side.by_structure()]
+        for side in (comparison.before, comparison.after)
+    )
+    return {before.label: (before, after) for before, after in zip(first, second, strict=True)}
 
 
 def _arrow(before: Interval | None, after: Interval | None) -> str:
@@ -118,50 +101,26 @@ def _arrow(before: Interval | None, after: Interval | None) -> str:
     return f"{100 * before.value:.1f} → {100 * after.value:>5.1f}"
 
 
-def _shares(
-    before: Evaluation,
-    after: Evaluation,
-    changed: Mapping[str, Interval],
-    names: Iterable[str],
-    labels: Mapping[str, str],
-) -> list[str]:
-    return [
-        _line(
-            f"  {labels[name]}",
-            percent(before.figures[name]),
-            percent(after.figures[name]),
-            points(changed[name].value),
-            bracket(changed[name]),
-        )
-        for name in names
-    ]
+def _figures_table(
+    title: str, comparison: Comparison, names: Iterable[str], labels: Mapping[str, str]
+) -> Table:
+    before, after = comparison.before.figures, comparison.after.figures
+    rows = []
+    for name in names:
+        change = comparison.changes[name]
+        both = percent(before[name]), percent(after[name])
+        rows.append((labels[name], *both, points(change.value), bracket(change)))
+    rows.append(_mean_row("tokens a reply", "completion_tokens", 1, comparison))
+    return Table((title, *_COLUMNS), rows, has_words=True)
 
 
-def _mean_line(
-    label: str,
-    before: Evaluation,
-    after: Evaluation,
-    changed: Mapping[str, Interval],
-    name: str,
-    *,
-    digits: int,
-) -> str:
+def _mean_row(
+    label: str, name: str, digits: int, comparison: Comparison
+) -> tuple[str, str, str, str, str]:
     def shown(number: float, sign: str = "") -> str:
         return f"{number:{sign}.{digits}f}" if math.isfinite(number) else "-"
 
-    change = changed[name]
-    return _line(
-        f"  {label}",
-        shown(before.figures[name].value),
-        shown(after.figures[name].value),
-        shown(change.value, "+"),
-        f"[{shown(change.low, '+')}, {shown(change.high, '+')}]",
-    )
-
-
-def _heading(title: str) -> str:
-    return _line(title, "before", "after", "change", "95 % interval")
-
-
-def _line(label: str, before: str, after: str, change: str, interval: str) -> str:
-    return f"{label:<{LABEL_COLUMNS}} {before:>9} {after:>9} {change:>9}  {interval}"
+    change = comparison.changes[name]
+    before, after = (side.figures[name].value for side in (comparison.before, comparison.after))
+    bounds = f"[{shown(change.low, '+')}, {shown(change.high, '+')}]"
+    return label, shown(before), shown(after), shown(change.value, "+"), bounds

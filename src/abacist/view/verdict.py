@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from abacist.proof.comparison.compare import NO_CONTROL, Comparison, Example, Paired, changes
+from abacist.proof.comparison.change import SIGN_FLIP
+from abacist.proof.comparison.compare import NO_CONTROL, Comparison, Example, Paired, compare
 from abacist.proof.evaluation import Evaluation
+from abacist.proof.statistics import SMALLEST_P
 from abacist.records.rollout import Rollout
-from abacist.view.plaintext import excerpt, fold
+from abacist.view.plaintext import excerpt
+from abacist.view.sheet import WIDTH, Block, Quote, as_text
 from abacist.view.tables import (
     bracket,
     greedy_table,
@@ -24,8 +27,8 @@ from abacist.view.tables import (
     sampled_table,
 )
 
-WIDTH = 100
 TINY_P = 1e-20
+CHANCE = " Chance alone can make a difference like this."
 
 NOTES = (
     "Brackets hold 95 % intervals; changes are paired, problem by problem. p is McNemar's exact "
@@ -47,20 +50,22 @@ def verdict_text(
 
     The sampled evaluations, given both, add consistency. Text of the model is escaped and cut.
     """
-    sections = [
-        fold(headline(comparison, asked), WIDTH),
-        [line for remark in _remarks(comparison) for line in fold(remark, WIDTH)],
+    sampled = _sampled(sampled_before, sampled_after)
+    blocks: list[Block] = [
+        headline(comparison, asked),
+        *_remarks(comparison),
         greedy_table(comparison),
-    ]
-    if sampled_before and sampled_after:
-        sections.append(sampled_table(sampled_before, sampled_after))
-    sections += [
-        kind_table(comparison, sampled_before, sampled_after),
+        *([sampled_table(sampled)] if sampled else []),
+        kind_table(comparison, sampled),
         reward_table(comparison),
-        *_examples(comparison.examples(num_examples)),
-        fold(NOTES, WIDTH),
     ]
-    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+    for number, example in enumerate(comparison.examples(num_examples), start=1):
+        blocks.append(Quote(*example_lines(number, example)))
+    return as_text([*blocks, NOTES])
+
+
+def _sampled(before: Evaluation | None, after: Evaluation | None) -> Comparison | None:
+    return compare(before, after) if before and after else None
 
 
 def headline(comparison: Comparison, asked: str = "problems it never saw") -> str:
@@ -68,15 +73,19 @@ def headline(comparison: Comparison, asked: str = "problems it never saw") -> st
     accuracy = comparison.accuracy
     said = {"learned": "Learned", "worse": "Got worse", "unproven": "No proven change"}
     control = f"Control, {comparison.control} rewards. " if comparison.control != NO_CONTROL else ""
+    return change_sentence(f"{control}{said[judgement(accuracy)]}", accuracy, asked)
+
+
+def change_sentence(said: str, paired: Paired, asked: str) -> str:
+    """What changed in accuracy, after the judgement ``said``; and whether it may be chance."""
     sentence = (
-        f"{control}{said[judgement(accuracy)]}: "
-        f"{percent(accuracy.before)} → {percent(accuracy.after)} correct on "
-        f"{accuracy.change.n:,} {asked}, {points(accuracy.change.value)} points "
-        f"{bracket(accuracy.change)}, {p_words(accuracy.p_value)}; "
-        f"gained {len(accuracy.gained)}, lost {len(accuracy.lost)}."
+        f"{said}: {percent(paired.before)} → {percent(paired.after)} correct on "
+        f"{paired.change.n:,} {asked}, {points(paired.change.value)} points "
+        f"{bracket(paired.change)}, {p_words(paired)}; "
+        f"gained {len(paired.gained)}, lost {len(paired.lost)}."
     )
-    if judgement(accuracy) == "unproven" and accuracy.gained + accuracy.lost:
-        sentence += " Chance alone can make a difference like this."
+    if judgement(paired) == "unproven" and paired.gained + paired.lost:
+        sentence += CHANCE
     return sentence
 
 
@@ -125,14 +134,6 @@ def _change(paired: Paired) -> str:
     )
 
 
-def _examples(examples: list[Example]) -> list[list[str]]:
-    sections = []
-    for number, example in enumerate(examples, start=1):
-        heading, lines = example_lines(number, example)
-        sections.append([heading, *(f"  {line}" for line in lines)])
-    return sections
-
-
 def example_lines(
     number: int, example: Example, sides: tuple[str, str] = ("before", "after")
 ) -> tuple[str, list[str]]:
@@ -160,37 +161,25 @@ def verdict_json(
     asked: str = "problems it never saw",
 ) -> dict[str, Any]:
     """The verdict for machines: judgement, headline, figures, paired tests, examples."""
-    sampled = None
-    if sampled_before and sampled_after:
-        changed = changes(sampled_before, sampled_after)
-        sampled = {
-            "before": sampled_before.to_json(),
-            "after": sampled_after.to_json(),
-            "changes": {name: change.to_json() for name, change in changed.items()},
-        }
-    examples = [
-        {
-            "outcome": example.outcome,
-            "problem_id": example.problem.problem_id,
-            "question": example.problem.question,
-            "gold": example.problem.answer,
-            "before": example.before.completion,
-            "after": example.after.completion,
-        }
-        for example in comparison.examples(num_examples)
-    ]
+    sampled = _sampled(sampled_before, sampled_after)
     return {
         "judgement": judgement(comparison.accuracy),
         "control": comparison.control,
         "headline": headline(comparison, asked),
         "greedy": comparison.to_json(),
-        "sampled": sampled,
-        "examples": examples,
+        "sampled": sampled
+        and {
+            "before": sampled.before.to_json(),
+            "after": sampled.after.to_json(),
+            "changes": {name: change.to_json() for name, change in sampled.changes.items()},
+        },
+        "examples": [example.to_json() for example in comparison.examples(num_examples)],
     }
 
 
-def p_words(value: float) -> str:
-    """A p-value as ``"p=0.031"``, bounded rather than printed as zero."""
-    if value < TINY_P:
-        return f"p<{TINY_P:.0e}"
-    return f"p={value:.2g}"
+def p_words(paired: Paired) -> str:
+    """The p-value as ``"p=0.031"``, bounded where it would be printed as zero, or where the test
+    that draws can find no smaller one."""
+    if paired.test == SIGN_FLIP and paired.p_value <= SMALLEST_P:
+        return f"p≤{SMALLEST_P:.0e}"
+    return f"p<{TINY_P:.0e}" if paired.p_value < TINY_P else f"p={paired.p_value:.2g}"

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
             document = {"subject": subject, "ready": not to_mend, "findings": findings}
             console.print_json(document, stdout)
         else:
-            print(conclusion(subject, to_mend), file=stdout)
+            print(f"\n{conclusion(subject, to_mend)}", file=stdout)
     return 1 if to_mend else 0
 
 
@@ -67,10 +67,10 @@ def render(finding: Finding, *, colours: bool = False) -> str:
 
 def conclusion(subject: str, to_mend: list[Finding]) -> str:
     """The last line: ready, or what to mend."""
-    if not to_mend:
-        return "\nready" if subject == "this machine" else "\nnothing to mend"
     names = ", ".join(dict.fromkeys(finding.name for finding in to_mend))
-    return f"\nto mend: {names}"
+    if names:
+        return f"to mend: {names}"
+    return "ready" if subject == "this machine" else "nothing to mend"
 
 
 def _parser() -> Parser:

@@ -19,14 +19,12 @@ from importlib import metadata
 from pathlib import Path
 
 from abacist.cli.console import without_secrets
-from abacist.errors import AbacistError
+from abacist.errors import AbacistError, first_line
 
 GIB = 2**30
 MEMORY_WANTED_BYTES = 2 * GIB  # what a first run may take at its peak
 DISK_WANTED_BYTES = GIB // 2
 HUB_TIMEOUT_SECONDS = 5.0
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 
 
 class State(StrEnum):
@@ -68,8 +66,8 @@ def examine(*, online: bool = False) -> Iterator[Finding]:
         except AbacistError as error:
             yield Finding(name, State.MEND, error.message, error.hint)
         except Exception as error:
-            reason = without_secrets(str(error).strip().split("\n")[0])
-            yield Finding(name, State.MEND, f"{type(error).__name__}: {reason}", _REINSTALL)
+            reason = f"{type(error).__name__}: {without_secrets(first_line(error))}"
+            yield Finding(name, State.MEND, reason, _REINSTALL)
 
 
 _REINSTALL = "Reinstall Abacist in its own environment: make install"
@@ -92,8 +90,9 @@ def _packages() -> Iterator[Finding]:
         return
     fitting, absent = [], {}
     for requirement in declared:
-        extra = _extra_of(str(requirement.marker or ""))
-        if extra == "dev" or (extra is None and not _applies(requirement.marker)):
+        marker = requirement.marker
+        extra = str(marker or "").partition("extra ==")[2].strip(" \"'")  # "" if it is of none
+        if extra == "dev" or (not extra and marker and not marker.evaluate()):
             continue
         try:
             version = metadata.version(requirement.name)
@@ -106,7 +105,7 @@ def _packages() -> Iterator[Finding]:
             found = f"{requirement.name} {version} is outside the supported {wanted}"
             state = State.NOTE if extra else State.MEND
             yield Finding("packages", state, found, f"pip install '{wanted}'")
-        elif extra is None:
+        elif not extra:
             found = f"{requirement.name} is not installed"
             yield Finding("packages", State.MEND, found, f"pip install '{wanted}'")
         else:
@@ -116,15 +115,6 @@ def _packages() -> Iterator[Finding]:
         how = f"To add them: pip install 'abacist[{','.join(absent)}]'"
         yield Finding("packages", State.NOTE, found, how)
     yield Finding("packages", State.OK, ", ".join(fitting))
-
-
-def _extra_of(marker: str) -> str | None:
-    """The extra a requirement belongs to, from its marker: ``extra == "wandb"``."""
-    return marker.partition("extra ==")[2].strip(" \"'") or None
-
-
-def _applies(marker: object) -> bool:
-    return marker is None or bool(marker.evaluate())  # type: ignore[attr-defined]
 
 
 def _choices() -> Iterator[Finding]:
@@ -158,14 +148,12 @@ def _kernels() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    import psutil
+    import torch
 
-    memory = psutil.virtual_memory()
-    available, total = memory.available, memory.total
-    limit = _container_limit_bytes()
-    if limit is not None and limit[0] < total:
-        total = limit[0]
-        available = min(available, total - limit[1])
+    from abacist.learning.dryrun.memory import available_bytes, total_bytes
+
+    cpu = torch.device("cpu")
+    available, total = available_bytes(cpu), total_bytes(cpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = f"{available / GIB:.1f} GiB free of {total / GIB:.1f} GiB, {cores} CPU cores"
     if available < MEMORY_WANTED_BYTES:
@@ -173,16 +161,6 @@ def _memory() -> Iterator[Finding]:
         yield Finding("memory", State.MEND, found, how)
     else:
         yield Finding("memory", State.OK, found)
-
-
-def _container_limit_bytes() -> tuple[int, int] | None:
-    """Limit and use of a container, if any: the machine's own figures do not apply there."""
-    try:
-        return int(CGROUP_LIMIT.read_text(encoding="utf-8")), int(
-            CGROUP_USED.read_text(encoding="utf-8")
-        )
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        return None
 
 
 def _disk() -> Iterator[Finding]:
@@ -215,9 +193,9 @@ def _hub_reachable() -> Iterator[Finding]:
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
     except Exception as error:  # any of several libraries' errors, and all mean the same
-        reason = without_secrets(str(error).strip().split("\n")[0]) or type(error).__name__
+        reason = f"cannot be reached: {without_secrets(first_line(error))}"
         how = "Check network and proxy. The built-in model and local folders need no Hub."
-        yield Finding("Hub", State.MEND, f"{constants.ENDPOINT} cannot be reached: {reason}", how)
+        yield Finding("Hub", State.MEND, f"{constants.ENDPOINT} {reason}", how)
     else:
         yield Finding("Hub", State.OK, f"{constants.ENDPOINT} answers")
 

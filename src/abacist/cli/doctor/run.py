@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from abacist.cli.doctor.machine import Finding, State
-from abacist.errors import AbacistError, RunError
+from abacist.errors import AbacistError, RunError, first_line
 from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
@@ -63,7 +63,7 @@ def _config(run: RunDir) -> tuple[Mapping[str, Any], Finding]:
     try:
         config = run.read_settings()
     except RunError as error:
-        return {}, Finding("config", State.MEND, _first_line(error))
+        return {}, Finding("config", State.MEND, first_line(error))
     model = config.get("model_name_or_path", "?")
     data = config.get("dataset_name", "?")
     return config, Finding("config", State.OK, f"{model} on {data}, {len(config)} settings")
@@ -73,7 +73,7 @@ def _metrics(run: RunDir) -> tuple[list[dict[str, Any]], Finding]:
     try:
         lines = run.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
-        return [], Finding("metrics", State.NOTE, f"no metrics: {_first_line(error)}")
+        return [], Finding("metrics", State.NOTE, f"no metrics: {first_line(error)}")
     rows: list[dict[str, Any]] = []
     damaged = 0
     for line in filter(str.strip, lines):
@@ -193,10 +193,7 @@ def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any])
     of = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
     how = f"Go on with it: abacist train --resume {run.path}. A checkpoint can be asked already."
     return Finding(
-        "model",
-        State.NOTE,
-        f"none yet: the training is at step {max(steps, default=0)}{of}",
-        how,
+        "model", State.NOTE, f"none yet: the training is at step {max(steps, default=0)}{of}", how
     )
 
 
@@ -219,7 +216,7 @@ def _evaluations(run: RunDir, settings: Mapping[str, Any]) -> Iterator[Finding]:
         try:
             Evaluation.load(folder)
         except AbacistError as error:
-            yield Finding("evaluations", State.MEND, _first_line(error), "Measure it again.")
+            yield Finding("evaluations", State.MEND, first_line(error), "Measure it again.")
         else:
             sound.append(folder.relative_to(run.evals_dir).as_posix())
     if sound:
@@ -232,7 +229,3 @@ def _evaluations(run: RunDir, settings: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)[:40]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

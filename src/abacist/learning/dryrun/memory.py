@@ -1,6 +1,6 @@
 """What a run needs of memory, part by part, and what there is.
 
-Two phases alternate. A *rollout* holds the merged copy of the weights that our engine decodes with
+Two phases alternate. A *rollout* holds the copy of the weights that our engine decodes with
 and the keys and values of every reply in work; a *training* pass holds gradients and whatever the
 forward keeps for the backward. They share the weights, the adapter and the optimizer's state,
 so the peak of a run is the larger of the two.
@@ -14,6 +14,7 @@ short-lived (logits of a chunk, one layer's gradients) is bounded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,17 +27,19 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from abacist.learning import fastpath, micro_batch_fusion
+from abacist.policy.decoding.cache import PREFILL_TOKENS
+from abacist.policy import families
 from abacist.policy.families import FastPart
-from abacist.policy.kernels import build as kernels
+from abacist.policy.kernels import build
+from abacist.policy.model_parts import base_of
+from abacist.policy.scoring import head
 
 ROOMY_FRACTION = 0.7  # of the memory: what may be spent on speed
 SAFE_FRACTION = 0.9  # of the memory there is; the rest goes to fragments and short-lived tensors
 
 _CGROUP = Path("/sys/fs/cgroup")
-_LOGITS_AT_ONCE = {"cpu": 2**18, "cuda": 2**27}  # as in policy.scoring.head
-_LEAST_TOKENS_AT_ONCE = 128
-_PREFILL_TOKENS = 8192  # as in policy.decoding.cache
 _QUICK_PROMPT_TOKENS, _QUICK_COMPLETION_TOKENS = 64, 8
+_CGROUP_FILES = ("memory.max", "memory.current")
 _LOGIT_COPIES = 3  # logits, probabilities and what is made of them, in float32
 
 
@@ -87,13 +90,13 @@ def plan_memory(trainer: Any, forward: Forward, prompt_tokens: int, eval_rows: i
     """Every part for the trainer's settings; ``prompt_tokens`` is the longest prompt."""
     args, model = trainer.args, trainer.model
     trained = [p for p in model.parameters() if p.requires_grad]
-    adapter = _bytes(trained) if isinstance(model, PeftModel) else 0
+    adapter = trained_bytes(model) if isinstance(model, PeftModel) else 0
     everything = _bytes([*model.parameters(), *model.buffers()])
     parts = [
         Part("weights", everything - adapter),
         Part("adapter", adapter),
         Part("optimizer state", _optimizer_bytes(args.optim, trained)),
-        Part("gradients", _bytes(trained), "training"),
+        Part("gradients", trained_bytes(model), "training"),
         *_rollout_parts(trainer, prompt_tokens, eval_rows),
         *_training_parts(trainer, forward),
     ]
@@ -127,11 +130,12 @@ def _training_parts(
     checkpointing = args.gradient_checkpointing if checkpointing is None else checkpointing
     config = model.config.get_text_config()
     layers, vocabulary = config.num_hidden_layers, config.vocab_size
-    hidden = config.hidden_size * _base(model).get_input_embeddings().weight.element_size()
+    hidden = config.hidden_size * families.compute_dtype_of(base_of(model)).itemsize
     at_a_time = rows * _joined(trainer, forward, rows)
     kept = forward.kept_bytes(at_a_time, hidden, layers, bool(checkpointing))
     device = trainer.model.device.type
-    at_once = max(_LEAST_TOKENS_AT_ONCE, _LOGITS_AT_ONCE.get(device, 2**27) // vocabulary)
+    logits = head._CHUNK_ELEMENTS.get(device, head._CHUNK_ELEMENTS["cuda"])
+    at_once = max(head._MIN_CHUNK_TOKENS, logits // vocabulary)
     chunk = min(at_once, rows * forward.completion_tokens)
     # What a layer kept is freed while its gradients are made: about half of it is there at once.
     layer = at_a_time / forward.group_size * forward.group_bytes / layers / 2
@@ -160,10 +164,11 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
             return []
         total = total_bytes(trainer.model.device)
         return [Part("vLLM", int(args.vllm_gpu_memory_utilization * total), "rollout")]
-    weight = _base(model).get_input_embeddings().weight
+    weight = base_of(model).get_input_embeddings().weight
     heads = config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    each_token = 2 * config.num_hidden_layers * heads * size * weight.element_size()
+    element_size = 4 if build.widens(weight) else weight.element_size()
+    each_token = 2 * config.num_hidden_layers * heads * size * element_size
     rows = int(args.generation_batch_size)
     prompts = rows // trainer.num_generations
     budget = trainer.max_completion_length
@@ -172,18 +177,18 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
     # Measuring held-out problems writes one reply to each prompt.
     cache = max(cache, eval_rows * (budget + prompt_tokens))
     rows = max(rows, eval_rows)
-    reading = min(_PREFILL_TOKENS, rows * prompt_tokens) if uses_engine else rows * prompt_tokens
+    reading = min(PREFILL_TOKENS, rows * prompt_tokens) if uses_engine else rows * prompt_tokens
     wide = 6 * config.hidden_size + 3 * config.intermediate_size
-    merged = _merged_copy_bytes(_base(model)) if uses_engine else 0
+    copied = _copied_bytes(base_of(model)) if uses_engine else 0
     return [
-        Part("merged copy to decode with", merged, "rollout"),
+        Part("copy of the weights to decode with", copied, "rollout"),
         Part("KV cache", cache * each_token, "rollout"),
-        Part("reading prompts", reading * wide * weight.element_size(), "rollout"),
+        Part("reading prompts", reading * wide * element_size, "rollout"),
         Part("next-token logits", rows * config.vocab_size * 4 * _LOGIT_COPIES, "rollout"),
     ]
 
 
-def _merged_copy_bytes(model: Any) -> int:
+def _copied_bytes(model: Any) -> int:
     """What decoding copies: fused and adapted projections, and all that a kernel packs."""
     total = 0
     for name, module in model.named_modules():
@@ -192,7 +197,7 @@ def _merged_copy_bytes(model: Any) -> int:
         if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        if adapted or is_fused or kernels.supports(linear.weight):
+        if adapted or is_fused or build.supports(linear.weight) or build.widens(linear.weight):
             total += _bytes([linear.weight])
     return total
 
@@ -206,8 +211,9 @@ def _optimizer_bytes(name: Any, trained: Iterable[torch.Tensor]) -> int:
     return sum(moments * p.numel() * (1 if "8bit" in kind else p.element_size()) for p in trained)
 
 
-def _base(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+def trained_bytes(model: Any) -> int:
+    """Bytes of the weights that training changes."""
+    return _bytes(weight for weight in model.parameters() if weight.requires_grad)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -223,11 +229,9 @@ def available_bytes(device: torch.device, held_bytes: int = 0) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     free = int(psutil.virtual_memory().available)
-    try:  # in a container the machine's own figures mislead
-        limit = int((_CGROUP / "memory.max").read_text(encoding="utf-8"))
-        free = min(free, limit - int((_CGROUP / "memory.current").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        pass
+    if (container := _container_bytes()) is not None:
+        limit, used = container
+        free = min(free, limit - used)
     return free + held_bytes
 
 
@@ -235,7 +239,17 @@ def total_bytes(device: torch.device) -> int:
     """All the memory of ``device``."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    return int(psutil.virtual_memory().total)
+    limit, _ = _container_bytes() or (math.inf, 0)
+    return int(min(psutil.virtual_memory().total, limit))
+
+
+def _container_bytes() -> tuple[int, int] | None:
+    """Limit and use of a container, if any: the machine's own figures mislead there."""
+    try:
+        limit, used = ((_CGROUP / name).read_text(encoding="utf-8") for name in _CGROUP_FILES)
+        return int(limit), int(used)
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return None
 
 
 @dataclass(frozen=True)

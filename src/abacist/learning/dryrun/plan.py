@@ -11,11 +11,11 @@ their rules rest on.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from abacist.learning.dryrun.memory import (
     gib,
     measure_forward,
     plan_memory,
+    trained_bytes,
     with_micro_batch,
 )
 from abacist.learning.dryrun.probe import GROUP_SIZES, PROBE_SAMPLES, Probe, ask
@@ -42,13 +43,8 @@ from abacist.learning.health.rules import rate_band, rate_out_of_band
 from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
 from abacist.learning.task import Task
 from abacist.learning.tracking import Silent, Watcher, told_of
-from abacist.learning.train import (
-    load_parts,
-    make_trainer,
-    place,
-    refuse_several_processes,
-)
-from abacist.policy.loading import Policy, quiet_libraries
+from abacist.learning.train import load_parts, make_trainer, place, refuse_several_processes
+from abacist.policy.loading import quiet_libraries
 from abacist.records.rundir import RunDir
 
 PROBE_PROBLEMS = 32
@@ -160,15 +156,15 @@ def plan(
         run.path.mkdir()
         trial = _trial_of(config, run.path)
         heldout = HeldoutEvaluation(trial, task, run, Silent())
-        trainer = make_trainer(trial, task, policy, rewards, run, heldout, Silent())
+        trainer = make_trainer(policy, rewards, heldout)
         checkpointing = gradient_checkpointing.decide(trial, task, policy, trainer)
-        for line in [*trainer.paths(), *([checkpointing] if checkpointing else [])]:
+        for line in [*trainer.fast_path_report(), *([checkpointing] if checkpointing else [])]:
             watcher.note(f"  {line}")
         asked = min(num_problems, len(task.train))
         watcher.stage(f"Asking {asked} training problems, {PROBE_SAMPLES} times each")
         probe = ask(config, task, policy, trainer, num_problems, told_of(watcher, "sampled"))
         watcher.stage("Measuring memory and a few steps")
-        prompt_tokens = _longest_prompt_tokens(task, policy)
+        prompt_tokens = max(len(policy.chat.encode(row["prompt"])) for row in task.rows(task.train))
         eval_rows = min(config.script.eval_batch_size, len(task.heldout) * VERDICT_SAMPLES)
         forward = measure_forward(trainer, prompt_tokens, config.max_completion_tokens)
         memory = plan_memory(trainer, forward, prompt_tokens, eval_rows)
@@ -176,9 +172,10 @@ def plan(
         # Where too little memory would end the process, a run that does not fit is not tried.
         if memory.fits or memory.device.startswith("cuda"):
             trainer.watch_step = watcher.within_step
-            burst = _tried(lambda: run_burst(trainer, partial(_tell, watcher, "steps")))
+            burst = _tried(trainer, watcher)
         steps = total_steps(config, len(task.train))
-        checkpoint_bytes = _checkpoint_bytes(trainer)
+        # Weights that are trained, and the optimizer's two moments of them.
+        checkpoint_bytes = 3 * trained_bytes(trainer.model)
         found = Plan(
             model=policy.name,
             steps=steps,
@@ -249,35 +246,19 @@ def _trial_of(config: Config, folder: Path) -> Config:
     training.report_to = []
     training.keep_rollouts = False
     training.resume_from_checkpoint = None
-    return Config(
-        config.recipe, training, config.model, config.script, config.settings, config.sources
-    )
+    return replace(config, training=training)
 
 
-def _tell(watcher: Watcher, label: str, done: int, total: int) -> None:
-    watcher.progress(done, total, label)
-
-
-def _tried(measure: Callable[[], Burst]) -> Burst | None:
+def _tried(trainer: Any, watcher: Watcher) -> Burst | None:
     """The burst, or None if memory ran out in it."""
     try:
-        return measure()
+        return run_burst(trainer, lambda done, total: watcher.progress(done, total, "steps"))
     except (torch.OutOfMemoryError, MemoryError):
         return None
     except RuntimeError as error:
         if "can't allocate" in str(error) or "out of memory" in str(error):
             return None
         raise
-
-
-def _checkpoint_bytes(trainer: Any) -> int:
-    """Weights that are trained, and the optimizer's two moments of them."""
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    return 3 * sum(weight.numel() * weight.element_size() for weight in trained)
-
-
-def _longest_prompt_tokens(task: Task, policy: Policy) -> int:
-    return max(len(policy.chat.encode(row["prompt"])) for row in task.rows(task.train))
 
 
 def recommend(
@@ -336,7 +317,7 @@ def _budget(plan: Plan, context_tokens: int) -> Recommendation:
     budget, probe = plan.budget_tokens, plan.probe
     long = probe.length(0.99)
     flags, reason = "", f"99 in 100 replies need at most {long}"
-    wanted = _rounded_up(SPARE_LENGTH * long)
+    wanted = max(16, math.ceil(SPARE_LENGTH * long / 16) * 16)
     if probe.truncated_fraction > TRUNCATED_AT_MOST:
         room = context_tokens - plan.longest_prompt_tokens
         reason = f"{probe.truncated_fraction:.0%} of the replies are cut off"
@@ -348,10 +329,6 @@ def _budget(plan: Plan, context_tokens: int) -> Recommendation:
         flags = f"--max_completion_length {wanted}"
         reason += ": half as much again is room enough, and saves memory"
     return Recommendation("max_completion_length", str(budget), flags, reason)
-
-
-def _rounded_up(tokens: float) -> int:
-    return max(16, -(-int(tokens) // 16) * 16)
 
 
 def _learning_rate(config: Config, model: Any) -> Recommendation:
@@ -368,10 +345,8 @@ def _learning_rate(config: Config, model: Any) -> Recommendation:
 
 
 def _checkpointing(plan: Plan, config: Config, trainer: Any, forward: Forward) -> Recommendation:
-    rows, is_on = (
-        trainer.args.per_device_train_batch_size,
-        bool(trainer.args.gradient_checkpointing),
-    )
+    rows = trainer.args.per_device_train_batch_size
+    is_on = bool(trainer.args.gradient_checkpointing)
     with_, without = (
         with_micro_batch(plan.memory, trainer, forward, rows, one).training_bytes
         for one in (True, False)
@@ -403,10 +378,7 @@ def _micro_batch(
         return with_micro_batch(plan.memory, trainer, forward, number, checkpointing)
 
     def flags(number: int) -> str:
-        return (
-            f"--per_device_train_batch_size {number} "
-            f"--gradient_accumulation_steps {in_all // number}"
-        )
+        return f"--{_MICRO} {number} --gradient_accumulation_steps {in_all // number}"
 
     divisors = [number for number in range(1, in_all + 1) if in_all % number == 0]
     safe = [n for n in divisors if memory(n).training_bytes <= SAFE_FRACTION * there]

@@ -70,12 +70,7 @@ class Probe:
 
 
 def ask(
-    config: Config,
-    task: Task,
-    policy: Policy,
-    trainer: Any,
-    num_problems: int,
-    progress: Progress,
+    config: Config, task: Task, policy: Policy, trainer: Any, num_problems: int, progress: Progress
 ) -> Probe:
     """Ask a sample of the training problems as training will, and grade with the run's rewards."""
     training = config.training

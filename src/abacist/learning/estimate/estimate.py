@@ -23,7 +23,7 @@ from abacist.learning.estimate.trial import Rates, measure_rates
 from abacist.learning.helptext import recipe_names
 from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher
-from abacist.policy.decoding.cache import common_prefix_tokens
+from abacist.policy.common_prefix import common_prefix_tokens
 from abacist.policy.families import FastPart
 from abacist.policy.loading import Policy
 

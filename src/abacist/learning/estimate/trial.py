@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from abacist.learning import fastpath
-from abacist.learning.resume.exactstate import random_state, set_random_state
+from abacist.learning.resume.training_state import random_state, set_random_state
 from abacist.policy.decoding import generation as decoding
 from abacist.policy.decoding.progress import Decoded
 from abacist.policy.decoding.token_sampling import Sampling

@@ -12,6 +12,7 @@ The cost of a step: two norms over what is trained, and some sums over numbers a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ MOST_REFUSED_IN_A_ROW = 10
 NOT_FINITE = "not finite"
 
 
+@dataclass(eq=False)
 class Guard(TrainerCallback):
     """Watches over a training.
 
@@ -42,19 +44,14 @@ class Guard(TrainerCallback):
             signal; 0 never does.
     """
 
-    def __init__(
-        self,
-        facts: Facts,
-        watcher: Watcher,
-        *,
-        nan_policy: str = "stop",
-        max_silent_steps: int = 0,
-    ) -> None:
-        self.facts = facts
-        self.watcher = watcher
-        self.nan_policy = nan_policy
-        self.max_silent_steps = max_silent_steps
-        self.watch = Watch(facts)
+    facts: Facts
+    watcher: Watcher
+    _: KW_ONLY
+    nan_policy: str = "stop"
+    max_silent_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.facts)
         self.fault: TrainingError | None = None
         self._refused = 0  # since the last log
         self._refused_in_a_row = 0

@@ -55,10 +55,7 @@ def seal(folder: Path, step: int) -> None:
     for path in _files(folder):
         with path.open("rb+") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            files[path.relative_to(folder).as_posix()] = {
-                "bytes": file.tell(),
-                "sha256": digest,
-            }
+            files[path.relative_to(folder).as_posix()] = {"bytes": file.tell(), "sha256": digest}
             os.fsync(file.fileno())
     for inner in {path.parent for path in _files(folder)}:
         sync_folder(inner)

@@ -2,8 +2,8 @@
 
 **Whole files.** transformers and TRL still decide what a checkpoint holds; here they are given a
 hidden folder to write it to (``learning.resume.checkpoints``). What a GRPO loop needs beside that
-is added (``learning.resume.exactstate``), and the folder becomes ``checkpoint-N`` once all of it is
-on disk.
+is added (``learning.resume.training_state``), and the folder becomes ``checkpoint-N`` once all of
+it is on disk.
 
 **Exact resume.** ``trl.GRPOTrainer`` resumes exactly only at some steps of the first epoch. This
 class adds what is missing and changes nothing else: the sampler's place, completions still to be
@@ -17,7 +17,7 @@ import contextlib
 import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 from trl.trainer.utils import RepeatSampler
 
-from abacist.errors import AbacistError, RunError
-from abacist.learning.fasttrainer import FastTrainer
+from abacist.errors import AbacistError, RunError, first_line
+from abacist.learning.fast_trainer import FastTrainer
 from abacist.learning.problem_sampling import EpochSampler
-from abacist.learning.resume import checkpoints, exactstate
+from abacist.learning.resume import checkpoints, training_state
 from abacist.learning.resume.stopping import StopNow, StopRequests
-from abacist.learning.tracking import first_line
 
 REFERENCE_NAME = "reference.safetensors"
 
@@ -58,12 +57,12 @@ class ResumableTrainer(FastTrainer):
         self.epoch_ended = False
         self.last_grad_norm: float | None = None
         self.last_learning_rate: float | None = None
-        self._moment: exactstate.State | None = None  # between the last step and the next
+        self._moment: training_state.State | None = None  # between the last step and the next
         self._saved_step: int | None = None
         self._saving_into: Path | None = None
         self.stops: StopRequests | None = None
         self.say: Callable[[str], None] = _warn
-        self._resumed: exactstate.State | None = None
+        self._resumed: training_state.State | None = None
         self._came_from: Path | None = None
         self._scheduled_steps = 0
         self.add_callback(_Moments(self))
@@ -87,11 +86,11 @@ class ResumableTrainer(FastTrainer):
         run, step = Path(self._get_output_dir(trial)), self.state.global_step
         aside = run / checkpoints.ASIDE
         folder, final = aside / f"checkpoint-{step}", run / f"checkpoint-{step}"
-        self._moment = exactstate.capture(self)
+        self._moment = training_state.capture(self)
         is_writer = self.args.should_save
-        try:
+        with _named_if_unwritten(f"checkpoint-{step}", run, is_writer, checkpoints.clear_leftovers):
             if is_writer:
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
                 folder.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self._saving_into = aside
@@ -100,20 +99,13 @@ class ResumableTrainer(FastTrainer):
             finally:
                 self._saving_into = None
             if not self.args.save_only_model:
-                exactstate.save_state(self._moment, folder / self._state_name)
+                training_state.save_state(self._moment, folder / self._state_name)
             self.accelerator.wait_for_everyone()
             if is_writer:
                 self._complete(folder, run)
                 checkpoints.put_in_place(folder, final)
                 checkpoints.rotate(run, self.args.save_total_limit, self._best_checkpoint(run))
             self.accelerator.wait_for_everyone()
-        except Exception as error:
-            unwritten = _unwritten(f"checkpoint-{step}", run, error)  # while the disk is full
-            if is_writer:
-                checkpoints.clear_leftovers(run)
-            if unwritten is not None:
-                raise unwritten from error
-            raise
         self._saved_step = step
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(final))
@@ -127,9 +119,9 @@ class ResumableTrainer(FastTrainer):
         # transformers named the best checkpoint by where it was being written.
         self.state.best_model_checkpoint = self._best_checkpoint(run)
         self.state.save_to_json(str(folder / "trainer_state.json"))
-        for name in exactstate.KEPT_LINES:
+        for name in training_state.KEPT_LINES:
             with contextlib.suppress(FileNotFoundError), (run / name).open("rb+") as file:
-                exactstate.to_disk(file)
+                training_state.to_disk(file)
         checkpoints.seal(folder, self.state.global_step)
 
     def _best_checkpoint(self, run: Path) -> str | None:
@@ -146,21 +138,15 @@ class ResumableTrainer(FastTrainer):
             return
         final = Path(output_dir or str(self.args.output_dir))
         aside = final / f"{checkpoints.ASIDE}-model"
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
+        is_writer = self.args.should_save
+        if is_writer:
+            _remove(aside)
         self.accelerator.wait_for_everyone()
-        try:
+        with _named_if_unwritten("the trained model", final, is_writer, lambda _: _remove(aside)):
             super().save_model(str(aside), _internal_call=True)
             self.accelerator.wait_for_everyone()
-            if self.args.should_save and aside.is_dir():
+            if is_writer and aside.is_dir():
                 checkpoints.move_files(aside, final)
-        except Exception as error:
-            unwritten = _unwritten("the trained model", final, error)
-            if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
-            if unwritten is not None:
-                raise unwritten from error
-            raise
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -197,7 +183,7 @@ class ResumableTrainer(FastTrainer):
         self._moment = self._saved_step = None
         eval_on_start = self.args.eval_on_start
         if path is not None:
-            self._resumed = exactstate.load_state(path / self._state_name)
+            self._resumed = training_state.load_state(path / self._state_name)
             if self._goes_on_in_place:
                 self._saved_step = checkpoints.step_of(path)
             # The run has been evaluated at its start already, unless it is still there.
@@ -205,7 +191,7 @@ class ResumableTrainer(FastTrainer):
         try:
             with contextlib.ExitStack() as held:
                 if self._resumed is not None:
-                    held.enter_context(exactstate.joined_trackers(self._resumed))
+                    held.enter_context(training_state.joined_trackers(self._resumed))
                 if self.stops:
                     held.enter_context(self.stops.deferred())
                 return super().train(str(path) if path else None, *args, **kwargs)
@@ -244,19 +230,19 @@ class ResumableTrainer(FastTrainer):
         if self._resumed is None:
             self.began = time.time()
             self.epoch_ended = False
-            self._moment = exactstate.capture(self)
+            self._moment = training_state.capture(self)
             if self.keeps_checkpoints:
                 self._save_checkpoint(self.model, None)
         else:
-            exactstate.restore(self, self._resumed)
+            training_state.restore(self, self._resumed)
             step = self.state.global_step
             if self.args.should_save and self._goes_on_in_place:
-                exactstate.cut_after(run, step, self._resumed["kept_bytes"])
+                training_state.cut_after(run, step, self._resumed["kept_bytes"])
                 for path in checkpoints.supersede_after(run, step):
                     self.say(f"a later {path.name} is kept aside as {path}")
             self.say(f"resuming from {self._came_from}: step {step} of {self.state.max_steps}")
             self._end_epoch_that_was_left()
-            self._resumed = self._moment = exactstate.capture(self)
+            self._resumed = self._moment = training_state.capture(self)
         if self.stops:
             self.stops.start_of_training()
 
@@ -269,7 +255,9 @@ class ResumableTrainer(FastTrainer):
     def _end_epoch_that_was_left(self) -> None:
         # The checkpoint of an epoch's last step is written before the epoch is over.
         state = self.state
-        is_last_step = not exactstate.is_mid_epoch(state) or state.global_step >= state.max_steps
+        is_last_step = (
+            not training_state.is_mid_epoch(state) or state.global_step >= state.max_steps
+        )
         if state.global_step and is_last_step and not self.epoch_ended:
             self.control = self.callback_handler.on_epoch_end(self.args, state, self.control)
             self._maybe_log_save_evaluate(
@@ -296,7 +284,7 @@ class ResumableTrainer(FastTrainer):
         if self._resumed is None:
             super()._load_rng_state(checkpoint)
         elif self.state.global_step:
-            exactstate.set_random_state(self._resumed["random"])
+            training_state.set_random_state(self._resumed["random"])
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         position = super()._init_training_state(*args, **kwargs)
@@ -367,7 +355,7 @@ class ResumableTrainer(FastTrainer):
         self.last_grad_norm = grad_norm.item() if is_tensor else grad_norm
         self.last_learning_rate = kwargs.get("learning_rate")
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-        self._moment = exactstate.capture(self)
+        self._moment = training_state.capture(self)
         if self.stops and self.state.global_step < self.state.max_steps:
             self.stops.check()
 
@@ -382,7 +370,7 @@ class ResumableTrainer(FastTrainer):
             return
         run = Path(self._get_output_dir(None))
         if self._saved_step != stop.step:
-            exactstate.restore(self, self._moment)
+            training_state.restore(self, self._moment)
             self.optimizer.zero_grad()
             self._save_checkpoint(self.model, None)
         stop.checkpoint = run / f"checkpoint-{stop.step}"
@@ -408,17 +396,31 @@ class _Moments(TrainerCallback):
         self.trainer.epoch_ended = True
 
 
-def _unwritten(what: str, run: Path, error: BaseException) -> RunError | None:
-    """The error that names ``what`` was not saved in ``run``, if that is what ``error`` means.
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
-    Ask before anything is cleared away: PyTorch's writer does not say why it failed.
+
+@contextlib.contextmanager
+def _named_if_unwritten(
+    what: str, run: Path, is_writer: bool, clear: Callable[[Path], None]
+) -> Iterator[None]:
+    """Turn an error by which ``what`` could not be saved in ``run`` into one that says so.
+
+    The writer clears up after any error.
     """
-    if (reason := _why_not_written(error, run)) is None:
-        return None
-    return RunError(
-        f"{what} was not saved: {reason}.",
-        "Earlier saves are intact. Free some space, then resume the run.",
-    )
+    try:
+        yield
+    except Exception as error:
+        # Asked before anything is cleared away: PyTorch's writer does not say why it failed.
+        reason = _why_not_written(error, run)
+        if is_writer:
+            clear(run)
+        if reason is None:
+            raise
+        raise RunError(
+            f"{what} was not saved: {reason}.",
+            "Earlier saves are intact. Free some space, then resume the run.",
+        ) from error
 
 
 def _why_not_written(error: BaseException | None, run: Path) -> str | None:
@@ -433,7 +435,7 @@ def _why_not_written(error: BaseException | None, run: Path) -> str | None:
         if any(words in text for words in ("No space left", "os error 28", "quota exceeded")):
             return full
         if "I/O error" in text:
-            return f"{text.strip().splitlines()[0][:200]} ({run})"
+            return f"{first_line(error)} ({run})"
         if isinstance(error, RuntimeError) and any(words in text for words in _TORCHS_WRITER):
             near = shutil.disk_usage(run).free < 2**20
             return full if near else f"PyTorch could not write to {run} (no space, or a quota?)"

@@ -20,8 +20,8 @@ import torch
 from abacist.errors import AbacistError, Interrupted, RunError
 from abacist.learning.config import Config, load_config
 from abacist.learning.resume import checkpoints
-from abacist.learning.resume.exactstate import KEPT_LINES, cut_after
 from abacist.learning.resume.stopping import StopNow
+from abacist.learning.resume.training_state import KEPT_LINES, cut_after
 from abacist.learning.tracking import Watcher
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.evaluate import Evaluation
@@ -93,7 +93,7 @@ def open_run(config: Config, watcher: Watcher) -> RunDir:
     """The run that ``config`` resumes, locked, without what a killed process left half written.
 
     Raises RunError if it is none, if another process is writing it, if it was begun with other
-    settings (see :func:`setting_differences`), or if it is finished and has no checkpoint to go on
+    settings (see :func:`differing`), or if it is finished and has no checkpoint to go on
     from. A run may be made longer: what that does to its past is said.
     """
     run = RunDir.open(Path(str(config.training.output_dir)))
@@ -127,12 +127,8 @@ def differing(config: Config, run: RunDir) -> dict[str, tuple[Any, Any]]:
     return {name: (then, now) for name, (then, now) in both.items() if then != now}
 
 
-def setting_differences(config: Config, run: RunDir) -> list[str]:
-    """What :func:`differing` finds, as ``name: then → now`` with what that means."""
-    return _told(differing(config, run))
-
-
 def _told(found: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """What :func:`differing` found, as ``name: then → now`` with what that means."""
     return [
         f"{name}: {then} → {now}{_CONSEQUENCES.get(name, '')}"
         for name, (then, now) in found.items()
@@ -309,7 +305,7 @@ def what_is_left(
         named = checkpoints.step_of(Path(str(wanted)))
         left["steps_done"] = named if named >= 0 else max(steps, default=0)
     if measured:
-        left["reply_tokens"] = measured[0].mean_completion_tokens.value
+        left["reply_tokens"] = measured[0].figures["completion_tokens"].value
     return left
 
 

@@ -33,8 +33,9 @@ from typing import NamedTuple
 import torch
 
 from abacist.policy import nonfinite
+from abacist.policy.common_prefix import common_prefix_tokens
 from abacist.policy.decoding import graphs
-from abacist.policy.decoding.cache import Cache, closed_up, common_prefix_tokens
+from abacist.policy.decoding.cache import Cache, closed_up
 from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.policy.decoding.token_sampling import (
@@ -232,14 +233,7 @@ class Batch:
         logits_NV = logits_NV.float()
         if self._penalises:
             logits_NV = penalise_repetition(logits_NV, rows.seen, sampling.repetition_penalty)
-        return sample_tokens(
-            logits_NV,
-            self._uniforms.take(rows.slots),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-        )
+        return sample_tokens(logits_NV, self._uniforms.take(rows.slots), sampling)
 
     def _leave(self) -> None:
         """Remove finished rows, and the prompts that no row needs any more."""

@@ -27,12 +27,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from abacist.policy.decoding.network import Attend, DecodingNetwork
 from abacist.policy.kernels import tree_attention
+from abacist.policy.scoring.attention_backend import grouped_attention
 
-_PREFILL_TOKENS = 8192
+PREFILL_TOKENS = 8192
 
 
 class Shape(NamedTuple):
@@ -94,7 +94,7 @@ class Cache:
         start, states = 0, []
         while start < len(prompts):
             longest = max(len(ids) for ids in prompts[start:]) - self._prefix_tokens
-            end = start + max(1, _PREFILL_TOKENS // longest)
+            end = start + max(1, PREFILL_TOKENS // longest)
             states.append(self._prefill(prompts[start:end], first + start))
             start = end
         return torch.cat(states)
@@ -291,20 +291,11 @@ def _attend_as_tree(
 
 
 def _attend_padded(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    past: int,
-    at: tuple[torch.Tensor, ...],
-    longest: int,
+    keys: torch.Tensor, values: torch.Tensor, past: int, at: tuple[torch.Tensor, ...], longest: int
 ) -> Attend:
     """Attention for packed prompts by PyTorch, as one padded batch; ``at`` [T] each these rows and
-    columns of it.
-
-    The query heads that share a key head are placed behind each other as further queries, with a
-    mask. If PyTorch is asked to share key heads itself (``enable_gqa``), then with a mask, or in
-    float32, a GPU has only one kernel for it, and that one stores all scores.
-    """
-    _, prompts, key_heads, _, size = keys.shape
+    columns of it."""
+    prompts, key_heads = keys.shape[1:3]
     known = past + longest
     columns = torch.arange(known, device=keys.device)
     mask = columns <= columns[past:, None]  # [longest, known]
@@ -312,19 +303,11 @@ def _attend_padded(
     def attend(
         layer: int, query_THD: torch.Tensor, key_TKD: torch.Tensor, value_TKD: torch.Tensor
     ) -> torch.Tensor:
-        group = query_THD.shape[1] // key_heads  # Q
         padded = query_THD.new_zeros(prompts, longest, *query_THD.shape[1:])
         padded[at] = query_THD
-        padded = padded.view(prompts, longest, key_heads, group, size).permute(0, 2, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(
-            padded.reshape(prompts, key_heads, group * longest, size),
-            keys[layer, :, :, :known],
-            values[layer, :, :, :known],
-            attn_mask=mask.repeat(group, 1),
-            scale=1.0,
-        )
-        attended = attended.view(prompts, key_heads, group, longest, size).permute(0, 3, 1, 2, 4)
-        return attended.reshape(prompts, longest, -1, size)[at]
+        key, value = keys[layer, :, :, :known], values[layer, :, :, :known]
+        group_mask = mask.repeat(query_THD.shape[1] // key_heads, 1)
+        return grouped_attention(padded, key, value, group_mask, 1.0)[at]
 
     return attend
 
@@ -344,21 +327,3 @@ def closed_up(gone: Sequence[bool]) -> tuple[list[int], list[int], list[int]]:
     for source, target in zip(sources, targets, strict=True):
         order[target] = source
     return order, sources, targets
-
-
-def common_prefix_tokens(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all of several ``prompts`` begin with, leaving each at least one more.
-
-    >>> common_prefix_tokens([(1, 2, 3, 4), (1, 2, 5), (1, 2, 3)])
-    2
-    """
-    if len(prompts) < 2:
-        return 0
-    # What the first and the last in sorted order share, all between them share too.
-    least, most = min(prompts), max(prompts)
-    shared = 0
-    for a, b in zip(least[:-1], most[:-1], strict=False):
-        if a != b:
-            break
-        shared += 1
-    return min(shared, min(map(len, prompts)) - 1)

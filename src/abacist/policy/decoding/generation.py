@@ -61,15 +61,6 @@ class Completion:
     stop_reason: StopReason
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One sample: its prompt, its number among the prompt's samples, and its random stream."""
-
-    prompt: int
-    sample: int
-    stream: int
-
-
 def generate(
     policy: Policy,
     prompts: Sequence[Sequence[Message]],
@@ -156,67 +147,34 @@ def write(
 
     With ``use_engine`` False, transformers writes them even where our engine could.
     """
-    rows = _rows(prompt_ids, num_samples, seed)
-    is_ours = use_engine and unsupported_reason(policy.model, FastPart.DECODING) is None
-    decoder = _with_engine if is_ours else _with_transformers
-    return decoder(
-        policy, prompt_ids, rows, max_completion_tokens, sampling, batch_size, progress, ended
-    )
-
-
-def _with_engine(
-    policy: Policy,
-    prompt_ids: list[list[int]],
-    rows: list[_Row],
-    max_completion_tokens: int,
-    sampling: Sampling | None,
-    batch_size: int,
-    progress: Progress | None,
-    ended: Ended | None,
-) -> list[list[int]]:
-    """The ids of each row, written by our own engine."""
-    chat = policy.chat
-    engine = Engine(policy.model, stop_ids=chat.stop_ids, pad_id=chat.pad_id, max_rows=batch_size)
-    uniforms = None
-    if sampling is not None and rows:
-        uniforms = uniforms_of([row.stream for row in rows], max_completion_tokens)
-    written = engine.complete(
-        [prompt_ids[row.prompt] for row in rows],
-        1,
-        max_completion_tokens,
-        sampling,
-        uniforms,
-        progress,
-        ended,
-    )
-    return [ids for [ids] in written]
-
-
-def _with_transformers(
-    policy: Policy,
-    prompt_ids: list[list[int]],
-    rows: list[_Row],
-    max_completion_tokens: int,
-    sampling: Sampling | None,
-    batch_size: int,
-    progress: Progress | None,
-    ended: Ended | None,
-) -> list[list[int]]:
-    """The ids of each row, written by transformers, one batch after another."""
-    written: list[list[int]] = [[] for _ in rows]
-    lengths = [len(prompt_ids[row.prompt]) for row in rows]
+    streams = _streams(prompt_ids, num_samples, seed)
+    prompts = [ids for ids in prompt_ids for _ in range(num_samples)]  # of each row
+    if use_engine and unsupported_reason(policy.model, FastPart.DECODING) is None:
+        chat = policy.chat
+        engine = Engine(
+            policy.model, stop_ids=chat.stop_ids, pad_id=chat.pad_id, max_rows=batch_size
+        )
+        uniforms = None
+        if sampling is not None and streams:
+            uniforms = uniforms_of(streams, max_completion_tokens)
+        completed = engine.complete(
+            prompts, 1, max_completion_tokens, sampling, uniforms, progress, ended
+        )
+        return [ids for [ids] in completed]
+    # By transformers, one batch after another.
+    written: list[list[int]] = [[] for _ in prompts]
+    lengths = [len(ids) for ids in prompts]
     before: list[list[int]] = []  # ids of the rows in batches that have ended
     with _generation_mode(policy):
         for batch in _batches(lengths, batch_size, alike=_has_learned_prompt(policy.model)):
-            report = _reporter(progress, before, len(batch), len(rows))
+            report = _reporter(progress, before, len(batch), len(prompts))
             sampler = None
             if sampling is not None:
-                streams = [rows[number].stream for number in batch]
-                uniforms = uniforms_of(streams, max_completion_tokens)
+                uniforms = uniforms_of([streams[number] for number in batch], max_completion_tokens)
                 dtype = widest_float(policy.device)
                 sampler = _Sampler(uniforms.to(policy.device, dtype), sampling)
-            prompts = [prompt_ids[rows[number].prompt] for number in batch]
-            continued = _continue(policy, prompts, max_completion_tokens, sampler, report)
+            asked = [prompts[number] for number in batch]
+            continued = _continue(policy, asked, max_completion_tokens, sampler, report)
             for number, ids in zip(batch, continued, strict=True):
                 written[number] = ids
                 if ended is not None:
@@ -271,13 +229,7 @@ class _Sampler(LogitsProcessor):
         self.sampling = sampling
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        chosen = sample_tokens(
-            scores,
-            self.uniforms[:, self.position],
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            top_k=self.sampling.top_k,
-        )
+        chosen = sample_tokens(scores, self.uniforms[:, self.position], self.sampling)
         self.position += 1
         return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
@@ -375,16 +327,15 @@ def _check_lengths(prompt_ids: list[list[int]], budget_tokens: int, context_toke
             )
 
 
-def _rows(prompt_ids: list[list[int]], num_samples: int, seed: int) -> list[_Row]:
-    """Every sample of every prompt, prompt by prompt."""
+def _streams(prompt_ids: list[list[int]], num_samples: int, seed: int) -> list[int]:
+    """The random stream of every sample of every prompt, prompt by prompt."""
     seen: Counter[bytes] = Counter()
-    rows = []
-    for number, ids in enumerate(prompt_ids):
+    streams = []
+    for ids in prompt_ids:
         content = repr(ids).encode()
         for sample in range(num_samples):
             # A prompt that is given twice gets another stream the second time.
             key = f"{seed}/{seen[content]}/{sample}/".encode() + content
-            stream = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
-            rows.append(_Row(number, sample, stream))
+            streams.append(int.from_bytes(hashlib.sha256(key).digest()[:8], "little"))
         seen[content] += 1
-    return rows
+    return streams

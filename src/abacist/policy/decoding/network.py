@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from abacist.policy import instances
+from abacist.policy import model_parts
 from abacist.policy.kernels import build
 from abacist.policy.kernels import decode as kernels
 from abacist.policy.kernels.multiply import multiply, multiply_row
@@ -51,7 +51,7 @@ class DecodingNetwork:
     """
 
     def __init__(self, model: Any, max_tokens: int, max_rows: int | None = None) -> None:
-        base: Any = instances.base_of(model)
+        base: Any = model_parts.base_of(model)
         copied = max_rows != 1 or not _is_too_large_to_copy(base)
         product: Callable[..., Projection] = fused if copied else Uncopied
         swiglu: Callable[..., SwiGLU] = fused_swiglu if copied else uncopied_swiglu
@@ -269,7 +269,9 @@ def _uncopied(x: torch.Tensor, linear: Any) -> torch.Tensor:
     weight, bias = _base(linear)
     if build.widens(weight):
         is_row = len(x) == 1 and weight.is_contiguous()
-        y = (multiply_row if is_row else multiply)(x, weight, None if bias is None else bias.float())
+        y = (multiply_row if is_row else multiply)(
+            x, weight, None if bias is None else bias.float()
+        )
     else:
         y = F.linear(x, weight, bias)
     for lora_a, lora_b, scale in _adapters(linear):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from abacist.errors import ModelError
-from abacist.policy.kernels import decode as kernels
+from abacist.policy.kernels import decode
 
 
 @dataclass(frozen=True)
@@ -34,46 +34,32 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value, fits, wanted in (
-            (
-                "temperature",
-                self.temperature,
-                self.temperature > 0,
-                "above 0; greedy is no sampling",
-            ),
-            ("top_p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1; 1 is off"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
-            ("min_p", self.min_p, 0 <= (self.min_p or 0.0) <= 1, "between 0 and 1"),
-            (
-                "repetition_penalty",
-                self.repetition_penalty,
-                self.repetition_penalty > 0,
-                "above 0; 1 is off",
-            ),
+        for name, fits, wanted in (
+            ("temperature", self.temperature > 0, "above 0; greedy is no sampling"),
+            ("top_p", 0 <= self.top_p <= 1, "between 0 and 1; 1 is off"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("min_p", 0 <= (self.min_p or 0.0) <= 1, "between 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0; 1 is off"),
         ):
             if not fits:
-                raise ModelError(f"Tokens cannot be sampled with {name}={value}.", f"Use {wanted}.")
+                given = f"{name}={getattr(self, name)}"
+                raise ModelError(f"Tokens cannot be sampled with {given}.", f"Use {wanted}.")
 
 
 def sample_tokens(
-    logits_NV: torch.Tensor,
-    uniforms_N: torch.Tensor,
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float | None = None,
+    logits_NV: torch.Tensor, uniforms_N: torch.Tensor, sampling: Sampling
 ) -> torch.Tensor:
     """One token id per row of ``logits_NV``, sampled at its number in ``uniforms_N``, in [0, 1).
 
     The result [N] is the first token whose cumulative probability exceeds the number. The
-    distribution is that of ``torch.multinomial``.
+    distribution is that of ``torch.multinomial``. A repetition penalty is not applied here.
     """
+    top_p, top_k, min_p = sampling.top_p, sampling.top_k, sampling.min_p
     logits_NV = logits_NV.float()
-    if top_p >= 1 and top_k <= 0 and not min_p and kernels.supports(logits_NV):
-        return kernels.sample(logits_NV, uniforms_N, temperature)
-    if temperature != 1:
-        logits_NV = logits_NV / temperature
+    if top_p >= 1 and top_k <= 0 and not min_p and decode.supports(logits_NV):
+        return decode.sample(logits_NV, uniforms_N, sampling.temperature)
+    if sampling.temperature != 1:
+        logits_NV = logits_NV / sampling.temperature
     if 0 < top_k < logits_NV.shape[-1]:
         smallest_kept = logits_NV.topk(top_k, dim=-1).values[:, -1:]
         logits_NV = logits_NV.masked_fill(logits_NV < smallest_kept, -torch.inf)

@@ -93,9 +93,7 @@ def widens(weight: torch.Tensor) -> bool:
 
     A number in bfloat16 is widened as it is read, which is exact: half the memory, nothing rounded.
     """
-    return (
-        weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and library() is not None
-    )
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and library() is not None
 
 
 def threads(work: float) -> int:

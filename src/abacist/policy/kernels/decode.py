@@ -146,6 +146,7 @@ class Packed:
         self._bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             self._bias = torch.zeros(panels, 1, panel)
+        self.structure: _Product
         self._inner: Packed | None = None
         self._outer: torch.Tensor | None = None
         if ranks:

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
 
-from abacist.errors import AbacistError, ModelError
+from abacist.errors import ModelError, first_line
 from abacist.policy.choices import Choice
 from abacist.policy.kernels import build
 from abacist.policy.kernels import tree_attention as cpu_kernel
@@ -127,9 +127,7 @@ def padded_attention(
 def _attend_level(
     level: Level, query_NLAD: Tensor, key_NMKD: Tensor, value_NMKD: Tensor, scale: float
 ) -> Tensor:
-    branches, longest, heads, size = query_NLAD.shape
-    key_heads = key_NMKD.shape[2]
-    repeats = heads // key_heads
+    repeats = query_NLAD.shape[2] // key_NMKD.shape[2]
     if level.parents is None:
         key_NMAD, value_NMAD = (
             x.repeat_interleave(repeats, dim=2) if repeats > 1 else x
@@ -143,18 +141,27 @@ def _attend_level(
             scale=scale,
         )
         return out_NALD.transpose(1, 2)
-    # The query heads that share a key head become further queries of it, [N, K, repeats * L, D].
-    # So keys and values, of which there are many more on this level, are not repeated.
-    query = query_NLAD.view(branches, longest, key_heads, repeats, size).permute(0, 2, 3, 1, 4)
+    mask = level.bias(query_NLAD.dtype, repeats)
+    key_NKMD, value_NKMD = key_NMKD.transpose(1, 2), value_NMKD.transpose(1, 2)
+    return grouped_attention(query_NLAD, key_NKMD, value_NKMD, mask, scale)
+
+
+def grouped_attention(
+    query_NLAD: Tensor, key_NKMD: Tensor, value_NKMD: Tensor, mask: Tensor, scale: float
+) -> Tensor:
+    """Attention of A query heads to K key heads, [N, L, A, D], without repeating keys and values.
+
+    The query heads that share a key head become further queries of it, [N, K, A / K * L, D], which
+    ``mask`` is made for. If PyTorch is asked to share key heads itself (``enable_gqa``), then with
+    a mask, or in float32, a GPU has only one kernel for it, and that one stores all scores.
+    """
+    rows, longest, heads, size = query_NLAD.shape
+    grouped = (rows, key_NKMD.shape[1], heads // key_NKMD.shape[1], longest, size)
+    query = query_NLAD.view(rows, longest, *grouped[1:3], size).permute(0, 2, 3, 1, 4)
     out = scaled_dot_product_attention(
-        query.reshape(branches, key_heads, repeats * longest, size),
-        key_NMKD.transpose(1, 2),
-        value_NMKD.transpose(1, 2),
-        attn_mask=level.bias(query.dtype, repeats),
-        scale=scale,
+        query.flatten(2, 3), key_NKMD, value_NKMD, attn_mask=mask, scale=scale
     )
-    out = out.view(branches, key_heads, repeats, longest, size).permute(0, 3, 1, 2, 4)
-    return out.reshape(branches, longest, heads, size)
+    return out.view(grouped).permute(0, 3, 1, 2, 4).reshape(rows, longest, heads, size)
 
 
 def _at_least_float32(states: Tensor) -> Tensor:
@@ -331,9 +338,8 @@ def choose_backend(
             found = load()
             fault = _fault(found, device, dtype, heads)
         except Exception as error:  # an import, a launch: any of several libraries' errors
-            text = error.message if isinstance(error, AbacistError) else str(error)
-            said = (text.strip() or type(error).__name__).splitlines()[0]
-            fault = f"it failed ({shorten(said, 120, placeholder=' …').rstrip('.')})"
+            said = shorten(first_line(error), 120, placeholder=" …")
+            fault = f"it failed ({said.rstrip('.')})"
         if fault is None:
             why = "; ".join([*failures, f"{why}, without padding, and right in a trial here"])
             return AttentionBackend(found, Choice(_WHAT, f"{name} for variable lengths", why))

@@ -83,7 +83,7 @@ def _heads(attention: Any, hidden_1TH: Tensor, rotary: Rotary) -> tuple[Tensor, 
         query, key = attention.q_norm(query), attention.k_norm(key)
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     if getattr(attention, "use_rope", True):  # SmolLM3 has layers without
-        # The family's own function; `policy.instances` checks that no script has replaced it.
+        # The family's own function; `policy.integrity` checks that no script has replaced it.
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
         query, key = rotate(query, key, *rotary)
     return query, key, value

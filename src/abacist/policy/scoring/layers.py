@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from abacist.policy import instances
+from abacist.policy import integrity
 from abacist.policy.families import unsupported_layer
 from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels import pointwise
@@ -130,7 +130,7 @@ def final_norm(module: Any, hidden_1TH: Tensor) -> Tensor:
     """``module(hidden)``; by our kernel where it is frozen and there is one, keeping less."""
     if (
         module.weight.requires_grad
-        or instances.is_changed(module)
+        or integrity.is_changed(module)
         or not kernels.supports(hidden_1TH)
         or not (kernels.supports(module.weight) or kernels.widens(module.weight))
     ):

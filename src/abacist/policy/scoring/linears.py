@@ -20,7 +20,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from abacist.policy import instances
+from abacist.policy import integrity
 from abacist.policy.families import FastPart, compute_dtype, unsupported_linear
 from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels.multiply import multiply
@@ -62,7 +62,7 @@ def call_linear(module: nn.Module, x: Tensor) -> Tensor:
         y_NO: Tensor = _Linear.apply(x_NI, module.weight, module.bias)
     elif (
         type(module) is LoraLinear
-        and not any(map(instances.is_changed, (module, module.base_layer)))
+        and not any(map(integrity.is_changed, (module, module.base_layer)))
         and unsupported_linear(module, FastPart.LORA_PRODUCTS, dtype) is None
     ):
         with torch.autocast(x.device.type, enabled=False):
@@ -77,7 +77,7 @@ def _is_for_kernel(module: nn.Linear, x: Tensor) -> bool:
     return (
         not torch.is_autocast_enabled(x.device.type)
         and kernels.supports(x, module.weight)
-        and not instances.is_changed(module)
+        and not integrity.is_changed(module)
     )
 
 

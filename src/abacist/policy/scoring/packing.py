@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from abacist.policy.common_prefix import common_prefix_tokens
+
 _MIN_SAVED_TOKENS = 64  # sharing a prefix adds a level; for fewer tokens it is not worth it
 
 
@@ -82,11 +84,7 @@ class Level:
             branches, longest = self.shape
             own = torch.ones(longest, longest, dtype=torch.bool, device=self.sees.device).tril_()
             allowed = torch.cat(
-                [
-                    self.sees[:, None, :].expand(-1, longest, -1),
-                    own.expand(branches, -1, -1),
-                ],
-                dim=2,
+                [self.sees[:, None, :].expand(-1, longest, -1), own.expand(branches, -1, -1)], dim=2
             )
             bias = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
             bias.masked_fill_(~allowed, -torch.inf)
@@ -160,7 +158,9 @@ def pack(
     completions = [ids[row, middle : middle + completion_tokens[row]] for row in rows]
 
     # Each level is (branches, parents, depths); the last token of a completion is in none.
-    shared = _shared_prefix_tokens(prompts)
+    shared = common_prefix_tokens([tuple(prompt.tolist()) for prompt in prompts])
+    if shared * (len(prompts) - 1) < _MIN_SAVED_TOKENS:
+        shared = 0
     tree: list[tuple[list[np.ndarray], list[int], list[int]]] = []
     if shared:
         tree.append(([prompts[0][:shared]], [], [0]))
@@ -211,17 +211,6 @@ def _lengths(mask: np.ndarray, middle: int) -> tuple[np.ndarray, np.ndarray]:
     if (completion[:, :-1] < completion[:, 1:]).any():
         raise ValueError("attention_mask: completions must be padded on the right only")
     return prompt.sum(1), completion.sum(1)
-
-
-def _shared_prefix_tokens(prompts: list[np.ndarray]) -> int:
-    """Length of the prefix of all prompts, leaving one token to each; 0 if not worth a level."""
-    if len(prompts) < 2:
-        return 0
-    most = min(len(prompt) for prompt in prompts) - 1
-    heads = np.stack([prompt[:most] for prompt in prompts])
-    differs = np.flatnonzero((heads != heads[0]).any(axis=0))
-    shared = int(differs[0]) if differs.size else most
-    return shared if shared * (len(prompts) - 1) >= _MIN_SAVED_TOKENS else 0
 
 
 def _levels(tree: list[tuple[list[np.ndarray], list[int]]], device: torch.device) -> list[Level]:

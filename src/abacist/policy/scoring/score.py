@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from abacist.policy.choices import Choice
 from abacist.policy.families import compute_dtype_of
-from abacist.policy.instances import base_of
+from abacist.policy.model_parts import base_of
 from abacist.policy.scoring.attention_backend import AttentionBackend, HeadShape, choose_backend
 from abacist.policy.scoring.forward import hidden_states
 from abacist.policy.scoring.head import score_tokens

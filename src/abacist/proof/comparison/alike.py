@@ -13,6 +13,7 @@ from dataclasses import fields
 from abacist.errors import AbacistError
 from abacist.proof.evaluation import Evaluation, Settings
 from abacist.records.rollout import Rollout
+from abacist.task.sources import shown
 
 PROMPT, SHOTS, BUDGET, SAMPLING = "prompt", "shots", "budget", "sampling"
 #: What may be allowed to differ, with what it means.
@@ -59,7 +60,7 @@ def conditions_apart(before: Evaluation, after: Evaluation) -> dict[str, list[st
     for name in ("kind", *(field.name for field in fields(Settings))):
         one, two = getattr(before.settings, name, None), getattr(after.settings, name, None)
         if one != two and name not in _NO_CONDITION:
-            said = f"{name}: {_short(one)} against {_short(two)}"
+            said = f"{name}: {shown(one)} against {shown(two)}"
             found.setdefault(_CONDITION_OF.get(name, PROMPT), []).append(said)
     second = {rollout.problem_id: rollout for rollout in after.rollouts}
     for rollout in before.rollouts:
@@ -78,7 +79,7 @@ def other_circumstances(before: Evaluation, after: Evaluation) -> list[str]:
     """
     first, second = before.conditions, after.conditions
     return [
-        f"{name}: {_short(first[name])} against {_short(second[name])}"
+        f"{name}: {shown(first[name])} against {shown(second[name])}"
         for name in first
         if name in second and first[name] != second[name] and name != "model"
     ]
@@ -118,11 +119,6 @@ def _other_words(one: Rollout, other: Rollout) -> str | None:
         return [turn for turn in turns if turn[0] == "system"] + turns[-1:]
 
     return PROMPT if frame(first) != frame(second) else SHOTS
-
-
-def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]} …"
 
 
 def _listed(names: list[str]) -> str:

@@ -35,6 +35,17 @@ class Example:
     before: Rollout
     after: Rollout
 
+    def to_json(self, before: str = "before", after: str = "after") -> dict[str, str]:
+        """What was asked, and both replies under these names."""
+        return {
+            "outcome": self.outcome,
+            "problem_id": self.problem.problem_id,
+            "question": self.problem.question,
+            "gold": self.problem.answer,
+            before: self.before.completion,
+            after: self.after.completion,
+        }
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -7,7 +7,7 @@ None where the test speaks against a gain, or where a control does as well.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,18 +106,3 @@ def least_gain(*found: Comparison) -> float | None:
     if not all(one.accuracy.is_better for one in found):
         return None
     return min(one.accuracy.change.low for one in found)
-
-
-def examples_json(found: Comparison, count: int) -> list[Mapping[str, Any]]:
-    """Up to ``count`` problems with both replies, for a machine."""
-    return [
-        {
-            "outcome": example.outcome,
-            "problem_id": example.problem.problem_id,
-            "question": example.problem.question,
-            "gold": example.problem.answer,
-            "a": example.before.completion,
-            "b": example.after.completion,
-        }
-        for example in found.examples(count)
-    ]

@@ -21,7 +21,6 @@ from abacist.task.audit.calibration import Calibration, calibrate
 from abacist.task.audit.conditions import (
     LENGTHS_CHARS,
     SHORTER_LENGTHS_CHARS,
-    columns_of,
     length_findings,
     mishap_findings,
     shape_findings,
@@ -161,10 +160,8 @@ class _Inspection:
         self._drop_too_slow(sample[0], max_seconds)
         self._drop_undetermined(sample[:4])
         calibration = calibrate(sample, self.pay)
-        calibration = calibration.of_usable([trial.is_usable for trial in self.trials])
-        self.keep_usable()
-        ledger = self._fill(calibration, deadline, on_progress)
-        while ledger is None:  # one of the rewards hung too often: again, without it
+        ledger: Ledger | None = None
+        while ledger is None:  # again where a reward hung too often, without it
             calibration = calibration.of_usable([trial.is_usable for trial in self.trials])
             self.keep_usable()
             ledger = self._fill(calibration, deadline, on_progress)
@@ -198,27 +195,19 @@ class _Inspection:
 
     def pay(self, problem: Problem, variants: Sequence[Variant]) -> list[list[float | None]]:
         """The weighted pay of each reward (first index) for each variant."""
-        texts = [variant.text for variant in variants]
-        names = [variant.name for variant in variants]
-        columns = columns_of(problem)
         return [
-            [
-                None if paid is None else paid * weight
-                for paid in trial.pay(texts, problem.question, columns, names)
-            ]
+            [None if paid is None else paid * weight for paid in trial.pay(problem, variants)]
             for trial, weight in zip(self.trials, self.weights, strict=True)
         ]
 
     def _drop_too_slow(self, problem: Problem, max_seconds: float) -> None:
         """A reward that asks a model over the network, say, cannot be tried on every reply."""
         variants = list(layouts(problem))
-        texts = [variant.text for variant in variants]
-        names = [variant.name for variant in variants]
         for trial in self.trials:
             if not trial.limit_seconds:
                 continue  # one of ours
             start = time.monotonic()
-            trial.pay(texts, problem.question, columns_of(problem), names)
+            trial.pay(problem, variants)
             seconds_each = (time.monotonic() - start) / len(variants)
             if trial.is_usable and seconds_each * NUM_REPLIES_NEEDED > max_seconds:
                 trial.is_usable = False

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 
 from abacist.task.audit.hacks import workless
 from abacist.task.audit.ledger import EPSILON
-from abacist.task.audit.renderings import (
-    ASKED,
-    HOMES,
-    WRONG,
-    Variant,
-    layouts,
-    wrong_solutions,
-)
+from abacist.task.audit.renderings import ASKED, HOMES, WRONG, Variant, layouts, wrong_solutions
 from abacist.task.problems import Problem
 
 TELLS_APART_FRACTION = 0.8  # of the problems on which an answer reward pays more for right

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from abacist.errors import RewardError
 from abacist.task.audit.findings import Finding, Kind
 from abacist.task.audit.hacks import STRESS, padded, stress
-from abacist.task.audit.renderings import gold_value, numeral, reasoning_of
-from abacist.task.audit.trial import COLUMNS, MishapKind, Trial, as_message, is_out_of_time
+from abacist.task.audit.renderings import Role, Variant, gold_value, numeral, reasoning_of
+from abacist.task.audit.trial import MishapKind, Trial, as_message, is_out_of_time
 from abacist.task.problems import Problem
 
 GROUP_SIZE = 8
@@ -38,11 +38,6 @@ class Advantages(NamedTuple):
     most: float
 
 
-def columns_of(problem: Problem) -> dict[str, Any]:
-    """What a reward is handed beside the completions."""
-    return {**problem.columns, **{column: getattr(problem, column) for column in COLUMNS}}
-
-
 def length_advantages(
     trials: Sequence[Trial], weights: Sequence[float], problems: Sequence[Problem], *, right: bool
 ) -> Advantages:
@@ -51,13 +46,14 @@ def length_advantages(
     for problem in problems:
         value = gold_value(problem)
         answer = numeral(value if right else value + 1)
-        texts = [padded(reasoning_of(problem), answer, size) for size in range(GROUP_SIZE)]
+        replies = [
+            Variant("padding", Role.LAYOUT, padded(reasoning_of(problem), answer, size), answer)
+            for size in range(GROUP_SIZE)
+        ]
         totals = [0.0] * GROUP_SIZE
         for trial, weight in zip(trials, weights, strict=True):
-            paid = trial.pay(texts, problem.question, columns_of(problem), ["padding"] * GROUP_SIZE)
-            totals = [
-                total + weight * (each or 0.0) for total, each in zip(totals, paid, strict=True)
-            ]
+            paid = zip(totals, trial.pay(problem, replies), strict=True)
+            totals = [total + weight * (each or 0.0) for total, each in paid]
         mean, spread = statistics.fmean(totals), statistics.stdev(totals)
         advantages = [(total - mean) / (spread + TRL_EPSILON) for total in totals]
         least.append(min(advantages))
@@ -83,7 +79,6 @@ def length_findings(
 
 def stress_findings(trial: Trial, problem: Problem, lengths: Sequence[int]) -> Iterator[Finding]:
     """Does its pay, or its time, run away as a reply gets longer?"""
-    columns = columns_of(problem)
     bounds: dict[str, str] = {}
     slow: tuple[float, str] | None = None
     for name in STRESS:
@@ -91,15 +86,14 @@ def stress_findings(trial: Trial, problem: Problem, lengths: Sequence[int]) -> I
         for length in lengths:
             completion = as_message(stress(name, length))
             try:
-                pay, took = _timed(trial, completion, problem.question, columns)
+                pay, took = _timed(trial, completion, problem)
             except RewardError as error:
                 if is_out_of_time(error):
                     limit = trial.limit_seconds / 4
                     slow = (limit, f"more than {limit:g} s for {length:,} characters of {name}")
                 else:
-                    kind = Kind.FAILS
-                    yield Finding.of(kind, f"{length:,} characters of {name}: {error.message}",
-                                     trial.name)  # fmt: skip
+                    said = f"{length:,} characters of {name}: {error.message}"
+                    yield Finding.of(Kind.FAILS, said, trial.name)
                 break
             paid.append(pay or 0.0)
             seconds.append(took)
@@ -122,14 +116,12 @@ def stress_findings(trial: Trial, problem: Problem, lengths: Sequence[int]) -> I
         yield Finding.of(Kind.SLOW, slow[1], trial.name)
 
 
-def _timed(
-    trial: Trial, completion: Any, question: str, columns: dict[str, Any]
-) -> tuple[float | None, float]:
+def _timed(trial: Trial, completion: Any, problem: Problem) -> tuple[float | None, float]:
     """The pay and the CPU seconds; the better of two where the first took long."""
     best = math.inf
     for _ in range(2):
         start = time.process_time()
-        pay = trial.call([completion], question, columns)[0]
+        pay = trial.call(problem, [completion])[0]
         best = min(best, time.process_time() - start)
         if best < 0.1:
             break
@@ -154,7 +146,7 @@ def shape_findings(trial: Trial, problem: Problem) -> Iterator[Finding]:
     failed = []
     for name, completion in _NO_TEXT.items():
         try:
-            trial.call([completion], problem.question, columns_of(problem))
+            trial.call(problem, [completion])
         except RewardError as error:
             failed.append((name, error.message))
     if failed:

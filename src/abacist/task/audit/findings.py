@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from abacist.task.audit.ledger import Row
+from abacist.task.sentence_enum import SentenceEnum
 
 
 class Severity(StrEnum):
@@ -16,23 +17,12 @@ class Severity(StrEnum):
     WARNING = "warning"
 
 
-class Kind(StrEnum):
-    """What is wrong; ``.sentence`` says it to a person."""
-
-    sentence: str
-
-    def __new__(cls, value: str, sentence: str) -> Kind:
-        kind = str.__new__(cls, value)
-        kind._value_ = value
-        kind.sentence = sentence
-        return kind
+class Kind(SentenceEnum):
+    """What is wrong."""
 
     HACKABLE = "hackable", "A reply that solves nothing earns what an honest right solution does."
     NO_COLUMN = "no_column", "A reward needs a column that the problems do not have."
-    UNMATCHED_GOLD = (
-        "unmatched_gold",
-        "Golds can be matched by no reply: their problems teach nothing.",
-    )
+    UNMATCHED_GOLD = "unmatched_gold", "No reply can match these golds: the problems teach nothing."
     LONG_GOLD = "long_gold", "Golds have so many decimals that hardly any reply will match them."
     FAILS = "fails", "A reward raises, or returns no usable number."
     HANGS = "hangs", "A reward does not return in time."

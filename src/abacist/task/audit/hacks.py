@@ -15,13 +15,7 @@ from collections.abc import Iterator, Sequence
 from abacist.task.answers import gold_text
 from abacist.task.audit.renderings import HOMES, Role, Variant, gold_value, numeral, tagged
 from abacist.task.problems import Problem
-from abacist.task.reply import (
-    ANSWER_CLOSE,
-    ANSWER_OPEN,
-    REASONING_CLOSE,
-    REASONING_OPEN,
-    TAGS,
-)
+from abacist.task.reply import ANSWER_CLOSE, ANSWER_OPEN, REASONING_CLOSE, REASONING_OPEN, TAGS
 
 LIST_LENGTH = 12
 PLACES = ("first", "in the middle", "last")

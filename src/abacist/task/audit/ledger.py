@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from abacist.task.audit.renderings import Role, Variant
 
@@ -17,15 +17,18 @@ class Row:
 
     name: str
     role: Role
-    rewards: list[float]  # sums, one for each reward, weighted
-    num_paid: list[int]  # on how many problems each reward was paid
+    num_rewards: int
     num_problems: int = 0  # real ones, whose pay is summed
     num_replies: int = 0  # made-up edge cases too, as in num_paid
     total: float = 0.0
     difference: float = 0.0  # to the honest solution of the same problem, summed
     difference_squared: float = 0.0
-    unpaid_answers: list[list[str]] = field(default_factory=list)  # a few, for each reward
-    paid_answers: list[list[str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rewards = [0.0] * self.num_rewards  # sums, weighted
+        self.num_paid = [0] * self.num_rewards  # on how many problems each reward was paid
+        self.paid_answers: list[list[str]] = [[] for _ in self.rewards]  # a few, for each reward
+        self.unpaid_answers: list[list[str]] = [[] for _ in self.rewards]
 
     @property
     def mean(self) -> float:
@@ -96,11 +99,7 @@ class Ledger:
         for at, (variant, total) in enumerate(zip(variants, totals, strict=True)):
             row = self.rows.get(variant.name)
             if row is None:
-                count = self.num_rewards
-                row = self.rows[variant.name] = Row(variant.name, variant.role, [0.0] * count,
-                                                    [0] * count)  # fmt: skip
-                row.paid_answers = [[] for _ in range(count)]
-                row.unpaid_answers = [[] for _ in range(count)]
+                row = self.rows[variant.name] = Row(variant.name, variant.role, self.num_rewards)
             self._book(row, variant.answer, [paid[at] for paid in pays], is_edge)
             if not is_edge:
                 row.num_problems += 1

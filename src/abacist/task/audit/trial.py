@@ -7,17 +7,17 @@ The time limit is :mod:`abacist.task.watchdog`'s.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import SimpleNamespace
 from typing import Any
 
 from abacist.errors import RewardError
-from abacist.task.custom_rewards import checked
+from abacist.task.audit.renderings import Variant
+from abacist.task.custom_rewards import call_reward, checked
+from abacist.task.problems import Problem
 from abacist.task.watchdog import TimeIsUp
 
 # What `abacist train` hands to rewards of every problem; the data's other columns come beside.
@@ -85,47 +85,37 @@ class Trial:
             and parameter.name not in _GIVEN.union(self.columns)
         ]
 
-    def pay(
-        self, texts: Sequence[str], question: str, columns: dict[str, Any], names: Sequence[str]
-    ) -> list[float | None]:
-        """The reward of each reply to one question; None where it does not apply or fails."""
+    def pay(self, problem: Problem, variants: Sequence[Variant]) -> list[float | None]:
+        """The reward of each reply to a problem; None where it does not apply or fails."""
         try:
-            return self.call(list(map(as_message, texts)), question, columns)
+            return self.call(problem, [as_message(variant.text) for variant in variants])
         except RewardError as error:
-            if len(texts) == 1:
-                self._note(_mishap(error, names[0]))
+            if len(variants) == 1:
+                self._note(_mishap(error, variants[0].name))
                 return [None]
             together = _mishap(error, "all replies to a problem at once")
         paid: list[float | None] = []
         failed_before = self.num_failed
-        for text, name in zip(texts, names, strict=True):
-            paid += self.pay([text], question, columns, [name]) if self.is_usable else [None]
+        for variant in variants:
+            paid += self.pay(problem, [variant]) if self.is_usable else [None]
         if self.num_failed == failed_before and together.kind is MishapKind.FAILED:
             self._note(together)  # only on several at once, which is how TRL calls it
             self.is_usable = False
-        elif self.num_failed - failed_before == len(texts):
+        elif self.num_failed - failed_before == len(variants):
             self.is_usable = False
         return paid
 
-    def call(
-        self, completions: list[Any], question: str, columns: dict[str, Any]
-    ) -> list[float | None]:
+    def call(self, problem: Problem, completions: list[Any]) -> list[float | None]:
         """One call, of any shape of completion. Raises RewardError, also when out of time."""
         count = len(completions)
+        columns = {**problem.columns, **{column: getattr(problem, column) for column in COLUMNS}}
         given = {column: [value] * count for column, value in columns.items()}
+        prompts = [[{"role": "user", "content": problem.question}]] * count
+        ids = [[0] * _num_tokens(each) for each in completions]
         # A single reply is quicker than a batch.
         self.func.timeout_seconds = self.limit_seconds / (4 if count == 1 else 1)  # type: ignore[attr-defined]
         try:
-            paid = self.func(
-                prompts=[[{"role": "user", "content": question}]] * count,
-                completions=completions,
-                completion_ids=[[0] * _num_tokens(each) for each in completions],
-                trainer_state=SimpleNamespace(global_step=0, max_steps=1, epoch=0.0),
-                log_extra=_ignore,
-                log_metric=_ignore,
-                **given,
-            )
-            return list(asyncio.run(paid) if inspect.iscoroutine(paid) else paid)
+            return call_reward(self.func, prompts, completions, ids, given)
         except SystemExit as stop:
             raise RewardError(f"The reward '{self.name}' left the program ({stop.code}).") from stop
 
@@ -155,7 +145,3 @@ def as_message(text: str) -> list[dict[str, str]]:
 def _num_tokens(completion: Any) -> int:
     text = completion[0].get("content") if isinstance(completion, list) and completion else ""
     return len(text) // _CHARS_PER_TOKEN + 1 if isinstance(text, str) else 1
-
-
-def _ignore(*values: Any, **named: Any) -> None:
-    """Stands in for TRL's logging callbacks."""

@@ -7,7 +7,7 @@ the numbers of the question are drawn anew, the program is run again in exact ar
 question, solution and gold are written out with the new values.
 
 A problem is perturbed only if every number of its solution can be traced: to a number of the
-question, to an earlier result, or to a constant (``storynumbers.py``). Where a number
+question, to an earlier result, or to a constant (``story_numbers.py``). Where a number
 could be traced to two of them that now differ, where a number of the question is never used (it may
 restate another), or where the story turns on a comparison, there is no variant. A variant keeps the
 order and the number of digits of the question's numbers, and of every value on the way its sign,
@@ -31,7 +31,7 @@ from itertools import pairwise
 from abacist.task.answers import read_answer
 from abacist.task.problems import Problem, normalise_question
 from abacist.task.steps import equations
-from abacist.task.variants.storynumbers import (
+from abacist.task.variants.story_numbers import (
     SMALLEST_CHANGED,
     StoryNumbers,
     numerals,
@@ -230,10 +230,7 @@ def _results(
 
 
 def _new(
-    value: Fraction,
-    drawn: Mapping[Fraction, Fraction],
-    results: Results,
-    numbers: StoryNumbers,
+    value: Fraction, drawn: Mapping[Fraction, Fraction], results: Results, numbers: StoryNumbers
 ) -> Fraction:
     """What becomes of a number of the solution, if all it could stand for agree."""
     found = {new for old, new in results if old == value}

@@ -8,16 +8,20 @@ with other operands, in exact arithmetic. Nothing is evaluated but ``+ - * /`` a
 from __future__ import annotations
 
 import ast
+import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from abacist.task.variants.storynumbers import NUMERAL, Numeral, numerals, places
+from abacist.task.variants.story_numbers import NUMERAL, Numeral, numerals, places
 
 MAX_EXPRESSION_CHARS = 200
 MAX_SIZE_RATIO = 4  # new to old, or old to new
 
+_OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}  # fmt: skip
 _ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 
 
@@ -83,21 +87,10 @@ def _values(node: ast.expr, operands: Sequence[Fraction]) -> Iterator[Fraction]:
     match node:
         case ast.Name(id=name):
             yield operands[int(name[1:])]
-        case ast.BinOp(left=left, op=operator, right=right):
+        case ast.BinOp(left=left, op=sign, right=right) if type(sign) in _OPERATIONS:
             lefts, rights = list(_values(left, operands)), list(_values(right, operands))
             yield from (*lefts, *rights)
-            one, other = lefts[-1], rights[-1]
-            match operator:
-                case ast.Add():
-                    yield one + other
-                case ast.Sub():
-                    yield one - other
-                case ast.Mult():
-                    yield one * other
-                case ast.Div():
-                    yield one / other
-                case _:
-                    raise ValueError(f"no arithmetic: {operator}")
+            yield _OPERATIONS[type(sign)](lefts[-1], rights[-1])
         case _:
             raise ValueError(f"no arithmetic: {node}")
 

@@ -8,7 +8,12 @@ from collections import Counter
 
 import pytest
 
-from abacist.learning.warmstart import (
+from abacist.task.answers import same_answer
+from abacist.task.reply import parse_reply
+from abacist.task.rewards import REWARD_SETS
+from abacist.task.steps import shows_work
+from abacist.task.wordproblems import NAMES, Slip, Story, stories
+from warmstart import (
     PREVAILING_HABIT,
     PREVAILING_SLIP,
     Habit,
@@ -16,11 +21,6 @@ from abacist.learning.warmstart import (
     draw_slip,
     write_reply,
 )
-from abacist.task.answers import same_answer
-from abacist.task.reply import parse_reply
-from abacist.task.rewards import REWARD_SETS
-from abacist.task.steps import shows_work
-from abacist.task.wordproblems import NAMES, Slip, Story, stories
 
 STORIES = list(itertools.islice(stories("train", seed=3), 60))
 

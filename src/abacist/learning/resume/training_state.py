@@ -22,13 +22,24 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from abacist.errors import RunError
+from abacist.errors import RunError, first_line
 
 STATE_FORMAT = 1
 # Files that grow by lines: what was written after a checkpoint is cut when it is resumed.
 KEPT_LINES = ("metrics.jsonl", "timings.jsonl")
 
 State = dict[str, Any]
+
+# What is kept of the trainer as it is: the name in a state, and the trainer's own.
+_COPIED = {
+    "microsteps": "_step",
+    "epoch_ended": "epoch_ended",
+    "last_logged": "_globalstep_last_logged",
+    "first_step": "_initial_global_step",
+    "first_tokens": "_initial_num_input_tokens_seen",
+    "grad_norm": "last_grad_norm",
+    "learning_rate": "last_learning_rate",
+}
 
 
 def capture(trainer: Any) -> State:
@@ -39,8 +50,7 @@ def capture(trainer: Any) -> State:
     return {
         "format": STATE_FORMAT,
         "step": state.global_step,
-        "microsteps": trainer._step,
-        "epoch_ended": trainer.epoch_ended,
+        **{name: getattr(trainer, attribute) for name, attribute in _COPIED.items()},
         "buffered": trainer._buffered_inputs if mid_buffer else None,
         "metrics": {
             mode: {name: list(values) for name, values in metrics.items()}
@@ -49,11 +59,6 @@ def capture(trainer: Any) -> State:
         "completions": _completions(trainer) if trainer.log_completions else None,
         "loss": trainer._tr_loss.detach().clone(),
         "loss_total": float(trainer._total_loss_scalar),
-        "last_logged": trainer._globalstep_last_logged,
-        "first_step": trainer._initial_global_step,
-        "first_tokens": trainer._initial_num_input_tokens_seen,
-        "grad_norm": trainer.last_grad_norm,
-        "learning_rate": trainer.last_learning_rate,
         "peak_learning_rate": float(trainer.args.learning_rate),
         "tokens_seen": state.num_input_tokens_seen,
         "flos": [float(state.total_flos), float(trainer.current_flos)],
@@ -68,8 +73,8 @@ def capture(trainer: Any) -> State:
 def restore(trainer: Any, saved: State) -> None:
     """Restore what :func:`capture` took. Weights and optimizer are not touched."""
     state = trainer.state
-    trainer._step = saved["microsteps"]
-    trainer.epoch_ended = saved["epoch_ended"]
+    for name, attribute in _COPIED.items():
+        setattr(trainer, attribute, saved[name])
     trainer._buffered_inputs = _on_device(saved["buffered"], trainer.accelerator.device)
     for mode, metrics in saved["metrics"].items():
         trainer._metrics[mode] = defaultdict(list, {name: list(v) for name, v in metrics.items()})
@@ -79,11 +84,6 @@ def restore(trainer: Any, saved: State) -> None:
     trainer._pending_extra_logs.clear()
     trainer._tr_loss = saved["loss"].to(trainer.args.device).clone()
     trainer._total_loss_scalar = saved["loss_total"]
-    trainer._globalstep_last_logged = saved["last_logged"]
-    trainer._initial_global_step = saved["first_step"]
-    trainer._initial_num_input_tokens_seen = saved["first_tokens"]
-    trainer.last_grad_norm = saved["grad_norm"]
-    trainer.last_learning_rate = saved["learning_rate"]
     state.num_input_tokens_seen = saved["tokens_seen"]
     state.total_flos, trainer.current_flos = saved["flos"]
     trainer.began = time.time() - saved["seconds"]
@@ -113,7 +113,7 @@ def load_state(path: Path) -> State:
         ) from None
     except Exception as error:  # the unpickler raises whatever the bytes make it raise
         raise RunError(
-            f"{path} cannot be read: {str(error).strip().splitlines()[0][:200]}",
+            f"{path} cannot be read: {first_line(error)}",
             "Nothing in it was run. Resume from another checkpoint.",
         ) from error
     if not isinstance(saved, dict) or saved.get("format") != STATE_FORMAT:

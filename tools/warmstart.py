@@ -1,4 +1,4 @@
-"""``python -m abacist.learning.warmstart``: remakes the built-in base model from nothing.
+"""``make tiny``: remakes the built-in base model from nothing.
 
 A 1.7 M parameter Qwen2 with random weights learns from generated problems of the ``train``
 split (seen structures only), in a fixed number of steps and three stages:

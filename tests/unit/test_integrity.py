@@ -29,8 +29,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from abacist.learning import fastpath
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy import instances
 from abacist.policy.families import FastPart, unsupported_reason
+from abacist.policy.model_parts import base_of
 from unit.test_fastpath import distance, gradients, make, scored
 
 FAMILIES = ("llama", "qwen2")
@@ -190,7 +190,7 @@ def test_whatever_is_done_to_any_module_is_found_and_named_and_found_no_more_whe
     way: Callable[[Any], Undo | None], ordinary: Any
 ) -> None:
     assert scoring_reason(ordinary) is None and decoding_reason(ordinary) is None
-    base, tried = instances.base_of(ordinary), 0
+    base, tried = base_of(ordinary), 0
     places = [(f"model.layers.1.{name}", m) for name, m in base.model.layers[1].named_modules()]
     outer = ("lm_head", "model", "model.norm", "model.rotary_emb", "model.embed_tokens")
     places += [(name, base.get_submodule(name)) for name in outer]
@@ -228,7 +228,7 @@ def test_whatever_is_done_to_any_module_is_found_and_named_and_found_no_more_whe
 
 
 def layer_of(model: Any) -> Any:
-    return instances.base_of(model).model.layers[1]
+    return base_of(model).model.layers[1]
 
 
 def scaled_gradient(module: Any) -> Undo:
@@ -262,7 +262,7 @@ def attention_replaced(model: Any) -> Undo:
 
 
 def family_of(model: Any) -> Any:
-    return modeling_llama if "Llama" in type(instances.base_of(model)).__name__ else modeling_qwen2
+    return modeling_llama if "Llama" in type(base_of(model)).__name__ else modeling_qwen2
 
 
 def mlp_of_the_class(model: Any) -> Undo:
@@ -274,7 +274,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a hook within LoRA": (lambda m: hook_output(layer_of(m).mlp.up_proj.lora_A.default), "lora_A"),
     "a hook on gradients": (lambda m: scaled_gradient(layer_of(m).mlp.up_proj), "backward hook"),
     "a forward replaced": (lambda m: replace_forward(layer_of(m).self_attn.q_proj), "q_proj"),
-    "a norm's forward": (lambda m: replace_forward(instances.base_of(m).model.norm), "model.norm"),
+    "a norm's forward": (lambda m: replace_forward(base_of(m).model.norm), "model.norm"),
     "another activation": (
         lambda m: replaced_part(layer_of(m).mlp, "act_fn", nn.ReLU()),
         "act_fn is torch",
@@ -329,7 +329,7 @@ def test_what_is_learned_of_a_changed_model_is_what_stock_trl_learns_of_it(
         for trainer in (ours, stock):
             undo.callback(do(trainer.model))
         theirs, found = gradients(stock, inputs), gradients(ours, inputs)
-        line = next(line for line in ours.paths() if line.startswith("training"))
+        line = next(line for line in ours.fast_path_report() if line.startswith("training"))
         assert "TRL's path" in line and reason in line
     assert distance(found, theirs) < 1e-5
     shared = {name: theirs[name] for name in before if name in theirs}
@@ -346,7 +346,7 @@ def captured_states(model: Any) -> None:
 
 
 def placed(model: Any, **options: Any) -> None:
-    for module in instances.base_of(model).modules():
+    for module in base_of(model).modules():
         add_hook_to_module(module, AlignDevicesHook(**{"execution_device": "cpu", **options}))
 
 
@@ -366,10 +366,10 @@ ORDINARY: dict[str, Callable[[Any], Any]] = {
     "checkpointing": lambda m: m.gradient_checkpointing_enable({"use_reentrant": False}),
     "hidden states asked for once": captured_states,
     "mixed precision": mixed_precision,
-    "TRL's fused head": lambda m: add_fused_lm_head(instances.base_of(m)),
+    "TRL's fused head": lambda m: add_fused_lm_head(base_of(m)),
     "placed on the device where it is": placed,
     "evaluation mode": lambda m: m.eval(),
-    "another padding token": lambda m: setattr(instances.base_of(m).config, "pad_token_id", 3),
+    "another padding token": lambda m: setattr(base_of(m).config, "pad_token_id", 3),
 }
 
 
@@ -393,8 +393,8 @@ def named_like_a_library(model: Any) -> None:
 
 
 def fused_head_over_a_replaced_forward(model: Any) -> None:
-    replace_forward(instances.base_of(model))
-    add_fused_lm_head(instances.base_of(model))
+    replace_forward(base_of(model))
+    add_fused_lm_head(base_of(model))
 
 
 class Doubling(ModelHook):
@@ -407,7 +407,7 @@ STRANGE: dict[str, Callable[[Any], Any]] = {
     "weights that accelerate keeps elsewhere": lambda m: placed(m, offload=True),
     "another hook of accelerate's": lambda m: add_hook_to_module(layer_of(m).mlp, Doubling()),
     "TRL's fused head over a replaced forward": fused_head_over_a_replaced_forward,
-    "a layer taken out": lambda m: instances.base_of(m).model.layers.__delitem__(0),
+    "a layer taken out": lambda m: base_of(m).model.layers.__delitem__(0),
     "an embedding that renorms": lambda m: setattr(m.get_input_embeddings(), "max_norm", 0.1),
     "a weight on no device": lambda m: layer_of(m).mlp.gate_proj.to("meta"),
 }

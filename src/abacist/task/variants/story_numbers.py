@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from abacist.task.numerals import read_numeral
+from abacist.task.numerals import NUMBER_WORDS, TENS, read_numeral
 
 SMALLEST_CHANGED = 5  # "3 friends" may be counted again by name, in the story or in the solution
 
@@ -34,11 +34,6 @@ def _table(text: str) -> dict[str, frozenset[int]]:
     return table
 
 
-_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-_UNITS += "fifteen sixteen seventeen eighteen nineteen"
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_CARDINALS = {word: number for number, word in enumerate(_UNITS.split())}
-_CARDINALS |= {word: 10 * number for number, word in enumerate(_TENS.split(), 2)}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 
 # Numbers that a word brings along: a solution may use them though no numeral says so.
@@ -185,14 +180,14 @@ def spelled_numbers(text: str) -> set[Fraction]:
     [2, 5, 20, 25, 100, 200]
     """
     words = re.findall(r"[a-z]+", text.lower())
-    values = [_CARDINALS.get(word, _SCALES.get(word)) for word in words]
+    values = [NUMBER_WORDS.get(word, _SCALES.get(word)) for word in words]
     found = {Fraction(value) for value in values if value is not None}
     for (word, value), (following, after) in pairwise(zip(words, values, strict=True)):
         if value is None or after is None:
             continue
         if following in _SCALES:
             found.add(Fraction(value * after))
-        elif word in _TENS.split() and after < 10:
+        elif word in TENS and after < 10:
             found.add(Fraction(value + after))
     return found
 

@@ -21,7 +21,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -36,6 +36,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from abacist.policy.model_parts import base_of
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -57,20 +59,6 @@ _PACKAGES = tuple(
     for name in ("torch", "transformers", "peft", "accelerate", "trl", "kernels")
     if (spec := importlib.util.find_spec(name)) is not None and spec.origin
 )
-
-
-def base_of(model: Any) -> Any:
-    """The transformers model within DDP's and PEFT's wrappers."""
-    model = model.module if isinstance(model, DistributedDataParallel) else model
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def linears_of(base: Any) -> Iterator[Any]:
-    """The linear layers of all decoder layers, with or without LoRA."""
-    for layer in base.model.layers:
-        attention, mlp = layer.self_attn, layer.mlp
-        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        yield from (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
 
 class LibraryCode:

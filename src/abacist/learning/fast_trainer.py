@@ -219,13 +219,13 @@ class FastTrainer(trl.GRPOTrainer):
                 entropies[self._skip_rows] = entropies[scored].mean()
         return logps, entropies, None  # no auxiliary loss
 
-    def paths(self) -> list[str]:
+    def fast_path_report(self) -> list[str]:
         """What computes each part of a step, a line each, with the reason where it is not ours."""
         if not self.model.training:
             # Dropout, for example, matters in training only, which this is about.
             self.model.train()
             try:
-                return self.paths()
+                return self.fast_path_report()
             finally:
                 self.model.eval()
         lines, on_cuda = [], self.model.device.type == "cuda"
