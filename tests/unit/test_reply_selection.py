@@ -18,7 +18,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import UsageError
-from abacist.learning import fasttrainer, reply_selection
+from abacist.learning import fast_trainer, reply_selection
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.config import load_config
 from abacist.learning.trainer import GRPOTrainer
@@ -255,7 +255,7 @@ def test_a_training_ends_at_the_weights_of_trls_path_and_forwards_no_other_row(
         **settings,
     }
     forwarded: list[int] = []
-    score = fasttrainer.score
+    score = fast_trainer.score
 
     def counted(model: Any, ids: Any, mask: Any, width: int, **options: Any) -> Any:
         skip = options["skip_rows"]
@@ -263,7 +263,7 @@ def test_a_training_ends_at_the_weights_of_trls_path_and_forwards_no_other_row(
             forwarded.append(len(ids) if skip is None else int((~skip).sum()))
         return score(model, ids, mask, width, **options)
 
-    monkeypatch.setattr(fasttrainer, "score", counted)
+    monkeypatch.setattr(fast_trainer, "score", counted)
     ours = make(GRPOTrainer, folder, tmp_path / "ours", train_replies=2, keep_rollouts=True,
                 **settings)  # fmt: skip
     moved = trained(ours)

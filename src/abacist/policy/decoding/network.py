@@ -66,19 +66,24 @@ class DecodingNetwork:
         # bfloat16 on a CPU is how weights are held; our kernels compute in float32.
         widens = build.widens(self.embedding)
         self.dtype = torch.float32 if widens else self.embedding.dtype
+
+        def norm(module: Any) -> Any:
+            weight = None if module is None else module.weight.detach()
+            return weight.float() if widens and weight is not None else weight
+
         self.epsilon: float = base.model.norm.variance_epsilon
-        self.final_norm: torch.Tensor = base.model.norm.weight.detach().to(self.dtype)
+        self.final_norm: Any = norm(base.model.norm)
         self.head: Projection = product(base.lm_head)
         self.layers = [
             kernels.DecoderLayer(
-                attention_norm=layer.input_layernorm.weight.detach().to(self.dtype),
+                attention_norm=norm(layer.input_layernorm),
                 query_key_value=product(
                     layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj
                 ),
-                query_norm=_norm_weight(layer.self_attn, "q_norm", self.dtype),
-                key_norm=_norm_weight(layer.self_attn, "k_norm", self.dtype),
+                query_norm=norm(getattr(layer.self_attn, "q_norm", None)),
+                key_norm=norm(getattr(layer.self_attn, "k_norm", None)),
                 attention_out=product(layer.self_attn.o_proj),
-                mlp_norm=layer.post_attention_layernorm.weight.detach().to(self.dtype),
+                mlp_norm=norm(layer.post_attention_layernorm),
                 swiglu=swiglu(layer.mlp.gate_proj, layer.mlp.up_proj),
                 down=product(layer.mlp.down_proj),
             )
@@ -151,11 +156,6 @@ def _is_too_large_to_copy(base: nn.Module) -> bool:
     return weights[0].device.type == "cpu" and (
         sum(weight.numel() for weight in weights) >= NO_COPY_WEIGHTS
     )
-
-
-def _norm_weight(attention: Any, name: str, dtype: torch.dtype) -> torch.Tensor | None:
-    norm = getattr(attention, name, None)
-    return None if norm is None else norm.weight.detach().to(dtype)
 
 
 class Projection(Protocol):
