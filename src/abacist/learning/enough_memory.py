@@ -18,7 +18,8 @@ from abacist.errors import ModelError
 from abacist.learning.config import Config
 from abacist.learning.dryrun import memory
 from abacist.learning.dryrun.memory import gib
-from abacist.policy.choices import choose_device, choose_dtype
+from abacist.policy.choices import choose_device
+from abacist.policy.loading import class_of, dtype_of
 from abacist.policy.source import find
 
 _WITH_ADAM = 4  # weights, gradients, two moments
@@ -37,7 +38,8 @@ def refuse_too_large(config: Config) -> None:
         return
     count = _weights_in(found.folder)
     trains_all = not model.use_peft
-    number, _ = choose_dtype(model.dtype, device, trains_all_weights=trains_all)
+    kind = class_of(found, trust)
+    number, _ = dtype_of(found, kind, model.dtype, device, trains_all_weights=trains_all)
     times = _WITH_ADAM if trains_all else 1
     needed, there = times * count * number.itemsize, memory.available_bytes(device)
     if needed <= there:

@@ -108,13 +108,8 @@ def load_policy(
         )
     where, device_choice = choose_device(device)
     full = trainable and lora is None and not found.is_adapter
-    kind = _class_of(base, trust_remote_code)
-    number, dtype_choice = choose_dtype(
-        dtype,
-        where,
-        trains_all_weights=full,
-        widened=families.may_be_widened(kind) and not _rounded_by_bfloat16(base.folder),
-    )
+    kind = class_of(base, trust_remote_code)
+    number, dtype_choice = dtype_of(base, kind, dtype, where, trains_all_weights=full)
     attention, attention_choice = choose_attention(attn_implementation, where, number, kind)
 
     options = {"dtype": number, "attn_implementation": attention}
@@ -177,6 +172,14 @@ def _rounded_by_bfloat16(folder: Path) -> list[str]:
     return found
 
 
+def dtype_of(
+    base: Source, kind: type | None, asked: str, device: torch.device, *, trains_all_weights: bool
+) -> tuple[torch.dtype, Choice]:
+    """The dtype to load the weights of ``base`` in; ``kind`` is its class, see :func:`class_of`."""
+    widened = families.may_be_widened(kind) and not _rounded_by_bfloat16(base.folder)
+    return choose_dtype(asked, device, trains_all_weights=trains_all_weights, widened=widened)
+
+
 class _PortableLora(LoraConfig):
     """LoRA that refers to its base by folder in memory, and by its portable name once saved.
 
@@ -223,7 +226,7 @@ def _base_of(adapter: Source, trust_remote_code: bool) -> Source:
     return base
 
 
-def _class_of(source: Source, trust_remote_code: bool) -> type | None:
+def class_of(source: Source, trust_remote_code: bool) -> type | None:
     """The model's class, if it is one of transformers' own; else None."""
     try:
         config = AutoConfig.from_pretrained(
