@@ -27,8 +27,8 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from abacist.learning import fastpath, micro_batch_fusion
-from abacist.policy.decoding.cache import PREFILL_TOKENS
 from abacist.policy import families
+from abacist.policy.decoding.cache import PREFILL_TOKENS
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
 from abacist.policy.model_parts import base_of
