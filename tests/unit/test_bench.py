@@ -123,6 +123,6 @@ def test_a_cell_measured_with_other_settings_is_neither_kept_nor_overwritten(mod
     assert speed._keep(cell, kept, options())
     assert not speed._keep(cell, {}, options())
     assert not speed._keep(cell, kept, options(equal_batches=True, again=True))
-    for other in ({"equal_batches": True}, {"checkpointing": "off"}):
+    for other in ({"equal_batches": True}, {"checkpointing": "on"}):
         with pytest.raises(SystemExit, match="other settings"):
             speed._keep(cell, kept, options(**other))

@@ -34,7 +34,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module", params=["qwen2.5-instruct", "llama-3.2-instruct"])
 def network(request: pytest.FixtureRequest, lookalike: Fold) -> Policy:
-    return load_policy(str(lookalike(request.param)), device="cpu")
+    return load_policy(str(lookalike(request.param)), dtype="float32", device="cpu")
 
 
 @pytest.fixture(params=["engine", "transformers"])

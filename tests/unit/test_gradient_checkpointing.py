@@ -39,7 +39,7 @@ def decided(folder: Path, *flags: str) -> tuple[str | None, Any]:
     config.training.output_dir = str(folder)
     run = RunDir(folder)
     heldout = HeldoutEvaluation(config, task, run, Silent())
-    trainer: Any = make_trainer(config, task, policy, rewards, run, heldout, Silent())
+    trainer: Any = make_trainer(policy, rewards, heldout)
     return gradient_checkpointing.decide(config, task, policy, trainer), trainer
 
 
