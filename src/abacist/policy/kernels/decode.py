@@ -68,6 +68,7 @@ class _Product(ctypes.Structure):
         ("bfloat16", ctypes.c_bool),
         ("inner", _Address),
         ("outer", _Address),
+        ("of_vectors", _Address),
         ("ranks", _Count),
     ]
 
@@ -149,6 +150,9 @@ class Packed:
         self.structure: _Product
         self._inner: Packed | None = None
         self._outer: torch.Tensor | None = None
+        lanes = int(kernels.kernels_lanes())
+        # The first and the end of the ranks that each vector of outputs needs; none at first.
+        self._of_vectors = torch.tensor([ranks, 0]).repeat(panels * panel // lanes, 1)
         if ranks:
             inner = torch.cat([adapter.inner for of_weight in adapters for adapter in of_weight])
             self._inner = Packed([inner], [None])
@@ -161,11 +165,16 @@ class Packed:
                 _pack(bias[:, None].float(), before, width, lane, self._bias)
             if self._outer is not None:
                 # All ranks for every output; those of other weights' adapters are zero.
-                outer = self._outer.new_zeros(len(weight), ranks)
+                outer, first = self._outer.new_zeros(len(weight), ranks), rank
                 for adapter in adapters[number]:
                     outer[:, rank : rank + len(adapter.inner)] = adapter.outer
                     rank += len(adapter.inner)
                 _pack(outer, before, width, lane, self._outer)
+                vectors = slice(before // lanes, -(-(before + len(weight)) // lanes))
+                own = self._of_vectors[number::2] if gated else self._of_vectors[vectors]
+                if rank > first:
+                    own[:, 0].clamp_(max=first)
+                    own[:, 1].clamp_(min=rank)
             before += 0 if gated else len(weight)
         self.structure = _Product(
             self._packed.data_ptr(),
@@ -176,6 +185,7 @@ class Packed:
             dtype == torch.bfloat16,
             None if self._inner is None else self._inner.structure.packed,
             None if self._outer is None else self._outer.data_ptr(),
+            self._of_vectors.data_ptr(),
             ranks,
         )
 

@@ -71,9 +71,9 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
                     float* const to = y + row * outputs;
                     const float* const residual = adds || from > 0 ? to : nullptr;
                     if (one_vector)
-                        multiply_group<1, false>(sums, block, block_rows, packed, 1, some);
+                        multiply_group<1>(sums, block, block_rows, packed, 1, some);
                     else
-                        multiply_group<2, false>(sums, block, block_rows, packed, count, some);
+                        multiply_group<2>(sums, block, block_rows, packed, count, some);
                     for (int64_t panel = 0; panel < count; panel++) {
                         const int64_t at = column + panel * PANEL;
                         const auto finish = one_vector ? finish_panel<1, false>

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "pointwise.h"
 #include "tiles.h"
@@ -50,28 +51,67 @@ constexpr int64_t GROUP_ROWS = 96;
 constexpr int64_t GROUP_INPUTS = 512;
 constexpr int64_t FEW_ROWS = 16;  // whose inputs stay in the caches whole; then panels are read on
 
-// The sums of a group: of each panel [rows, vectors * LANES]. Zero before, or continued if `adds`.
-// A sum is taken in the order of the inputs, whatever the pieces.
-template <int vectors, bool adds, typename Number>
+// The sums of a group: of each panel [rows, vectors * LANES]. A sum is taken in the order of the inputs, whatever the pieces.
+template <int vectors, typename Number>
 static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* panels,
                            int64_t panel_count, int64_t inputs) {
     constexpr int64_t width = vectors * LANES;
-    const int64_t at_once = rows <= FEW_ROWS ? inputs : GROUP_INPUTS;
+    const bool are_few = rows <= FEW_ROWS;
+    const int64_t at_once = are_few ? inputs : GROUP_INPUTS;
     for (int64_t from = 0; from == 0 || from < inputs; from += at_once) {  // no inputs: zeros
         const int64_t depth = std::min(at_once, inputs - from);
         const Scalars some = {x.at + from * x.column, x.row, x.column};
-        for (int64_t panel = 0; panel < panel_count; panel++)
-            in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
-                float* const to = sums + (panel * rows + start) * width;
-                const Number* const piece = panels + (panel * inputs + from) * PANEL;
-                if (adds || from > 0)
-                    tile_of<vectors, true>(count, to, width, some.from_row(start), piece, PANEL,
-                                           depth);
-                else
-                    tile_of<vectors, false>(count, to, width, some.from_row(start), piece, PANEL,
-                                            depth);
-            });
+        for (int64_t panel = 0; panel < panel_count; panel++) {
+            const auto multiply_by = [&](const auto* piece) {
+                in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
+                    float* const to = sums + (panel * rows + start) * width;
+                    const Scalars tile_x = some.from_row(start);
+                    if (from > 0)
+                        tile_of<vectors, true>(count, to, width, tile_x, piece, PANEL, depth);
+                    else
+                        tile_of<vectors, false>(count, to, width, tile_x, piece, PANEL, depth);
+                });
+            };
+            const Number* const piece = panels + (panel * inputs + from) * PANEL;
+            if constexpr (std::is_same_v<Number, Bfloat16>) {
+                if (!are_few) {  // widened once for all tiles
+                    alignas(sizeof(Vec)) float wide[GROUP_INPUTS * PANEL];
+                    for (int64_t i = 0; i < depth * PANEL; i += LANES)
+                        store(wide + i, load(piece + i));
+                    multiply_by(static_cast<const float*>(wide));
+                    continue;
+                }
+            }
+            multiply_by(piece);
+        }
     }
+}
+
+// The ranks of LoRA that the outputs of one vector of a panel depend on.
+struct Ranks {
+    int64_t first, end;
+};
+
+// sums of a panel [rows, PANEL] += inner_x [rows, ranks] times outer [ranks, PANEL], each vector by
+// its own ranks.
+static inline void add_lora(float* sums, Scalars inner_x, int64_t rows, const float* outer,
+                            const Ranks* of_vectors) {
+    const auto add = [&](auto vectors, Ranks ranks, int64_t lane) {
+        const Scalars x = {inner_x.at + ranks.first * inner_x.column, inner_x.row, inner_x.column};
+        in_blocks<TILE_ROWS<vectors.value>>(rows, [&](int64_t start, int64_t count) {
+            tile_of<vectors.value, true>(count, sums + start * PANEL + lane, PANEL,
+                                         x.from_row(start), outer + ranks.first * PANEL + lane,
+                                         PANEL, ranks.end - ranks.first);
+        });
+    };
+    static_assert(PANEL_VECTORS == 2);
+    const Ranks a = of_vectors[0], b = of_vectors[1];
+    if (a.first == b.first && a.end == b.end) {
+        if (a.first < a.end) add(std::integral_constant<int, 2>{}, a, 0);
+        return;
+    }
+    if (a.first < a.end) add(std::integral_constant<int, 1>{}, a, 0);
+    if (b.first < b.end) add(std::integral_constant<int, 1>{}, b, LANES);
 }
 
 // What becomes of the sums of one panel: y [rows, outputs], from `column` on, = sums + the first
@@ -109,9 +149,10 @@ struct Product {
     int64_t inputs, outputs;
     bool gated;  // SwiGLU: panels hold LANES outputs of the gate, then the same ones of up
     bool bfloat16;
-    // LoRA, where `ranks` is not 0: panels of A [inputs, PANEL], over the ranks of all adapters, and
-    // of B, scaled [ranks, PANEL].
+    // LoRA, where `ranks` is not 0: panels of A [inputs, PANEL], over the ranks of all adapters; of
+    // B, scaled [ranks, PANEL]; and what each vector of each panel needs of them.
     const float *inner, *outer;
+    const Ranks* of_vectors;
     int64_t ranks;
 
     int64_t width() const { return gated ? LANES : PANEL; }  // outputs of a panel
@@ -124,7 +165,7 @@ struct Product {
 
     // The product with A: [rows, inputs] -> [rows, ranks].
     Product inner_product() const {
-        return {inner, nullptr, inputs, ranks, false, false, nullptr, nullptr, 0};
+        return {inner, nullptr, inputs, ranks, false, false, nullptr, nullptr, nullptr, 0};
     }
 
     // The panels from `first` to `end` of y [rows, outputs] = x [rows, inputs] W' + bias
@@ -150,18 +191,18 @@ struct Product {
         for (int64_t panel = first; panel < end; panel += GROUP_PANELS) {
             const int64_t count = std::min(GROUP_PANELS, end - panel);
             in_blocks<GROUP_ROWS>(rows, [&](int64_t row, int64_t some) {
-                multiply_group<PANEL_VECTORS, false>(sums, {x + row * inputs, inputs, 1}, some,
-                                                     panels + panel * inputs * PANEL, count,
-                                                     inputs);
-                if (ranks > 0)
-                    multiply_group<PANEL_VECTORS, true>(sums, {inner_x + row * ranks, ranks, 1},
-                                                        some, outer + panel * ranks * PANEL, count,
-                                                        ranks);
-                for (int64_t i = 0; i < count; i++)
+                multiply_group<PANEL_VECTORS>(sums, {x + row * inputs, inputs, 1}, some,
+                                              panels + panel * inputs * PANEL, count, inputs);
+                for (int64_t i = 0; i < count; i++) {
+                    if (ranks > 0)
+                        add_lora(sums + i * some * PANEL, {inner_x + row * ranks, ranks, 1}, some,
+                                 outer + (panel + i) * ranks * PANEL,
+                                 of_vectors + (panel + i) * PANEL_VECTORS);
                     finish(sums + i * some * PANEL, some,
                            bias ? bias + (panel + i) * PANEL : nullptr, PANEL,
                            residual ? residual + row * outputs : nullptr, y + row * outputs,
                            outputs, (panel + i) * width());
+                }
             });
         }
     }
