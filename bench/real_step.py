@@ -79,11 +79,7 @@ def measure(sources: Path, args: argparse.Namespace) -> dict[str, Any]:
     environment = {**os.environ, **threads, "PYTHONPATH": str(sources / "src")}
     done = subprocess.run(
         [sys.executable, "-c", WORKER, json.dumps([*settings, args.train_replies])],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(sources / "src"),
-            "OMP_NUM_THREADS": str(args.threads),
-        },
+        env=environment,
         stdout=subprocess.PIPE,
         encoding="utf-8",
         check=True,

@@ -245,11 +245,11 @@ def stored_in_float32(lookalike: Fold, tmp_path: Path) -> Path:
     weights = load_file(lookalike(QWEN) / "model.safetensors")
     wide = {name: weight.float() + 1e-6 for name, weight in weights.items()}
     save_file(wide, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for key in ("dtype", "torch_dtype"):
         if key in config:
             config[key] = "bfloat16"  # what the config says does not matter
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
