@@ -57,7 +57,7 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
                            int64_t panel_count, int64_t inputs) {
     constexpr int64_t width = vectors * LANES;
     const bool are_few = rows <= FEW_ROWS;
-    const int64_t at_once = are_few ? inputs : GROUP_INPUTS;
+    const int64_t at_once = are_few ? std::max<int64_t>(inputs, 1) : GROUP_INPUTS;
     for (int64_t from = 0; from == 0 || from < inputs; from += at_once) {  // no inputs: zeros
         const int64_t depth = std::min(at_once, inputs - from);
         const Scalars some = {x.at + from * x.column, x.row, x.column};
