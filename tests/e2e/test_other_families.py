@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    PretrainedConfig,
+)
 
 import lookalikes
 from abacist.cli.main import main
@@ -29,6 +35,12 @@ def gpt_neox(vocabulary: int) -> PretrainedConfig:
     return GPTNeoXConfig(vocab_size=vocabulary, num_attention_heads=2, **SMALL)
 
 
+def gpt2(vocabulary: int) -> PretrainedConfig:
+    """No groups of heads, and a config that does not name the width of the MLP."""
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 512}
+    return GPT2Config(vocab_size=vocabulary, bos_token_id=None, eos_token_id=None, **sizes)
+
+
 def folder_of(config: PretrainedConfig, folder: Path) -> Path:
     """A model folder with the tokenizer and the template of a look-alike, and other weights."""
     torch.manual_seed(0)
@@ -39,21 +51,24 @@ def folder_of(config: PretrainedConfig, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", [gemma_2, gpt_neox])
+@pytest.mark.parametrize("family", [gemma_2, gpt_neox, gpt2])
 def test_a_model_beyond_the_table_is_trained_by_trls_path_which_is_said_with_the_reason(
     family: Callable[[int], PretrainedConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = lookalikes.build("qwen2.5-instruct", tmp_path / "model")
     vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     model = folder_of(family(vocabulary), folder)
-    code = main(
-        ["train", "any", "--model_name_or_path", str(model), "--dataset_name", "generated",
-         "--num_train_problems", "20", "--num_heldout_problems", "2", "--num_generations", "2",
-         "--num_selection_problems", "0", "--num_consistency_problems", "0",
-         "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1",
-         "--max_steps", "1", "--warmup_steps", "0", "--max_completion_length", "8",
-         "--lora_target_modules", "all-linear", "--output_dir", str(tmp_path / "run")]
-    )  # fmt: skip
+    what = [
+        *("--model_name_or_path", str(model), "--dataset_name", "generated"),
+        *("--num_train_problems", "20", "--num_heldout_problems", "2", "--num_generations", "2"),
+        *("--num_selection_problems", "0", "--num_consistency_problems", "0"),
+        *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"),
+        *("--max_steps", "1", "--warmup_steps", "0", "--max_completion_length", "8"),
+        *("--lora_target_modules", "all-linear"),
+    ]
+    assert main(["train", "any", *what, "--dry_run", "--dry_run_problems", "2"]) == 0
+    capsys.readouterr()
+    code = main(["train", "any", *what, "--output_dir", str(tmp_path / "run")])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     name = type(AutoModelForCausalLM.from_config(family(vocabulary))).__name__

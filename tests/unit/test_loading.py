@@ -72,6 +72,14 @@ def test_a_folder_loads_for_reading_with_every_choice_explained(kind: str, looka
     assert policy.base_name == policy.name == str(lookalike(kind))
 
 
+def test_a_stop_token_that_the_tokenizer_does_not_have_is_named(folder: Path) -> None:
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    settings["eos_token_id"] = [99_999]
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ModelError, match="uses token 99999, but the model has only"):
+        load_policy(str(folder))
+
+
 def test_full_training_makes_every_weight_trainable(lookalike: Fold) -> None:
     policy = load_policy(str(lookalike(QWEN)), trainable=True, device="cpu")
     assert policy.model.training

@@ -134,7 +134,7 @@ def test_the_measurement_leaves_weights_and_gradients_as_they_were(tiny: Assembl
         assert torch.equal(before[name], weight) and weight.grad is None
 
 
-def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) -> None:
+def test_the_copy_to_decode_with_has_the_size_that_the_engine_makes_it(tiny: Assembled) -> None:
     model: Any = tiny.trainer.model
     with torch.inference_mode():
         network = DecodingNetwork(model, 8)
@@ -145,7 +145,7 @@ def test_the_merged_copy_has_the_size_that_the_engine_makes_it(tiny: Assembled) 
         pytest.skip("without kernels the engine copies nothing that tells its size")
     made = 4 * sum(product._packed.numel() for product in products)
     # Packed weights are filled up to whole panels.
-    assert made == pytest.approx(memory._merged_copy_bytes(model.get_base_model()), rel=0.02)
+    assert made == pytest.approx(memory._copied_bytes(model.get_base_model()), rel=0.02)
 
 
 def test_the_parts_add_up_and_checkpointing_and_small_batches_need_less(tiny: Assembled) -> None:

@@ -101,7 +101,9 @@ class Chat:
 
         closer = _turn_closer(tokenizer, {} if date is None else {"date_string": date})
         stop_ids = _stop_ids(tokenizer, generation_config, closer)
-        named = ", ".join(tokenizer.convert_ids_to_tokens(list(stop_ids)))
+        # A generation config may declare a token that the tokenizer does not have.
+        tokens = zip(stop_ids, tokenizer.convert_ids_to_tokens(list(stop_ids)), strict=True)
+        named = ", ".join(token or f"number {index}" for index, token in tokens)
         if not stop_ids:
             raise ModelError(
                 "Neither tokenizer, generation config nor chat template names a token that ends "

@@ -165,7 +165,9 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
         total = total_bytes(trainer.model.device)
         return [Part("vLLM", int(args.vllm_gpu_memory_utilization * total), "rollout")]
     weight = base_of(model).get_input_embeddings().weight
-    heads = config.num_key_value_heads
+    # Not every family has groups of heads, or names the width of its MLP.
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     element_size = 4 if build.widens(weight) else weight.element_size()
     each_token = 2 * config.num_hidden_layers * heads * size * element_size
@@ -178,7 +180,7 @@ def _rollout_parts(trainer: Any, prompt_tokens: int, eval_rows: int) -> list[Par
     cache = max(cache, eval_rows * (budget + prompt_tokens))
     rows = max(rows, eval_rows)
     reading = min(PREFILL_TOKENS, rows * prompt_tokens) if uses_engine else rows * prompt_tokens
-    wide = 6 * config.hidden_size + 3 * config.intermediate_size
+    wide = 6 * config.hidden_size + 3 * inner
     copied = _copied_bytes(base_of(model)) if uses_engine else 0
     return [
         Part("copy of the weights to decode with", copied, "rollout"),
