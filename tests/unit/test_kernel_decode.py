@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from scipy import stats
 from torch import nn
 from transformers import (
@@ -244,13 +245,29 @@ def test_a_step_is_the_plain_step_for_rows_and_prompts_that_come_and_go(
 SHARED_OUT = {"intermediate_size": 4096, "hidden_size": 120}  # its layers are larger than a cache
 
 
+def held_in_bfloat16(model: Any) -> Any:
+    """``model`` with adapters of other ranks on each projection beside its weights."""
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()
+    ranks = {"k_proj": 3, "o_proj": 9, "gate_proj": 17, "down_proj": 2}
+    lora = LoraConfig(r=8, rank_pattern=ranks, target_modules="all-linear")
+    adapted = get_peft_model(model, lora)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1)
+    return adapted
+
+
+@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("sizes", [{}, SHARED_OUT])
 @torch.inference_mode()
-def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int]) -> None:
+def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int], held: bool) -> None:
     found = []
+    torch.manual_seed(4)
+    model = held_in_bfloat16(small(**sizes)) if held else small(**sizes)
     for count in (1, 2, 3):
         with threads(count):
-            network = DecodingNetwork(small(**sizes), 60)
+            network = DecodingNetwork(model, 60)
             cache = new_cache(network)
             torch.manual_seed(2)
             read = cache.read_prompts([ids(31), ids(7), ids(40)], 0)
@@ -259,7 +276,7 @@ def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int]) -> N
             lengths = torch.tensor([31, 7, 40])[rows]
             written = torch.zeros_like(rows)
             states = []
-            for _ in range(3):
+            for _ in range(12):
                 states.append(cache.step(torch.randint(90, (45,)), lengths, written, 3))
                 written += 1
             logits = network.head(states[-1])

@@ -49,6 +49,25 @@ def unsupported_setting(trainer: Any, part: FastPart) -> str | None:
     return found
 
 
+def hold_in_float32(trainer: Any) -> str | None:
+    """Hold the weights in float32 where a bfloat16 that nobody asked for would be computed in.
+
+    On a CPU weights stored in bfloat16 stay so because our kernels compute with them in float32
+    (``families.compute_dtype_of``). TRL's path, and autocast, would compute in bfloat16. Returns
+    what has been done, as a line; None: nothing. Call it before the optimizer is made.
+    """
+    model, args = trainer.model, trainer.args
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        return None
+    why = "autocast is on" if args.bf16 or args.fp16 else None
+    for part in (FastPart.DECODING, FastPart.FUSED_LAYERS):
+        why = why or unsupported_reason(trainer, part)
+    if why is None:
+        return None
+    model.float()
+    return f"dtype: float32 after all ({why})"
+
+
 def _rollout_settings(trainer: Any) -> dict[str, Any]:
     """What is wrong for our engine, and whether it applies."""
     args = trainer.args

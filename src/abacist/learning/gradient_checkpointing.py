@@ -25,6 +25,7 @@ from abacist.learning.dryrun.memory import (
     plan_memory,
     with_micro_batch,
 )
+from abacist.learning.estimate.trial import random_states_kept
 from abacist.learning.task import Task
 from abacist.policy.families import FastPart
 from abacist.policy.loading import Policy
@@ -55,7 +56,8 @@ def _choice(config: Config, task: Task, policy: Policy, trainer: Any) -> tuple[b
     try:
         # The padded forward keeps attention weights in places, and these do not grow linearly.
         is_linear = fastpath.unsupported_reason(trainer, FastPart.SCORING) is None
-        forward = measure_forward(trainer, prompt_tokens, budget, is_quick=is_linear)
+        with random_states_kept():  # a forward in training may draw dropout
+            forward = measure_forward(trainer, prompt_tokens, budget, is_quick=is_linear)
     except (MemoryError, RuntimeError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return True, f"what a forward keeps could not be measured: {first_line[:120]}"

@@ -134,7 +134,8 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
     batch["completion_mask"] = batch["completion_mask"] * mine[:, None].int()
     batch["advantages"] = advantages * mine
     if "old_per_token_logps" in batch:  # our forward gives 0 for what is left out: a ratio of 1
-        batch["old_per_token_logps"] = batch["old_per_token_logps"] * mine[:, None]
+        old = batch["old_per_token_logps"]
+        batch["old_per_token_logps"] = old.masked_fill(~mine[:, None], 0.0)
     batch["num_items_in_batch"] = accelerator.gather(_loss_mask(batch).sum()).sum()
     batch[TRAINED_FRACTION] = fraction.to(advantages.device)
     return mine

@@ -21,7 +21,7 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from abacist.errors import UsageError
-from abacist.learning import gradient_checkpointing
+from abacist.learning import fastpath, gradient_checkpointing
 from abacist.learning.config import Config
 from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
@@ -134,6 +134,7 @@ def _train_in(
         )
         | {"trust_remote_code": config.training.trust_remote_code}
         | {"control": config.script.control}
+        | {"dtype": str(policy.model.dtype).removeprefix("torch.")}
         | resuming.fingerprints(policy.model, rewards)
     )
     made_of["versions"]["CPU kernels"] = build.description()
@@ -225,7 +226,7 @@ def load_trainable(config: Config) -> Policy:
     with setting_up(config, *LORA):
         policy = load_policy(
             model.model_name_or_path,
-            dtype=model.dtype,
+            dtype=resuming.dtype_begun_in(config),
             device="cpu" if training.use_cpu else model.device,
             attn_implementation=model.attn_implementation,
             revision=model.model_revision,
@@ -266,6 +267,8 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
             evaluator=lambda model: heldout.selection(replace(policy, model=model)),
             callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
         )
+    if config.model.dtype == "auto" and (line := fastpath.hold_in_float32(trainer)) is not None:
+        watcher.note(f"  {line}")
     try_out(trainer, config)
     # The watcher shows progress, and metrics.jsonl keeps it; transformers would print it again.
     trainer.remove_callback(transformers.PrinterCallback)

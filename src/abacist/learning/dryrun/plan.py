@@ -191,7 +191,7 @@ def plan(
         )
         return replace(
             found,
-            within_hours=_within_hours(found, config.script.max_hours),
+            within_hours=_within_hours(found, config),
             recommendations=tuple(
                 recommend(found, config, trainer, forward, policy.context_tokens)
             ),
@@ -223,9 +223,12 @@ def run_seconds(
     }
 
 
-def _within_hours(plan: Plan, hours: float | None) -> str | None:
+def _within_hours(plan: Plan, config: Config) -> str | None:
+    hours, training = config.script.max_hours, config.training
     if hours is None or plan.burst is None:
         return None
+    rollout_every = int(training.steps_per_generation or 1) * training.num_iterations
+    rollouts_a_step = training.gradient_accumulation_steps / rollout_every
     verdict = plan.seconds["verdict, before and after"] / 2
     return steps_within(
         hours,
@@ -233,7 +236,7 @@ def _within_hours(plan: Plan, hours: float | None) -> str | None:
         before_seconds=verdict,
         after_seconds=verdict,
         steps=plan.steps,
-        replies=plan.problems_per_step * plan.num_generations,
+        replies=rollouts_a_step * plan.problems_per_step * plan.num_generations,
     )
 
 

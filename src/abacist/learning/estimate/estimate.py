@@ -311,7 +311,10 @@ def flags_for(config: Config, work: Work, smaller: Work) -> str:
             found.append(f"--{name} {then}")
 
     add("num_generations", work.generations, smaller.generations)
-    if smaller.trained < smaller.generations:
+    asked = config.training.train_replies
+    if asked is not None and asked > smaller.generations:
+        found.append(f"--train_replies {smaller.generations}")
+    elif smaller.trained < smaller.generations:
         add("train_replies", work.trained, smaller.trained)
     if (work.problems, work.generations) != (smaller.problems, smaller.generations):
         # One group a micro-batch: a step of so many groups, whatever the recipe's batch was.

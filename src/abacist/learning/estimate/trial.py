@@ -126,7 +126,7 @@ def measure_rates(
     """
     began = time.perf_counter()
     longest = max(prompts, key=len)
-    with _random_states_kept():
+    with random_states_kept():
         is_ours = fastpath.unsupported_reason(trainer, FastPart.DECODING) is None
         opening = list(longest[:MOST_PROMPT_TOKENS])
         measuring = _time_writing(policy, opening, max(rows, rollout_rows if is_ours else 0), True)
@@ -151,7 +151,8 @@ def _is_written_elsewhere(trainer: Any) -> bool:
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def random_states_kept() -> Iterator[None]:
+    """Whatever is drawn within, the generators go on as if it had not been."""
     kept = random_state()
     try:
         yield

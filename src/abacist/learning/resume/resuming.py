@@ -23,6 +23,7 @@ from abacist.learning.resume import checkpoints
 from abacist.learning.resume.stopping import StopNow
 from abacist.learning.resume.training_state import KEPT_LINES, cut_after
 from abacist.learning.tracking import Watcher
+from abacist.policy.choices import choose_device
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.evaluate import Evaluation
 from abacist.records.provenance import scrub_argv
@@ -112,6 +113,20 @@ def open_run(config: Config, watcher: Watcher) -> RunDir:
         run.release()
         raise
     return run
+
+
+def dtype_begun_in(config: Config) -> str:
+    """``--dtype``; where it is auto and a run is resumed, the dtype that the run began in.
+
+    What auto chooses on a CPU depends on the kernels, which may have come since.
+    """
+    asked, training = config.model.dtype, config.training
+    if asked != "auto" or training.resume_from_checkpoint is None:
+        return str(asked)
+    device, _ = choose_device("cpu" if training.use_cpu else config.model.device)
+    manifest = RunDir(Path(str(training.output_dir))).read_manifest()
+    # Older manifests do not name it. On a CPU it was always float32.
+    return str(manifest.get("dtype", "float32" if device.type == "cpu" else "auto"))
 
 
 def differing(config: Config, run: RunDir) -> dict[str, tuple[Any, Any]]:

@@ -142,7 +142,8 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
             };
             const int64_t count = multiplied.end - multiplied.first;
             const float* const from = x + multiplied.first * product.inputs;
-            float* const inner_x = lora + multiplied.first * product.ranks;
+            // The rows of a thread begin at one place for all products: others may be at another.
+            float* const inner_x = lora + multiplied.first * ranks;
             float* const to = y + multiplied.first * product.outputs;
             if (product.ranks > 0) {
                 const Product one = product.inner_product();

@@ -46,10 +46,11 @@ class Norm:
     epsilon: float
 
     @classmethod
-    def of(cls, module: Any) -> Norm:
-        """What transformers' ``module`` computes."""
+    def of(cls, module: Any, dtype: torch.dtype) -> Norm:
+        """What transformers' ``module`` computes of states in ``dtype``."""
         weight = module.weight.detach()
-        return cls(weight.float() if kernels.widens(weight) else weight, module.variance_epsilon)
+        widened = dtype == torch.float32 and kernels.widens(weight)
+        return cls(weight.float() if widened else weight, module.variance_epsilon)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` [..., H], normalized over its last dimension."""
@@ -93,17 +94,17 @@ class FusedLayer:
         attention, mlp = layer.self_attn, layer.mlp
         has_head_norms = hasattr(attention, "q_norm")
         return cls(
-            attention_norm=Norm.of(layer.input_layernorm),
+            attention_norm=Norm.of(layer.input_layernorm, dtype),
             query=FusedLinear.of(attention.q_proj, dtype),
             key=FusedLinear.of(attention.k_proj, dtype),
             value=FusedLinear.of(attention.v_proj, dtype),
-            query_norm=Norm.of(attention.q_norm) if has_head_norms else None,
-            key_norm=Norm.of(attention.k_norm) if has_head_norms else None,
+            query_norm=Norm.of(attention.q_norm, dtype) if has_head_norms else None,
+            key_norm=Norm.of(attention.k_norm, dtype) if has_head_norms else None,
             rotates=bool(getattr(attention, "use_rope", True)),
             head_dim=attention.head_dim,
             scale=attention.scaling,
             out=FusedLinear.of(attention.o_proj, dtype),
-            mlp_norm=Norm.of(layer.post_attention_layernorm),
+            mlp_norm=Norm.of(layer.post_attention_layernorm, dtype),
             gate=FusedLinear.of(mlp.gate_proj, dtype),
             up=FusedLinear.of(mlp.up_proj, dtype),
             down=FusedLinear.of(mlp.down_proj, dtype),
@@ -136,7 +137,7 @@ def final_norm(module: Any, hidden_1TH: Tensor) -> Tensor:
     ):
         normed: Tensor = module(hidden_1TH)
         return normed
-    normed = _FrozenNorm.apply(hidden_1TH, Norm.of(module))
+    normed = _FrozenNorm.apply(hidden_1TH, Norm.of(module, hidden_1TH.dtype))
     return normed
 
 

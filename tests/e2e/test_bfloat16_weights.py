@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -23,6 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from abacist.cli.main import main
 from abacist.policy import families
 from abacist.policy.decoding import network
 from abacist.policy.decoding.engine import Engine
@@ -290,3 +292,56 @@ def test_a_model_that_is_not_fused_is_scored_in_bfloat16_as_before() -> None:
     model.get_base_model().model.layers[1].mlp.register_forward_hook(lambda *_: None)
     assert compute_dtype_of(model.get_base_model()) == torch.bfloat16
     assert families.not_widened_reason(model, trains=True) is not None
+
+
+# What is settled once the trainer stands
+
+
+def run_of(lookalike: Fold, folder: Path, *flags: str) -> list[str]:
+    return [
+        *("train", "any", "--model_name_or_path", str(lookalike(QWEN)), "--device", "cpu"),
+        *("--dataset_name", "generated", "--num_train_problems", "20", "--num_generations", "2"),
+        *("--num_heldout_problems", "0", "--num_selection_problems", "0", "--warmup_steps", "0"),
+        *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"),
+        *("--max_completion_length", "8", "--save_steps", "1", "--output_dir", str(folder)),
+        *flags,
+    ]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [("--no_use_fast_path", "use_fast_path is off"), ("--bf16 true", "autocast is on")],
+)
+def test_what_trls_path_or_autocast_computes_is_held_in_float32(
+    flag: str, why: str, lookalike: Fold, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(run_of(lookalike, tmp_path / "run", *flag.split(), "--max_steps", "1")) == 0
+    assert f"dtype: float32 after all ({why})" in capsys.readouterr().out
+
+
+@pytest.mark.e2e
+def test_a_run_goes_on_in_the_dtype_that_it_began_in(
+    lookalike: Fold, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(run_of(lookalike, run, "--max_steps", "2", "--dtype", "float32")) == 0
+    # As a run that began before weights were held in bfloat16 left it.
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"dtype": "auto"}), encoding="utf-8")
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest.pop("dtype") == "float32"
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run), "--max_steps", "3"]) == 0
+    assert "dtype: float32" in capsys.readouterr().out
+
+
+@pytest.mark.e2e
+def test_deciding_on_checkpointing_draws_nothing(lookalike: Fold, tmp_path: Path) -> None:
+    adapters = []
+    for choice in ("auto", "false"):
+        flags = ("--lora_dropout", "0.2", "--gradient_checkpointing", choice, "--max_steps", "1")
+        assert main(run_of(lookalike, tmp_path / choice, *flags)) == 0
+        adapters.append((tmp_path / choice / "adapter_model.safetensors").read_bytes())
+    assert adapters[0] == adapters[1]
