@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,17 @@ def test_what_is_stored_in_more_bits_is_not_rounded_unasked(
     assert dtype == torch.bfloat16
     assert "stored in more bits, are rounded" in why
     assert "rounded" not in dtype_of(lookalike(QWEN), dtype="bfloat16")[2]
+
+
+def test_files_and_tensors_that_are_no_weights_of_the_model_do_not_decide(
+    lookalike: Fold, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(lookalike(QWEN), tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({"tok_embeddings.weight": torch.ones(4)}, folder / "consolidated.safetensors")
+    assert dtype_of(folder)[0] == torch.bfloat16
 
 
 def test_what_a_fast_part_does_not_support_is_loaded_in_float32_with_the_reason(

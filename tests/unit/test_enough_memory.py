@@ -47,6 +47,7 @@ def test_all_weights_need_gradients_and_moments_and_an_adapter_does_not(
     assert error.hint.startswith("--use_peft trains an adapter")
     assert refused(monkeypatch, 10 * WEIGHTS) is None
     assert refused(monkeypatch, 17 * WEIGHTS, "--no_use_peft") is None
+    assert refused(monkeypatch, 10 * WEIGHTS, "--no_use_peft", "--optim", "sgd") is None
 
 
 def test_where_no_flag_helps_a_smaller_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

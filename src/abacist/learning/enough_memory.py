@@ -2,7 +2,7 @@
 
 The system would end the process in the middle of it, without a word. What is compared is the least
 that the run needs: the weights, and in training of all weights their gradients and the optimizer's
-two moments. What a step needs beside that is measured later (``gradient_checkpointing``,
+state. What a step needs beside that is measured later (``gradient_checkpointing``,
 ``--dry_run``).
 """
 
@@ -20,9 +20,7 @@ from abacist.learning.dryrun import memory
 from abacist.learning.dryrun.memory import gib
 from abacist.policy.choices import choose_device
 from abacist.policy.loading import class_of, dtype_of
-from abacist.policy.source import find
-
-_WITH_ADAM = 4  # weights, gradients, two moments
+from abacist.policy.source import find, weight_files
 
 
 def refuse_too_large(config: Config) -> None:
@@ -40,8 +38,10 @@ def refuse_too_large(config: Config) -> None:
     trains_all = not model.use_peft
     kind = class_of(found, trust)
     number, _ = dtype_of(found, kind, model.dtype, device, trains_all_weights=trains_all)
-    times = _WITH_ADAM if trains_all else 1
-    needed, there = times * count * number.itemsize, memory.available_bytes(device)
+    needed, there = count * number.itemsize, memory.available_bytes(device)
+    if trains_all:
+        weights = torch.empty(count, dtype=number, device="meta")
+        needed += needed + memory.optimizer_bytes(training.optim, [weights])
     if needed <= there:
         return
     name = str(number).removeprefix("torch.")
@@ -71,7 +71,7 @@ def _what_fits(count: int, number: torch.dtype, there: int, trains_all: bool) ->
 def _weights_in(folder: Path) -> int:
     """How many numbers the weight files hold; their headers alone are read."""
     total = 0
-    for path in folder.glob("*.safetensors"):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="np") as file:
                 for name in file.keys():  # noqa: SIM118

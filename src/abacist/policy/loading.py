@@ -31,7 +31,7 @@ from abacist.errors import ModelError
 from abacist.policy import families
 from abacist.policy.chat import Chat
 from abacist.policy.choices import Choice, choose_attention, choose_device, choose_dtype
-from abacist.policy.source import BUILT_IN, Source, find, read_json
+from abacist.policy.source import BUILT_IN, Source, find, read_json, weight_files
 
 
 @dataclass
@@ -162,13 +162,17 @@ def _explained_bfloat16(network: Any, base: Source, trains: bool) -> Choice:
     return Choice("dtype", "bfloat16", "; ".join(filter(None, ("asked for", how, lost))))
 
 
+_MORE_BITS = ("F64", "F32", "F16")
+
+
 def _rounded_by_bfloat16(folder: Path) -> list[str]:
     """The tensors of the model in ``folder`` that are stored in more bits than bfloat16 has."""
     found = []
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as stored:
-            names = list(stored.keys())
-            found += [name for name in names if stored.get_slice(name).get_dtype() != "BF16"]
+            # Frequencies of the rotary embedding, which old checkpoints hold, are no weights.
+            names = [name for name in stored.keys() if not name.endswith("inv_freq")]  # noqa: SIM118
+            found += [name for name in names if stored.get_slice(name).get_dtype() in _MORE_BITS]
     return found
 
 

@@ -119,6 +119,11 @@ def _check_files(name: str, folder: Path) -> bool:
     )
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files in ``folder`` that a base model's weights are loaded from, in order."""
+    return [folder / name for name in sorted(set(_expected_weights(folder, False)))]
+
+
 def _expected_weights(folder: Path, is_adapter: bool) -> list[str]:
     if is_adapter:
         return ["adapter_model.safetensors"]

@@ -95,7 +95,7 @@ def plan_memory(trainer: Any, forward: Forward, prompt_tokens: int, eval_rows: i
     parts = [
         Part("weights", everything - adapter),
         Part("adapter", adapter),
-        Part("optimizer state", _optimizer_bytes(args.optim, trained)),
+        Part("optimizer state", optimizer_bytes(args.optim, trained)),
         Part("gradients", trained_bytes(model), "training"),
         *_rollout_parts(trainer, prompt_tokens, eval_rows),
         *_training_parts(trainer, forward),
@@ -204,7 +204,7 @@ def _copied_bytes(model: Any) -> int:
     return total
 
 
-def _optimizer_bytes(name: Any, trained: Iterable[torch.Tensor]) -> int:
+def optimizer_bytes(name: Any, trained: Iterable[torch.Tensor]) -> int:
     """Adam's two moments, in the dtype of the weights, unless ``name`` says otherwise."""
     kind = str(getattr(name, "value", name))
     if "adafactor" in kind or kind == "sgd":
