@@ -17,7 +17,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check install --constraint 
 # pip unpacks PyTorch for a minute without a word: every ten seconds it is said how much is there.
 # The one who says it ends with the recipe's shell, however that ends.
 define install
-@echo "Installing into $(VENV): some 1.5 GB, most of it PyTorch. That takes minutes where the" \
+@echo "Installing into $(VENV): some 1.7 GB, most of it PyTorch. That takes minutes where the" \
   "network or the disk is slow."
 @( while sleep 10 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do \
      echo "  ... still installing, $$(du -sh $(VENV) 2>/dev/null | cut -f1) are there"; done ) & \
