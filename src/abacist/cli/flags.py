@@ -108,8 +108,8 @@ def add_loading_flags(parser: Parser) -> None:
         "sdpa or eager")  # fmt: skip
     add("--model_revision", "--revision", dest="revision", metavar="REV", help="branch, tag or "
         "commit on the Hub")  # fmt: skip
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model or run: "
-        "never by default")  # fmt: skip
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model "
+        "or run: never by default")  # fmt: skip
 
 
 def add_column_flags(group: argparse._ArgumentGroup) -> None:
