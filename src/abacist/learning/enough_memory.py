@@ -8,11 +8,11 @@ state. What a step needs beside that is measured later (``gradient_checkpointing
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from abacist.errors import ModelError
 from abacist.learning.config import Config
@@ -20,7 +20,7 @@ from abacist.learning.dryrun import memory
 from abacist.learning.dryrun.memory import gib
 from abacist.policy.choices import choose_device
 from abacist.policy.loading import class_of, dtype_of
-from abacist.policy.source import find, weight_files
+from abacist.policy.source import find, stored_tensors
 
 
 def refuse_too_large(config: Config) -> None:
@@ -70,13 +70,7 @@ def _what_fits(count: int, number: torch.dtype, there: int, trains_all: bool) ->
 
 def _weights_in(folder: Path) -> int:
     """How many numbers the weight files hold; their headers alone are read."""
-    total = 0
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118
-                    shape: Any = file.get_slice(name).get_shape()
-                    total += int(torch.Size(shape).numel())
-        except (SafetensorError, OSError):
-            return 0  # loading says what is wrong with it
-    return total
+    try:
+        return sum(math.prod(shape) for _, _, shape in stored_tensors(folder))
+    except (SafetensorError, OSError):
+        return 0  # loading says what is wrong with it

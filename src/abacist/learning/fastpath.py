@@ -185,9 +185,4 @@ def whole_groups(batch: dict[str, Any], num_generations: int) -> dict[str, Any]:
         return batch
     order = torch.randperm(rows // num_generations)
     index = (order[:, None] * num_generations + torch.arange(num_generations)).flatten()
-    return {
-        key: value[index.to(value.device)]
-        if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == rows
-        else value
-        for key, value in batch.items()
-    }
+    return reply_selection.reordered(batch, index)

@@ -6,7 +6,7 @@ third of the training. Which is better here is decided by what the training woul
 and by the memory that there is, both measured before the run begins, and printed.
 
 It changes no number: on a CPU weights are equal to the bit with and without it (a test holds that),
-so a resumed run decides anew, for the machine it goes on on.
+so a resumed run decides anew, by the memory of the machine that it then runs on.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from abacist.errors import first_line
 from abacist.learning import fastpath
 from abacist.learning.config import Config
 from abacist.learning.dryrun.memory import (
@@ -59,8 +60,7 @@ def _choice(config: Config, task: Task, policy: Policy, trainer: Any) -> tuple[b
         with random_states_kept():  # a forward in training may draw dropout
             forward = measure_forward(trainer, prompt_tokens, budget, is_quick=is_linear)
     except (MemoryError, RuntimeError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return True, f"what a forward keeps could not be measured: {first_line[:120]}"
+        return True, f"what a forward keeps could not be measured: {first_line(error)[:120]}"
     memory = plan_memory(trainer, forward, prompt_tokens, eval_rows=0)
     without, with_ = (
         with_micro_batch(memory, trainer, forward, rows, is_on).training_bytes

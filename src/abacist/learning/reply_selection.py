@@ -175,10 +175,14 @@ def chosen_first(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
     for window in numbers[is_chosen].tensor_split(windows):
         index += window.tolist()
         index += [next(others) for _ in range(rows // windows - len(window))]
-    order = torch.tensor(index)
+    return reordered(batch, torch.tensor(index))
+
+
+def reordered(batch: dict[str, Any], order: Tensor) -> dict[str, Any]:
+    """The generation batch with its completions in another order; ``order`` names all of them."""
     return {
         key: value[order.to(value.device)]
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == rows
+        if isinstance(value, Tensor) and value.dim() and value.shape[0] == len(order)
         else value
         for key, value in batch.items()
     }

@@ -31,7 +31,7 @@ from abacist.errors import ModelError
 from abacist.policy import families
 from abacist.policy.chat import Chat
 from abacist.policy.choices import Choice, choose_attention, choose_device, choose_dtype
-from abacist.policy.source import BUILT_IN, Source, find, read_json, weight_files
+from abacist.policy.source import BUILT_IN, Source, find, read_json, stored_tensors
 
 
 @dataclass
@@ -168,11 +168,11 @@ _MORE_BITS = ("F64", "F32", "F16")
 def _rounded_by_bfloat16(folder: Path) -> list[str]:
     """The tensors of the model in ``folder`` that are stored in more bits than bfloat16 has."""
     found = []
-    for path in weight_files(folder):
-        with contextlib.suppress(SafetensorError, OSError), safe_open(path, "pt") as stored:
+    with contextlib.suppress(SafetensorError, OSError):  # loading says what is wrong with a file
+        for name, dtype, _ in stored_tensors(folder):
             # Frequencies of the rotary embedding, which old checkpoints hold, are no weights.
-            names = [name for name in stored.keys() if not name.endswith("inv_freq")]  # noqa: SIM118
-            found += [name for name in names if stored.get_slice(name).get_dtype() in _MORE_BITS]
+            if dtype in _MORE_BITS and not name.endswith("inv_freq"):
+                found.append(name)
     return found
 
 

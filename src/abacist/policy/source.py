@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import safe_open
 
 from abacist.errors import ModelError
 from abacist.task.hub import fault
@@ -119,9 +121,17 @@ def _check_files(name: str, folder: Path) -> bool:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files in ``folder`` that a base model's weights are loaded from, in order."""
-    return [folder / name for name in sorted(set(_expected_weights(folder, False)))]
+def stored_tensors(folder: Path) -> Iterator[tuple[str, str, list[int]]]:
+    """Name, dtype as safetensors calls it (``BF16``) and shape of each weight of a base model.
+
+    Reads the headers of the files that the weights are loaded from. Raises SafetensorError or
+    OSError for a damaged file.
+    """
+    for file in _expected_weights(folder, is_adapter=False):
+        with safe_open(folder / file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                tensor = stored.get_slice(name)
+                yield name, tensor.get_dtype(), tensor.get_shape()
 
 
 def _expected_weights(folder: Path, is_adapter: bool) -> list[str]:

@@ -199,7 +199,7 @@ def _copied_bytes(model: Any) -> int:
         if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        if adapted or is_fused or build.supports(linear.weight) or build.widens(linear.weight):
+        if adapted or is_fused or build.supports_weight(linear.weight):
             total += _bytes([linear.weight])
     return total
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from abacist.errors import AbacistError
+from abacist.errors import AbacistError, first_line
 from abacist.learning import fastpath
 from abacist.learning.config import Config
 from abacist.learning.estimate.cost import Cost, Work, cost_of, roughly, steps_within, work_of
@@ -126,7 +126,8 @@ def lines(found: Estimate, config: Config) -> list[str]:
     )
     if config.script.max_hours is not None and work.steps:
         told.append(_within(found, config.script.max_hours))
-    is_limited = (config.script.max_hours or DAY_SECONDS) * 3600 <= DAY_SECONDS
+    hours = config.script.max_hours
+    is_limited = hours is not None and hours * 3600 <= DAY_SECONDS
     if likely.total_seconds > DAY_SECONDS and not is_limited:
         told += _warning(found, config, work)
     return told
@@ -181,8 +182,7 @@ def tell_estimate(
         found = estimate(config, task, policy, trainer, **where)
     except (AbacistError, RuntimeError, MemoryError) as error:
         # A matter of courtesy must not end a run; what is wrong will show where it matters.
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        watcher.note(f"  not known, because the trial failed: {first_line[:200]}")
+        watcher.note(f"  not known, because the trial failed: {first_line(error)}")
         return None
     for line in lines(found, config):
         watcher.note(f"  {line}")

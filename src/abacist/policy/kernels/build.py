@@ -96,6 +96,11 @@ def widens(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and library() is not None
 
 
+def supports_weight(weight: torch.Tensor) -> bool:
+    """Whether the kernels compute in float32 with ``weight``, held in float32 or in bfloat16."""
+    return supports(weight) or widens(weight)
+
+
 def threads(work: float) -> int:
     """How many threads to use for ``work`` floating-point operations.
 

@@ -212,7 +212,7 @@ def decoder(weights: DecoderWeights) -> Decoder | None:
     if kernels is None or weights.head_dim % kernels.kernels_lanes():
         return None
     tensors = [weights.final_norm, weights.cos, weights.sin]
-    if not (supports(weights.embedding) or build.widens(weights.embedding)):
+    if not build.supports_weight(weights.embedding):
         return None
     for layer in weights.layers:
         tensors += [norm for name in _NORMS if (norm := getattr(layer, name)) is not None]

@@ -133,7 +133,7 @@ def final_norm(module: Any, hidden_1TH: Tensor) -> Tensor:
         module.weight.requires_grad
         or integrity.is_changed(module)
         or not kernels.supports(hidden_1TH)
-        or not (kernels.supports(module.weight) or kernels.widens(module.weight))
+        or not kernels.supports_weight(module.weight)
     ):
         normed: Tensor = module(hidden_1TH)
         return normed

@@ -31,20 +31,16 @@ def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Te
 
     ``weight`` may be bfloat16 where ``kernels.widens`` it and ``x`` is float32.
     """
-    if kernels.supports(x_NI) and _is_for_multiply(weight_OI):
+    if kernels.supports(x_NI) and kernels.supports_weight(weight_OI):
         return multiply(x_NI, weight_OI, bias_O)
     return F.linear(x_NI, weight_OI, bias_O)
 
 
 def product_added(x_NI: Tensor, weight_OI: Tensor, to_NO: Tensor) -> Tensor:
     """:func:`product` plus ``to``, in one pass; ``to`` is overwritten with the result."""
-    if kernels.supports(x_NI, to_NO) and _is_for_multiply(weight_OI):
+    if kernels.supports(x_NI, to_NO) and kernels.supports_weight(weight_OI):
         return multiply(x_NI, weight_OI, to=to_NO)
     return to_NO.addmm_(x_NI, weight_OI.t())
-
-
-def _is_for_multiply(weight: Tensor) -> bool:
-    return kernels.supports(weight) or kernels.widens(weight)
 
 
 def weight_in(dtype: torch.dtype, weight: Tensor) -> Tensor:
