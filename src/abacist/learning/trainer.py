@@ -16,6 +16,7 @@ mean and standard deviation, a clipped ratio. Departures by default, both TRL's:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,15 @@ class GRPOTrainer(ResumableTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         # The first moment at which the rewards and advantages of a generation batch are both
         # known, and rows are still in the order of the prompts: `_prepare_inputs` reorders them.
+        began = time.perf_counter()
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        training = self.model is not None and self.model.training
+        if self.keeps_rollouts and training:
+            # Of `step_time`, what went into replies and rewards; the rest is training.
+            self._metrics["train"]["rollout_time"].append(time.perf_counter() - began)
         every = getattr(self.args, "vllm_canary_steps", 0)
         if self.use_vllm and every and self.state.global_step % every == 0:
             canary.check(self, output, self.state.global_step + 1)
-        training = self.model is not None and self.model.training
         if self._scored and training and self.gates_by_outcome:
             outcome_gating.gate(self, self._scored, output["advantages"])
         advantages = output["advantages"].tolist()

@@ -243,6 +243,28 @@ def _make_numbered(name: str) -> Path:
         return path
 
 
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a file, one a line, and how many lines are none; a crash may cut one.
+
+    Raises OSError if there is no such file, or it cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    damaged = 0
+    # Not by splitlines(): a line of JSON may hold U+2028.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged
+
+
 def write_aside(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: to a neighbour first, to disk, then into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
