@@ -51,12 +51,12 @@ NOTES = (
 
 def evaluation_text(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
     """The whole evaluation for a terminal, at most 100 columns wide."""
-    return as_text([headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)])
+    return as_text([headline(greedy), *remarks(greedy), *evaluation_blocks(greedy, sampled)])
 
 
 def evaluation_markdown(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
     """The whole evaluation as Markdown, with the plot that is saved beside it."""
-    blocks = [headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)]
+    blocks = [headline(greedy), *remarks(greedy), *evaluation_blocks(greedy, sampled)]
     page = as_markdown("Evaluation", blocks)
     return f"{page}\n![By number of steps]({PLOT_NAME})\n"
 
@@ -110,7 +110,7 @@ def remarks(greedy: Evaluation) -> list[str]:
     ]
 
 
-def _blocks(greedy: Evaluation, sampled: Evaluation | None) -> Iterator[Block]:
+def evaluation_blocks(greedy: Evaluation, sampled: Evaluation | None) -> Iterator[Block]:
     """Everything below the headline, in order."""
     yield Quote("how it was asked", _conditions(greedy))
     yield from _counted(greedy, sampled)

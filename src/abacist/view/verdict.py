@@ -50,10 +50,22 @@ def verdict_text(
 
     The sampled evaluations, given both, add consistency. Text of the model is escaped and cut.
     """
+    blocks = verdict_blocks(comparison, sampled_before, sampled_after, num_examples, asked)
+    return as_text(blocks)
+
+
+def verdict_blocks(
+    comparison: Comparison,
+    sampled_before: Evaluation | None = None,
+    sampled_after: Evaluation | None = None,
+    num_examples: int = 3,
+    asked: str = "problems it never saw",
+) -> list[Block]:
+    """The parts of :func:`verdict_text`, in its order."""
     sampled = _sampled(sampled_before, sampled_after)
     blocks: list[Block] = [
         headline(comparison, asked),
-        *_remarks(comparison),
+        *remarks(comparison),
         greedy_table(comparison),
         *([sampled_table(sampled)] if sampled else []),
         kind_table(comparison, sampled),
@@ -61,7 +73,7 @@ def verdict_text(
     ]
     for number, example in enumerate(comparison.examples(num_examples), start=1):
         blocks.append(Quote(*example_lines(number, example)))
-    return as_text([*blocks, NOTES])
+    return [*blocks, NOTES]
 
 
 def _sampled(before: Evaluation | None, after: Evaluation | None) -> Comparison | None:
@@ -96,7 +108,7 @@ def judgement(paired: Paired) -> str:
     return "worse" if paired.is_worse else "unproven"
 
 
-def _remarks(comparison: Comparison) -> list[str]:
+def remarks(comparison: Comparison) -> list[str]:
     """What keeps the headline honest: the same without format, on unseen structures, with work."""
     learned = comparison.accuracy.is_better
     any_format, unseen, worked = comparison.any_format, comparison.unseen, comparison.shown_work

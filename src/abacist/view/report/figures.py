@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from abacist.learning.health.history import reward_names
 from abacist.proof.comparison.compare import Comparison
+from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES
 from abacist.proof.statistics import Interval
 from abacist.task.rewards import built_in
@@ -69,6 +70,49 @@ _PANELS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
 def of_comparison(comparison: Comparison, styles: Styles) -> list[Chart]:
     """Before and after: by what is measured, and by the number of steps a problem takes."""
     return [_by_measure(comparison, styles), _by_difficulty(comparison, styles)]
+
+
+def of_evaluation(greedy: Evaluation, sampled: Evaluation | None, styles: Styles) -> Chart:
+    """One evaluation: correct answers, structure and consistency by number of steps."""
+    rows = greedy.by_difficulty()
+    series = {
+        "correct": [row.accuracy for row in rows],
+        "in any format": [row.any_format for row in rows],
+        "structure adherence": [row.adherence for row in rows],
+    }
+    if sampled is not None:
+        twins = {row.label: row for row in sampled.by_difficulty()}
+        found = [twins[row.label].consistency for row in rows if row.label in twins]
+        if len(found) == len(rows) and all(one is not None for one in found):
+            series["all samples in strict format"] = [one for one in found if one is not None]
+    figure, axes = _canvas((7.2, 3.2))
+    for number, (name, intervals) in enumerate(series.items()):
+        shift = 0.16 * (number - (len(series) - 1) / 2)
+        known = [(at, one) for at, one in enumerate(intervals) if math.isfinite(one.low)]
+        axes.errorbar(
+            [at + shift for at, _ in known], [100 * one.value for _, one in known],
+            yerr=[[100 * max(0.0, one.value - one.low) for _, one in known],
+                  [100 * max(0.0, one.high - one.value) for _, one in known]],
+            color=COLOURS[number], marker="os^D"[number], linestyle="none", capsize=2.5,
+            elinewidth=1.3, label=name,
+        )  # fmt: skip
+    axes.set_xticks(range(len(rows)), [f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}"
+                                       for row in rows])  # fmt: skip
+    axes.set_ylim(-3, 103)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.set_ylabel("% of problems")
+    _legend(figure, axes)
+    table = [
+        (row.label, f"{row.n:,}", *(f"{percent(values[at])} {_bounds(values[at])}"
+                                    for values in series.values()))
+        for at, row in enumerate(rows)
+    ]  # fmt: skip
+    return Chart(
+        "By the number of steps a problem takes",
+        f"{len(greedy.problems):,} problems; bars are 95 % intervals. Few problems say little.",
+        styles.add(figure, "Correctness and structure by number of steps"),
+        Table(("steps", "problems", *series), table),
+    )
 
 
 def of_training(readings: Sequence[Reading], styles: Styles) -> list[Chart]:
@@ -339,6 +383,9 @@ def _lines(
             color=COLOURS[number % len(COLOURS)], linestyle=style, linewidth=1.6,
             marker="o" if few else None, markersize=3.2, label=_short(curve.name),
         )  # fmt: skip
+    values = [value for _, curve in drawn for _, value in curve.points]
+    if title.endswith("%") and min(values) >= 0 and max(values) <= 100:
+        axes.set_ylim(-3, 104)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.set_xlabel("optimizer step")
     axes.xaxis.get_major_locator().set_params(integer=True)
