@@ -24,6 +24,7 @@ COMMANDS = [
     ["--version"],
     ["train", "--help"],
     ["ask", "--help"],
+    ["report", "--help"],
     ["audit", "--help"],
     ["doctor", "--help"],
 ]

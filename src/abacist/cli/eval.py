@@ -51,7 +51,9 @@ def run(argv: list[str]) -> int:
             console.print_json({"path": found.path, **figures}, stdout)
         else:
             print("\n" + evaluation_text(found.greedy, found.sampled))
-            print(f"\nFigures, replies and plot are in {found.path}.")
+            print(
+                f"\nFigures, replies, plot and a page to look at (report.html) are in {found.path}."
+            )
     return 0
 
 
@@ -59,10 +61,13 @@ def _write(folder: Path, greedy: Evaluation, sampled: Evaluation | None) -> None
     from abacist.records.rundir import write_aside
     from abacist.view.charts import save_difficulty_chart
     from abacist.view.evaltext import PLOT_NAME, evaluation_markdown
+    from abacist.view.report.page import PAGE_NAME
+    from abacist.view.report.writing import write_report
 
     text = evaluation_markdown(greedy, sampled)
     write_aside(folder / "evaluation.md", text.encode("utf-8", "backslashreplace"))
     save_difficulty_chart(folder / PLOT_NAME, greedy, sampled)
+    write_report([folder], folder / PAGE_NAME)
 
 
 def _parser() -> Parser:

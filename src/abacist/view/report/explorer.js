@@ -126,7 +126,7 @@
     // A reply that has no group, as the greedy ones of an evaluation, is shown with its problem's.
     const view = mode === "group" && ours.length > 1 ? "group" : "problem";
     const change = row.change === null ? "" : ": " + data.changes[row.change];
-    detail.append(element("h3", "", view === "group" ? place(row) : "This problem through the steps" + change));
+    detail.append(element("h3", "", view === "group" ? place(row) : "All replies to this problem" + change));
     const question = element("p", "question");
     appendVisible(question, problem.question);
     const gold = element("p", "gold");
@@ -135,7 +135,7 @@
     appendVisible(value, problem.gold === null ? "unknown" : problem.gold);
     gold.append(value, problem.difficulty ? " (" + problem.difficulty + " solution steps)" : "");
     const tools = element("div", "tools");
-    for (const [which, label] of [["group", "The group (" + ours.length + ")"], ["problem", "Watch this question learn (" + all.length + ")"]]) {
+    for (const [which, label] of [["group", "The group (" + ours.length + ")"], ["problem", "This problem through the steps (" + all.length + ")"]]) {
       const button = element("button", "", label);
       button.type = "button";
       button.setAttribute("aria-pressed", String(view === which));

@@ -97,7 +97,9 @@ class Explorer:
         """
         if source not in self.sources:
             self.sources.append(source)
-        rights = [one["reward"] for one in replies if one["is_correct"] and _is_number(one["reward"])]
+        rights = [
+            one["reward"] for one in replies if one["is_correct"] and _is_number(one["reward"])
+        ]
         for one in replies:
             paid = {
                 name.removeprefix(REWARD_PREFIX): value
@@ -108,9 +110,7 @@ class Explorer:
             text = cut_middle(one["completion"], MOST_CHARACTERS)
             start, end = answer_span(text)
             gold = one["gold"]
-            outcome = outcome_of(
-                one["completion"], gold, one["is_correct"], one["stop_reason"]
-            )
+            outcome = outcome_of(one["completion"], gold, one["is_correct"], one["stop_reason"])
             flexible = gold is not None and lm_eval_flexible(one["completion"], gold)
             self.rows.append(
                 [
@@ -142,7 +142,7 @@ def collect(readings: Sequence[Reading], limit: int = REPLIES_IN_PAGE) -> Explor
         for name, evaluation in reading.evaluations.items():
             replies = left // max(1, len(reading.evaluations))
             for change, group in _problems(evaluation, reading, replies):
-                found.add(number, name.replace("-", ", "), group, change)
+                found.add(number, reading.sources.get(name, name), group, change)
         for group in _groups(reading.rollouts, for_training):
             found.add(number, TRAINING, group)
     width = len(found.rewards)

@@ -67,9 +67,11 @@ _PANELS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
 )
 
 
-def of_comparison(comparison: Comparison, styles: Styles) -> list[Chart]:
-    """Before and after: by what is measured, and by the number of steps a problem takes."""
-    return [_by_measure(comparison, styles), _by_difficulty(comparison, styles)]
+def of_comparison(
+    comparison: Comparison, styles: Styles, sides: tuple[str, str] = ("before", "after")
+) -> list[Chart]:
+    """Both sides: by what is measured, and by the number of steps a problem takes."""
+    return [_by_measure(comparison, styles, sides), _by_difficulty(comparison, styles, sides)]
 
 
 def of_evaluation(greedy: Evaluation, sampled: Evaluation | None, styles: Styles) -> Chart:
@@ -133,13 +135,13 @@ def of_rewards(reading: Reading, styles: Styles) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _by_measure(comparison: Comparison, styles: Styles) -> Chart:
+def _by_measure(comparison: Comparison, styles: Styles, sides: tuple[str, str]) -> Chart:
     names = [name for name in SHARES if name in comparison.changes and name != "lm_eval_strict"]
     before, after = comparison.before.figures, comparison.after.figures
     figure, axes = _canvas((7.2, 0.42 * len(names) + 0.9))
     for shift, figures, colour, when in (
-        (-0.17, before, GREY, "before"),
-        (0.17, after, BLUE, "after"),
+        (-0.17, before, GREY, sides[0]),
+        (0.17, after, BLUE, sides[1]),
     ):
         _bars(axes, [figures[name] for name in names], shift, colour, when, horizontal=True)
     axes.set_yticks(range(len(names)), [SHARES[name] for name in names])
@@ -151,29 +153,29 @@ def _by_measure(comparison: Comparison, styles: Styles) -> Chart:
     rows = [
         (
             SHARES[name],
-            *(percent(side[name]) for side in (before, after)),
+            *(percent(found[name]) for found in (before, after)),
             points(comparison.changes[name].value),
             bracket(comparison.changes[name]),
         )
         for name in names
     ]
     return Chart(
-        "Before and after, by what is measured",
-        f"{len(comparison.before.problems):,} held-out problems, the same both times.",
-        styles.add(figure, "Shares of replies before and after training, by measure"),
-        Table(("measure", "before", "after", "change", "95 % interval"), rows),
+        f"{sides[0].capitalize()} and {sides[1]}, by what is measured",
+        f"{len(comparison.before.problems):,} problems, the same both times.",
+        styles.add(figure, f"Shares of replies, {sides[0]} and {sides[1]}, by measure"),
+        Table(("measure", *sides, "change", "95 % interval"), rows),
     )
 
 
-def _by_difficulty(comparison: Comparison, styles: Styles) -> Chart:
-    sides = [side.by_difficulty() for side in (comparison.before, comparison.after)]
+def _by_difficulty(comparison: Comparison, styles: Styles, sides: tuple[str, str]) -> Chart:
+    both = [side.by_difficulty() for side in (comparison.before, comparison.after)]
     figure, axes = _canvas((7.2, 3.0))
     for shift, rows, colour, when in (
-        (-0.2, sides[0], GREY, "before"),
-        (0.2, sides[1], BLUE, "after"),
+        (-0.2, both[0], GREY, sides[0]),
+        (0.2, both[1], BLUE, sides[1]),
     ):
         _bars(axes, [row.accuracy for row in rows], shift, colour, when)
-    labels = [f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}" for row in sides[0]]
+    labels = [f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}" for row in both[0]]
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(0, 100)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
@@ -183,13 +185,13 @@ def _by_difficulty(comparison: Comparison, styles: Styles) -> Chart:
         (one.label, f"{one.n:,}", *(f"{percent(row.accuracy)} {_bounds(row.accuracy)}"
                                     for row in (one, other)),
          f"{percent(one.adherence)} → {percent(other.adherence)}")
-        for one, other in zip(*sides, strict=True)
+        for one, other in zip(*both, strict=True)
     ]  # fmt: skip
     return Chart(
         "Correct answers by the number of steps a problem takes",
         "Brackets hold 95 % intervals (Wilson). Few problems say little.",
-        styles.add(figure, "Correct answers before and after training, by number of steps"),
-        Table(("steps", "problems", "before", "after", "structure adherence"), table),
+        styles.add(figure, f"Correct answers, {sides[0]} and {sides[1]}, by number of steps"),
+        Table(("steps", "problems", *sides, "structure adherence"), table),
     )
 
 
@@ -216,7 +218,9 @@ def _rewards(readings: Sequence[Reading], styles: Styles) -> Chart | None:
         curves = [Curve(one.name, one.metric("reward")) for one in readings]
         return _lines("reward, weighted sum", curves, styles)
     reading = readings[0]
-    names = list(dict.fromkeys(name for row in reading.steps.values() for name in reward_names(row)))
+    names = list(
+        dict.fromkeys(name for row in reading.steps.values() for name in reward_names(row))
+    )
     curves = []
     for name in names:
         ours = built_in(name)
@@ -258,18 +262,16 @@ def _attribution(reading: Reading, styles: Styles) -> Chart | None:
         styles,
         size=(7.2, 3.0),
         caption=(
-            "The share of each reward in the differences between the replies of a group; the shares "
-            "of a step add up to 100. Below 0, a reward paid for the replies that the others held "
-            "to be worse. Apart from these, how much of the advantage the length of a reply "
-            "explains by itself."
+            "The share of each reward in the differences between the replies of a group; those of "
+            "a step add up to 100. Below 0, a reward paid for the replies that the others held to "
+            "be worse. Apart from these, how much of the advantage the length of a reply explains "
+            "by itself."
         ),
     )
     return chart
 
 
-def _known(
-    steps: Iterable[int], values: Iterable[float | None]
-) -> list[tuple[int, float]]:
+def _known(steps: Iterable[int], values: Iterable[float | None]) -> list[tuple[int, float]]:
     return [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
 
 
@@ -290,9 +292,7 @@ def _spread(reading: Reading, styles: Styles) -> Chart | None:
     if len(steps) > 300:  # neighbours share a column
         steps = steps[:: math.ceil(len(steps) / 300)]
     column = np.searchsorted(steps, step_N, side="right") - 1
-    counts, *_ = np.histogram2d(
-        reward_N, column, bins=[edges, np.arange(len(steps) + 1) - 0.5]
-    )
+    counts, *_ = np.histogram2d(reward_N, column, bins=[edges, np.arange(len(steps) + 1) - 0.5])
     shares = 100 * counts / np.maximum(counts.sum(axis=0), 1)
     figure, axes = _canvas((7.2, 2.6))
     image = axes.imshow(
@@ -324,7 +324,9 @@ def _time(reading: Reading, styles: Styles) -> Chart | None:
     whole = {s: row["step_time"] for s, row in reading.seconds.items() if "step_time" in row}
     if not whole:
         return None
-    rollout = {s: row["rollout_time"] for s, row in reading.seconds.items() if "rollout_time" in row}
+    rollout = {
+        s: row["rollout_time"] for s, row in reading.seconds.items() if "rollout_time" in row
+    }
     measuring = {
         s: row["eval_runtime"] for s, row in reading.seconds.items() if "eval_runtime" in row
     }

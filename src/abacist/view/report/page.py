@@ -24,7 +24,7 @@ import jinja2
 
 from abacist.errors import AbacistError
 from abacist.learning.health.rules import Diagnosis
-from abacist.proof.comparison.compare import compare
+from abacist.proof.comparison.compare import Comparison, compare
 from abacist.view import evaltext, verdict
 from abacist.view.comparison import p_words
 from abacist.view.plaintext import cut_middle, visible
@@ -40,7 +40,7 @@ from abacist.view.report.explorer import (
 from abacist.view.report.figures import Chart
 from abacist.view.report.reading import AFTER, BEFORE, EVALUATION, Reading
 from abacist.view.report.svg import Styles
-from abacist.view.sheet import Quote, Table
+from abacist.view.sheet import Block, Quote, Table
 from abacist.view.tables import bracket, percent, points
 
 PAGE_NAME = "report.html"
@@ -91,13 +91,9 @@ def page(readings: Sequence[Reading], *, replies: int = REPLIES_IN_PAGE) -> str:
         ("setup", "Setup"),
         ("reading", "How to read this"),
     ]
-    script = (_HERE / "explorer.js").read_text(encoding="utf-8")
-    style = (_HERE / "page.css").read_text(encoding="utf-8") + styles.css()
-    environment = jinja2.Environment(
-        autoescape=True, loader=jinja2.FileSystemLoader(_HERE), undefined=jinja2.StrictUndefined
-    )
-    environment.filters["one_line"] = lambda text: " ".join(text.split())
-    return environment.get_template("page.html").render(
+    return _render(
+        styles,
+        explorer,
         title=", ".join(visible(one.name) for one in readings),
         subtitle=" · ".join(dict.fromkeys(filter(None, map(_subtitle, readings)))),
         remarks=[
@@ -111,10 +107,73 @@ def page(readings: Sequence[Reading], *, replies: int = REPLIES_IN_PAGE) -> str:
         curves=[_shown(chart) for chart in curves],
         details=details,
         health=health,
-        replies=_without_script(explorer),
         kept_words=_kept_words(explorer, readings),
-        data=_json(explorer.to_json()),
         setups=[_setup(one) for one in readings],
+    )
+
+
+def comparison_page(
+    blocks: Sequence[Block], names: tuple[str, str], comparison: Comparison | None = None
+) -> str:
+    """What ``abacist compare`` says, as HTML; of two sides with their charts and replies.
+
+    ``names`` are those of the two sides.
+    """
+    styles, explorer = Styles(), Explorer()
+    first, *rest = [_as_section_part(block) for block in blocks]
+    section = RunSection(
+        "run-1", " and ".join(map(visible, names)), verdict=str(first),
+        lines=[part for part in rest if isinstance(part, str)],
+        tables=[part for part in rest if isinstance(part, Table)],
+    )  # fmt: skip
+    if comparison is not None:
+        section.judgement = verdict.judgement(comparison.accuracy)
+        section.charts = [
+            _shown(one) for one in figures.of_comparison(comparison, styles, ("A", "B"))
+        ]
+        sides = {BEFORE: comparison.before, AFTER: comparison.after}
+        both = Reading(
+            Path(" and ".join(names)), EVALUATION, evaluations=sides, comparison=comparison,
+            sources={BEFORE: "A", AFTER: "B"},
+        )  # fmt: skip
+        explorer = collect([both])
+    return _render(
+        styles,
+        explorer,
+        title="A: " + visible(names[0]) + ", B: " + visible(names[1]),
+        sections=[
+            ("run-1", "Comparison"),
+            *([("replies", "Replies")] if explorer.rows else []),
+            ("reading", "How to read this"),
+        ],
+        runs=[section],
+        kept_words=_kept_words(explorer, []),
+    )
+
+
+def _as_section_part(block: Block) -> str | Table:
+    """A block of a sheet as the page shows it: lines of a quotation are rows of one cell."""
+    if isinstance(block, Quote):
+        return Table((block.heading,), [(line,) for line in block.lines])
+    return block
+
+
+def _render(styles: Styles, explorer: Explorer, **given: Any) -> str:
+    """The template with its script, its style and their hashes."""
+    script = (_HERE / "explorer.js").read_text(encoding="utf-8")
+    style = (_HERE / "page.css").read_text(encoding="utf-8") + styles.css()
+    environment = jinja2.Environment(
+        autoescape=True, loader=jinja2.FileSystemLoader(_HERE), undefined=jinja2.StrictUndefined
+    )
+    environment.filters["one_line"] = lambda text: " ".join(text.split())
+    absent: dict[str, Any] = {
+        "subtitle": "", "remarks": [], "paired": None, "curves": [], "details": [], "health": [],
+        "setups": [],
+    }  # fmt: skip
+    return environment.get_template("page.html").render(
+        absent | given,
+        replies=_without_script(explorer),
+        data=_json(explorer.to_json()),
         script=script,
         style=style,
         script_hash=_hash(script),
@@ -143,15 +202,9 @@ def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
         section.verdict = when + evaltext.headline(found)
         section.lines = evaltext.remarks(found)
         section.charts = [_shown(figures.of_evaluation(found, sampled, styles))]
-        blocks = list(evaltext.evaluation_blocks(found, sampled))
-        section.lines += [block for block in blocks if isinstance(block, str)][:-1]
-        section.tables = [
-            Table((block.heading, ""), [tuple(line.split("  ", 1)) for line in block.lines
-                                        if "  " in line.strip()])  # fmt: skip
-            if isinstance(block, Quote) else block
-            for block in blocks
-            if not isinstance(block, str)
-        ]  # fmt: skip
+        *blocks, _ = evaltext.evaluation_blocks(found, sampled)  # the notes have their own place
+        section.lines += [block for block in blocks if isinstance(block, str)]
+        section.tables = [block for block in blocks if isinstance(block, Table)]
         section.notes = evaltext.NOTES
     elif not reading.steps:
         section.lines = ["There is nothing to judge yet."]
@@ -211,7 +264,7 @@ def _finding(found: Diagnosis, reading: Reading) -> dict[str, str]:
 
 def _kept_words(explorer: Explorer, readings: Sequence[Reading]) -> str:
     if explorer.kept == explorer.total:
-        return f"All {explorer.total:,} replies of the run are here."
+        return f"All {explorer.total:,} replies are here."
     where = ", ".join(f"{visible(one.name)}/rollouts" for one in readings if one.kind != EVALUATION)
     return (
         f"{explorer.kept:,} of {explorer.total:,} replies are here, whole groups, chosen so that "
@@ -320,4 +373,3 @@ def _json(value: Any) -> str:
 def _hash(text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
-

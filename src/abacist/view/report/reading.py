@@ -61,6 +61,12 @@ class Reading:
     comparison: Comparison | None = None
     diagnoses: tuple[Diagnosis, ...] = ()
     remarks: tuple[str, ...] = ()
+    # What a reader calls the evaluations, by their key; a comparison of two runs says it otherwise.
+    sources: Mapping[str, str] = field(
+        default_factory=lambda: {
+            f"{BEFORE}-sampled": "before, sampled", f"{AFTER}-sampled": "after, sampled",
+        }
+    )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -106,7 +112,8 @@ def read(path: Path) -> Reading:
         evaluations = {AFTER: Evaluation.load(path)}
         if (path / SAMPLED_FOLDER / "evaluation.json").is_file():
             evaluations[f"{AFTER}-sampled"] = Evaluation.load(path / SAMPLED_FOLDER)
-        return Reading(path, EVALUATION, evaluations=evaluations)
+        sources = {AFTER: "greedy", f"{AFTER}-sampled": "sampled"}
+        return Reading(path, EVALUATION, evaluations=evaluations, sources=sources)
     run = RunDir(path)
     remarks: list[str] = []
     manifest, kind = _manifest(run, remarks)

@@ -91,8 +91,8 @@ def serve(paths: Sequence[Path], *, port: int, replies: int = REPLIES_IN_PAGE) -
     for path in paths:
         read(path)  # refused now, and not in the browser
     with server(paths, port=port, replies=replies) as web:
-        print(f"The report is at http://localhost:{web.server_port}/ and follows the run; Ctrl-C ends.",
-              flush=True)  # fmt: skip
+        address = f"http://localhost:{web.server_port}/"
+        print(f"The report is at {address} and follows the run; Ctrl-C ends.", flush=True)
         try:
             web.serve_forever()
         except KeyboardInterrupt:

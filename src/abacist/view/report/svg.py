@@ -1,4 +1,4 @@
-"""Charts as SVG that live inside a page: they take its font and colours and need no style of theirs.
+"""Charts as SVG that live inside a page: they need no style of their own.
 
 matplotlib writes a ``style`` attribute on every element, which a strict content security policy
 forbids, and fixed colours, which a dark page cannot read. :class:`Styles` turns each distinct
