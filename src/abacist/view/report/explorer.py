@@ -34,8 +34,8 @@ MOST_CHARACTERS = 12_000  # of one reply in the page; the middle of a longer one
 TRAINING = "training"
 FIELDS = (
     "run", "source", "step", "group", "member", "problem", "outcome", "reward", "advantage",
-    "rewards", "tokens", "stop", "read", "start", "end", "trained", "suspicion", "disagree", "change",
-    "text",
+    "rewards", "tokens", "stop", "read", "start", "end", "trained", "suspicion", "disagree",
+    "change", "text",
 )  # fmt: skip
 CHANGES = ("gained", "lost")
 SUSPICIONS = (
