@@ -58,7 +58,7 @@ def test_steps_rewards_and_text_are_filtered_together(show, report: Path) -> Non
     page.fill("input[name=text]", "NO SUCH TEXT")
     assert count_of(page) == 0
     page.click("button[type=reset]")
-    page.wait_for_function("document.querySelectorAll('#list .item').length > 100")
+    page.wait_for_function("document.querySelectorAll('#list .item').length > 50")
     page.fill("input[name=text]", "3 + 4 = 8")
     assert count_of(page) > 0
 

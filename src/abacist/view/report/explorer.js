@@ -16,7 +16,7 @@
   const problems = collect(rows, (row) => row.run + "." + row.problem);
   const $ = (id) => document.getElementById(id);
   const list = $("list"), detail = $("detail"), form = $("filters"), count = $("count");
-  const SHOWN_AT_ONCE = 200;
+  const SHOWN_AT_ONCE = 60;
   // What acts instead of showing: control characters, and marks that turn the reading direction.
   const ACTING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
   const TAGS = /<\/?(?:reasoning|answer)>/g;

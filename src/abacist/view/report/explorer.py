@@ -184,11 +184,10 @@ def _groups(table: pa.Table, limit: int) -> Iterator[list[dict[str, Any]]]:
     groups = np.split(order, begins[1:])
     if table.num_rows > limit:
         groups = _chosen(table, groups, limit)
+    # Taken at once: a table of many files is slow to look into again and again.
+    replies = iter(table.take(pa.array(np.concatenate(groups))).to_pylist())
     for rows in groups:
-        yield [
-            {"trained": None, **row, "messages": row["messages"] or []}
-            for row in table.take(pa.array(rows)).to_pylist()
-        ]
+        yield [{"trained": None, **next(replies)} for _ in rows]
 
 
 def _chosen(table: pa.Table, groups: list[np.ndarray], limit: int) -> list[np.ndarray]:

@@ -34,6 +34,7 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)
 GREY, BLUE = "#8A8A8A", "#0072B2"
 ROWS_SHOWN = 200  # of a table of steps; beyond, every second, third … step stands in it
 _PANEL = (3.3, 2.15)  # inches
+_MOST_BARS = 60  # drawn one by one; more are an area
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,11 +341,15 @@ def _time(reading: Reading, styles: Styles) -> Chart | None:
         parts["measuring"] = measuring
     steps = sorted({step for part in parts.values() for step in part})
     figure, axes = _canvas((7.2, 2.4))
-    bottom = np.zeros(len(steps))
-    for (name, seconds), colour in zip(parts.items(), COLOURS, strict=False):
-        height = np.array([seconds.get(step, 0.0) for step in steps])
-        axes.bar(steps, height, 1.0, bottom=bottom, color=colour, label=name, linewidth=0)
-        bottom += height
+    heights = [np.array([part.get(step, 0.0) for step in steps]) for part in parts.values()]
+    if len(steps) > _MOST_BARS:
+        names = list(parts)
+        axes.stackplot(steps, heights, step="mid", labels=names, colors=COLOURS, linewidth=0)
+    else:
+        bottom = np.zeros(len(steps))
+        for name, height, colour in zip(parts, heights, COLOURS, strict=False):
+            axes.bar(steps, height, 1.0, bottom=bottom, color=colour, label=name, linewidth=0)
+            bottom += height
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.set_ylabel("seconds")
     axes.set_xlabel("optimizer step")
