@@ -1,6 +1,6 @@
 """How long the report takes: to write, to load in a browser, and to filter.
 
-    python bench/report_page.py                  # a made-up run of 50,000 replies, 5,000 in the page
+    python bench/report_page.py                  # made up: 50,000 replies, 5,000 in the page
     python bench/report_page.py --run runs/tiny-001
 
 Prints medians and the slowest. Needs Chromium and Playwright (``pip install -e '.[dev]'``).

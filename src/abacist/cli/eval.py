@@ -99,7 +99,8 @@ def _parser() -> Parser:
     add = prompt.add_argument
     add("--system_prompt", metavar="TEXT", help="default, none, or your own (as trained)")
     add("--num_shots", metavar="N", help="worked examples in the prompt (as trained, else 0)")
-    add("--shots_file", metavar="FILE", help="take the examples from this file")
+    add("--shots_file", metavar="FILE", help="take the examples from this file; steps: those "
+        "that come with Abacist")  # fmt: skip
     add("--prefill", default="", metavar="TEXT", help="opens every reply and counts as part of it")
     add("--native_prompt", action="store_true", help="the model's own best-known prompt: the "
         "honest baseline")  # fmt: skip

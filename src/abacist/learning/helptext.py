@@ -141,7 +141,7 @@ _OTHERS = {
     "num_train_problems": "at most so many training problems, chosen by seed (generated: 4000)",
     "num_selection_problems": "problems measured every --eval_steps; none of them is in the "
     "verdict",
-    "shots_file": "take the examples from this file",
+    "shots_file": "take the examples from this file; steps: those that come with Abacist",
     "reward_timeout_seconds": "time a reward of your own may take for one batch; 0: no limit",
     "max_silent_steps": "stop after so many steps in which every advantage is zero; 0: never",
     "eval_batch_size": "replies written at once while measuring",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from abacist.errors import DataError
@@ -19,7 +18,14 @@ from abacist.task.problems import (
     normalise_question,
     reading_options,
 )
-from abacist.task.prompts import Shots, choose_shots, load_shots, system_text, to_dataset_rows
+from abacist.task.prompts import (
+    Shots,
+    choose_shots,
+    load_shots,
+    shots_path,
+    system_text,
+    to_dataset_rows,
+)
 
 GENERATED_TRAIN_PROBLEMS = 4000
 
@@ -84,7 +90,7 @@ def _shots(script: ScriptArguments, problems: list[Problem], seed: int) -> Shots
     wanted = script.num_shots
     if script.shots_file is None:
         return choose_shots(problems, wanted, seed=seed)
-    found = load_shots(Path(script.shots_file), decimal_mark=script.decimal_mark)
+    found = load_shots(shots_path(script.shots_file), decimal_mark=script.decimal_mark)
     if wanted != "0":
         return choose_shots(found.all, wanted, seed=seed)
     choose_shots(found.all, len(found.all))  # raises where one of them cannot serve
