@@ -28,7 +28,8 @@ def log_traces(run_dir: Path, project: str, say: Callable[[str], None] | None = 
     messages; rewards, advantage, gold and the answer that was read as metadata. Of more than
     :data:`MOST_TRACES` a sample is logged, always the same one, which is said. An earlier export of
     the same run is replaced. Raises RunError if ``run_dir`` is no run or its rollouts are damaged,
-    UsageError if Trackio is missing, older than its traces or busy with another run, or if there is nothing to log.
+    UsageError if Trackio is missing, older than its traces or busy with another run, or if there is
+    nothing to log.
     """
     run = RunDir.open(run_dir)
     trackio = _trackio()
