@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -317,6 +318,7 @@ def wandb_of(run: RunDir, environment: dict[str, str], open_run: Any = None) -> 
     tracker: Any = object.__new__(WandbRun)
     tracker.place = Place(run, is_resumed=True, environment=environment)
     tracker.began_run = open_run is None
+    tracker._table, tracker._waiting, tracker._logs_until_piece = None, [], 1
     return tracker
 
 
@@ -345,7 +347,6 @@ def test_a_table_of_a_long_run_stays_within_its_rows_and_its_pieces(run: RunDir)
     pytest.importorskip("wandb")
     logged: list[Any] = []
     tracker = wandb_of(run, {})
-    tracker._table, tracker._waiting, tracker._logs_until_piece = None, [], 1
 
     class Table:
         def __init__(self, columns: list[str], **how: Any) -> None:
@@ -354,11 +355,17 @@ def test_a_table_of_a_long_run_stays_within_its_rows_and_its_pieces(run: RunDir)
         def add_data(self, *row: Any) -> None:
             self.rows += 1
 
-    tracker._wandb = SimpleNamespace(Table=Table, log=logged.append)
+    tracker._wandb = SimpleNamespace(
+        Table=Table, log=logged.append, run="open", finish=lambda exit_code: None
+    )
     args, steps = SimpleNamespace(seed=0), 2000
     state = SimpleNamespace(max_steps=steps, logging_steps=1, global_step=0)
+    assert steps % 23 != 1  # rows are waiting at the end
     every = completions_of(trainer_of([("q", str(n), 0.0) for n in range(100)]))
     for state.global_step in range(1, steps + 1):
-        tracker.log_completions(args, state, every)
-    assert len(logged) <= 90 and logged[0]["train/global_step"] == 1  # there from the first step
-    assert 15_000 <= tracker._table.rows + len(tracker._waiting) <= 20_000
+        step = [replace(one, step=state.global_step) for one in every]
+        tracker.log_completions(args, state, step)
+    assert logged[0]["train/global_step"] == 1 and tracker._waiting
+    tracker.finish(failed=True)  # a run that is interrupted keeps what was still to be told
+    assert len(logged) <= 91 and logged[-1]["train/global_step"] == steps
+    assert tracker._table.rows == 20_000

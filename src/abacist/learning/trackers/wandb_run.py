@@ -78,9 +78,9 @@ class WandbRun(WandbCallback):
         self._logs_until_piece -= 1
         if self._logs_until_piece <= 0:
             self._logs_until_piece = math.ceil(logs / MOST_INCREMENTS)
-            self._grow(state.global_step)
+            self._grow()
 
-    def _grow(self, step: int) -> None:
+    def _grow(self) -> None:
         if not self._waiting:
             return
         if self._table is None:
@@ -89,20 +89,16 @@ class WandbRun(WandbCallback):
             )
         for row in self._waiting:
             self._table.add_data(*(row.get(column) for column in self._table.columns))
-        self._waiting = []
+        step, self._waiting = self._waiting[-1]["step"], []
         self._wandb.log({COMPLETIONS: self._table, "train/global_step": step})
 
     def log_verdict(self, args: Any, state: Any, verdict: Verdict) -> None:
         """The verdict in the run's summary."""
         self._wandb.run.summary.update(verdict.everything)
 
-    def on_train_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, *others: Any, **named: Any
-    ) -> None:
-        self._grow(state.global_step)
-        super().on_train_end(args, state, control, model, *others, **named)
-
     def finish(self, failed: bool) -> None:
         """Close the run, unless a person began it: the next training is another run."""
+        if self._wandb.run is not None:
+            self._grow()
         if self.began_run and self._wandb.run is not None:
             self._wandb.finish(exit_code=int(failed))
