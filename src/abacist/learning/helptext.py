@@ -107,6 +107,9 @@ TRAIN_FLAGS = (
             Flag("--run_name", "NAME", "what trackers call it, and its folder in runs/"),
             Flag("--report_to", "NAME …", "wandb, trackio, tensorboard; metrics.jsonl is always "
                  "written"),
+            Flag("--project", "NAME", "what W&B and Trackio file the run under (abacist)"),
+            Flag("--log_completions", "", "print completions as it learns, and keep them in the "
+                 "trackers; --num_completions_to_print N of each batch"),
             Flag("--logging_steps", "N", "steps between two lines of metrics"),
             Flag("--eval_steps", "N", "steps between two looks at held-out problems"),
             Flag("--save_steps", "N", "steps between two checkpoints"),

@@ -11,6 +11,7 @@ from abacist.learning.arguments import ScriptArguments
 from abacist.learning.config import Config
 from abacist.policy.loading import Policy
 from abacist.proof.evaluate import refuse_too_long
+from abacist.records.secrets import without_secrets
 from abacist.task.gist import gist_gold
 from abacist.task.problems import (
     Problem,
@@ -39,6 +40,18 @@ class Task:
     heldout: list[Problem]
     system_prompt: str | None
     shots: Shots
+
+    def to_json(self) -> dict[str, Any]:
+        """How many problems each split has, and what stands before each of them."""
+        return {
+            "problems": {
+                "train": len(self.train),
+                "selection": len(self.selection),
+                "heldout": len(self.heldout),
+            },
+            "system_prompt": self.system_prompt and without_secrets(self.system_prompt),
+            "shots": len(self.shots),
+        }
 
     def rows(self, problems: Sequence[Problem]) -> list[dict[str, Any]]:
         return to_dataset_rows(problems, system_prompt=self.system_prompt, shots=self.shots)

@@ -31,7 +31,7 @@ class RunDir:
 
     ::
 
-        config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl
+        config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl  trackers.json
         rollouts/*.parquet  evals/  checkpoint-N/  and the trained model at the root
 
     As a context manager it gives the lock back at the end.
@@ -44,6 +44,7 @@ class RunDir:
         self.manifest_path = path / "manifest.json"  # what made it: see `records.provenance`
         self.metrics_path = path / "metrics.jsonl"  # an object a logged step
         self.timings_path = path / "timings.jsonl"  # clock readings: all else can be byte-equal
+        self.trackers_path = path / "trackers.json"  # what W&B and Trackio call it, if it is there
         self.rollouts_dir = path / "rollouts"  # every completion of the run, in Parquet files
         self.evals_dir = path / "evals"  # a folder a measurement on held-out problems
         self._lock = RunLock(path)
