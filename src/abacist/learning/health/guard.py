@@ -142,7 +142,7 @@ class Guard(TrainerCallback):
             self._refused = 0
         for diagnosis in self.watch.see({**logs, "step": state.global_step}):
             if not (was_reported and diagnosis.name == NOT_FINITE):
-                self.watcher.note(told(diagnosis))
+                self.watcher.warning(told(diagnosis))
         without = self.watch.zero_advantage_steps
         hopeless = 0 < self.max_silent_steps <= without and not self.watch.history.is_solved()
         if hopeless and self.fault is None and state.global_step < state.max_steps:
