@@ -30,6 +30,7 @@ VERBS = {
     "eval": Verb("abacist.cli.eval", "measure a model or a run, with intervals, by difficulty"),
     "compare": Verb("abacist.cli.compare", "is B better than A? paired, problem by problem"),
     "audit": Verb("abacist.cli.audit", "what can these rewards be made to pay for?"),
+    "show": Verb("abacist.cli.show", "read the replies of a run, and why each was judged so"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
     "doctor": Verb("abacist.cli.doctor.doctor", "look at this machine, or at a run: is all well?"),
 }

@@ -73,7 +73,9 @@ def verdict_on(rollout: Rollout, outcome: Outcome | None = None) -> str:
 def _why_no_answer(completion: str) -> str:
     defects = parse_reply(completion).defects
     why = next((defect for defect in _OF_ANSWER if defect in defects), None)
-    return why.sentence.rstrip(".") if why else "there is no one closed answer block"
+    if why is None:
+        return "there is no one closed answer block"
+    return f"{why.sentence[0].lower()}{why.sentence[1:-1]}"
 
 
 def layout_words(completion: str) -> str:

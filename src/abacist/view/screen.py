@@ -66,7 +66,8 @@ class Terminal:
         return self.console.options.ascii_only
 
     def print(self, text: Text) -> None:
-        self.console.print(text, soft_wrap=True)
+        # A terminal breaks between words; a log keeps its lines.
+        self.console.print(text, soft_wrap=not self.draws)
 
     def draw(self, panel: RenderableType) -> None:
         if self._display is None:
