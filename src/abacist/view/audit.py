@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from abacist.task.audit.findings import Audit, Finding, Severity
 from abacist.view.plaintext import cut_middle, fold, visible
+from abacist.view.sheet import Block, Quote, Table
 
 WIDTH = 100
 INDENT = 9  # the width of "warning  "
@@ -27,6 +28,25 @@ def audit_text(audit: Audit, data: str) -> str:
         sections.append([line for one in audit.findings for line in _finding(one)])
     sections += [fold(visible(remark), WIDTH) for remark in audit.remarks]
     return "\n\n".join("\n".join(lines) for lines in sections)
+
+
+def audit_page(audit: Audit, data: str = "problems") -> list[Block]:
+    """The whole audit as blocks, for a page that has no fixed width."""
+    page: list[Block] = [" ".join(_verdict(audit)), Quote("what was tried", _tried(audit, data))]
+    if audit.earned:
+        names = list(audit.earned[0].rewards)
+        heading = ("earned on average", "total", *map(visible, names), "for example")
+        rows = [
+            (row.label, f"{row.total:.2f}", *(f"{row.rewards[name]:.2f}" for name in names),
+             visible(row.reply))
+            for row in audit.earned
+        ]  # fmt: skip
+        page.append(Table(heading, rows, has_words=True))
+    for one in audit.findings:
+        about = f"{', '.join(one.rewards)}: " if one.rewards else ""
+        evidence = cut_middle(about + one.evidence, MAX_EVIDENCE_CHARS)
+        page.append(f"{one.severity}: {one.kind.sentence} {visible(evidence)}")
+    return [*page, *map(visible, audit.remarks)]
 
 
 def _verdict(audit: Audit) -> list[str]:

@@ -51,13 +51,17 @@ NOTES = (
 
 def evaluation_text(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
     """The whole evaluation for a terminal, at most 100 columns wide."""
-    return as_text([headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)])
+    return as_text(evaluation_page(greedy, sampled))
+
+
+def evaluation_page(greedy: Evaluation, sampled: Evaluation | None = None) -> list[Block]:
+    """The whole evaluation as blocks, headline first."""
+    return [headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)]
 
 
 def evaluation_markdown(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
     """The whole evaluation as Markdown, with the plot that is saved beside it."""
-    blocks = [headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)]
-    page = as_markdown("Evaluation", blocks)
+    page = as_markdown("Evaluation", evaluation_page(greedy, sampled))
     return f"{page}\n![By number of steps]({PLOT_NAME})\n"
 
 

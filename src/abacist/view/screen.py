@@ -8,9 +8,11 @@ move a cursor. Colours are rich's decision, ``NO_COLOR`` included.
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -90,22 +92,34 @@ class NotebookCell:
     size = (NOTEBOOK_COLUMNS, NOTEBOOK_LINES)
     ascii_only = False
 
-    def __init__(self, display: Any) -> None:
+    def __init__(self, display: Any, clock: Callable[[], float] = time.monotonic) -> None:
         """``display`` is the module ``IPython.display``."""
         self._display = display
+        self._clock = clock
         self._handle: Any = None
+        self._drawn_at = -math.inf
+        self._waiting: RenderableType | None = None  # too soon after the last one to be shown
 
     def print(self, text: Text) -> None:
         print(text.plain, flush=True)
 
     def draw(self, panel: RenderableType) -> None:
+        if self._handle is not None and self._clock() - self._drawn_at < self.redraw_seconds:
+            self._waiting = panel
+            return
+        self._show(panel)
+
+    def _show(self, panel: RenderableType) -> None:
         page = self._display.HTML(as_html(panel))
         if self._handle is None:
             self._handle = self._display.display(page, display_id=True)
         else:
             self._handle.update(page)
+        self._drawn_at, self._waiting = self._clock(), None
 
     def close(self) -> None:
+        if self._waiting is not None:
+            self._show(self._waiting)
         self._handle = None
 
 

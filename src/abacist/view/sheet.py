@@ -1,11 +1,12 @@
-"""A page of paragraphs and tables, written once and shown as plain text or as Markdown.
+"""A page of paragraphs and tables, written once and shown as plain text, Markdown or HTML.
 
 Whatever comes from a model or from foreign data has to pass ``view.plaintext`` on its way here;
-what Markdown would take for markup in a cell or a paragraph is escaped here.
+what Markdown or HTML would take for markup is escaped here.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,13 @@ def as_markdown(title: str, blocks: Iterable[Block]) -> str:
     """The page as Markdown (with GitHub's tables) under a heading, ending in a newline."""
     parts = [f"# {_escaped(title)}", *("\n".join(_markdown(block)) for block in blocks)]
     return "\n\n".join(parts) + "\n"
+
+
+def as_html(blocks: Iterable[Block]) -> str:
+    """The page as a piece of HTML without scripts, styles of its own or references."""
+    # Half a surrogate pair has no place in UTF-8.
+    page = "\n".join(map(_html, blocks)).encode("utf-8", "backslashreplace").decode("utf-8")
+    return f"<div>\n{page}\n</div>"
 
 
 def one_line(text: str, columns: int) -> str:
@@ -96,6 +104,26 @@ def _markdown(block: Block) -> list[str]:
     ]
     heading, *rows = (tuple(map(_escaped, row)) for row in (block.heading, *block.rows))
     return [f"| {' | '.join(row)} |" for row in (heading, rule, *rows)]
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, str):
+        return f"<p>{html.escape(block)}</p>"
+    if isinstance(block, Quote):
+        quoted = html.escape("\n".join(block.lines))
+        return f"<p><b>{html.escape(block.heading)}</b></p>\n<pre>{quoted}</pre>"
+    last = len(block.heading) - 1
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        written = ""
+        for column, cell in enumerate(cells):
+            words = column == 0 or (column == last and block.has_words)
+            side = "left" if words else "right"
+            written += f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+        return f"<tr>{written}</tr>"
+
+    body = "\n".join(row(cells, "td") for cells in block.rows)
+    return f"<table>\n<thead>{row(block.heading, 'th')}</thead>\n<tbody>{body}</tbody>\n</table>"
 
 
 def _escaped(text: str) -> str:

@@ -46,6 +46,22 @@ def verdict_text(
     num_examples: int = 3,
     asked: str = "problems it never saw",
 ) -> str:
+    """The whole verdict for a terminal; see :func:`verdict_page`."""
+    return as_text(
+        verdict_page(
+            comparison, sampled_before, sampled_after, num_examples=num_examples, asked=asked
+        )
+    )
+
+
+def verdict_page(
+    comparison: Comparison,
+    sampled_before: Evaluation | None = None,
+    sampled_after: Evaluation | None = None,
+    *,
+    num_examples: int = 3,
+    asked: str = "problems it never saw",
+) -> list[Block]:
     """The whole verdict, headline first. ``asked`` says in words what the problems were.
 
     The sampled evaluations, given both, add consistency. Text of the model is escaped and cut.
@@ -61,7 +77,7 @@ def verdict_text(
     ]
     for number, example in enumerate(comparison.examples(num_examples), start=1):
         blocks.append(Quote(*example_lines(number, example)))
-    return as_text([*blocks, NOTES])
+    return [*blocks, NOTES]
 
 
 def _sampled(before: Evaluation | None, after: Evaluation | None) -> Comparison | None:
