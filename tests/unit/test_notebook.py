@@ -36,7 +36,7 @@ class Display:
     def __init__(self) -> None:
         self.outputs: list[list[str]] = []
 
-    def HTML(self, data: str) -> str:  # noqa: N802
+    def HTML(self, data: str) -> str:
         return data
 
     def display(self, page: str, *, display_id: bool) -> Any:
@@ -121,9 +121,12 @@ def test_a_result_says_in_one_line_what_it_is() -> None:
     assert run.startswith("<Run: runs/") and run.endswith(f"{found}>")
     assert stopped.startswith("<Run: runs/a, stopped by the time limit")
     assert unjudged == "<Run: runs/a, no verdict>"
-    assert re.fullmatch(r"<Audit: .*, 1 finding, 1 rewards, 9 replies to 2 problems>", audit)
+    assert re.fullmatch(r"<Audit: .*, 1 finding, 1 reward, 9 replies to 2 problems>", audit)
     assert max(map(len, (before, found, unjudged, audit))) < 200
-    assert repr(evaluation([], [])) == "<Evaluation: 0 problems, 0 greedy replies>"
+    assert (
+        repr(evaluation([GOOD], PROBLEMS[:1]).without({"p000"}))
+        == "<Evaluation: 0 problems, 0 greedy replies>"
+    )
 
 
 def test_the_package_lets_results_show_themselves_and_imports_no_view_for_it() -> None:

@@ -109,8 +109,9 @@ class Audit:
         ``earned``."""
         verdict = "sound" if self.sound else "not sound"
         found = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
+        rewards = f"{len(self.rewards)} reward{'s' * (len(self.rewards) != 1)}"
         return (
-            f"<Audit: {verdict}, {found}, {len(self.rewards)} rewards, "
+            f"<Audit: {verdict}, {found}, {rewards}, "
             f"{self.num_replies:,} replies to {self.num_problems:,} problems>"
         )
 
