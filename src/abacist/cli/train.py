@@ -74,7 +74,8 @@ def run(argv: list[str]) -> int:
             verdict = verdict_json(compared, *sampled) if compared else None
             console.print_json({"run": result.path, "verdict": verdict}, stdout)
         else:
-            print(verdict_text(compared, *sampled) if compared else NO_VERDICT)
+            width = console.columns(stdout)
+            print(verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT)
             print(f"\nThe run is in {result.path}. Put a question to what it has learned:\n")
             heldout = result.before.problems if result.before else ()
             print(f"  {next_command(str(result.path), [p.question for p in heldout])}")

@@ -49,9 +49,11 @@ NOTES = (
 )
 
 
-def evaluation_text(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
-    """The whole evaluation for a terminal, at most 100 columns wide."""
-    return as_text(evaluation_page(greedy, sampled))
+def evaluation_text(
+    greedy: Evaluation, sampled: Evaluation | None = None, width: int = WIDTH
+) -> str:
+    """The whole evaluation for a terminal of so many columns."""
+    return as_text(evaluation_page(greedy, sampled), width)
 
 
 def evaluation_page(greedy: Evaluation, sampled: Evaluation | None = None) -> list[Block]:

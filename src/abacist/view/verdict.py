@@ -45,12 +45,14 @@ def verdict_text(
     *,
     num_examples: int = 3,
     asked: str = "problems it never saw",
+    width: int = WIDTH,
 ) -> str:
     """The whole verdict for a terminal; see :func:`verdict_page`."""
     return as_text(
         verdict_page(
             comparison, sampled_before, sampled_after, num_examples=num_examples, asked=asked
-        )
+        ),
+        width,
     )
 
 
