@@ -150,7 +150,7 @@ class Guard(TrainerCallback):
             self.fault = TrainingError(
                 f"In the last {without} steps no group had replies of different rewards, so "
                 f"nothing could be learned; stopped at step {state.global_step}.",
-                "See what is paid and for what (rollouts/*.parquet, `abacist doctor RUN`): easier "
+                "See what is paid and for what (`abacist show RUN`, `abacist doctor RUN`): easier "
                 "or harder problems, --num_shots, a longer --max_completion_length. "
                 "--max_silent_steps 0 goes on regardless.",
             )
