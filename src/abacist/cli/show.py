@@ -114,7 +114,7 @@ def _print_pages(source: Source, found: Found, query: Query, options: Namespace)
     screen = Console(highlight=False, force_jupyter=False)
     if not screen.is_terminal:
         screen.width = PIPE_COLUMNS
-    width = max(20, min(screen.width, MAX_COLUMNS))
+    screen.width = width = max(20, min(screen.width, MAX_COLUMNS))
     is_story = query.is_empty and options.seed is None and options.num is None
     places = _chosen(found, options, is_story=is_story)
     _write(screen, Text("\n".join(summary_lines(source, found, width)) + "\n"))
@@ -122,7 +122,7 @@ def _print_pages(source: Source, found: Found, query: Query, options: Namespace)
         for place, one in zip(places, rollouts_at(places), strict=True):
             _write(screen, group_page(group_of(source, place), width, marked=one.member))
     else:
-        for page in pages(rollouts_at(places), width):
+        for page in pages(rollouts_at(places), width, ascii_only=screen.options.ascii_only):
             _write(screen, page)
     if is_story and not options.group:
         _write(screen, Text("\nMore: --outcome wrong, --step N, --num N, --group, --help.", "dim"))

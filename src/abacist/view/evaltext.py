@@ -200,8 +200,9 @@ def _by_steps(greedy: Evaluation, sampled: Evaluation | None) -> Table:
     rows = []
     for row in greedy.by_difficulty():
         cells: list[Interval | None] = [row.accuracy, row.adherence, row.valid_steps]
-        if twin := repeated.get(row.label):
-            cells += [twin.consistency, twin.answer_consistency]
+        if repeated:  # a training samples fewer problems, perhaps none of this kind
+            twin = repeated.get(row.label)
+            cells += [twin and twin.consistency, twin and twin.answer_consistency]
         rows.append((row.label, f"{row.n:,}", *map(short, cells)))
     return Table(tuple(heading), rows)
 

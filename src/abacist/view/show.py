@@ -186,9 +186,11 @@ def rollout_json(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def pages(rollouts: Sequence[Rollout], width: int) -> Iterator[RenderableType]:
+def pages(
+    rollouts: Sequence[Rollout], width: int, *, ascii_only: bool = False
+) -> Iterator[RenderableType]:
     """The replies one by one, a rule between them."""
     for number, rollout in enumerate(rollouts):
         if number:
-            yield Text("─" * width, "dim")
+            yield Text(("-" if ascii_only else "─") * width, "dim")
         yield reply_page(rollout, width)
