@@ -288,3 +288,30 @@ def test_colours_that_are_forced_into_a_pipe_bring_no_cursor_codes() -> None:
 def test_a_terminal_that_jupyter_opens_for_a_person_is_one() -> None:
     assert not is_started_by_notebook({"TERM": "xterm-color", "JUPYTER_SERVER_ROOT": "/"})
     assert is_started_by_notebook({"JPY_PARENT_PID": "12"})
+
+
+ASKING = """
+import sys
+from abacist.cli.ask import _watcher
+with _watcher() as watcher:
+    watcher.progress(1, 4, "reply", "token 1")
+"""
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["a terminal", "a notebook's cell"])
+def test_what_is_told_on_stderr_follows_the_same_rule(inside: bool) -> None:
+    ours = {"TERM", "CI", "NO_COLOR", "FORCE_COLOR", "JPY_PARENT_PID", "TTY_INTERACTIVE"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    notebook = {"JPY_PARENT_PID": "1"} if inside else {}
+    master, slave = pty.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-c", ASKING], stdout=subprocess.DEVNULL, stderr=slave, check=True,
+            env={**kept, "PYTHONPATH": str(SOURCE), "TERM": "xterm-256color", **notebook},
+            timeout=120,
+        )  # fmt: skip
+        written = os.read(master, 100_000).decode("utf-8")
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert "reply: token 1" in written and ("\x1b[?25l" in written) != inside

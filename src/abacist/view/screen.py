@@ -46,16 +46,21 @@ class Screen(Protocol):
         """What was drawn stays; what is drawn next stands below it."""
 
 
+def console_on(*, stderr: bool = False) -> Console:
+    """A console on stdout or stderr that is redrawn only where a person looks at a terminal."""
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = bool(getattr(stream, "isatty", lambda: False)())
+    is_seen = is_terminal and not is_ci() and not is_started_by_notebook()
+    return Console(stderr=stderr, force_interactive=is_seen, force_jupyter=False)
+
+
 class Terminal:
     """A terminal or, where ``draws`` is False, a stream of plain lines."""
 
     redraw_seconds = TERMINAL_REDRAW_SECONDS
 
     def __init__(self, console: Console | None = None) -> None:
-        if console is None:
-            is_seen = sys.stdout.isatty() and not is_ci() and not is_started_by_notebook()
-            console = Console(force_interactive=is_seen, force_jupyter=False)
-        self.console = console
+        self.console = console = console or console_on()
         self.draws = console.is_interactive and console.is_terminal and not console.is_dumb_terminal
         self._display: rich.live.Live | None = None
 
