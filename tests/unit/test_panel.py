@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -254,6 +254,7 @@ def test_a_trail_of_any_length_keeps_its_shape_in_few_points() -> None:
 
 
 @given(st.lists(st.floats(), max_size=40), st.floats(), st.floats(), st.integers(0, 20))
+@example([1e308], 0.0, 1e-231, 4)  # a share beyond all floats
 def test_a_sparkline_is_drawn_of_any_numbers(values, low, high, width) -> None:
     trail = Trail()
     for value in values:

@@ -152,4 +152,4 @@ def _block(point: float, low: float, high: float, blocks: str) -> str:
         return " "
     spread = high - low
     share = (point - low) / spread if 0 < spread < math.inf else 0.5
-    return blocks[min(max(round(share * (len(blocks) - 1)), 0), len(blocks) - 1)]
+    return blocks[round(min(max(share, 0.0), 1.0) * (len(blocks) - 1))]
