@@ -69,7 +69,7 @@ def run(argv: list[str]) -> int:
         if options.json:
             console.print_json(document, stdout)
         else:
-            print(as_text(page), file=stdout)
+            print(as_text(page, console.columns(stdout)), file=stdout)
     return 0 if better else NOT_BETTER
 
 

@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
             figures = evaluation_json(found.greedy, found.sampled)
             console.print_json({"path": found.path, **figures}, stdout)
         else:
-            print("\n" + evaluation_text(found.greedy, found.sampled))
+            print("\n" + evaluation_text(found.greedy, found.sampled, console.columns(stdout)))
             print(
                 f"\nFigures, replies, plot and a page to look at (report.html) are in {found.path}."
             )

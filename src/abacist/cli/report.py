@@ -19,6 +19,11 @@ def run(argv: list[str]) -> int:
     paths = [Path(one).expanduser() for one in options.runs]
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("one run was named twice", "Each run is drawn once.")
+    if options.trackio is not None and (options.serve or len(paths) > 1):
+        raise UsageError(
+            "--trackio is about one run and a page that is written",
+            "abacist report RUN --trackio PROJECT",
+        )
     with console.stdout_for(result_only=options.json) as stdout:
         from abacist.view.report.writing import default_path, write_report
 
@@ -28,12 +33,20 @@ def run(argv: list[str]) -> int:
             return serve(paths, port=options.port, replies=options.replies)
         target = options.output or default_path(paths)
         written = write_report(paths, target, replies=options.replies)
+        traces = None
+        if options.trackio is not None:
+            from abacist.view.trackio_traces import log_traces
+
+            traces = log_traces(paths[0], options.trackio, print)
         if options.json:
-            console.print_json({"report": target, **written}, stdout)
+            console.print_json({"report": target, **written, "traces": traces}, stdout)
         else:
             print(f"The report is in {target}: open it in a browser.")
             for line in written["remarks"]:
                 print(f"  {line}")
+            if traces is not None:
+                print(f"{traces:,} replies are traces in Trackio's project {options.trackio}: "
+                      f"trackio show --project {options.trackio}")  # fmt: skip
     return 0
 
 
@@ -58,5 +71,6 @@ def _parser() -> Parser:
         "Ctrl-C ends")  # fmt: skip
     add("--port", type=positive, default=DEFAULT_PORT, metavar="N", help=f"for --serve "
         f"({DEFAULT_PORT})")  # fmt: skip
+    add("--trackio", metavar="PROJECT", help="log the replies to Trackio's project too, as traces")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     return parser

@@ -76,7 +76,8 @@ def run(argv: list[str]) -> int:
             told = {"run": result.path, "verdict": verdict, "report": report}
             console.print_json(told, stdout)
         else:
-            print(verdict_text(compared, *sampled) if compared else NO_VERDICT)
+            width = console.columns(stdout)
+            print(verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT)
             if report is not None:
                 print(f"\nLook at it in a browser: {report}")
             print(f"\nThe run is in {result.path}. Put a question to what it has learned:\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from transformers import TrainerCallback
 
 from abacist.policy.decoding.progress import Decoded, Progress
+from abacist.records.rollout import Rollout
 
 
 class Watcher(Protocol):
@@ -23,12 +24,15 @@ class Watcher(Protocol):
 
     ``progress`` and ``within_step`` are called as often as after every token. Both give what is
     done of a total, in whatever unit tells how long it will take; ``words`` say it for a person
-    where these two numbers do not.
+    where these two numbers do not. ``warning`` tells of a fault and its remedy, ``replies`` of the
+    completions of the step in work, with what each earned.
     """
 
     def stage(self, name: str) -> None: ...
     def note(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
     def step(self, metrics: Mapping[str, object]) -> None: ...
+    def replies(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
     def progress(self, done: float, total: float, label: str, words: str = "") -> None: ...
     def within_step(self, step: int, part: str, done: float, total: float, words: str) -> None: ...
 
@@ -39,7 +43,7 @@ class Silent:
     def _ignore(self, *args: object, **kwargs: object) -> None:
         pass
 
-    stage = note = step = progress = within_step = _ignore
+    stage = note = warning = step = replies = progress = within_step = _ignore
 
 
 def told_of(watcher: Watcher, label: str) -> Progress:

@@ -167,7 +167,7 @@ def _train_in(
     watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
     for line in paths:
         watcher.note(f"  {line}")
-    trainer.watch_step = watcher.within_step
+    trainer.watch_step, trainer.watch_replies = watcher.within_step, watcher.replies
     if cost:
         trainer.add_callback(FirstStep(cost, watcher, heldout.measured_seconds))
     guard = Guard.of(config, policy.model, watcher)

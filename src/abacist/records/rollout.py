@@ -185,9 +185,16 @@ def read_sound_rollouts(
 
 def read_rollouts(source: Path) -> list[Rollout]:
     """The rollouts of one file or of a folder; see :func:`read_rollout_table` for the errors."""
-    rows = read_rollout_table(source).to_pylist()
+    return rollouts_in(read_rollout_table(source), source)
+
+
+def rollouts_in(table: pa.Table, source: Path) -> list[Rollout]:
+    """The rows of a table that was read from ``source``, or of a part of it, as rollouts.
+
+    Raises RunError for a value that no rollout has.
+    """
     try:
-        return [_rollout_of(row) for row in rows]
+        return [_rollout_of(row) for row in table.to_pylist()]
     except ValueError as error:
         raise RunError(f"{source}: {error}.") from error
 

@@ -38,23 +38,29 @@ def verdict_text(
     *,
     num_examples: int = 3,
     asked: str = "problems it never saw",
+    width: int = WIDTH,
 ) -> str:
+    """The whole verdict for a terminal; see :func:`verdict_page`."""
+    return as_text(
+        verdict_page(
+            comparison, sampled_before, sampled_after, num_examples=num_examples, asked=asked
+        ),
+        width,
+    )
+
+
+def verdict_page(
+    comparison: Comparison,
+    sampled_before: Evaluation | None = None,
+    sampled_after: Evaluation | None = None,
+    *,
+    num_examples: int = 3,
+    asked: str = "problems it never saw",
+) -> list[Block]:
     """The whole verdict, headline first. ``asked`` says in words what the problems were.
 
     The sampled evaluations, given both, add consistency. Text of the model is escaped and cut.
     """
-    blocks = verdict_blocks(comparison, sampled_before, sampled_after, num_examples, asked)
-    return as_text(blocks)
-
-
-def verdict_blocks(
-    comparison: Comparison,
-    sampled_before: Evaluation | None = None,
-    sampled_after: Evaluation | None = None,
-    num_examples: int = 3,
-    asked: str = "problems it never saw",
-) -> list[Block]:
-    """The parts of :func:`verdict_text`, in its order."""
     sampled = _sampled(sampled_before, sampled_after)
     blocks: list[Block] = [
         headline(comparison, asked),

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from abacist.learning.health.history import reward_names
 from abacist.proof.comparison.compare import Comparison
+from abacist.proof.comparison.sentence import bracket, percent, points
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES
 from abacist.proof.statistics import Interval
@@ -27,7 +28,6 @@ from abacist.view.report.attribution import LENGTH, attribute
 from abacist.view.report.reading import Reading
 from abacist.view.report.svg import INK, LINE, PAGE, Styles
 from abacist.view.sheet import Table
-from abacist.view.tables import bracket, percent, points
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 5)))

@@ -25,8 +25,15 @@ import jinja2
 from abacist.errors import AbacistError
 from abacist.learning.health.rules import Diagnosis
 from abacist.proof.comparison.compare import Comparison, compare
+from abacist.proof.comparison.sentence import (
+    bracket,
+    headline,
+    judgement,
+    p_words,
+    percent,
+    points,
+)
 from abacist.view import evaltext, verdict
-from abacist.view.comparison import p_words
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report import figures
 from abacist.view.report.explorer import (
@@ -41,7 +48,6 @@ from abacist.view.report.figures import Chart
 from abacist.view.report.reading import AFTER, BEFORE, EVALUATION, Reading
 from abacist.view.report.svg import Styles
 from abacist.view.sheet import Block, Quote, Table
-from abacist.view.tables import bracket, percent, points
 
 PAGE_NAME = "report.html"
 _HERE = Path(__file__).parent
@@ -127,7 +133,7 @@ def comparison_page(
         tables=[part for part in rest if isinstance(part, Table)],
     )  # fmt: skip
     if comparison is not None:
-        section.judgement = verdict.judgement(comparison.accuracy)
+        section.judgement = judgement(comparison.accuracy)
         section.charts = [
             _shown(one) for one in figures.of_comparison(comparison, styles, ("A", "B"))
         ]
@@ -186,11 +192,11 @@ def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
     section = RunSection(f"run-{number + 1}", visible(reading.name))
     evaluations, comparison = reading.evaluations, reading.comparison
     if comparison is not None:
-        section.verdict = verdict.headline(comparison)
-        section.judgement = verdict.judgement(comparison.accuracy)
+        section.verdict = headline(comparison)
+        section.judgement = judgement(comparison.accuracy)
         section.lines = verdict.remarks(comparison)
         section.charts = [_shown(one) for one in figures.of_comparison(comparison, styles)]
-        blocks = verdict.verdict_blocks(
+        blocks = verdict.verdict_page(
             comparison, evaluations.get(f"{BEFORE}-sampled"), evaluations.get(f"{AFTER}-sampled"),
             num_examples=0,
         )  # fmt: skip
@@ -202,7 +208,8 @@ def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
         section.verdict = when + evaltext.headline(found)
         section.lines = evaltext.remarks(found)
         section.charts = [_shown(figures.of_evaluation(found, sampled, styles))]
-        *blocks, _ = evaltext.evaluation_blocks(found, sampled)  # the notes have their own place
+        # Headline and remarks stand above; the notes have their own place.
+        blocks = evaltext.evaluation_page(found, sampled)[1 + len(section.lines) : -1]
         section.lines += [block for block in blocks if isinstance(block, str)]
         section.tables = [block for block in blocks if isinstance(block, Table)]
         section.notes = evaltext.NOTES
