@@ -202,7 +202,7 @@ def _by_steps(greedy: Evaluation, sampled: Evaluation | None) -> Table:
         cells: list[Interval | None] = [row.accuracy, row.adherence, row.valid_steps]
         if repeated:  # a training samples fewer problems, perhaps none of this kind
             twin = repeated.get(row.label)
-            cells += [twin and twin.consistency, twin and twin.answer_consistency]
+            cells += [twin.consistency, twin.answer_consistency] if twin else [None, None]
         rows.append((row.label, f"{row.n:,}", *map(short, cells)))
     return Table(tuple(heading), rows)
 
