@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -260,7 +259,7 @@ def test_a_pseudo_terminal_gets_cursor_codes_only_where_a_person_looks(environ, 
         "TTY_INTERACTIVE",
     }
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    master, slave = pty.openpty()
+    master, slave = pytest.importorskip("pty").openpty()  # not on Windows
     try:
         subprocess.run(
             [sys.executable, "-c", PROGRAM], stdout=slave, stderr=slave, timeout=120, check=True,
@@ -303,7 +302,7 @@ def test_what_is_told_on_stderr_follows_the_same_rule(inside: bool) -> None:
     ours = {"TERM", "CI", "NO_COLOR", "FORCE_COLOR", "JPY_PARENT_PID", "TTY_INTERACTIVE"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     notebook = {"JPY_PARENT_PID": "1"} if inside else {}
-    master, slave = pty.openpty()
+    master, slave = pytest.importorskip("pty").openpty()  # not on Windows
     try:
         subprocess.run(
             [sys.executable, "-c", ASKING], stdout=subprocess.DEVNULL, stderr=slave, check=True,
