@@ -81,7 +81,10 @@ def made_run(
         | {"finished": finished, "control": "none"}
     )
     run.config_path.write_text(yaml.safe_dump(SETTINGS | {"max_steps": steps}), encoding="utf-8")
-    with run.metrics_path.open("w") as metrics, run.timings_path.open("w") as timings:
+    with (
+        run.metrics_path.open("w", encoding="utf-8") as metrics,
+        run.timings_path.open("w", encoding="utf-8") as timings,
+    ):
         for step in range(1, steps + 1):
             rows = [
                 rollout(path.name, step, group, member, next(texts_in_turn))

@@ -85,6 +85,7 @@ def test_a_served_report_ends_with_ctrl_c(tmp_path: Path) -> None:
         [sys.executable, "-m", "abacist", "report", str(run), "--serve", "--port", "18431"],
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert served.stdout is not None

@@ -156,8 +156,8 @@ def test_a_run_of_one_step_has_its_curves(tmp_path: Path) -> None:
 def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     path = made_run(tmp_path / "run")
     (path / "rollouts/step-000002.parquet").write_bytes(b"PAR1 no more")
-    (path / "evals/after/evaluation.json").write_text("{")
-    with (path / "metrics.jsonl").open("a") as file:
+    (path / "evals/after/evaluation.json").write_text("{", encoding="utf-8")
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "lo')
     reading = read(path)
     said = " ".join(reading.remarks)
@@ -168,8 +168,8 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
 
 def test_a_manifest_or_config_that_cannot_be_read_is_a_remark(tmp_path: Path) -> None:
     path = made_run(tmp_path / "run")
-    (path / "manifest.json").write_text("[]")
-    (path / "config.yaml").write_text("{unclosed")
+    (path / "manifest.json").write_text("[]", encoding="utf-8")
+    (path / "config.yaml").write_text("{unclosed", encoding="utf-8")
     reading = read(path)
     assert reading.kind == RUN and len(reading.remarks) >= 2
     outline(page([reading]))
@@ -180,7 +180,9 @@ def test_the_folder_of_somebodys_own_script_is_read_by_its_trainer_state(tmp_pat
         folder = tmp_path / "out" / name
         folder.mkdir(parents=True)
         log = [{"step": step, "loss": 0.5, "reward": step / 10} for step in range(1, steps + 1)]
-        (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+        (folder / "trainer_state.json").write_text(
+            json.dumps({"log_history": log}), encoding="utf-8"
+        )
     reading = read(tmp_path / "out")
     assert reading.kind == SCRIPT and reading.last_step == 10
     assert "trainer script" in " ".join(outline(page([reading])).text)
@@ -190,7 +192,7 @@ def test_the_folder_of_somebodys_own_script_is_read_by_its_trainer_state(tmp_pat
     "content", ["[]", "null", '{"log_history": 3}', "", '{"log_history": [1]}']
 )
 def test_a_strange_trainer_state_is_no_run(tmp_path: Path, content: str) -> None:
-    (tmp_path / "trainer_state.json").write_text(content)
+    (tmp_path / "trainer_state.json").write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match="holds no run"):
         read(tmp_path)
 
@@ -231,7 +233,7 @@ def test_runs_on_other_problems_are_not_compared_and_the_page_says_so(tmp_path: 
 
 def test_a_resumed_runs_step_counts_once_and_the_later_line_wins(tmp_path: Path) -> None:
     path = made_run(tmp_path / "run")
-    with (path / "metrics.jsonl").open("a") as file:
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 4, "loss": 0.1, "reward": 3.5}) + "\n")
     reading = read(path)
     assert len(reading.steps) == 4 and reading.metric("reward")[-1] == (4, 3.5)
@@ -239,7 +241,7 @@ def test_a_resumed_runs_step_counts_once_and_the_later_line_wins(tmp_path: Path)
 
 def test_strange_metric_values_are_left_out(tmp_path: Path) -> None:
     path = made_run(tmp_path / "run")
-    with (path / "metrics.jsonl").open("a") as file:
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         for value in ("null", '"text"', "true", "[1]", "NaN", "1e999"):
             file.write(f'{{"step": 9, "loss": 1, "reward": {value}, "entropy": {value}}}\n')
         file.write('{"step": "ten", "loss": 1}\n{"step": -3, "loss": 1}\n')
@@ -392,7 +394,7 @@ def test_a_report_goes_into_its_run_and_replaces_only_a_page(tmp_path: Path) -> 
 def test_a_comparison_has_its_page(tmp_path: Path) -> None:
     found = compare(*made_evaluations())
     write_comparison(tmp_path / "c.html", ["B is <better>."], ("a", "b"), found)
-    html = (tmp_path / "c.html").read_text()
+    html = (tmp_path / "c.html").read_text(encoding="utf-8")
     outline(html)
     assert "B is &lt;better&gt;." in html and data_of(html)["sources"] == ["A", "B"]
 
@@ -410,7 +412,7 @@ def test_a_served_page_follows_the_run(address) -> None:
     url, path = address
     first = urllib.request.urlopen(url + "/").read().decode()
     assert "at step 4 of 4" in first
-    with (path / "metrics.jsonl").open("a") as file:
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 5, "loss": 0.1, "reward": 3.5}) + "\n")
     assert "at step 5 of 4" in urllib.request.urlopen(url + "/").read().decode()
 

@@ -80,6 +80,9 @@ def run(argv: list[str]) -> int:
             print(verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT)
             if report is not None:
                 print(f"\nLook at it in a browser: {report}")
+                print(
+                    f"or read its replies here: {_program()} show {shlex.quote(str(result.path))}"
+                )
             print(f"\nThe run is in {result.path}. Put a question to what it has learned:\n")
             heldout = result.before.problems if result.before else ()
             print(f"  {next_command(str(result.path), [p.question for p in heldout])}")
