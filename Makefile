@@ -28,7 +28,7 @@ endef
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 CODE    = $(wildcard src tests bench tools)
 
-.PHONY: help install demo check lint types test test-quick bench soak real tiny clean
+.PHONY: help install demo check lint types test test-quick bench pictures soak real tiny clean
 
 help:
 	@echo "make demo        install and teach the built-in model, start to verdict"
@@ -38,6 +38,7 @@ help:
 	@echo "make bench       speed and memory against stock TRL (hours; ARGS=\"--cells 'tiny/*'\" for less)"
 	@echo "make soak        every promise of docs/reliability.md, at length (an hour; ARGS=\"kills\" for a part)"
 	@echo "make real        real models, start to end: REAL_MODELS=FOLDER, without which it says what to bring"
+	@echo "make pictures    remake the README's pictures from RUN=runs/tiny-001"
 	@echo "make tiny        remake the built-in model from nothing (see docs/lab.md)"
 	@echo "make clean       remove $(VENV) and the tools' caches (runs/ is left alone)"
 
@@ -71,6 +72,11 @@ soak: $(VENV)/.installed-dev
 # One process: a real model at a time fits into the memory of a laptop.
 real: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --durations=0 $(ARGS)
+
+RUN ?= runs/tiny-001
+
+pictures: $(VENV)/.installed-dev
+	$(BIN)/python tools/pictures.py $(RUN) docs
 
 tiny: install
 	$(BIN)/python tools/warmstart.py $(ARGS)

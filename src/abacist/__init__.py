@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from abacist.learning.arguments import GRPOConfig as GRPOConfig
-    from abacist.learning.train import train as train
     from abacist.learning.trainer import GRPOTrainer as GRPOTrainer
     from abacist.proof.comparison.compare import compare as compare
     from abacist.proof.evaluate import evaluate as evaluate
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from abacist.task.rewards import soft_format as soft_format
     from abacist.task.rewards import strict_format as strict_format
     from abacist.task.rewards import xml_count as xml_count
+    from abacist.view.notebook import train as train
 
 _HOME = {
     "GRPOConfig": "abacist.learning.arguments",
@@ -46,8 +46,19 @@ _HOME = {
     "same_answer": "abacist.task.answers",
     "soft_format": "abacist.task.rewards",
     "strict_format": "abacist.task.rewards",
-    "train": "abacist.learning.train",
+    "train": "abacist.view.notebook",
     "xml_count": "abacist.task.rewards",
+}
+# What a notebook shows of the results of these functions. Results hold data, and no layer below the
+# view may import it; so they learn to show themselves here, where the whole package is open, when
+# the function that makes them is handed out. The view is imported when a notebook asks.
+_EVALUATION = ("abacist.proof.evaluation", "Evaluation")
+_COMPARISON = ("abacist.proof.comparison.compare", "Comparison")
+_RESULTS = {
+    "audit": [("abacist.task.audit.findings", "Audit")],
+    "compare": [_COMPARISON, _EVALUATION],
+    "evaluate": [_EVALUATION],
+    "train": [("abacist.learning.resume.resuming", "Run"), _COMPARISON, _EVALUATION],
 }
 __all__ = [*sorted(["__version__", *_HOME])]
 
@@ -57,10 +68,19 @@ def __getattr__(name: str) -> Any:
         value = _version()
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
+        for home, result in _RESULTS.get(name, ()):
+            # setattr, because no layer's class declares it
+            setattr(getattr(import_module(home), result), "_repr_html_", _html_of)  # noqa: B010
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value  # the next use finds it without coming here
     return value
+
+
+def _html_of(result: Any) -> str:
+    from abacist.view.notebook import result_html
+
+    return result_html(result)
 
 
 def __dir__() -> list[str]:

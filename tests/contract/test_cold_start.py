@@ -24,8 +24,10 @@ COMMANDS = [
     ["--version"],
     ["train", "--help"],
     ["ask", "--help"],
+    ["report", "--help"],
     ["audit", "--help"],
     ["doctor", "--help"],
+    ["show", "--help"],
 ]
 
 
@@ -74,3 +76,17 @@ def test_the_lists_of_public_names_agree() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = abacist.nonsense
+
+
+def test_showing_replies_loads_no_torch_and_no_pandas(tmp_path: Path) -> None:
+    from abacist.records.rollout import Rollout, StopReason, write_rollouts
+
+    rows = [Rollout("r", 1, "train", 0, 0, [], "12", [1], 1, 1, StopReason.STOPPED)]
+    write_rollouts(tmp_path / "rollouts" / "step-000001.parquet", rows)
+    code = (
+        "from abacist.cli.main import main\n"
+        "for flags in ([], ['--group'], ['--json'], ['--text', '1'], ['--seed', '1']):\n"
+        f"    assert main(['show', {str(tmp_path)!r}, *flags]) == 0\n"
+        "import sys; assert 'pandas' not in sys.modules"
+    )
+    assert set(heavy_modules_after(code)) <= {"'pyarrow'", "'numpy'"}

@@ -117,8 +117,9 @@ def test_a_control_stands_beside_the_run_and_must_be_beaten_too(
 def test_json_is_one_object_and_markdown_is_written_where_asked(
     run_of: Made, tmp_path: Path, capsys: Captured
 ) -> None:
-    page = tmp_path / "page.md"
-    assert main(["compare", run_of("a", right_on(38)), "--json", "--markdown", str(page)]) == 0
+    page, html = tmp_path / "page.md", tmp_path / "page.html"
+    written = ["--markdown", str(page), "--html", str(html)]
+    assert main(["compare", run_of("a", right_on(38)), "--json", *written]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["better"] is True and document["headline"].startswith("Better: ")
     accuracy = document["comparison"]["paired"]["accuracy"]
@@ -127,6 +128,7 @@ def test_json_is_one_object_and_markdown_is_written_where_asked(
     assert sum(p["change"]["value"] for p in parts) == pytest.approx(accuracy["change"]["value"])
     assert document["examples"][0]["outcome"] == "gained"
     assert page.read_text(encoding="utf-8").startswith("# Comparison\n\nBetter: ")
+    assert "Better: " in html.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

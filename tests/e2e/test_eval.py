@@ -28,7 +28,10 @@ pytestmark = pytest.mark.e2e
 
 Captured = pytest.CaptureFixture[str]
 FEW = ["--num_problems", "12", "--max_completion_length", "40", "--num_samples", "3"]
-KEPT = {"evaluation.json", "evaluation.md", "rollouts.parquet", "difficulty.png", "sampled"}
+KEPT = {
+    "evaluation.json", "evaluation.md", "rollouts.parquet", "difficulty.png", "sampled",
+    "report.html",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -34,11 +34,20 @@ def test_a_run_leaves_everything_a_person_needs(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "manifest.json", "metrics.jsonl", "timings.jsonl", "rollouts"} <= names
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= names
-    assert {"checkpoint-1", "checkpoint-2"} <= names
+    assert {"checkpoint-1", "checkpoint-2", "report.html"} <= names
     assert {path.name for path in (finished / "evals").iterdir()} == {
         "before", "after", "before-sampled", "after-sampled", "verdict.json",
     }  # fmt: skip
     assert len(read_rollouts(finished / "rollouts")) == 2 * 8
+
+
+def test_the_report_of_a_run_shows_where_its_time_went_and_every_reply(finished: Path) -> None:
+    text = (finished / "report.html").read_text(encoding="utf-8")
+    assert "Where the time went" in text and "rollout" in text
+    rows = json.loads(text.split('id="data">')[1].split("</script>")[0])["rows"]
+    assert len(rows) == 2 * 8 + sum(
+        len(read_rollouts(path)) for path in (finished / "evals").glob("*/rollouts.parquet")
+    )
 
 
 def test_metrics_hold_held_out_accuracy_during_training_and_no_times(finished: Path) -> None:

@@ -106,3 +106,14 @@ def test_an_evaluation_of_seen_problems_says_so_beside_its_headline_figure() -> 
     left_out = replace(found, overlap=replace(seen, looked_at=3, is_left_out=True))
     assert "on 2 problems, by our" in headline(left_out)
     assert evaluation_json(left_out)["seen"]["seen"] == 1
+
+
+def test_kinds_of_which_none_was_sampled_have_a_row_all_the_same() -> None:
+    problems = [problem(number, difficulty=1 + number % 3) for number in range(6)]
+    few = [one for one in problems if one.difficulty != 3]
+    greedy = evaluation([GOOD] * 6, problems)
+    sampled = evaluation([[GOOD] * 2] * 4, few, temperature=1.0)
+    row = next(
+        line for line in evaluation_text(greedy, sampled).splitlines() if "3 steps" in line
+    )  # fmt: skip
+    assert row.split()[-2:] == ["-", "-"]

@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from abacist.view.live import Live, Pace, Step, duration
+from abacist.view.live import Live
+from abacist.view.pace import Pace, duration
 from abacist.view.plaintext import cut_middle, fold, visible
+from abacist.view.step import Step
 
 METRICS = {
     "reward": 1.5,

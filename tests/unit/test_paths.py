@@ -71,6 +71,7 @@ def test_files_and_folders_are_kept_with_their_whole_path(here: Path) -> None:
         ("model_name_or_path", "Qwen/Qwen2.5-0.5B"),
         ("model_name_or_path", "tiny"),
         ("deepspeed", '{"zero_optimization": {}}'),
+        ("shots_file", "steps"),
         ("shots_file", ""),
     ],
 )

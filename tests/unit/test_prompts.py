@@ -21,9 +21,11 @@ from abacist.task.prompts import (
     load_shots,
     render_solution,
     save_shots,
+    shots_path,
     to_dataset_rows,
 )
 from abacist.task.reply import parse_reply
+from abacist.task.steps import valid_steps
 
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
 
@@ -186,3 +188,17 @@ def test_examples_may_stand_in_any_file_that_problems_may(tmp_path: Path) -> Non
     path.write_bytes(text.encode("utf-16"))
     shots = load_shots(path)
     assert [shot.answer for shot in shots.chosen] == ["1", "2"] and not shots.spares
+
+
+def test_the_worked_examples_that_come_with_the_package_are_right_step_by_step() -> None:
+    shots = load_shots(shots_path("steps"))
+    assert len(shots.all) >= 4
+    for shot in shots.all:
+        reply = parse_reply(render_solution(shot))
+        assert reply.strict and same_answer(reply.answer, shot.answer)
+        assert valid_steps(reply.reasoning)
+
+
+def test_a_path_is_meant_where_no_built_in_examples_have_that_name(tmp_path: Path) -> None:
+    assert shots_path(str(tmp_path / "steps")) == tmp_path / "steps"
+    assert shots_path("./steps") == Path("steps")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.trainer import GRPOTrainer
-from abacist.records.rollout import read_rollouts
+from abacist.records.rollout import Rollout, read_rollouts
 from lookalikes import build
 
 TINY_BATCH: dict[str, Any] = {
@@ -95,6 +95,24 @@ def test_rollouts_hold_the_rewards_and_the_advantages_of_their_group(tmp_path: P
         assert rollout.rewards["none_reward"] == (None if index % 2 else 1.0)
         assert rollout.completion_tokens == len(rollout.completion_ids) <= 8
         assert rollout.prompt_tokens > 5
+
+
+def test_who_watches_is_told_the_replies_of_each_step_also_where_none_are_kept(
+    tmp_path: Path,
+) -> None:
+    told: list[tuple[int, list[Rollout]]] = []
+
+    class Watched(GRPOTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.watch_replies = lambda step, rollouts: told.append((step, list(rollouts)))
+
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    trained(Watched, GRPOConfig(output_dir=str(tmp_path / "run"), **TINY_BATCH), folder)
+    assert [(step, len(rollouts)) for step, rollouts in told] == [(1, 8), (2, 8)]
+    assert all(one.step == step for step, rollouts in told for one in rollouts)
+    assert all(one.reward is not None for _, rollouts in told for one in rollouts)
+    assert not (tmp_path / "run" / "rollouts").exists()
 
 
 def test_no_rollout_is_lost_when_a_step_takes_several_generations(tmp_path: Path) -> None:

@@ -72,9 +72,9 @@ def _watcher() -> Iterator[Watcher]:
     if not sys.stderr.isatty():
         yield Silent()
         return
-    from rich.console import Console
+    from abacist.view.screen import console_on
 
-    with Live(Console(stderr=True)) as live:
+    with Live(console_on(stderr=True)) as live:
         yield live
 
 

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
         else:
             named = options.dataset_name
             data = "generated problems" if named == "generated" else f"problems of {named}"
-            print("\n" + audit_text(found, data), file=stdout)
+            print("\n" + audit_text(found, data, console.columns(stdout)), file=stdout)
     return 0 if found.sound else NOT_SOUND
 
 

@@ -15,6 +15,7 @@ from abacist.cli.flags import Parser, count, not_negative
 from abacist.errors import UsageError
 
 if TYPE_CHECKING:
+    from abacist.proof.comparison.compare import Comparison
     from abacist.proof.comparison.sides import Side
     from abacist.view.sheet import Block
 
@@ -30,6 +31,8 @@ class Result:
     page: list[Block]
     document: dict[str, Any]
     sure_gain: float | None
+    names: tuple[str, str]
+    found: Comparison | None = None
 
 
 def run(argv: list[str]) -> int:
@@ -59,10 +62,14 @@ def run(argv: list[str]) -> int:
             from abacist.records.rundir import write_aside
 
             write_aside(Path(options.markdown), as_markdown("Comparison", page).encode())
+        if options.html is not None:
+            from abacist.view.report.writing import write_comparison
+
+            write_comparison(Path(options.html), page, result.names, result.found)
         if options.json:
             console.print_json(document, stdout)
         else:
-            print(as_text(page), file=stdout)
+            print(as_text(page, console.columns(stdout)), file=stdout)
     return 0 if better else NOT_BETTER
 
 
@@ -101,7 +108,7 @@ def _of_pair(options: Namespace) -> Result:
         page[2:2] = control_blocks(gate.found, beside.gain, beside.beyond, beside.name)
     notes = left_out + gate.notes
     page += [f"Note: {note}" for note in notes]
-    return Result(page, document | {"notes": notes}, gate.sure_gain)
+    return Result(page, document | {"notes": notes}, gate.sure_gain, (a.name, b.name), gate.found)
 
 
 def _of_seeds(options: Namespace) -> Result:
@@ -123,7 +130,7 @@ def _of_seeds(options: Namespace) -> Result:
     page = [*seeds_page(gate.found, a_name), *(f"Note: {note}" for note in notes)]
     names = [side.name for side in afters]
     document = {"a": a_name, "b": names, "seeds": gate.found.to_json(), "notes": notes}
-    return Result(page, document, gate.sure_gain)
+    return Result(page, document, gate.sure_gain, (a_name, ", ".join(names)))
 
 
 def _of_new_problems(options: Namespace, sides: list[Side]) -> tuple[list[Side], list[str]]:
@@ -158,7 +165,7 @@ def _by_shots(options: Namespace) -> Result:
         is_built_in=settings.get("model_name_or_path") == BUILT_IN,
     )
     document = {"run": str(path), "shots": {n: one.to_json() for n, one in found.items()}}
-    return Result(page, document, least_gain(*found.values()))
+    return Result(page, document, least_gain(*found.values()), ("its base", str(path)))
 
 
 def _refuse_contradictions(options: Namespace) -> None:
@@ -230,6 +237,8 @@ def _parser() -> Parser:
     parser.add_argument("--examples", type=count, default=3, metavar="N",
                         help="problems to show with both replies (3)")  # fmt: skip
     parser.add_argument("--markdown", metavar="FILE", help="write the page there too, as Markdown")
+    parser.add_argument("--html", metavar="FILE", help="write the page there too, with charts and "
+                        "replies, to open in a browser")  # fmt: skip
     parser.add_argument("--json", action="store_true",
                         help="one JSON object on stdout, all else on stderr")  # fmt: skip
     return parser

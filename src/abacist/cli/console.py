@@ -24,6 +24,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -97,6 +98,13 @@ def say_error(message: str, hint: str = "") -> None:
 def has_colours(stream: TextIO) -> bool:
     """Whether to colour: only a terminal, and not where ``NO_COLOR`` is set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def columns(stream: TextIO, most: int = 100) -> int:
+    """How wide a page may be: a terminal's width, at most ``most``, which a pipe gets."""
+    if not stream.isatty():
+        return most
+    return max(20, min(shutil.get_terminal_size((most, 24)).columns, most))
 
 
 @contextmanager

@@ -50,8 +50,10 @@ def run(argv: list[str]) -> int:
             figures = evaluation_json(found.greedy, found.sampled)
             console.print_json({"path": found.path, **figures}, stdout)
         else:
-            print("\n" + evaluation_text(found.greedy, found.sampled))
-            print(f"\nFigures, replies and plot are in {found.path}.")
+            print("\n" + evaluation_text(found.greedy, found.sampled, console.columns(stdout)))
+            print(
+                f"\nFigures, replies, plot and a page to look at (report.html) are in {found.path}."
+            )
     return 0
 
 
@@ -59,10 +61,13 @@ def _write(folder: Path, greedy: Evaluation, sampled: Evaluation | None) -> None
     from abacist.records.rundir import write_aside
     from abacist.view.charts import save_difficulty_chart
     from abacist.view.evaltext import PLOT_NAME, evaluation_markdown
+    from abacist.view.report.page import PAGE_NAME
+    from abacist.view.report.writing import write_report
 
     text = evaluation_markdown(greedy, sampled)
     write_aside(folder / "evaluation.md", text.encode("utf-8", "backslashreplace"))
     save_difficulty_chart(folder / PLOT_NAME, greedy, sampled)
+    write_report([folder], folder / PAGE_NAME)
 
 
 def _parser() -> Parser:
@@ -94,7 +99,8 @@ def _parser() -> Parser:
     add = prompt.add_argument
     add("--system_prompt", metavar="TEXT", help="default, none, or your own (as trained)")
     add("--num_shots", metavar="N", help="worked examples in the prompt (as trained, else 0)")
-    add("--shots_file", metavar="FILE", help="take the examples from this file")
+    add("--shots_file", metavar="FILE", help="take the examples from this file; steps: those "
+        "that come with Abacist")  # fmt: skip
     add("--prefill", default="", metavar="TEXT", help="opens every reply and counts as part of it")
     add("--native_prompt", action="store_true", help="the model's own best-known prompt: the "
         "honest baseline")  # fmt: skip

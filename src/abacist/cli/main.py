@@ -29,7 +29,9 @@ VERBS = {
     "train": Verb("abacist.cli.train", "teach a model with GRPO, and measure what it learned"),
     "eval": Verb("abacist.cli.eval", "measure a model or a run, with intervals, by difficulty"),
     "compare": Verb("abacist.cli.compare", "is B better than A? paired, problem by problem"),
+    "report": Verb("abacist.cli.report", "one page that holds a whole run: look at it"),
     "audit": Verb("abacist.cli.audit", "what can these rewards be made to pay for?"),
+    "show": Verb("abacist.cli.show", "read the replies of a run, and why each was judged so"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
     "doctor": Verb("abacist.cli.doctor.doctor", "look at this machine, or at a run: is all well?"),
 }

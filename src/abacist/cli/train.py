@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from abacist.cli import console
 from abacist.cli.flags import render
-from abacist.errors import UsageError
+from abacist.errors import AbacistError, UsageError, first_line
 from abacist.learning.helptext import TRAIN_FLAGS, recipe_names
 
 if TYPE_CHECKING:
@@ -68,17 +68,38 @@ def run(argv: list[str]) -> int:
             result = train(config, watcher=watcher)
         if result.stopped:
             return say_stopped(str(result.path), result.stopped, request.as_json, stdout)
+        report = write_page(result.path)
         sampled = (result.sampled_before, result.sampled_after)
         compared = result.comparison
         if request.as_json:
             verdict = verdict_json(compared, *sampled) if compared else None
-            console.print_json({"run": result.path, "verdict": verdict}, stdout)
+            told = {"run": result.path, "verdict": verdict, "report": report}
+            console.print_json(told, stdout)
         else:
-            print(verdict_text(compared, *sampled) if compared else NO_VERDICT)
+            width = console.columns(stdout)
+            print(verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT)
+            if report is not None:
+                print(f"\nLook at it in a browser: {report}")
+                print(
+                    f"or read its replies here: {_program()} show {shlex.quote(str(result.path))}"
+                )
             print(f"\nThe run is in {result.path}. Put a question to what it has learned:\n")
             heldout = result.before.problems if result.before else ()
             print(f"  {next_command(str(result.path), [p.question for p in heldout])}")
     return 0
+
+
+def write_page(run: Path) -> Path | None:
+    """The report of a run that has ended, written into it; None, with a line that says why, where
+    that fails: the run is whole without it."""
+    from abacist.view.report.writing import default_path, write_report
+
+    try:
+        write_report([run], default_path([run]))
+    except (AbacistError, OSError) as error:
+        print(f"The report was not written: {first_line(error)}", file=sys.stderr)
+        return None
+    return default_path([run])
 
 
 def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -> int:

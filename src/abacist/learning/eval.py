@@ -37,7 +37,7 @@ from abacist.records.provenance import data_fingerprint, package_versions
 from abacist.records.seen import Seen
 from abacist.task.golds import DecimalMark
 from abacist.task.problems import MADE_HERE, Problem, draw, load_problems, reading_options
-from abacist.task.prompts import Shots, choose_shots, load_shots, system_text
+from abacist.task.prompts import Shots, choose_shots, load_shots, shots_path, system_text
 from abacist.task.variants.perturb import perturb_all
 
 EVALS_FOLDER = Path("evals")
@@ -406,7 +406,8 @@ def prompting_of(request: Request, data: Data, form: NativeForm | None) -> Promp
         wanted = str(NATIVE_SHOTS)
     if wanted is None and request.shots_file is not None:
         mark = request.decimal_mark
-        return replace(prompting, shots=load_shots(Path(request.shots_file), decimal_mark=mark))
+        file = shots_path(request.shots_file)
+        return replace(prompting, shots=load_shots(file, decimal_mark=mark))
     if wanted is None:
         return prompting
     return replace(prompting, shots=choose_shots(_examples(request, data, wanted), wanted))
@@ -418,7 +419,7 @@ def _examples(request: Request, data: Data, wanted: str) -> list[Problem]:
         return []
     if request.shots_file is not None:
         mark = request.decimal_mark
-        return load_problems(request.shots_file, split="all", decimal_mark=mark)
+        return load_problems(shots_path(request.shots_file), split="all", decimal_mark=mark)
     try:
         return load_problems(data.source, split="train", **data.reading)
     except DataError as error:

@@ -107,6 +107,9 @@ TRAIN_FLAGS = (
             Flag("--run_name", "NAME", "what trackers call it, and its folder in runs/"),
             Flag("--report_to", "NAME …", "wandb, trackio, tensorboard; metrics.jsonl is always "
                  "written"),
+            Flag("--project", "NAME", "what W&B and Trackio file the run under (abacist)"),
+            Flag("--log_completions", "", "print completions as it learns, and keep them in the "
+                 "trackers; --num_completions_to_print N of each batch"),
             Flag("--logging_steps", "N", "steps between two lines of metrics"),
             Flag("--eval_steps", "N", "steps between two looks at held-out problems"),
             Flag("--save_steps", "N", "steps between two checkpoints"),
@@ -141,7 +144,7 @@ _OTHERS = {
     "num_train_problems": "at most so many training problems, chosen by seed (generated: 4000)",
     "num_selection_problems": "problems measured every --eval_steps; none of them is in the "
     "verdict",
-    "shots_file": "take the examples from this file",
+    "shots_file": "take the examples from this file; steps: those that come with Abacist",
     "reward_timeout_seconds": "time a reward of your own may take for one batch; 0: no limit",
     "max_silent_steps": "stop after so many steps in which every advantage is zero; 0: never",
     "eval_batch_size": "replies written at once while measuring",

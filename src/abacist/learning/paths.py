@@ -15,12 +15,13 @@ from typing import Any
 from abacist.policy.source import BUILT_IN
 from abacist.task.custom_rewards import absolute_reward
 from abacist.task.problems import MADE_HERE
+from abacist.task.prompts import BUILT_IN_SHOTS
 from abacist.task.rewards import is_built_in_name
 
 # Settings whose value may be a path, each with the names that are none.
 _MAY_BE_PATHS: dict[str, tuple[str, ...]] = {
     "dataset_name": MADE_HERE,
-    "shots_file": (),
+    "shots_file": tuple(BUILT_IN_SHOTS),
     "model_name_or_path": (BUILT_IN,),
     "deepspeed": (),
     "accelerator_config": (),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from abacist.errors import DataError
@@ -12,6 +11,7 @@ from abacist.learning.arguments import ScriptArguments
 from abacist.learning.config import Config
 from abacist.policy.loading import Policy
 from abacist.proof.evaluate import refuse_too_long
+from abacist.records.secrets import without_secrets
 from abacist.task.gist import gist_gold
 from abacist.task.problems import (
     Problem,
@@ -19,7 +19,14 @@ from abacist.task.problems import (
     normalise_question,
     reading_options,
 )
-from abacist.task.prompts import Shots, choose_shots, load_shots, system_text, to_dataset_rows
+from abacist.task.prompts import (
+    Shots,
+    choose_shots,
+    load_shots,
+    shots_path,
+    system_text,
+    to_dataset_rows,
+)
 
 GENERATED_TRAIN_PROBLEMS = 4000
 
@@ -33,6 +40,18 @@ class Task:
     heldout: list[Problem]
     system_prompt: str | None
     shots: Shots
+
+    def to_json(self) -> dict[str, Any]:
+        """How many problems each split has, and what stands before each of them."""
+        return {
+            "problems": {
+                "train": len(self.train),
+                "selection": len(self.selection),
+                "heldout": len(self.heldout),
+            },
+            "system_prompt": self.system_prompt and without_secrets(self.system_prompt),
+            "shots": len(self.shots),
+        }
 
     def rows(self, problems: Sequence[Problem]) -> list[dict[str, Any]]:
         return to_dataset_rows(problems, system_prompt=self.system_prompt, shots=self.shots)
@@ -84,7 +103,7 @@ def _shots(script: ScriptArguments, problems: list[Problem], seed: int) -> Shots
     wanted = script.num_shots
     if script.shots_file is None:
         return choose_shots(problems, wanted, seed=seed)
-    found = load_shots(Path(script.shots_file), decimal_mark=script.decimal_mark)
+    found = load_shots(shots_path(script.shots_file), decimal_mark=script.decimal_mark)
     if wanted != "0":
         return choose_shots(found.all, wanted, seed=seed)
     choose_shots(found.all, len(found.all))  # raises where one of them cannot serve

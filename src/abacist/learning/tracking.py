@@ -1,28 +1,22 @@
-"""Metrics files, trackers and the watcher of a run.
+"""Metrics files and the watcher of a run. W&B and its like are in ``learning.trackers``.
 
 ``metrics.jsonl`` holds every logged metric under TRL's names, a line a step; wall-clock times
-go to ``timings.jsonl``, so that everything else of two equal runs can be byte-equal. W&B,
-Trackio and TensorBoard are transformers' own callbacks behind a shield: a tracker that is down
-costs one warning, never the run.
+go to ``timings.jsonl``, so that everything else of two equal runs can be byte-equal.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import Trainer, TrainerCallback
-from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers import TrainerCallback
 
-from abacist.errors import first_line
 from abacist.policy.decoding.progress import Decoded, Progress
-
-_TRACKER_CALLBACKS = (WandbCallback, TrackioCallback, TensorBoardCallback)
+from abacist.records.rollout import Rollout
 
 
 class Watcher(Protocol):
@@ -30,12 +24,15 @@ class Watcher(Protocol):
 
     ``progress`` and ``within_step`` are called as often as after every token. Both give what is
     done of a total, in whatever unit tells how long it will take; ``words`` say it for a person
-    where these two numbers do not.
+    where these two numbers do not. ``warning`` tells of a fault and its remedy, ``replies`` of the
+    completions of the step in work, with what each earned.
     """
 
     def stage(self, name: str) -> None: ...
     def note(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
     def step(self, metrics: Mapping[str, object]) -> None: ...
+    def replies(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
     def progress(self, done: float, total: float, label: str, words: str = "") -> None: ...
     def within_step(self, step: int, part: str, done: float, total: float, words: str) -> None: ...
 
@@ -46,7 +43,7 @@ class Silent:
     def _ignore(self, *args: object, **kwargs: object) -> None:
         pass
 
-    stage = note = step = progress = within_step = _ignore
+    stage = note = warning = step = replies = progress = within_step = _ignore
 
 
 def told_of(watcher: Watcher, label: str) -> Progress:
@@ -98,57 +95,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def available_trackers(report_to: list[str], warn: Callable[[str], None]) -> list[str]:
-    """The trackers that can be started; one warning, with the mend, for each that cannot."""
-    kept = []
-    for name in report_to:
-        if importlib.util.find_spec(name) is None:
-            warn(f"tracker {name} is not installed: left out (pip install 'abacist[{name}]')")
-        else:
-            kept.append(name)
-    return kept
-
-
-class ShieldedTracker(TrainerCallback):
-    """A tracker's callback: its first failure is reported once, and then it is switched off."""
-
-    def __init__(self, tracker: TrainerCallback, warn: Callable[[str], None]) -> None:
-        self.tracker: Any = tracker
-        self.name = type(tracker).__name__.removesuffix("Callback")
-        self.warn = warn
-        self.began_run = isinstance(tracker, WandbCallback) and tracker._wandb.run is None
-
-    def call(self, event: str, *args: Any, **kwargs: Any) -> Any:
-        if self.tracker is None:
-            return None
-        try:
-            returned = getattr(self.tracker, event)(*args, **kwargs)
-            if event == "on_train_end" and self.began_run:
-                # Else the next training of a notebook would be logged into this one's run.
-                self.tracker._wandb.finish()
-            return returned
-        except (Exception, SystemExit) as error:  # trackers raise whatever they like, even exits
-            self.tracker = None
-            self.warn(f"{self.name} failed and is left out from here on: {first_line(error)}")
-            return None
-
-
-def _forwarded(event: str) -> Callable[..., Any]:
-    def forward(self: ShieldedTracker, *args: Any, **kwargs: Any) -> Any:
-        return self.call(event, *args, **kwargs)
-
-    return forward
-
-
-for _event in [name for name in vars(TrainerCallback) if name.startswith("on_")]:
-    setattr(ShieldedTracker, _event, _forwarded(_event))
-
-
-def shield_trackers(trainer: Trainer, warn: Callable[[str], None]) -> None:
-    """Put the shield before every tracker the trainer has started."""
-    callbacks = trainer.callback_handler.callbacks
-    for position, callback in enumerate(callbacks):
-        if isinstance(callback, _TRACKER_CALLBACKS):
-            callbacks[position] = ShieldedTracker(callback, warn)

@@ -35,13 +35,9 @@ from abacist.learning.rewards import load_rewards, refuse_hackable
 from abacist.learning.seen import seen_in
 from abacist.learning.setup_checks import LORA, refuse_unmatched_targets, setting_up, try_out
 from abacist.learning.task import Task, check_fit, load_task, split_lines
-from abacist.learning.tracking import (
-    MetricsLog,
-    Silent,
-    Watcher,
-    available_trackers,
-    shield_trackers,
-)
+from abacist.learning.trackers.place import Place
+from abacist.learning.trackers.shield import Trackers
+from abacist.learning.tracking import MetricsLog, Silent, Watcher
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
@@ -72,9 +68,10 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
         run = resuming.open_run(config, watcher) if is_resumed else RunDir.reserve(**place(config))
         held.enter_context(run)
         task, rewards, policy = load_parts(config, watcher)
+        trackers = held.enter_context(trackers_of(config, run, watcher))
         held.enter_context(stops)
         try:
-            return _train_in(run, config, task, policy, rewards, stops, watcher)
+            return _train_in(run, config, task, policy, rewards, stops, trackers, watcher)
         except StopNow as stop:
             if stop.signal_number is not None:
                 raise resuming.interrupted(stop, stops.where, run) from None
@@ -121,6 +118,7 @@ def _train_in(
     policy: Policy,
     rewards: list[Any],
     stops: StopRequests,
+    trackers: Trackers,
     watcher: Watcher,
 ) -> Run:
     is_resumed = config.training.resume_from_checkpoint is not None
@@ -135,6 +133,7 @@ def _train_in(
         | {"trust_remote_code": config.training.trust_remote_code}
         | {"control": config.script.control}
         | {"dtype": str(policy.model.dtype).removeprefix("torch.")}
+        | {"recipe": config.recipe, "task": task.to_json()}
         | resuming.fingerprints(policy.model, rewards)
     )
     made_of["versions"]["CPU kernels"] = build.description()
@@ -168,10 +167,11 @@ def _train_in(
     watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
     for line in paths:
         watcher.note(f"  {line}")
-    trainer.watch_step = watcher.within_step
+    trainer.watch_step, trainer.watch_replies = watcher.within_step, watcher.replies
     if cost:
         trainer.add_callback(FirstStep(cost, watcher, heldout.measured_seconds))
     guard = Guard.of(config, policy.model, watcher)
+    trackers.attach(trainer)
     guard.attach(trainer)
     trainer.stops, trainer.say = stops, lambda text: watcher.note(f"  {text}")
     trainer.train(resuming.checkpoint_to_resume(config, run, watcher) if is_resumed else None)
@@ -189,8 +189,22 @@ def _train_in(
             run.evals_dir / "verdict.json",
             json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
         )
+        trackers.verdict(comparison)
     run.write_manifest(run.read_manifest() | {"finished": True})
     return Run(run.path, before, after, sampled_before, sampled_after, comparison)
+
+
+def trackers_of(config: Config, run: RunDir, watcher: Watcher) -> Trackers:
+    """The trackers that ``config`` asks for, to be attached to the trainer of ``run``."""
+    place = Place(
+        run,
+        project=config.settings.get("project"),
+        name=config.training.run_name,
+        is_resumed=config.training.resume_from_checkpoint is not None,
+    )
+    wanted = list(config.training.report_to or [])
+    keeps = config.training.log_completions
+    return Trackers(wanted, place, watcher.note, log_completions=keeps)
 
 
 def refuse_several_processes() -> None:
@@ -251,7 +265,8 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
     given = training.chat_template_kwargs
     template: dict[str, Any] = given if isinstance(given, dict) else {}
     training.chat_template_kwargs = policy.chat.chat_template_kwargs | template
-    training.report_to = available_trackers(list(training.report_to or []), watcher.note)
+    # Attached, or not, by whoever trains: TRL would write before the run is begun.
+    training.report_to, training.log_completions = [], False
     training.run_name = training.run_name or run.run_id
     if not task.selection:  # a recipe may ask for measurements that a flag left nothing for
         training.eval_strategy = transformers.IntervalStrategy.NO
@@ -272,5 +287,4 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
     try_out(trainer, config)
     # The watcher shows progress, and metrics.jsonl keeps it; transformers would print it again.
     trainer.remove_callback(transformers.PrinterCallback)
-    shield_trackers(trainer, watcher.note)
     return trainer

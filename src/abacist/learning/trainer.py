@@ -16,7 +16,8 @@ mean and standard deviation, a clipped ratio. Departures by default, both TRL's:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from abacist.learning import canary, outcome_gating, problem_sampling, reply_sel
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.resume.resumable import ResumableTrainer
 from abacist.learning.rollout_rows import Scored, rollouts_of
-from abacist.records.rollout import write_rollouts
+from abacist.records.rollout import Rollout, write_rollouts
 
 Evaluator = Callable[[Any], Mapping[str, float]]
+WatchReplies = Callable[[int, Sequence[Rollout]], None]
 
 
 class GRPOTrainer(ResumableTrainer):
@@ -40,6 +42,9 @@ class GRPOTrainer(ResumableTrainer):
             such as ``{"accuracy": 0.61}``, which are logged as ``eval_accuracy`` and can serve as
             ``metric_for_best_model``. None keeps TRL's evaluation.
         everything else: as in ``trl.GRPOTrainer``.
+
+    ``watch_replies``, if set, is given each generation batch of training: the step, and a rollout
+    for every completion of this process.
     """
 
     def __init__(self, *args: Any, evaluator: Evaluator | None = None, **kwargs: Any) -> None:
@@ -48,6 +53,7 @@ class GRPOTrainer(ResumableTrainer):
             self.args, "train_replies", has_auxiliary_loss=self.aux_loss_enabled
         )
         self.evaluator = evaluator
+        self.watch_replies: WatchReplies | None = None
         self._prompt_lengths: list[int] = []
         self._scored: Scored | None = None
         self.problem_sampler = problem_sampling.sampler_for(self)
@@ -96,34 +102,42 @@ class GRPOTrainer(ResumableTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         # The first moment at which the rewards and advantages of a generation batch are both
         # known, and rows are still in the order of the prompts: `_prepare_inputs` reorders them.
+        began = time.perf_counter()
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        training = self.model is not None and self.model.training
+        if self.keeps_rollouts and training:
+            # Of `step_time`, what went into replies and rewards; the rest is training.
+            self._metrics["train"]["rollout_time"].append(time.perf_counter() - began)
         every = getattr(self.args, "vllm_canary_steps", 0)
         if self.use_vllm and every and self.state.global_step % every == 0:
             canary.check(self, output, self.state.global_step + 1)
-        training = self.model is not None and self.model.training
         if self._scored and training and self.gates_by_outcome:
             outcome_gating.gate(self, self._scored, output["advantages"])
         advantages = output["advantages"].tolist()
         trained = reply_selection.leave_out_others(self, output) if training else None
-        if self._scored and training and self.keeps_rollouts:
-            several = self.accelerator.num_processes > 1
-            rank = f"-rank{self.accelerator.process_index}" if several else ""
-            within = self.args.gradient_accumulation_steps
-            if within > self.args.steps_per_generation:  # several generations in one step
-                rank = f"-part{self._step % within + 1}{rank}"
-            folder = Path(str(self.args.output_dir)) / "rollouts"
-            write_rollouts(
-                folder / f"step-{self.state.global_step + 1:06d}{rank}.parquet",
-                rollouts_of(
-                    self,
-                    self._scored,
-                    self._prompt_lengths,
-                    advantages,
-                    None if trained is None else trained.tolist(),
-                ),
+        if self._scored and training and (self.keeps_rollouts or self.watch_replies):
+            rollouts = rollouts_of(
+                self,
+                self._scored,
+                self._prompt_lengths,
+                advantages,
+                None if trained is None else trained.tolist(),
             )
+            if self.keeps_rollouts:
+                self._keep(rollouts)
+            if self.watch_replies is not None:
+                self.watch_replies(self.state.global_step + 1, rollouts)
         self._scored = None
         return output
+
+    def _keep(self, rollouts: list[Rollout]) -> None:
+        several = self.accelerator.num_processes > 1
+        rank = f"-rank{self.accelerator.process_index}" if several else ""
+        within = self.args.gradient_accumulation_steps
+        if within > self.args.steps_per_generation:  # several generations in one step
+            rank = f"-part{self._step % within + 1}{rank}"
+        folder = Path(str(self.args.output_dir)) / "rollouts"
+        write_rollouts(folder / f"step-{self.state.global_step + 1:06d}{rank}.parquet", rollouts)
 
     def fast_path_report(self) -> list[str]:
         """As in ``FastTrainer``, and on which replies of a group it trains, if not on all."""

@@ -87,6 +87,15 @@ class Evaluation:
     conditions: Mapping[str, str] = field(default_factory=dict)
     overlap: Overlap | None = None
 
+    def __repr__(self) -> str:
+        """One line; the replies are in ``rollouts``, every figure in ``figures``."""
+        problems, replies = len(self.problems), len(self.rollouts)
+        right = sum(bool(rollout.is_correct) for rollout in self.rollouts)
+        share = f", {100 * right / replies:.1f} % correct" if replies else ""
+        return (
+            f"<Evaluation: {problems:,} problems, {replies:,} {self.settings.kind} replies{share}>"
+        )
+
     def without(self, problem_ids: Collection[str]) -> Evaluation:
         """The same evaluation without these problems and their replies."""
         return replace(

@@ -30,7 +30,7 @@ PART_SECONDS = 3.0
 _RESULT, _ASKED = "evaluation.json", "asked.json"
 _OURS = {
     _RESULT, "evaluation.md", "rollouts.parquet", "difficulty.png", SAMPLED_FOLDER, UNFINISHED,
-    LOCK_NAME,
+    "report.html", LOCK_NAME,
 }  # fmt: skip
 
 

@@ -156,11 +156,45 @@ def read_rollout_table(source: Path) -> pa.Table:
         raise RunError(f"{source}: its files do not fit together ({error}).") from error
 
 
+def read_sound_rollouts(
+    folder: Path, columns: Collection[str] | None = None
+) -> tuple[pa.Table, dict[str, str]]:
+    """The rows of every sound file of a folder, and why each other one cannot be read, by name.
+
+    For showing what is left of a run. ``columns`` names what is wanted beside the rewards; all,
+    if None.
+    """
+    tables, damaged = [], {}
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            table = _read_file(path)
+        except RunError as error:
+            damaged[path.name] = error.message
+            continue
+        if columns is not None:
+            kept = [n for n in table.column_names if n in columns or n.startswith(REWARD_PREFIX)]
+            table = table.select(kept)
+        tables.append(table)
+    if not tables:
+        return rollout_schema([]).empty_table(), damaged
+    try:
+        return pa.concat_tables(tables, promote_options="default"), damaged
+    except pa.ArrowException as error:
+        raise RunError(f"{folder}: its files do not fit together ({error}).") from error
+
+
 def read_rollouts(source: Path) -> list[Rollout]:
     """The rollouts of one file or of a folder; see :func:`read_rollout_table` for the errors."""
-    rows = read_rollout_table(source).to_pylist()
+    return rollouts_in(read_rollout_table(source), source)
+
+
+def rollouts_in(table: pa.Table, source: Path) -> list[Rollout]:
+    """The rows of a table that was read from ``source``, or of a part of it, as rollouts.
+
+    Raises RunError for a value that no rollout has.
+    """
     try:
-        return [_rollout_of(row) for row in rows]
+        return [_rollout_of(row) for row in table.to_pylist()]
     except ValueError as error:
         raise RunError(f"{source}: {error}.") from error
 

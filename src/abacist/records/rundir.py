@@ -31,7 +31,7 @@ class RunDir:
 
     ::
 
-        config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl
+        config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl  trackers.json
         rollouts/*.parquet  evals/  checkpoint-N/  and the trained model at the root
 
     As a context manager it gives the lock back at the end.
@@ -44,6 +44,7 @@ class RunDir:
         self.manifest_path = path / "manifest.json"  # what made it: see `records.provenance`
         self.metrics_path = path / "metrics.jsonl"  # an object a logged step
         self.timings_path = path / "timings.jsonl"  # clock readings: all else can be byte-equal
+        self.trackers_path = path / "trackers.json"  # what W&B and Trackio call it, if it is there
         self.rollouts_dir = path / "rollouts"  # every completion of the run, in Parquet files
         self.evals_dir = path / "evals"  # a folder a measurement on held-out problems
         self._lock = RunLock(path)
@@ -241,6 +242,28 @@ def _make_numbered(name: str) -> Path:
         except FileExistsError:  # another process was quicker
             continue
         return path
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The JSON objects of a file, one a line, and how many lines are none; a crash may cut one.
+
+    Raises OSError if there is no such file, or it cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    damaged = 0
+    # Not by splitlines(): a line of JSON may hold U+2028.
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
+    return rows, damaged
 
 
 def write_aside(path: Path, data: bytes) -> None:

@@ -42,6 +42,11 @@ def system_text(setting: str | None) -> str | None:
     return named.get(setting, setting)
 
 
+#: Worked examples that come with the package, by the name that ``--shots_file`` takes. "steps" is
+#: written as small models write by themselves, one labelled step after the other: copying GSM8K's
+#: terse solutions cost Qwen2.5-Coder-0.5B half of its right answers (docs/lab.md).
+BUILT_IN_SHOTS = {"steps": Path(__file__).with_name("worked_steps.jsonl")}
+
 GIST = "gist"
 # The historic one-shot shows the layout on a question without arithmetic; the words are ours.
 GIST_SHOT = Problem(
@@ -153,6 +158,11 @@ def save_shots(path: Path, shots: Shots) -> None:
         for index, shot in enumerate(shots.all)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def shots_path(name: str) -> Path:
+    """The file that ``--shots_file`` names: one of :data:`BUILT_IN_SHOTS`, or a path."""
+    return BUILT_IN_SHOTS.get(name, Path(name))
 
 
 def load_shots(path: Path, *, decimal_mark: DecimalMark = "auto") -> Shots:

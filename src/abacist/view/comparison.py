@@ -12,12 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from abacist.proof.comparison.change import Paired
 from abacist.proof.comparison.compare import NO_CONTROL, Comparison
 from abacist.proof.comparison.seeds import SeedsComparison
+from abacist.proof.comparison.sentence import (
+    CHANCE,
+    bracket,
+    change_sentence,
+    p_words,
+    percent,
+    points,
+)
 from abacist.proof.comparison.split import Part
 from abacist.proof.metrics import SHARES
 from abacist.proof.statistics import Interval
 from abacist.view.sheet import Block, Quote, Table, one_line
-from abacist.view.tables import bracket, percent, points
-from abacist.view.verdict import CHANCE, change_sentence, example_lines, p_words
+from abacist.view.verdict import example_lines
 
 IDS_SHOWN = 10
 _ID_COLUMNS = 40

@@ -49,15 +49,21 @@ NOTES = (
 )
 
 
-def evaluation_text(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
-    """The whole evaluation for a terminal, at most 100 columns wide."""
-    return as_text([headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)])
+def evaluation_text(
+    greedy: Evaluation, sampled: Evaluation | None = None, width: int = WIDTH
+) -> str:
+    """The whole evaluation for a terminal of so many columns."""
+    return as_text(evaluation_page(greedy, sampled), width)
+
+
+def evaluation_page(greedy: Evaluation, sampled: Evaluation | None = None) -> list[Block]:
+    """The whole evaluation as blocks, headline first."""
+    return [headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)]
 
 
 def evaluation_markdown(greedy: Evaluation, sampled: Evaluation | None = None) -> str:
     """The whole evaluation as Markdown, with the plot that is saved beside it."""
-    blocks = [headline(greedy), *remarks(greedy), *_blocks(greedy, sampled)]
-    page = as_markdown("Evaluation", blocks)
+    page = as_markdown("Evaluation", evaluation_page(greedy, sampled))
     return f"{page}\n![By number of steps]({PLOT_NAME})\n"
 
 
@@ -194,8 +200,9 @@ def _by_steps(greedy: Evaluation, sampled: Evaluation | None) -> Table:
     rows = []
     for row in greedy.by_difficulty():
         cells: list[Interval | None] = [row.accuracy, row.adherence, row.valid_steps]
-        if twin := repeated.get(row.label):
-            cells += [twin.consistency, twin.answer_consistency]
+        if repeated:  # a training samples fewer problems, perhaps none of this kind
+            twin = repeated.get(row.label)
+            cells += [twin.consistency, twin.answer_consistency] if twin else [None, None]
         rows.append((row.label, f"{row.n:,}", *map(short, cells)))
     return Table(tuple(heading), rows)
 

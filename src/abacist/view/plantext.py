@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from abacist.learning.dryrun.memory import Memory, gib
 from abacist.learning.dryrun.plan import Plan
 from abacist.learning.dryrun.probe import GROUP_SIZES
-from abacist.view.live import duration
+from abacist.view.pace import duration
 from abacist.view.plaintext import visible
 
 WIDTH = 96

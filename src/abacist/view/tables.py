@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from abacist.proof.comparison.compare import Comparison
+from abacist.proof.comparison.sentence import bracket, percent, points
 from abacist.proof.metrics import SHARES, Row
 from abacist.proof.statistics import Interval
 from abacist.records.rollout import REWARD_PREFIX
@@ -25,21 +26,6 @@ _SAMPLED = (
     "correct", "any_format", "strict", "adheres", "stopped", "format_consistency",
     "answer_consistency",
 )  # fmt: skip
-
-
-def percent(interval: Interval) -> str:
-    """The value as ``"34.2 %"``."""
-    return f"{100 * interval.value:.1f} %" if math.isfinite(interval.value) else "-"
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points, signed: ``"+43.8"``."""
-    return f"{100 * share:+.1f}" if math.isfinite(share) else "-"
-
-
-def bracket(interval: Interval) -> str:
-    """The bounds in percentage points: ``"[+38.1, +49.5]"``."""
-    return f"[{points(interval.low)}, {points(interval.high)}]"
 
 
 def greedy_table(comparison: Comparison) -> Table:

@@ -10,25 +10,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from abacist.proof.comparison.change import SIGN_FLIP
-from abacist.proof.comparison.compare import NO_CONTROL, Comparison, Example, Paired, compare
+from abacist.proof.comparison.compare import Comparison, Example, Paired, compare
+from abacist.proof.comparison.sentence import bracket, headline, judgement, percent, points
 from abacist.proof.evaluation import Evaluation
-from abacist.proof.statistics import SMALLEST_P
 from abacist.records.rollout import Rollout
 from abacist.view.plaintext import excerpt
 from abacist.view.sheet import WIDTH, Block, Quote, as_text
 from abacist.view.tables import (
-    bracket,
     greedy_table,
     kind_table,
-    percent,
-    points,
     reward_table,
     sampled_table,
 )
-
-TINY_P = 1e-20
-CHANCE = " Chance alone can make a difference like this."
 
 NOTES = (
     "Brackets hold 95 % intervals; changes are paired, problem by problem. p is McNemar's exact "
@@ -45,7 +38,25 @@ def verdict_text(
     *,
     num_examples: int = 3,
     asked: str = "problems it never saw",
+    width: int = WIDTH,
 ) -> str:
+    """The whole verdict for a terminal; see :func:`verdict_page`."""
+    return as_text(
+        verdict_page(
+            comparison, sampled_before, sampled_after, num_examples=num_examples, asked=asked
+        ),
+        width,
+    )
+
+
+def verdict_page(
+    comparison: Comparison,
+    sampled_before: Evaluation | None = None,
+    sampled_after: Evaluation | None = None,
+    *,
+    num_examples: int = 3,
+    asked: str = "problems it never saw",
+) -> list[Block]:
     """The whole verdict, headline first. ``asked`` says in words what the problems were.
 
     The sampled evaluations, given both, add consistency. Text of the model is escaped and cut.
@@ -53,7 +64,7 @@ def verdict_text(
     sampled = _sampled(sampled_before, sampled_after)
     blocks: list[Block] = [
         headline(comparison, asked),
-        *_remarks(comparison),
+        *remarks(comparison),
         greedy_table(comparison),
         *([sampled_table(sampled)] if sampled else []),
         kind_table(comparison, sampled),
@@ -61,42 +72,14 @@ def verdict_text(
     ]
     for number, example in enumerate(comparison.examples(num_examples), start=1):
         blocks.append(Quote(*example_lines(number, example)))
-    return as_text([*blocks, NOTES])
+    return [*blocks, NOTES]
 
 
 def _sampled(before: Evaluation | None, after: Evaluation | None) -> Comparison | None:
     return compare(before, after) if before and after else None
 
 
-def headline(comparison: Comparison, asked: str = "problems it never saw") -> str:
-    """The verdict in one sentence, and a second where the first could be taken for more."""
-    accuracy = comparison.accuracy
-    said = {"learned": "Learned", "worse": "Got worse", "unproven": "No proven change"}
-    control = f"Control, {comparison.control} rewards. " if comparison.control != NO_CONTROL else ""
-    return change_sentence(f"{control}{said[judgement(accuracy)]}", accuracy, asked)
-
-
-def change_sentence(said: str, paired: Paired, asked: str) -> str:
-    """What changed in accuracy, after the judgement ``said``; and whether it may be chance."""
-    sentence = (
-        f"{said}: {percent(paired.before)} → {percent(paired.after)} correct on "
-        f"{paired.change.n:,} {asked}, {points(paired.change.value)} points "
-        f"{bracket(paired.change)}, {p_words(paired)}; "
-        f"gained {len(paired.gained)}, lost {len(paired.lost)}."
-    )
-    if judgement(paired) == "unproven" and paired.gained + paired.lost:
-        sentence += CHANCE
-    return sentence
-
-
-def judgement(paired: Paired) -> str:
-    """``"learned"`` or ``"worse"`` where interval and test agree on it, else ``"unproven"``."""
-    if paired.is_better:
-        return "learned"
-    return "worse" if paired.is_worse else "unproven"
-
-
-def _remarks(comparison: Comparison) -> list[str]:
+def remarks(comparison: Comparison) -> list[str]:
     """What keeps the headline honest: the same without format, on unseen structures, with work."""
     learned = comparison.accuracy.is_better
     any_format, unseen, worked = comparison.any_format, comparison.unseen, comparison.shown_work
@@ -175,11 +158,3 @@ def verdict_json(
         },
         "examples": [example.to_json() for example in comparison.examples(num_examples)],
     }
-
-
-def p_words(paired: Paired) -> str:
-    """The p-value as ``"p=0.031"``, bounded where it would be printed as zero, or where the test
-    that draws can find no smaller one."""
-    if paired.test == SIGN_FLIP and paired.p_value <= SMALLEST_P:
-        return f"p≤{SMALLEST_P:.0e}"
-    return f"p<{TINY_P:.0e}" if paired.p_value < TINY_P else f"p={paired.p_value:.2g}"

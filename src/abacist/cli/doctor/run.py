@@ -7,7 +7,6 @@ that cannot be read is a finding, not a failure.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import StopReason, read_rollouts
-from abacist.records.rundir import RunDir
+from abacist.records.rundir import RunDir, read_json_lines
 from abacist.task.reply import parse_reply
 
 # Logged by the trainer at most steps, in this order of interest; the rest stays in the file.
@@ -71,20 +70,9 @@ def _config(run: RunDir) -> tuple[Mapping[str, Any], Finding]:
 
 def _metrics(run: RunDir) -> tuple[list[dict[str, Any]], Finding]:
     try:
-        lines = run.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
+        rows, damaged = read_json_lines(run.metrics_path)
     except OSError as error:
         return [], Finding("metrics", State.NOTE, f"no metrics: {first_line(error)}")
-    rows: list[dict[str, Any]] = []
-    damaged = 0
-    for line in filter(str.strip, lines):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            damaged += 1
     last: dict[str, Any] = {}
     for row in rows:
         last.update(row)

@@ -142,7 +142,7 @@ class Guard(TrainerCallback):
             self._refused = 0
         for diagnosis in self.watch.see({**logs, "step": state.global_step}):
             if not (was_reported and diagnosis.name == NOT_FINITE):
-                self.watcher.note(told(diagnosis))
+                self.watcher.warning(told(diagnosis))
         without = self.watch.zero_advantage_steps
         hopeless = 0 < self.max_silent_steps <= without and not self.watch.history.is_solved()
         if hopeless and self.fault is None and state.global_step < state.max_steps:
@@ -150,7 +150,7 @@ class Guard(TrainerCallback):
             self.fault = TrainingError(
                 f"In the last {without} steps no group had replies of different rewards, so "
                 f"nothing could be learned; stopped at step {state.global_step}.",
-                "See what is paid and for what (rollouts/*.parquet, `abacist doctor RUN`): easier "
+                "See what is paid and for what (`abacist show RUN`, `abacist doctor RUN`): easier "
                 "or harder problems, --num_shots, a longer --max_completion_length. "
                 "--max_silent_steps 0 goes on regardless.",
             )

@@ -65,11 +65,11 @@ def no_signal(history: MetricsHistory) -> Said | None:
             f"in {history.stretch()} no reward applied to any reply (all were None or NaN), so the "
             "advantages are zero and the weights do not move.",
             "A reward returns None where it does not apply. See what each is given "
-            "(rollouts/*.parquet), and why it declines: a column that is missing, an answer that "
+            "(`abacist show RUN`), and why it declines: a column that is missing, an answer that "
             "cannot be read.",
         )
     remedy = (
-        "Read some replies (rollouts/*.parquet). If none can earn anything, show the format with "
+        "Read some replies (`abacist show RUN`). If none can earn anything, show the format with "
         "--num_shots, allow longer replies, or pay for partial success; if all earn the same, "
         "give harder problems."
         if reward <= 0.0
@@ -102,7 +102,7 @@ def dead_reward(history: MetricsHistory) -> Said | None:
     return Said(
         "; ".join(f"{', '.join(names)} {what}" for what, names in dead.items()) + ".",
         "A reward that does not vary teaches nothing. Try it on replies you know (`abacist audit`, "
-        "or by hand), and see what it is given: rollouts/*.parquet holds every reply.",
+        "or by hand), and see what it is given: `abacist show RUN` shows every reply.",
     )
 
 

@@ -44,6 +44,13 @@ class Run:
     stopped: str | None = None
     """Why and where training stopped before its end; None if it did not."""
 
+    def __repr__(self) -> str:
+        """One line; the results are in the fields."""
+        if self.stopped:
+            return f"<Run: {self.path}, stopped by {self.stopped}>"
+        judged = "no verdict" if self.comparison is None else repr(self.comparison)
+        return f"<Run: {self.path}, {judged}>"
+
 
 # Settings that change what is kept, shown or told, never what is learned or measured.
 NO_DIFFERENCE = {

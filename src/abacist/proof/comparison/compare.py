@@ -59,6 +59,11 @@ class Comparison:
     control: str = NO_CONTROL
     allowed: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line; every figure is in ``changes``, the paired test in ``accuracy``."""
+        control = f", control {self.control}" if self.control != NO_CONTROL else ""
+        return f"<Comparison: before {self.before!r}, after {self.after!r}{control}>"
+
     @property
     def is_sampled(self) -> bool:
         """Whether problems have several replies each, on either side."""

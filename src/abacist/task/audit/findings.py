@@ -104,6 +104,17 @@ class Audit:
     findings: tuple[Finding, ...]
     remarks: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """One line; what was found is in ``findings``, what each kind of reply earned in
+        ``earned``."""
+        verdict = "sound" if self.sound else "not sound"
+        found = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
+        rewards = f"{len(self.rewards)} reward{'s' * (len(self.rewards) != 1)}"
+        return (
+            f"<Audit: {verdict}, {found}, {rewards}, "
+            f"{self.num_replies:,} replies to {self.num_problems:,} problems>"
+        )
+
     @property
     def hackable(self) -> bool:
         """A reply that solves nothing earns at least what an honest right solution does."""

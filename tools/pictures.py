@@ -1,22 +1,26 @@
-"""The picture in the README: how a run went, and what its verdict is.
+"""The pictures of the README: one command remakes them all from a run.
 
-    python bench/picture.py RUN docs/first-run.png
+    make pictures RUN=runs/tiny-001        # or: python tools/pictures.py RUN docs
 
-On the left the mean reward of each training step, one line for each reward, as a share of the most
-that it pays. On the right correct answers before and after, by the number of steps a problem takes,
-with 95 % intervals.
+``first-run.png`` shows how the run went and what its verdict is. ``report.png`` and
+``replies.png`` are the page of ``abacist report``, as Chromium shows it; without Chromium or
+Playwright they are left as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from abacist.proof.evaluation import Evaluation
+from abacist.view.report.writing import write_report
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart.
 COLOURS = {
@@ -34,27 +38,62 @@ MAXIMA = {
     "xml_count": 0.5,
 }
 BEFORE, AFTER, INK = "#999999", "#0072B2", "#222222"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main() -> None:
+    """Writes the pictures of a run into a folder and names them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("folder", type=Path)
     options = parser.parse_args()
+    draw_first_run(options.run, options.folder / "first-run.png")
+    print(options.folder / "first-run.png")
+    for path in take_screenshots(options.run, options.folder):
+        print(path)
+
+
+def draw_first_run(run: Path, picture: Path) -> None:
+    """Rewards in training on the left, correct answers by difficulty on the right."""
     figure = Figure(figsize=(10, 3.4), dpi=130, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    draw_rewards(left, options.run)
-    draw_verdict(right, options.run)
+    draw_rewards(left, run)
+    draw_verdict(right, run)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(0, 105)
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
         axes.set_axisbelow(True)
-    figure.savefig(options.picture, metadata={"Software": None})
+    figure.savefig(picture, metadata={"Software": None})
 
 
-def draw_rewards(axes, run: Path) -> None:
+def take_screenshots(run: Path, folder: Path) -> list[Path]:
+    """The report as a browser shows it: its first screen, and a group of replies."""
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if program is None:
+        print("no Chromium here: report.png and replies.png are left as they are")
+        return []
+    from playwright.sync_api import sync_playwright
+
+    first, replies = folder / "report.png", folder / "replies.png"
+    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
+        page_path = Path(place) / "report.html"
+        write_report([run], page_path)
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1000, "height": 1010})
+        page.goto(page_path.as_uri())
+        page.screenshot(path=first)
+        page.set_viewport_size({"width": 1100, "height": 760})
+        page.select_option("select[name=source]", label="training")
+        page.locator("#replies h2").scroll_into_view_if_needed()
+        page.evaluate("document.getElementById('replies').scrollIntoView()")
+        page.screenshot(path=replies)
+        browser.close()
+    return [first, replies]
+
+
+def draw_rewards(axes: Any, run: Path) -> None:
     text = (run / "metrics.jsonl").read_text(encoding="utf-8")
     rows = [row for row in map(json.loads, text.splitlines()) if "reward" in row]
     steps = [row["step"] for row in rows]
@@ -66,7 +105,7 @@ def draw_rewards(axes, run: Path) -> None:
     axes.legend(frameon=False, fontsize=9, loc="lower right")
 
 
-def draw_verdict(axes, run: Path) -> None:
+def draw_verdict(axes: Any, run: Path) -> None:
     for shift, when, colour in ((-0.2, "before", BEFORE), (0.2, "after", AFTER)):
         rows = Evaluation.load(run / "evals" / when).by_difficulty()
         rows = [row for row in rows if row.label[0].isdigit()]

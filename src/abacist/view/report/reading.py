@@ -1,0 +1,296 @@
+"""What a report is made from: everything that a run, or what is left of it, still tells.
+
+A run that was killed, has no step, or lies half damaged on a disk still deserves its page. So
+nothing here raises because a part is missing or cannot be read: the part is left out, and
+:attr:`Reading.remarks` says so in words. Only a folder that holds nothing of a training or an
+evaluation is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from abacist.errors import AbacistError, RunError, first_line
+from abacist.learning.health.history import Facts
+from abacist.learning.health.rules import Diagnosis, Watch
+from abacist.proof.comparison.compare import NO_CONTROL, Comparison, compare
+from abacist.proof.evaluation import Evaluation
+from abacist.proof.unfinished import SAMPLED_FOLDER
+from abacist.records.rollout import read_sound_rollouts, rollout_schema
+from abacist.records.rundir import RunDir, read_json_lines
+
+RUN, SCRIPT, EVALUATION = "run", "script", "evaluation"
+BEFORE, AFTER = "before", "after"
+# All that the page shows of a reply; token ids are most of a file's bytes, and are not shown.
+COLUMNS = frozenset(
+    {
+        "run_id", "step", "split", "problem_id", "difficulty", "group", "member", "messages",
+        "completion", "completion_tokens", "stop_reason", "gold", "read_answer", "is_correct",
+        "reward", "advantage", "trained",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One run, or one evaluation, as far as it can be read.
+
+    ``steps`` holds the logged metrics of each training step by number, ``measured`` those of the
+    measurements in between; ``seconds`` the clock readings of each step. ``kind`` is ``"run"`` for
+    a run of ``abacist train``, ``"script"`` for the folder of somebody's own trainer script, and
+    ``"evaluation"`` for what ``abacist eval`` kept.
+    """
+
+    path: Path
+    kind: str
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    measured: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    seconds: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    rollouts: pa.Table = field(default_factory=lambda: rollout_schema([]).empty_table())
+    evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    diagnoses: tuple[Diagnosis, ...] = ()
+    remarks: tuple[str, ...] = ()
+    # What a reader calls the evaluations, by their key; a comparison of two runs says it otherwise.
+    sources: Mapping[str, str] = field(
+        default_factory=lambda: {
+            f"{BEFORE}-sampled": "before, sampled", f"{AFTER}-sampled": "after, sampled",
+        }
+    )  # fmt: skip
+
+    @property
+    def name(self) -> str:
+        """What to call it: its folder, and the run that folder belongs to."""
+        path = self.path.resolve()
+        return "/".join(path.parts[-2:]) if self.kind == EVALUATION else path.name
+
+    @property
+    def control(self) -> str:
+        """The placebo that it was trained on; ``"none"`` for real rewards."""
+        return str(self.settings.get("control", NO_CONTROL))
+
+    @property
+    def last_step(self) -> int:
+        """The last step that is known to have been made; 0 before the first."""
+        return max(self.steps, default=0)
+
+    @property
+    def max_steps(self) -> int | None:
+        """How many steps it was to make, if that is known."""
+        wanted = self.settings.get("max_steps")
+        return int(wanted) if isinstance(wanted, int | float) and wanted > 0 else None
+
+    def metric(self, name: str) -> list[tuple[int, float]]:
+        """A logged metric by step, where it is a number."""
+        found = ((step, _number(row.get(name))) for step, row in self.steps.items())
+        return [(step, value) for step, value in found if value is not None]
+
+    def measurement(self, name: str) -> list[tuple[int, float]]:
+        """A metric of the measurements between steps."""
+        found = ((step, _number(row.get(name))) for step, row in self.measured.items())
+        return [(step, value) for step, value in found if value is not None]
+
+
+def read(path: Path) -> Reading:
+    """Everything that ``path`` still tells.
+
+    Raises RunError if it is no folder, or holds nothing of a training or an evaluation.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path}: no such run directory.", "Runs are kept below runs/.")
+    if (path / "evaluation.json").is_file():
+        evaluations = {AFTER: Evaluation.load(path)}
+        if (path / SAMPLED_FOLDER / "evaluation.json").is_file():
+            evaluations[f"{AFTER}-sampled"] = Evaluation.load(path / SAMPLED_FOLDER)
+        sources = {AFTER: "greedy", f"{AFTER}-sampled": "sampled"}
+        return Reading(path, EVALUATION, evaluations=evaluations, sources=sources)
+    run = RunDir(path)
+    remarks: list[str] = []
+    manifest, kind = _manifest(run, remarks)
+    settings = _settings(run, kind, remarks)
+    steps, measured = _metrics(run, kind, remarks)
+    rollouts = _rollouts(run, remarks)
+    evaluations = _evaluations(run, remarks)
+    if kind == SCRIPT and not steps and not rollouts.num_rows and not evaluations:
+        raise RunError(
+            f"{path}: holds no run: no manifest.json, no trainer_state.json, no rollouts.",
+            "Name the output directory of a training, such as runs/tiny-001.",
+        )
+    control = str(settings.get("control", NO_CONTROL))
+    return Reading(
+        path, kind, manifest, settings, steps, measured, _seconds(run), rollouts, evaluations,
+        _comparison(evaluations, control, remarks), _diagnoses(steps, measured, settings),
+        tuple([*_state(kind, manifest, settings, steps, evaluations), *remarks]),
+    )  # fmt: skip
+
+
+def _manifest(run: RunDir, remarks: list[str]) -> tuple[dict[str, Any], str]:
+    if not run.manifest_path.exists():
+        return {}, SCRIPT
+    try:
+        return run.read_manifest(), RUN
+    except RunError as error:
+        remarks.append(f"Not read: {error.message}")
+        return {}, RUN
+
+
+def _settings(run: RunDir, kind: str, remarks: list[str]) -> dict[str, Any]:
+    if kind == SCRIPT and not run.config_path.exists():
+        return {}
+    try:
+        return run.read_settings()
+    except RunError as error:
+        remarks.append(f"Not read: {error.message}")
+        return {}
+
+
+def _metrics(
+    run: RunDir, kind: str, remarks: list[str]
+) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
+    """The rows of steps and of measurements, by step; a line written twice counts once, the later
+    one, since a resumed run logs its steps again."""
+    rows: list[dict[str, Any]] = []
+    if run.metrics_path.exists():
+        try:
+            rows, damaged = read_json_lines(run.metrics_path)
+        except OSError as error:
+            remarks.append(f"Not read: {run.metrics_path.name} ({first_line(error)}).")
+        else:
+            if damaged:
+                lines = "line is" if damaged == 1 else "lines are"
+                remarks.append(f"{damaged} {lines} damaged in {run.metrics_path.name}.")
+    elif (log := _trainer_log(run.path)) is not None:
+        rows = log
+    elif kind == RUN:
+        remarks.append("There is no metrics.jsonl: no step was logged.")
+    steps: dict[int, dict[str, Any]] = {}
+    measured: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        number = _number(row.get("step"))
+        if number is None or number < 0:
+            continue
+        into = steps if "loss" in row or "reward" in row else measured
+        into.setdefault(int(number), {}).update(row)
+    return dict(sorted(steps.items())), dict(sorted(measured.items()))
+
+
+def _trainer_log(path: Path) -> list[dict[str, Any]] | None:
+    """The log that transformers keeps, of the newest state there is; None if there is none."""
+    states = [path / "trainer_state.json"]
+    folders = [folder for folder in path.glob("checkpoint-*") if folder.name[11:].isdigit()]
+    states += [
+        folder / "trainer_state.json"
+        for folder in sorted(folders, key=lambda folder: int(folder.name[11:]), reverse=True)
+    ]
+    for state in states:
+        with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+            log = json.loads(state.read_text(encoding="utf-8")).get("log_history")
+            if isinstance(log, list):
+                return [row for row in log if isinstance(row, dict)]
+    return None
+
+
+def _seconds(run: RunDir) -> dict[int, dict[str, float]]:
+    seconds: dict[int, dict[str, float]] = {}
+    with contextlib.suppress(OSError):
+        for row in read_json_lines(run.timings_path)[0]:
+            step = _number(row.get("step"))
+            found = {name: _number(value) for name, value in row.items() if name != "step"}
+            if step is not None:
+                known = {name: value for name, value in found.items() if value is not None}
+                seconds.setdefault(int(step), {}).update(known)
+    return dict(sorted(seconds.items()))
+
+
+def _rollouts(run: RunDir, remarks: list[str]) -> pa.Table:
+    empty = rollout_schema([]).empty_table()
+    try:
+        table, damaged = read_sound_rollouts(run.rollouts_dir, COLUMNS)
+    except (RunError, OSError) as error:
+        remarks.append(f"The rollouts are left out: {first_line(error)}")
+        return empty
+    for name, why in list(damaged.items())[:3]:
+        remarks.append(f"rollouts/{name} is left out: {why.partition(': ')[2] or why}")
+    if len(damaged) > 3:
+        remarks.append(f"{len(damaged) - 3} more rollout files are left out, being damaged.")
+    return table
+
+
+def _evaluations(run: RunDir, remarks: list[str]) -> dict[str, Evaluation]:
+    found = {}
+    for name in (BEFORE, AFTER, f"{BEFORE}-sampled", f"{AFTER}-sampled"):
+        folder = run.evals_dir / name
+        if not (folder / "evaluation.json").exists():
+            continue
+        try:
+            found[name] = Evaluation.load(folder)
+        except AbacistError as error:
+            remarks.append(f"The evaluation {name!r} is left out: {error.message}")
+    return found
+
+
+def _comparison(
+    evaluations: Mapping[str, Evaluation], control: str, remarks: list[str]
+) -> Comparison | None:
+    before, after = evaluations.get(BEFORE), evaluations.get(AFTER)
+    if before is None or after is None:
+        return None
+    try:
+        return compare(before, after, control=control)
+    except AbacistError as error:
+        remarks.append(f"Before and after cannot be compared: {error.message}")
+        return None
+
+
+def _diagnoses(
+    steps: Mapping[int, Mapping[str, Any]],
+    measured: Mapping[int, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+) -> tuple[Diagnosis, ...]:
+    """What the rules that watch a training find in its log."""
+    watch = Watch(Facts.of(settings))
+    for row in sorted([*steps.values(), *measured.values()], key=lambda row: row["step"]):
+        with contextlib.suppress(TypeError, ValueError, ArithmeticError):  # a stranger's line
+            watch.see(row)
+    return tuple(watch.found.values())
+
+
+def _state(
+    kind: str,
+    manifest: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    steps: Mapping[int, Any],
+    evaluations: Mapping[str, Evaluation],
+) -> list[str]:
+    """How far it came, where that is not the end."""
+    if kind == SCRIPT:
+        return [
+            "This folder was written by a trainer script and not by abacist train: it holds the "
+            "trainer's log, and no verdict."
+        ]
+    if manifest.get("finished"):
+        return [] if AFTER in evaluations else ["No problems were held out: there is no verdict."]
+    if not steps:
+        return ["No step has been logged yet."]
+    wanted = settings.get("max_steps")
+    of = f" of {wanted:g}" if isinstance(wanted, int | float) and wanted > 0 else ""
+    return [
+        f"The training is at step {max(steps)}{of} and has not come to its end, so there is no "
+        "verdict yet."
+    ]
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -1,0 +1,57 @@
+"""From the folders of runs to the file of their report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from abacist.errors import UsageError
+from abacist.proof.comparison.compare import Comparison
+from abacist.records.rundir import write_aside
+from abacist.view.report.explorer import REPLIES_IN_PAGE
+from abacist.view.report.page import PAGE_NAME, comparison_page, page
+from abacist.view.report.reading import read
+from abacist.view.sheet import Block
+
+
+def default_path(paths: Sequence[Path]) -> Path:
+    """Where the report of these runs goes: into the run, or beside the user for several."""
+    return paths[0] / PAGE_NAME if len(paths) == 1 else Path(PAGE_NAME)
+
+
+def write_report(
+    paths: Sequence[Path], target: Path, *, replies: int = REPLIES_IN_PAGE
+) -> dict[str, Any]:
+    """Read the runs and write their page to ``target``, whole or not at all.
+
+    Returns the remarks on what is missing or damaged, and the size in bytes. Raises RunError for a
+    folder that holds no run, UsageError where ``target`` is a folder or a file that is no page.
+    """
+    _refuse_other_files(target)
+    readings = [read(path) for path in paths]
+    text = page(readings, replies=replies).encode("utf-8", "backslashreplace")
+    write_aside(target, text)
+    remarks = [line for reading in readings for line in reading.remarks]
+    return {"remarks": remarks, "bytes": len(text)}
+
+
+def write_comparison(
+    target: Path,
+    blocks: Sequence[Block],
+    names: tuple[str, str],
+    comparison: Comparison | None = None,
+) -> None:
+    """Write what a comparison says to ``target``, whole or not at all; UsageError as above."""
+    _refuse_other_files(target)
+    text = comparison_page(blocks, names, comparison)
+    write_aside(target, text.encode("utf-8", "backslashreplace"))
+
+
+def _refuse_other_files(target: Path) -> None:
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder", f"Name a file: {target / PAGE_NAME}")
+    if target.exists() and target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(
+            f"{target} exists and is no HTML file: it is left alone", "Name a file that ends .html."
+        )

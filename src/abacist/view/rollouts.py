@@ -1,0 +1,134 @@
+"""One rollout for a person: what was asked, what was replied, and why it was judged so.
+
+Everything a model or a data set wrote passes :mod:`abacist.view.plaintext` here, so that it is
+shown and never obeyed, and is bounded before it is laid out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from rich.text import Text
+
+from abacist.proof.outcomes import Outcome, rollout_outcome
+from abacist.records.rollout import Rollout, StopReason
+from abacist.task.reply import TAGS, Defect, parse_reply
+from abacist.view.plaintext import cut_middle, excerpt, fold, visible
+
+#: Colours that also differ in brightness; the word stands beside them everywhere.
+STYLES: Mapping[Outcome, str] = {
+    Outcome.RIGHT: "bold green",
+    Outcome.UNFORMATTED: "bold yellow",
+    Outcome.TRUNCATED: "bold magenta",
+    Outcome.WRONG: "bold red",
+    Outcome.UNJUDGED: "bold",
+}
+TAG_STYLE = "cyan"
+MAX_ANSWER_CHARACTERS = 60
+_TAG = "|".join(map(re.escape, TAGS))
+# Said of the answer already, where there is one to say it of.
+_OF_ANSWER = (
+    Defect.NO_ANSWER, Defect.UNCLOSED_ANSWER, Defect.DISAGREEING_ANSWERS, Defect.EMPTY_ANSWER,
+)  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    """Foreign text as a short quotation within a sentence.
+
+    >>> quoted("12\\n boxes"), quoted("\\x1b[2J")
+    ('“12 boxes”', '“\\\\x1b[2J”')
+    """
+    return f"“{' '.join(visible(cut_middle(text, MAX_ANSWER_CHARACTERS)).split())}”"
+
+
+def question_of(rollout: Rollout) -> str:
+    """The last user turn of the prompt; "" if there is none."""
+    turns = [turn["content"] for turn in rollout.messages if turn.get("role") == "user"]
+    return str(turns[-1] or "") if turns else ""
+
+
+def verdict_on(rollout: Rollout, outcome: Outcome | None = None) -> str:
+    """Why the reply was judged so, in a sentence or two: what was read, and what is right."""
+    outcome = outcome or rollout_outcome(rollout)
+    gold = "" if rollout.gold is None else quoted(rollout.gold)
+    if rollout.read_answer is not None:
+        read = f"the answer block holds {quoted(rollout.read_answer)}"
+    else:
+        read = f"no answer is read ({_why_no_answer(rollout.completion)})"
+    if outcome is Outcome.RIGHT:
+        return f"Right: {read}, the gold is {gold}."
+    if outcome is Outcome.UNFORMATTED:
+        return (
+            f"Right in another format, not by our rule: the last number is the gold {gold}, {read}."
+        )
+    if outcome is Outcome.TRUNCATED:
+        tail = f"; the gold is {gold}" if gold else ""
+        return f"Cut off after {rollout.completion_tokens:,} tokens, its budget: {read}{tail}."
+    if outcome is Outcome.UNJUDGED:
+        return f"Not judged, there is no gold: {read}."
+    return f"Wrong: {read}, the gold is {gold}."
+
+
+def _why_no_answer(completion: str) -> str:
+    defects = parse_reply(completion).defects
+    why = next((defect for defect in _OF_ANSWER if defect in defects), None)
+    if why is None:
+        return "there is no one closed answer block"
+    return f"{why.sentence[0].lower()}{why.sentence[1:-1]}"
+
+
+def layout_words(completion: str) -> str:
+    """What is wrong with the layout of a reply, a sentence for each defect."""
+    defects = parse_reply(completion).defects
+    if not defects:
+        return "Layout: strict."
+    return "Layout: " + " ".join(defect.sentence for defect in defects)
+
+
+def reward_words(rollout: Rollout) -> str:
+    """``"reward 2.50: correctness 2.00, integer 0.50 | advantage +0.71"``."""
+    each = ", ".join(f"{visible(name)} {amount(paid)}" for name, paid in rollout.rewards.items())
+    words = f"reward {amount(rollout.reward)}" + (f": {each}" if each else "")
+    if rollout.advantage is not None:
+        words += f" | advantage {rollout.advantage:+.2f}"
+    return words
+
+
+def amount(paid: float | None) -> str:
+    """A reward as a number of two digits, ``"n/a"`` where it did not apply."""
+    return "n/a" if paid is None else f"{paid:.2f}"
+
+
+def ending_words(rollout: Rollout) -> str:
+    """``"46 tokens, stopped by itself"``."""
+    ends = {
+        StopReason.STOPPED: "stopped by itself",
+        StopReason.LENGTH: "cut off",
+        StopReason.EMPTY: "empty",
+    }
+    return f"{rollout.completion_tokens:,} tokens, {ends[rollout.stop_reason]}"
+
+
+def tagged(lines: Sequence[str], style: str = "") -> Text:
+    """Lines that are harmless already as one text, the four tags of the reply format coloured."""
+    text = Text("\n".join(lines), style=style)
+    text.highlight_regex(_TAG, TAG_STYLE)
+    return text
+
+
+def reply_lines(rollout: Rollout, width: int, *, lines: int, characters: int) -> list[str]:
+    """The completion as at most so many harmless lines of ``width`` columns."""
+    found = excerpt(rollout.completion, width, characters=characters, lines=lines)
+    return found if rollout.completion.strip() else ["(nothing)"]
+
+
+def question_lines(rollout: Rollout, width: int, *, lines: int, characters: int) -> list[str]:
+    """The end of the question, where what is asked stands, as at most so many harmless lines."""
+    text = question_of(rollout).strip()
+    tail = text[-characters:]
+    folded = fold(visible(tail), width - 2)
+    if len(folded) > lines or len(tail) < len(text):
+        folded = folded[-lines:]
+        folded[0] = f"… {folded[0]}"
+    return folded

@@ -1,0 +1,444 @@
+"""The report: whatever is left of a run has its page, and what the page says is true."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abacist.errors import RunError, UsageError
+from abacist.proof.comparison.compare import compare
+from abacist.records.rollout import read_rollout_table, write_rollouts
+from abacist.view.report.attribution import attribute
+from abacist.view.report.explorer import FIELDS, answer_span, collect, suspicion_of
+from abacist.view.report.page import page
+from abacist.view.report.reading import EVALUATION, RUN, SCRIPT, read
+from abacist.view.report.serving import server
+from abacist.view.report.writing import default_path, write_comparison, write_report
+from evaluated import GOOD, WORKLESS, WRONG
+from made_runs import HOSTILE, made_evaluations, made_run, rollout
+
+VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "image"}
+
+
+class Outline(HTMLParser):
+    """The elements of a page: whether they close in order, and what text stands in them."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.names: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+
+def outline(html: str) -> Outline:
+    found = Outline()
+    found.feed(html)
+    assert not found.open
+    return found
+
+
+def data_of(html: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def rows_of(html: str) -> list[dict]:
+    data = data_of(html)
+    return [dict(zip(data["fields"], row, strict=True)) for row in data["rows"]]
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a whole run."""
+    return page([read(made_run(tmp_path_factory.mktemp("whole") / "run"))])
+
+
+def test_the_page_of_a_whole_run_holds_verdict_curves_replies_and_setup(html: str) -> None:
+    found = outline(html)
+    text = " ".join(found.text)
+    assert "All 72 replies are here." in text
+    assert "Learned: 25.0 % → 50.0 % correct on 20 problems" in text or "No proven change" in text
+    for heading in ("What moved in training", "Where the time went", "Health", "Replies",
+                    "How it was made", "How to read this"):  # fmt: skip
+        assert heading in text
+    assert "abacist train --config" in text
+    assert len(rows_of(html)) == 4 * 2 * 4 + 2 * 20
+    assert html.count("<svg") >= 8
+
+
+def test_the_policy_lets_run_only_the_pages_own_script_and_style(html: str) -> None:
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for name, kind in (("script", "<script>"), ("style", "<style>")):
+        content = re.search(rf"{kind}(.*?)</{name}>", html, re.DOTALL)[1]
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in policy
+    found = outline(html)
+    assert not [name for name, _ in found.attributes if name == "style" or name.startswith("on")]
+    fetched = [value for name, value in found.attributes if name in ("src", "href", "xlink:href")]
+    assert all(value.startswith(("#", "data:image/png")) for value in fetched)
+
+
+def test_ids_are_unique(html: str) -> None:
+    found = outline(html)
+    ids = [value for name, value in found.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_hostile_replies_are_text_and_add_no_element(tmp_path: Path, html: str) -> None:
+    tame = outline(html).names
+    html = page([read(made_run(tmp_path / "wild", texts=HOSTILE, steps=16))])
+    found = outline(html)
+    assert found.names <= tame
+    shown = {row["text"] for row in rows_of(html)}
+    for text in HOSTILE:
+        if len(text) < 10_000 and "\ud800" not in text:
+            assert text in shown, text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]", html)
+
+
+@pytest.mark.parametrize("name", ["<b>a&b", "$x_1$ und Äpfel"])
+def test_the_name_of_a_folder_is_text(tmp_path: Path, name: str) -> None:
+    html = page([read(made_run(tmp_path / name, steps=2))])
+    assert name in " ".join(outline(html).text)
+
+
+def test_a_killed_run_says_where_it_is_and_has_no_verdict(tmp_path: Path) -> None:
+    reading = read(made_run(tmp_path / "run", finished=False))
+    assert any("at step 4 of 4" in line for line in reading.remarks)
+    assert "no verdict yet" in " ".join(outline(page([reading])).text)
+
+
+def test_a_run_without_a_step_opens(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run", steps=1, finished=False)
+    (path / "metrics.jsonl").unlink()
+    shutil.rmtree(path / "rollouts")
+    text = " ".join(outline(page([read(path)])).text)
+    assert "No step has been logged yet." in text
+
+
+def test_a_run_of_one_step_has_its_curves(tmp_path: Path) -> None:
+    reading = read(made_run(tmp_path / "run", steps=1, finished=False))
+    assert "What moved in training" in page([reading])
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run")
+    (path / "rollouts/step-000002.parquet").write_bytes(b"PAR1 no more")
+    (path / "evals/after/evaluation.json").write_text("{", encoding="utf-8")
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 5, "lo')
+    reading = read(path)
+    said = " ".join(reading.remarks)
+    for what in ("step-000002.parquet", "'after'", "metrics.jsonl"):
+        assert what in said
+    assert {row["step"] for row in rows_of(page([reading])) if row["source"]} == {1, 3, 4}
+
+
+def test_a_manifest_or_config_that_cannot_be_read_is_a_remark(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run")
+    (path / "manifest.json").write_text("[]", encoding="utf-8")
+    (path / "config.yaml").write_text("{unclosed", encoding="utf-8")
+    reading = read(path)
+    assert reading.kind == RUN and len(reading.remarks) >= 2
+    outline(page([reading]))
+
+
+def test_the_folder_of_somebodys_own_script_is_read_by_its_trainer_state(tmp_path: Path) -> None:
+    for name, steps in (("checkpoint-2", 2), ("checkpoint-10", 10)):
+        folder = tmp_path / "out" / name
+        folder.mkdir(parents=True)
+        log = [{"step": step, "loss": 0.5, "reward": step / 10} for step in range(1, steps + 1)]
+        (folder / "trainer_state.json").write_text(
+            json.dumps({"log_history": log}), encoding="utf-8"
+        )
+    reading = read(tmp_path / "out")
+    assert reading.kind == SCRIPT and reading.last_step == 10
+    assert "trainer script" in " ".join(outline(page([reading])).text)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", '{"log_history": 3}', "", '{"log_history": [1]}']
+)
+def test_a_strange_trainer_state_is_no_run(tmp_path: Path, content: str) -> None:
+    (tmp_path / "trainer_state.json").write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match="holds no run"):
+        read(tmp_path)
+
+
+def test_no_folder_and_an_empty_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run"):
+        read(tmp_path / "none")
+    with pytest.raises(RunError, match="holds no run"):
+        read(tmp_path)
+
+
+def test_an_evaluation_has_its_page(tmp_path: Path) -> None:
+    made_evaluations()[0].save(tmp_path / "ev")
+    reading = read(tmp_path / "ev")
+    assert reading.kind == EVALUATION
+    html = page([reading])
+    assert "By the number of steps a problem takes" in html
+    assert data_of(html)["sources"] == ["greedy"]
+
+
+def test_several_runs_lie_over_one_another_and_are_compared(tmp_path: Path) -> None:
+    readings = [
+        read(made_run(tmp_path / name, seed=seed, steps=2)) for seed, name in enumerate("abc")
+    ]
+    html = page(readings)
+    text = " ".join(outline(html).text)
+    assert "One against the other" in text and "against a" in text
+    assert data_of(html)["runs"] == ["a", "b", "c"]
+
+
+def test_runs_on_other_problems_are_not_compared_and_the_page_says_so(tmp_path: Path) -> None:
+    one, other = made_run(tmp_path / "one"), made_run(tmp_path / "other")
+    before, after = (side.without({"p001"}) for side in made_evaluations())
+    before.save(other / "evals/before")
+    after.save(other / "evals/after")
+    assert "is not compared with" in page([read(one), read(other)])
+
+
+def test_a_resumed_runs_step_counts_once_and_the_later_line_wins(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run")
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 4, "loss": 0.1, "reward": 3.5}) + "\n")
+    reading = read(path)
+    assert len(reading.steps) == 4 and reading.metric("reward")[-1] == (4, 3.5)
+
+
+def test_strange_metric_values_are_left_out(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run")
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        for value in ("null", '"text"', "true", "[1]", "NaN", "1e999"):
+            file.write(f'{{"step": 9, "loss": 1, "reward": {value}, "entropy": {value}}}\n')
+        file.write('{"step": "ten", "loss": 1}\n{"step": -3, "loss": 1}\n')
+    reading = read(path)
+    assert 9 not in dict(reading.metric("reward"))
+    outline(page([reading]))
+
+
+# What earned the advantage.
+
+
+def table_of(tmp_path: Path, groups: list[list[tuple[float, float, float]]]):
+    """Rollouts of one step: (first reward, second reward, advantage) of each reply."""
+    import dataclasses
+
+    rows = []
+    for number, members in enumerate(groups):
+        for member, (first, second, advantage) in enumerate(members):
+            base = rollout("run", 1, number, member, GOOD)
+            rewards = {"first": first, "second": second}
+            rows.append(dataclasses.replace(base, rewards=rewards, advantage=advantage))
+    write_rollouts(tmp_path / "r.parquet", rows)
+    return read_rollout_table(tmp_path / "r.parquet")
+
+
+def test_a_reward_that_alone_differs_earns_the_whole_advantage(tmp_path: Path) -> None:
+    table = table_of(tmp_path, [[(2.0, 0.5, 1.0), (0.0, 0.5, -1.0)]])
+    found = attribute(table)
+    assert found.shares["first"] == pytest.approx([1.0])
+    assert found.shares["second"] == pytest.approx([0.0])
+
+
+def test_a_reward_that_pays_the_worse_replies_has_a_share_below_0(tmp_path: Path) -> None:
+    table = table_of(tmp_path, [[(2.0, 0.0, 1.0), (0.0, 0.5, -1.0)]])
+    assert attribute(table).shares["second"][0] < 0
+
+
+def test_weights_count(tmp_path: Path) -> None:
+    table = table_of(tmp_path, [[(1.0, 0.0, 1.0), (0.0, 0.0, -1.0), (0.0, 1.0, 0.0)]])
+    assert attribute(table, [1.0, 0.0]).shares["second"] == pytest.approx([0.0])
+
+
+def test_a_step_without_differences_has_no_shares(tmp_path: Path) -> None:
+    table = table_of(tmp_path, [[(1.0, 1.0, 0.0), (1.0, 1.0, 0.0)]])
+    found = attribute(table)
+    assert found.shares["first"] == [None] and found.length == [None]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(-3, 3)), min_size=2, max_size=4
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_the_shares_of_a_step_add_up_to_one(tmp_path_factory, groups) -> None:
+    found = attribute(table_of(tmp_path_factory.mktemp("table"), groups))
+    total = [shares[0] for shares in found.shares.values()]
+    if None not in total:
+        assert sum(total) == pytest.approx(1.0, abs=1e-6)
+    assert found.length[0] is None or -1e-9 <= found.length[0] <= 1 + 1e-9
+
+
+# What the page holds of the replies.
+
+
+def test_whole_groups_are_kept_and_rare_outcomes_are_among_them(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run", steps=60, groups=5, texts=(WRONG,), finished=False)
+    odd = [rollout("run", 37, 5, member, GOOD) for member in range(4)]
+    write_rollouts(path / "rollouts/step-000037-part2.parquet", odd)
+    found = collect([read(path)], limit=100)
+    assert found.total == 60 * 5 * 4 + 4 and found.kept <= 100
+    rows = [dict(zip(FIELDS, row, strict=True)) for row in found.rows]
+    assert [row["step"] for row in rows if row["outcome"] == 0] == [37] * 4
+    sizes: dict[tuple[int, int], int] = {}
+    for row in rows:
+        sizes[row["step"], row["group"]] = sizes.get((row["step"], row["group"]), 0) + 1
+    assert set(sizes.values()) == {4}
+    assert max(row["step"] for row in rows) > 50 and min(row["step"] for row in rows) < 10
+
+
+def test_the_page_says_that_replies_were_left_out_and_where_they_are(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run", steps=30, finished=False)
+    assert "of 240 replies are here" in page([read(path)], replies=40)
+
+
+def test_changed_problems_are_kept_first_and_marked(tmp_path: Path) -> None:
+    rows = [
+        dict(zip(FIELDS, row, strict=True))
+        for row in collect([read(made_run(tmp_path / "run"))], limit=60).rows
+    ]
+    changed = [row for row in rows if row["change"] is not None]
+    assert {row["change"] for row in changed} == {0, 1} and len(changed) == 14
+
+
+@pytest.mark.parametrize(
+    ("text", "read_there"),
+    [
+        (GOOD, "7"),
+        ("😀" + GOOD, "7"),
+        ("<reasoning>No <answer>3</answer>.</reasoning><answer> 12 </answer>", "12"),
+        ("<answer>3</answer><answer>4</answer>", ""),
+        ("plain 7", ""),
+    ],
+)
+def test_the_characters_from_which_the_answer_was_read_are_marked(text: str, read_there) -> None:
+    start, end = answer_span(text)
+    units = text.encode("utf-16-le")
+    assert units[2 * start : 2 * end].decode("utf-16-le") == read_there
+
+
+@given(st.text(alphabet="<>/answerig 7\n😀", max_size=120))
+def test_no_text_breaks_the_mark(text: str) -> None:
+    start, end = answer_span(text)
+    assert 0 <= start <= end <= len(text.encode("utf-16-le")) // 2
+
+
+def test_what_is_suspicious_is_named() -> None:
+    def reply(text: str, reward: float) -> dict:
+        row = rollout("run", 1, 0, 0, text)
+        return {"completion": text, "is_correct": row.is_correct, "reward": reward}
+
+    assert suspicion_of(reply(GOOD, 2.5), [2.5]) is None
+    assert suspicion_of(reply(WORKLESS, 2.5), []) == 0
+    assert suspicion_of(reply(WRONG, 3.0), [2.5]) == 1
+    assert suspicion_of(reply(WORKLESS.replace("7", "9"), 0.5), [2.5]) == 2
+    assert suspicion_of(reply(WRONG, 0.5), [2.5]) is None
+
+
+# Files and addresses.
+
+
+def test_a_report_goes_into_its_run_and_replaces_only_a_page(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run")
+    target = default_path([path])
+    assert target == path / "report.html"
+    told = write_report([path], target)
+    assert target.stat().st_size == told["bytes"]
+    write_report([path], target)
+    with pytest.raises(UsageError, match="is a folder"):
+        write_report([path], path)
+    with pytest.raises(UsageError, match="left alone"):
+        write_report([path], path / "config.yaml")
+    assert read(path).settings["model_name_or_path"] == "tiny"
+
+
+def test_a_comparison_has_its_page(tmp_path: Path) -> None:
+    found = compare(*made_evaluations())
+    write_comparison(tmp_path / "c.html", ["B is <better>."], ("a", "b"), found)
+    html = (tmp_path / "c.html").read_text(encoding="utf-8")
+    outline(html)
+    assert "B is &lt;better&gt;." in html and data_of(html)["sources"] == ["A", "B"]
+
+
+@pytest.fixture
+def address(tmp_path: Path):
+    path = made_run(tmp_path / "run", finished=False)
+    with server([path], port=0, replies=100) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}", path
+        web.shutdown()
+
+
+def test_a_served_page_follows_the_run(address) -> None:
+    url, path = address
+    first = urllib.request.urlopen(url + "/").read().decode()
+    assert "at step 4 of 4" in first
+    with (path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 5, "loss": 0.1, "reward": 3.5}) + "\n")
+    assert "at step 5 of 4" in urllib.request.urlopen(url + "/").read().decode()
+
+
+def test_the_server_has_one_page_and_answers_only_to_this_machines_names(address) -> None:
+    url, path = address
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(url + "/../../etc/passwd")
+    stranger = urllib.request.Request(url + "/", headers={"Host": "evil.example:80"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(stranger)
+    shutil.rmtree(path)
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(url + "/")
+
+
+def test_a_port_that_is_taken_is_a_message(address) -> None:
+    url, path = address
+    with pytest.raises(UsageError, match="cannot be used"):
+        server([path], port=int(url.rsplit(":", 1)[1]), replies=100)
+    with pytest.raises(UsageError, match="cannot be used"):
+        server([path], port=99_999, replies=100)
+
+
+def test_token_ids_are_not_read(tmp_path: Path) -> None:
+    reading = read(made_run(tmp_path / "run"))
+    assert "completion_ids" not in reading.rollouts.column_names
+    kept = pq.read_schema(reading.path / "rollouts/step-000001.parquet")
+    assert "completion_ids" in kept.names
