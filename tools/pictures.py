@@ -2,14 +2,15 @@
 
     make pictures RUN=runs/tiny-001        # or: python tools/pictures.py RUN docs
 
-``first-run.png`` shows how the run went and what its verdict is. ``report.png`` and
-``replies.png`` are the page of ``abacist report``, as Chromium shows it; without Chromium or
-Playwright they are left as they are.
+``first-run.png`` shows how the run went and what its verdict is. ``report.png`` and ``replies.png``
+are the page of ``abacist report``, and ``terminal.png`` is the terminal in the middle of the run,
+as Chromium shows them; without Chromium or Playwright they are left as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import tempfile
@@ -18,8 +19,14 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.console import Console, RenderableType
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
 
 from abacist.proof.evaluation import Evaluation
+from abacist.records.rollout import read_rollouts
+from abacist.records.rundir import RunDir, read_json_lines
+from abacist.view.live import Live
 from abacist.view.report.writing import write_report
 
 # Okabe and Ito's colours, which colour-blind eyes tell apart.
@@ -68,15 +75,61 @@ def draw_first_run(run: Path, picture: Path) -> None:
     figure.savefig(picture, metadata={"Software": None})
 
 
+class Recorded:
+    """A screen of a terminal that keeps what was drawn last."""
+
+    draws, redraw_seconds, size, ascii_only = True, 0.0, (92, 38), False
+    panel: RenderableType = ""
+
+    def print(self, text: Text) -> None:
+        """Lines above the panel are not in the picture."""
+
+    def draw(self, panel: RenderableType) -> None:
+        self.panel = panel
+
+    def close(self) -> None:
+        """What was drawn last stays."""
+
+
+def terminal_html(run: Path, step: int) -> str:
+    """The live view of a run as it was while the step after ``step`` was in work, as HTML."""
+    screen, clock = Recorded(), [0.0]
+    live = Live(screen=screen, clock=lambda: clock[0])
+    folder = RunDir(run)
+    seconds = {row["step"]: row for row in read_json_lines(folder.timings_path)[0]}
+    max_steps = folder.read_settings()["max_steps"]
+    for row in read_json_lines(folder.metrics_path)[0]:
+        if row["step"] > step:
+            break
+        clock[0] += seconds.get(row["step"], {}).get("step_time", 0.0) * ("loss" in row)
+        live.step({**row, **seconds.get(row["step"], {}), "max_steps": max_steps})
+    live.replies(step, read_rollouts(folder.rollouts_dir / f"step-{step:06d}.parquet"))
+    live.within_step(step + 1, "rollouts", 0, 64, "0 of 64 replies")
+    clock[0] += 1.5
+    live.within_step(step + 1, "rollouts", 40, 64, "40 of 64 replies, token 31 of at most 96")
+    console = Console(
+        file=io.StringIO(), record=True, width=screen.size[0], force_terminal=True,
+        color_system="truecolor",
+    )  # fmt: skip
+    console.print(screen.panel)
+    style = "padding:1rem 1.2rem;margin:0;display:inline-block;font:14px/1.35 'DejaVu Sans Mono'"
+    body = f'<pre style="{style};background:#16181c;color:#e6e6e6">{{code}}</pre>'
+    return console.export_html(
+        theme=MONOKAI,
+        inline_styles=True,
+        code_format=f'<body style="margin:0;background:#16181c">{body}</body>',
+    )
+
+
 def take_screenshots(run: Path, folder: Path) -> list[Path]:
-    """The report as a browser shows it: its first screen, and a group of replies."""
+    """The report and the terminal as a browser shows them."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
-        print("no Chromium here: report.png and replies.png are left as they are")
+        print("no Chromium here: the pictures of pages are left as they are")
         return []
     from playwright.sync_api import sync_playwright
 
-    first, replies = folder / "report.png", folder / "replies.png"
+    first, replies, terminal = (folder / f"{n}.png" for n in ("report", "replies", "terminal"))
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         page_path = Path(place) / "report.html"
         write_report([run], page_path)
@@ -89,8 +142,11 @@ def take_screenshots(run: Path, folder: Path) -> list[Path]:
         page.locator("#replies h2").scroll_into_view_if_needed()
         page.evaluate("document.getElementById('replies').scrollIntoView()")
         page.screenshot(path=replies)
+        page.set_viewport_size({"width": 860, "height": 700})
+        page.set_content(terminal_html(run, step=12))
+        page.locator("pre").screenshot(path=terminal)
         browser.close()
-    return [first, replies]
+    return [first, replies, terminal]
 
 
 def draw_rewards(axes: Any, run: Path) -> None:
