@@ -51,7 +51,7 @@ HOSTILE = (
     "{{ 7 * 7 }}", "{% raw %}", "{# comment #}", "${7*7}", "#{7*7}", "<%= 7 * 7 %>",
     "\x1b[2J\x1b[31mred", "\x1b]8;;http://localhost:9\x07link\x1b]8;;\x07", "\x07\x08\x7f",
     "a\x00b", "\ud800 half \udfff", "\u202eright to left\u202c", "\u2066isolated\u2069",
-    "\u200b\u200d\ufeff", "line\u2028separator\u2029", "\r\rreturn",
+    "\u061c\u180e", "\u200b\u200d\ufeff", "line\u2028separator\u2029", "\r\rreturn",
     "=cmd|' /C calc'!A0", "@SUM(1+1)", "+1+1", "-1+1",
     "[link](javascript:window.harmed=1)", "![image](http://localhost:9/x.png)", "`code` **bold**",
     "$\\frac{1}{2}$ $$x$$", "\\u003cscript\\u003e", "😀" * 50, "Z̤͔a̘l̡g̢o̧" * 20, "é́" * 30,

@@ -107,11 +107,11 @@ def test_the_address_brings_back_filters_and_reply(show, report: Path) -> None:
     assert count_of(again) == count_of(page)
 
 
-@pytest.mark.parametrize("at", ["#replies?reply=9.x.1", "#replies?outcome=99&step=x", "#nowhere",
+@pytest.mark.parametrize("at", ["#replies?reply=9.x.1", "#replies?outcome=99&source=2", "#nowhere",
                                 "#replies?text=%3Cscript%3E"])  # fmt: skip
 def test_a_strange_address_does_no_harm(show, report: Path, at: str) -> None:
     page = show(report, at=at)
-    assert page.locator("#count").inner_text()
+    assert count_of(page) > 0 or "text=" in at or "step=" in at
 
 
 def test_the_answer_is_marked_where_it_was_read(show, report: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -82,15 +83,14 @@ def test_bad_input_is_one_message_and_writes_nothing(
 def test_a_served_report_ends_with_ctrl_c(tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", finished=False)
     served = subprocess.Popen(
-        [sys.executable, "-m", "abacist", "report", str(run), "--serve", "--port", "18431"],
+        [sys.executable, "-m", "abacist", "report", str(run), "--serve", "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert served.stdout is not None
-    line = served.stdout.readline()
-    assert "http://localhost:18431/" in line
-    assert b"Abacist report" in urllib.request.urlopen("http://localhost:18431/").read()
+    (address,) = re.findall(r"http://localhost:\d+/", served.stdout.readline())
+    assert b"Abacist report" in urllib.request.urlopen(address).read()
     served.send_signal(signal.SIGINT)
     assert served.wait(timeout=60) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from abacist.cli.flags import (
     not_negative,
     positive,
 )
-from abacist.errors import UsageError
+from abacist.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from abacist.proof.evaluation import Evaluation
@@ -67,7 +68,10 @@ def _write(folder: Path, greedy: Evaluation, sampled: Evaluation | None) -> None
     text = evaluation_markdown(greedy, sampled)
     write_aside(folder / "evaluation.md", text.encode("utf-8", "backslashreplace"))
     save_difficulty_chart(folder / PLOT_NAME, greedy, sampled)
-    write_report([folder], folder / PAGE_NAME)
+    try:
+        write_report([folder], folder / PAGE_NAME)
+    except Exception as error:  # the figures are kept without it
+        print(f"The page was not written: {first_line(error)}", file=sys.stderr)
 
 
 def _parser() -> Parser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from abacist.cli import console
-from abacist.cli.flags import Parser, positive
+from abacist.cli.flags import Parser, count, positive
 from abacist.errors import UsageError
 
 DEFAULT_PORT = 8431
@@ -54,7 +54,7 @@ def _parser() -> Parser:
     parser = Parser(
         "report",
         "Writes one HTML page: the verdict, learning curves, who earned the advantage, health, and "
-        "every reply with its rewards, to filter and to read group by group. It needs no network "
+        "replies with their rewards, to filter and to read group by group. It needs no network "
         "and no script but its own. Several runs lie over one another.",
         "examples:\n"
         "  abacist report runs/tiny-001\n"
@@ -65,12 +65,12 @@ def _parser() -> Parser:
     add("runs", metavar="RUN", nargs="+", help="a run, a trainer's output folder, or an evaluation")
     add("-o", "--output", type=Path, metavar="FILE", help="where to write it (report.html in the "
         "run; of several runs in the working directory)")  # fmt: skip
-    add("--replies", type=positive, default=5000, metavar="N", help="replies in the page at most "
-        "(5000); the rest stays in the run's Parquet files")  # fmt: skip
+    add("--replies", type=positive, default=5000, metavar="N", help="replies in the page, about, "
+        "whole groups (5000); the rest stays in the run's Parquet files")  # fmt: skip
     add("--serve", action="store_true", help="show it at http://localhost and follow the run; "
         "Ctrl-C ends")  # fmt: skip
-    add("--port", type=positive, default=DEFAULT_PORT, metavar="N", help=f"for --serve "
-        f"({DEFAULT_PORT})")  # fmt: skip
+    add("--port", type=count, default=DEFAULT_PORT, metavar="N", help=f"for --serve "
+        f"({DEFAULT_PORT}); 0: a free one")  # fmt: skip
     add("--trackio", metavar="PROJECT", help="log the replies to Trackio's project too, as traces")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     return parser

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from abacist.cli import console
 from abacist.cli.flags import render
-from abacist.errors import AbacistError, UsageError, first_line
+from abacist.errors import UsageError, first_line
 from abacist.learning.helptext import TRAIN_FLAGS, recipe_names
 
 if TYPE_CHECKING:
@@ -68,17 +68,17 @@ def run(argv: list[str]) -> int:
             result = train(config, watcher=watcher)
         if result.stopped:
             return say_stopped(str(result.path), result.stopped, request.as_json, stdout)
-        report = write_page(result.path)
         sampled = (result.sampled_before, result.sampled_after)
         compared = result.comparison
         if request.as_json:
             verdict = verdict_json(compared, *sampled) if compared else None
+            report = write_page(result.path)
             told = {"run": result.path, "verdict": verdict, "report": report}
             console.print_json(told, stdout)
         else:
             width = console.columns(stdout)
             print(verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT)
-            if report is not None:
+            if (report := write_page(result.path)) is not None:
                 print(f"\nLook at it in a browser: {report}")
                 print(
                     f"or read its replies here: {_program()} show {shlex.quote(str(result.path))}"
@@ -91,12 +91,12 @@ def run(argv: list[str]) -> int:
 
 def write_page(run: Path) -> Path | None:
     """The report of a run that has ended, written into it; None, with a line that says why, where
-    that fails: the run is whole without it."""
+    that fails, for whatever reason: the run and its verdict are whole without it."""
     from abacist.view.report.writing import default_path, write_report
 
     try:
         write_report([run], default_path([run]))
-    except (AbacistError, OSError) as error:
+    except Exception as error:
         print(f"The report was not written: {first_line(error)}", file=sys.stderr)
         return None
     return default_path([run])

@@ -159,28 +159,43 @@ def read_rollout_table(source: Path) -> pa.Table:
 def read_sound_rollouts(
     folder: Path, columns: Collection[str] | None = None
 ) -> tuple[pa.Table, dict[str, str]]:
-    """The rows of every sound file of a folder, and why each other one cannot be read, by name.
+    """The rows of every sound file of a folder, and why each other one cannot be used, by name.
 
-    For showing what is left of a run. ``columns`` names what is wanted beside the rewards; all,
-    if None.
+    For showing what is left of a run, or what somebody else wrote: types are those of
+    :func:`rollout_schema`, no required column holds null, rewards are numbers; other columns are
+    left out. ``columns`` names what is wanted beside the rewards; all, if None.
     """
     tables, damaged = [], {}
     for path in sorted(folder.glob("*.parquet")):
         try:
-            table = _read_file(path)
+            tables.append(_as_written_here(_read_file(path, columns), path))
         except RunError as error:
             damaged[path.name] = error.message
-            continue
-        if columns is not None:
-            kept = [n for n in table.column_names if n in columns or n.startswith(REWARD_PREFIX)]
-            table = table.select(kept)
-        tables.append(table)
     if not tables:
         return rollout_schema([]).empty_table(), damaged
+    return pa.concat_tables(tables, promote_options="default"), damaged
+
+
+def _as_written_here(table: pa.Table, path: Path) -> pa.Table:
+    """The table with the types of this version; RunError where its values are of no rollout."""
+    fields = [*_BEFORE_REWARDS, *_AFTER_REWARDS, _TRAINED]
+    fields += [
+        pa.field(column.name, pa.float64())
+        for column in table.schema
+        if column.name.startswith(REWARD_PREFIX)
+        and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
+    ]
+    known = [column for column in fields if column.name in table.column_names]
     try:
-        return pa.concat_tables(tables, promote_options="default"), damaged
-    except pa.ArrowException as error:
-        raise RunError(f"{folder}: its files do not fit together ({error}).") from error
+        found = table.select([column.name for column in known]).cast(
+            pa.schema([column.with_nullable(True) for column in known])
+        )
+    except (pa.ArrowException, ValueError) as error:
+        raise RunError(f"{path}: its columns are of other types ({error}).") from error
+    for column in known:
+        if not column.nullable and found[column.name].null_count:
+            raise RunError(f"{path}: its column {column.name} has rows without a value.")
+    return found
 
 
 def read_rollouts(source: Path) -> list[Rollout]:
@@ -199,14 +214,22 @@ def rollouts_in(table: pa.Table, source: Path) -> list[Rollout]:
         raise RunError(f"{source}: {error}.") from error
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path, columns: Collection[str] | None = None) -> pa.Table:
+    """One file's table; of many columns only those in ``columns``, rewards and what is checked."""
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read()
+            there = file.schema_arrow.names
+            wanted = [
+                name
+                for name in there
+                if columns is None or name in columns or name.startswith(REWARD_PREFIX)
+                or name == "schema_version"
+            ]  # fmt: skip
+            table = file.read(wanted)
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path}: not a readable rollout file ({error}).") from error
     base = [*_BEFORE_REWARDS, *_AFTER_REWARDS]
-    if missing := [column.name for column in base if column.name not in table.column_names]:
+    if missing := [column.name for column in base if column.name not in there]:
         raise RunError(f"{path}: not a rollout file, it has no column {', '.join(missing)}.")
     newest = max((v for v in table["schema_version"].to_pylist() if v is not None), default=1)
     if newest > SCHEMA_VERSION:

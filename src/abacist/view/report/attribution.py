@@ -7,10 +7,11 @@ its part in the squared difference is exact and the parts add up to one:
     share_k = Σ w_k (r_ik − mean_k) (R_i − mean) / Σ (R_i − mean)²
 
 summed over the replies i of a group and, with each group's sum scaled as its advantages were, over
-the groups of a step. A share below 0 means that the reward paid for the replies that the others
-held to be the worse ones. Beside them stands ``length``: the squared correlation of a reply's
-length with its advantage within its group, which shows whether training merely pays for short or
-long replies.
+the groups of a step. (Where TRL's ``normalize_then_sum`` divides each reward by its own deviation
+within the group, so do the differences here.) A share below 0 means that the reward paid for the
+replies that the others held to be the worse ones. Beside them stands ``length``: the squared
+correlation of a reply's length with its advantage within its group, which shows whether training
+merely pays for short or long replies.
 """
 
 from __future__ import annotations
@@ -35,31 +36,38 @@ class Attribution:
     length: Sequence[float | None]
 
 
-def attribute(rollouts: pa.Table, weights: Sequence[float] | None = None) -> Attribution:
+def attribute(
+    rollouts: pa.Table, weights: Sequence[float] | None = None, *, normalized: bool = False
+) -> Attribution | None:
     """The shares at each step of a table of training rollouts.
 
-    ``weights`` are the factors of the rewards in the order of their columns; all 1 if None or if
-    their number does not fit.
+    ``weights`` are the factors of the rewards in the order of their columns, all 1 if None;
+    ``normalized`` says that each reward was divided by its deviation within the group
+    (``normalize_then_sum``). None where these weights do not make up the rewards that were paid.
     """
     names = [name for name in rollouts.column_names if name.startswith(REWARD_PREFIX)]
     if not names or not rollouts.num_rows:
         return Attribution((), {}, ())
-    if weights is None or len(weights) != len(names):
-        weights = [1.0] * len(names)
+    weights = [1.0] * len(names) if weights is None else weights
+    if len(weights) != len(names):
+        return None
     # N replies, K rewards. A reward that did not apply counts as 0, as in TRL's sum.
     rewards_NK = np.nan_to_num(
-        np.column_stack([_floats(rollouts[name]) for name in names]) * np.asarray(weights)
+        np.column_stack([_floats(rollouts[name]) for name in names]) * np.asarray(weights, float)
     )
+    paid_N = _floats(rollouts["reward"])
+    known_N = np.isfinite(paid_N)
+    if not np.allclose(rewards_NK.sum(axis=1)[known_N], paid_N[known_N], rtol=1e-3, atol=1e-3):
+        return None
     advantages_N = np.nan_to_num(_floats(rollouts["advantage"]))
     lengths_N = _floats(rollouts["completion_tokens"])
-    step_N, group_N = (rollouts[name].to_numpy() for name in ("step", "group"))
-    order = np.lexsort((group_N, step_N))
-    begins = np.flatnonzero(
-        np.r_[True, (np.diff(step_N[order]) != 0) | (np.diff(group_N[order]) != 0)]
-    )
+    step_N = rollouts["step"].to_numpy()
     sums: dict[int, np.ndarray] = {}  # of each step: K parts, their total, length's covariance …
-    for rows in np.split(order, begins[1:]):
+    for rows in groups_of(rollouts):
         apart_NK = rewards_NK[rows] - rewards_NK[rows].mean(axis=0)
+        if normalized:
+            deviation_K = rewards_NK[rows].std(axis=0)
+            apart_NK = apart_NK * np.abs(weights) / np.where(deviation_K > 1e-9, deviation_K, 1.0)
         apart_N = apart_NK.sum(axis=1)
         total = float(apart_N @ apart_N)
         scale = float(advantages_N[rows] @ advantages_N[rows])
@@ -83,6 +91,21 @@ def attribute(rollouts: pa.Table, weights: Sequence[float] | None = None) -> Att
             shares[name].append(part / scale if scale > 0 else None)
         length.append(covariance**2 / (spread * squares) if spread * squares > 0 else None)
     return Attribution(steps, shares, length)
+
+
+def groups_of(rollouts: pa.Table) -> list[np.ndarray]:
+    """The rows of each group, in the order of steps, groups and members.
+
+    Where a step has several generations, early versions counted the groups of each from 0; so rows
+    of one number that are about different problems are different groups.
+    """
+    step_N, group_N, member_N = (rollouts[name].to_numpy() for name in ("step", "group", "member"))
+    problems = [one or "" for one in rollouts["problem_id"].to_pylist()]
+    problem_N = np.unique(problems, return_inverse=True)[1]
+    order = np.lexsort((member_N, problem_N, group_N, step_N))
+    keys = np.column_stack([step_N, group_N, problem_N])[order]
+    begins = np.flatnonzero(np.r_[True, (np.diff(keys, axis=0) != 0).any(axis=1)])
+    return np.split(order, begins[1:])
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray:

@@ -4,11 +4,14 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const field = Object.fromEntries(data.fields.map((name, place) => [name, place]));
+  const keys = new Set();
   const rows = data.rows.map((values, number) => {
     const row = { number };
     for (const name in field) row[name] = values[field[name]];
     row.key = [row.run, data.sources[row.source].replace(", ", "-"), row.step, row.group, row.member].join(".");
-    row.haystack = null;
+    while (keys.has(row.key)) row.key += "+"; // two generations of one step, in runs of early versions
+    keys.add(row.key);
+    row.lowered = null;
     return row;
   });
   const byKey = new Map(rows.map((row) => [row.key, row]));
@@ -18,8 +21,12 @@
   const list = $("list"), detail = $("detail"), form = $("filters"), count = $("count");
   const SHOWN_AT_ONCE = 60;
   // What acts instead of showing: control characters, and marks that turn the reading direction.
-  const ACTING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+  const ACTING = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
   const TAGS = /<\/?(?:reasoning|answer)>/g;
+  const NAMES = {
+    outcome: data.outcomes, source: data.sources, change: data.changes,
+    run: data.runs.map((name, at) => (data.runs.indexOf(name) === at ? name : name + " " + at)),
+  };
   let found = [], shown = 0, chosen = null, mode = "group";
 
   function collect(all, keyOf) {
@@ -107,7 +114,8 @@
     data.rewards.forEach((name, at) => {
       if (row.rewards[at] === null || row.rewards[at] === undefined) return;
       const line = table.insertRow();
-      const heading = element("th", "", name);
+      const heading = element("th");
+      appendVisible(heading, name);
       heading.scope = "row";
       line.append(heading);
       line.insertCell().textContent = number(row.rewards[at], 3);
@@ -160,21 +168,24 @@
 
   function filter() {
     const wanted = Object.fromEntries(new FormData(form));
+    // A name that this page does not have (an old address) asks for nothing.
+    const asked = (name) => (wanted[name] ? NAMES[name].indexOf(wanted[name]) : -1);
+    const [outcome, source, run, change] = ["outcome", "source", "run", "change"].map(asked);
     const steps = range(wanted.step), rewards = range(wanted.reward);
     const text = wanted.text.toLowerCase();
     found = rows.filter((row) => {
-      if (wanted.outcome !== "" && row.outcome !== Number(wanted.outcome)) return false;
-      if (wanted.source !== "" && row.source !== Number(wanted.source)) return false;
-      if (wanted.run !== "" && row.run !== Number(wanted.run)) return false;
-      if (wanted.difficulty !== "" && String(data.problems[row.problem].difficulty) !== wanted.difficulty) return false;
-      if (wanted.change !== "" && row.change !== Number(wanted.change)) return false;
+      if (outcome >= 0 && row.outcome !== outcome) return false;
+      if (source >= 0 && row.source !== source) return false;
+      if (run >= 0 && row.run !== run) return false;
+      if (wanted.difficulty && String(data.problems[row.problem].difficulty) !== wanted.difficulty) return false;
+      if (change >= 0 && row.change !== change) return false;
       if (row.step < steps[0] || row.step > steps[1]) return false;
       if (wanted.reward.trim() && !(row.reward >= rewards[0] && row.reward <= rewards[1])) return false;
       if (wanted.disagree && !row.disagree) return false;
       if (wanted.suspicion && row.suspicion === null) return false;
       if (!text) return true;
-      row.haystack ??= (row.text + "\n" + data.problems[row.problem].question).toLowerCase();
-      return row.haystack.includes(text);
+      row.lowered ??= (row.text + "\n" + data.problems[row.problem].question).toLowerCase();
+      return row.lowered.includes(text);
     });
     count.textContent = found.length.toLocaleString("en") + " of " + rows.length.toLocaleString("en") + " replies";
     list.replaceChildren();
@@ -231,7 +242,7 @@
     filter();
     const row = byKey.get(state.get("reply"));
     if (row) choose(row);
-    $("replies").scrollIntoView();
+    else show(found[0] ?? null);
     return true;
   }
 
@@ -249,10 +260,11 @@
     choose(found[at < 0 ? 0 : Math.min(Math.max(at + by, 0), found.length - 1)]);
   }
 
-  options("outcome", data.outcomes.map((name, at) => [at, name]).filter(([at]) => rows.some((row) => row.outcome === at)));
-  options("source", data.sources.map((name, at) => [at, name]));
-  options("run", data.runs.map((name, at) => [at, name]));
-  options("change", data.changes.map((name, at) => [at, name]));
+  const twice = (name) => [name, name];
+  options("outcome", data.outcomes.filter((name, at) => rows.some((row) => row.outcome === at)).map(twice));
+  options("source", data.sources.map(twice));
+  options("run", NAMES.run.map(twice));
+  options("change", data.changes.map(twice));
   form.querySelector(".change-filter").hidden = !rows.some((row) => row.change !== null);
   const difficulties = new Set(data.problems.map((one) => one.difficulty).filter((one) => one !== null));
   options("difficulty", [...difficulties].sort((one, other) => one - other).map((one) => [one, String(one)]));
@@ -300,7 +312,7 @@
     filter();
     // Begin with a late group whose replies differ: there is something to see.
     const differs = (group) => new Set(group.map((row) => row.outcome)).size > 1;
-    const lively = [...groups.values()].filter((group) => group.length > 1 && differs(group));
-    show((lively.pop() ?? rows)[0]);
+    const mixed = [...groups.values()].filter((group) => group.length > 1 && differs(group));
+    show((mixed.pop() ?? rows)[0]);
   }
 })();

@@ -27,6 +27,7 @@ from abacist.records.rollout import REWARD_PREFIX, Rollout
 from abacist.task.reply import ANSWER_CLOSE, ANSWER_OPEN, parse_reply
 from abacist.task.steps import shows_work
 from abacist.view.plaintext import cut_middle
+from abacist.view.report.attribution import groups_of
 from abacist.view.report.reading import Reading
 
 REPLIES_IN_PAGE = 5_000
@@ -108,7 +109,7 @@ class Explorer:
             }
             self.rewards += [name for name in paid if name not in self.rewards]
             text = cut_middle(one["completion"], MOST_CHARACTERS)
-            start, end = answer_span(text)
+            start, end = answer_span(text, one["read_answer"])
             gold = one["gold"]
             outcome = outcome_of(one["completion"], gold, one["is_correct"], one["stop_reason"])
             flexible = gold is not None and lm_eval_flexible(one["completion"], gold)
@@ -175,13 +176,7 @@ def _groups(table: pa.Table, limit: int) -> Iterator[list[dict[str, Any]]]:
     """Whole groups of a run's training replies, at most ``limit`` replies, in order of steps."""
     if not table.num_rows or limit <= 0:
         return
-    step_N, group_N = (table[name].to_numpy() for name in ("step", "group"))
-    member_N = table["member"].to_numpy()
-    order = np.lexsort((member_N, group_N, step_N))
-    begins = np.flatnonzero(
-        np.r_[True, (np.diff(step_N[order]) != 0) | (np.diff(group_N[order]) != 0)]
-    )
-    groups = np.split(order, begins[1:])
+    groups = groups_of(table)
     if table.num_rows > limit:
         groups = _chosen(table, groups, limit)
     # Taken at once: a table of many files is slow to look into again and again.
@@ -229,14 +224,16 @@ def question_of(messages: Iterable[Mapping[str, str]] | None) -> str:
     return (asked[-1] or "").strip() if asked else ""
 
 
-def answer_span(text: str) -> tuple[int, int]:
-    """Where in ``text`` the answer stands that our rule reads, in UTF-16 units; (0, 0) if nowhere.
+def answer_span(text: str, read: str | None) -> tuple[int, int]:
+    """Where in ``text`` the answer ``read`` by our rule stands, in UTF-16 units; else (0, 0).
 
-    >>> answer_span("<reasoning>\\n2\\n</reasoning>\\n<answer>\\n12\\n</answer>")
+    Nothing is marked in a text that was cut so that it reads otherwise.
+
+    >>> answer_span("<reasoning>\\n2\\n</reasoning>\\n<answer>\\n12\\n</answer>", "12")
     (37, 39)
     """
     answer = parse_reply(text).answer
-    if not answer:
+    if not answer or answer != read:
         return 0, 0
     for block in reversed(list(_ANSWER_BLOCK.finditer(text))):
         if block[1].strip() == answer:

@@ -25,9 +25,10 @@ from abacist.proof.statistics import Interval
 from abacist.task.rewards import built_in
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report.attribution import LENGTH, attribute
-from abacist.view.report.reading import Reading
+from abacist.view.report.reading import LARGEST_NUMBER, Reading
 from abacist.view.report.svg import INK, LINE, PAGE, Styles
 from abacist.view.sheet import Table
+from abacist.view.step import Step
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 5)))
@@ -239,11 +240,9 @@ def _accuracy(readings: Sequence[Reading], styles: Styles) -> Chart | None:
     curves = []
     for one in readings:
         own = f"{_short(one.name)}: " if len(readings) > 1 else ""
-        most = built_in("correctness")
-        mean = one.metric("rewards/correctness/mean")
-        if most is not None and mean:
-            shown = [(step, 100 * value / most.maximum) for step, value in mean]
-            curves.append(Curve(f"{own}sampled, in training", shown))
+        right = ((step, Step.read(row).right_fraction) for step, row in one.steps.items())
+        sampled = [(step, 100 * share) for step, share in right if share is not None]
+        curves.append(Curve(f"{own}sampled, in training", sampled))
         measured = [(step, 100 * value) for step, value in one.measurement("eval_accuracy")]
         curves.append(Curve(f"{own}greedy, on the selection problems", measured))
     return _lines("correct, %", curves, styles)
@@ -251,7 +250,12 @@ def _accuracy(readings: Sequence[Reading], styles: Styles) -> Chart | None:
 
 def _attribution(reading: Reading, styles: Styles) -> Chart | None:
     weights = reading.settings.get("reward_weights")
-    found = attribute(reading.rollouts, weights if isinstance(weights, list) else None)
+    if not isinstance(weights, list) or not all(isinstance(one, int | float) for one in weights):
+        weights = None
+    way = reading.settings.get("multi_objective_aggregation")
+    found = attribute(reading.rollouts, weights, normalized=way == "normalize_then_sum")
+    if found is None:  # somebody's own script, whose weights nobody wrote down
+        return None
     curves = [
         Curve(_short(name), [(step, 100 * value) for step, value in _known(found.steps, shares)])
         for name, shares in found.shares.items()
@@ -266,7 +270,7 @@ def _attribution(reading: Reading, styles: Styles) -> Chart | None:
             "The share of each reward in the differences between the replies of a group; those of "
             "a step add up to 100. Below 0, a reward paid for the replies that the others held to "
             "be worse. Apart from these, how much of the advantage the length of a reply explains "
-            "by itself."
+            "by itself. All replies count, also where only some of a group are trained on."
         ),
     )
     return chart
@@ -283,14 +287,14 @@ def _spread(reading: Reading, styles: Styles) -> Chart | None:
         return None
     reward_N = table["reward"].to_numpy(zero_copy_only=False).astype(float)
     step_N = table["step"].to_numpy()
-    known = np.isfinite(reward_N)
+    known = np.abs(reward_N) < LARGEST_NUMBER  # nan is not
     if not known.any():
         return None
     reward_N, step_N = reward_N[known], step_N[known]
     low, high = float(reward_N.min()), float(reward_N.max())
     edges = np.linspace(low, high if high > low else low + 1, 21)
     steps = np.unique(step_N)
-    if len(steps) > 300:  # neighbours share a column
+    if is_thinned := len(steps) > 300:  # neighbours share a column
         steps = steps[:: math.ceil(len(steps) / 300)]
     column = np.searchsorted(steps, step_N, side="right") - 1
     counts, *_ = np.histogram2d(reward_N, column, bins=[edges, np.arange(len(steps) + 1) - 0.5])
@@ -315,22 +319,18 @@ def _spread(reading: Reading, styles: Styles) -> Chart | None:
         rows.append((str(step), *(f"{value:.2f}" for value in of_step)))
     return Chart(
         "How rewards are spread, over time",
-        "Each column is a step: bright where many replies earned that much.",
+        f"Each column is {'some steps' if is_thinned else 'a step'}: bright where many replies "
+        "earned that much.",
         styles.add(figure, "Map of rewards by step"),
         Table(("step", "least", "quarter", "median", "three quarters", "most"), rows),
     )
 
 
 def _time(reading: Reading, styles: Styles) -> Chart | None:
-    whole = {s: row["step_time"] for s, row in reading.seconds.items() if "step_time" in row}
-    if not whole:
+    whole = reading.seconds_of("step_time")
+    if not sum(whole.values()):
         return None
-    rollout = {
-        s: row["rollout_time"] for s, row in reading.seconds.items() if "rollout_time" in row
-    }
-    measuring = {
-        s: row["eval_runtime"] for s, row in reading.seconds.items() if "eval_runtime" in row
-    }
+    rollout, measuring = reading.seconds_of("rollout_time"), reading.seconds_of("eval_runtime")
     parts: dict[str, Mapping[int, float]] = {}
     if rollout:
         parts["rollout"] = rollout
@@ -388,7 +388,7 @@ def _lines(
         axes.plot(
             [step for step, _ in curve.points], [value for _, value in curve.points],
             color=COLOURS[number % len(COLOURS)], linestyle=style, linewidth=1.6,
-            marker="o" if few else None, markersize=3.2, label=_short(curve.name),
+            marker="o" if few else None, markersize=3.2, label=_label(curve.name),
         )  # fmt: skip
     values = [value for _, curve in drawn for _, value in curve.points]
     if title.endswith("%") and min(values) >= 0 and max(values) <= 100:
@@ -404,7 +404,7 @@ def _lines(
         (str(step), *(f"{values[step]:.4g}" if step in values else "" for values in by_step))
         for step in _thinned(steps)
     ]
-    heading = ("step", *(curve.name for _, curve in drawn))
+    heading = ("step", *(_short(curve.name) for _, curve in drawn))
     return Chart(
         title[0].upper() + title[1:] if title[:2] != "KL" else title,
         caption, styles.add(figure, title), Table(heading, rows),
@@ -449,5 +449,11 @@ def _bounds(interval: Interval) -> str:
 
 
 def _short(name: str) -> str:
-    """A name that somebody gave, harmless and short. Dollar signs would begin TeX."""
-    return cut_middle(visible(name), 40).replace("\n", " ").replace("$", r"\$")
+    """A name that somebody gave, harmless and short."""
+    return cut_middle(visible(name), 40).replace("\n", " ")
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib shows it as it stands: dollars begin no TeX, ``_`` hides no line."""
+    shown = _short(name).replace("$", r"\$")
+    return f"\u200b{shown}" if shown.startswith("_") else shown

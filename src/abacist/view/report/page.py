@@ -14,8 +14,9 @@ import importlib.metadata
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from abacist.proof.comparison.sentence import (
     percent,
     points,
 )
+from abacist.records.provenance import names_a_secret
+from abacist.records.secrets import REDACTED, without_secrets
 from abacist.view import evaltext, verdict
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report import figures
@@ -74,6 +77,7 @@ def page(readings: Sequence[Reading], *, replies: int = REPLIES_IN_PAGE) -> str:
 
     ``replies`` is how many the page holds at most.
     """
+    readings = _with_names_apart(readings)
     styles = Styles()
     explorer = collect(readings, replies)
     runs = [_section(reading, number, styles) for number, reading in enumerate(readings)]
@@ -188,6 +192,15 @@ def _render(styles: Styles, explorer: Explorer, **given: Any) -> str:
     )
 
 
+def _with_names_apart(readings: Sequence[Reading]) -> list[Reading]:
+    """The readings, each under a name of its own: with its parent folders where two are alike."""
+    depth, names = 1, [one.name for one in readings]
+    while len(set(names)) < len(names) and depth < 20:
+        depth += 1
+        names = ["/".join(one.path.resolve().parts[-depth:]) for one in readings]
+    return [replace(one, label=name) for one, name in zip(readings, names, strict=True)]
+
+
 def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
     section = RunSection(f"run-{number + 1}", visible(reading.name))
     evaluations, comparison = reading.evaluations, reading.comparison
@@ -222,7 +235,7 @@ def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
 
 def _how_far(reading: Reading) -> str:
     of = f" of {reading.max_steps}" if reading.max_steps else ""
-    seconds = sum(row.get("step_time", 0.0) for row in reading.seconds.values())
+    seconds = sum(reading.seconds_of("step_time").values())
     took = f", {seconds / 3600:.1f} h of training" if seconds >= 3600 else (
         f", {seconds / 60:.0f} min of training" if seconds >= 60 else "")  # fmt: skip
     return f"{reading.last_step}{of} steps{took}; {reading.rollouts.num_rows:,} replies kept."
@@ -344,10 +357,13 @@ def _setup(reading: Reading) -> dict[str, Any]:
     argv = manifest.get("argv")
     command = ""
     if reading.settings:
-        command = f"abacist train --config {reading.path / 'config.yaml'}"
+        command = shlex.join(["abacist", "train", "--config", str(reading.path / "config.yaml")])
         if isinstance(argv, list):
-            command += f"\n# it was started as: abacist {' '.join(map(str, argv[1:]))}"
-    settings = [(str(key), _told(value)) for key, value in sorted(reading.settings.items())]
+            command += f"\n# it was started as: {shlex.join(['abacist', *map(str, argv[1:])])}"
+    settings = sorted(
+        (str(key), REDACTED if value and names_a_secret(str(key)) else _told(value))
+        for key, value in reading.settings.items()
+    )
     return {
         "name": visible(reading.name),
         "command": visible(cut_middle(command, 4_000)),
@@ -361,7 +377,7 @@ def _told(value: Any) -> str:
         return ", ".join(map(_told, value))
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    return visible(cut_middle(str(value), 600))
+    return visible(without_secrets(cut_middle(str(value), 600)))
 
 
 def _shown(chart: Chart) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from abacist.records.rundir import RunDir, read_json_lines
 
 RUN, SCRIPT, EVALUATION = "run", "script", "evaluation"
 BEFORE, AFTER = "before", "after"
+LARGEST_NUMBER = 1e100  # beyond, the sums and differences of a chart overflow
 # All that the page shows of a reply; token ids are most of a file's bytes, and are not shown.
 COLUMNS = frozenset(
     {
@@ -68,16 +69,15 @@ class Reading:
         }
     )  # fmt: skip
 
+    label: str = ""  # what to call it instead of :attr:`name`, where two are called alike
+
     @property
     def name(self) -> str:
         """What to call it: its folder, and the run that folder belongs to."""
+        if self.label:
+            return self.label
         path = self.path.resolve()
         return "/".join(path.parts[-2:]) if self.kind == EVALUATION else path.name
-
-    @property
-    def control(self) -> str:
-        """The placebo that it was trained on; ``"none"`` for real rewards."""
-        return str(self.settings.get("control", NO_CONTROL))
 
     @property
     def last_step(self) -> int:
@@ -87,8 +87,23 @@ class Reading:
     @property
     def max_steps(self) -> int | None:
         """How many steps it was to make, if that is known."""
-        wanted = self.settings.get("max_steps")
-        return int(wanted) if isinstance(wanted, int | float) and wanted > 0 else None
+        return _max_steps(self.settings)
+
+    def seconds_of(self, name: str) -> dict[int, float]:
+        """Seconds by logged step: of all the steps since the one logged before.
+
+        TRL logs the mean of a step where it does not log every step (``--logging_steps``);
+        measurements are logged as they are.
+        """
+        found: dict[int, float] = {}
+        before = 0
+        for step in sorted({*self.steps, *self.seconds}):
+            value = self.seconds.get(step, {}).get(name)
+            if value is not None:
+                found[step] = value * (1 if name.startswith("eval_") else max(step - before, 1))
+            if step in self.steps:
+                before = step
+        return found
 
     def metric(self, name: str) -> list[tuple[int, float]]:
         """A logged metric by step, where it is a number."""
@@ -110,12 +125,18 @@ def read(path: Path) -> Reading:
         raise RunError(f"{path}: no such run directory.", "Runs are kept below runs/.")
     if (path / "evaluation.json").is_file():
         evaluations = {AFTER: Evaluation.load(path)}
+        remarks: list[str] = []
         if (path / SAMPLED_FOLDER / "evaluation.json").is_file():
-            evaluations[f"{AFTER}-sampled"] = Evaluation.load(path / SAMPLED_FOLDER)
+            try:
+                evaluations[f"{AFTER}-sampled"] = Evaluation.load(path / SAMPLED_FOLDER)
+            except RunError as error:
+                remarks.append(f"The sampled replies are left out: {error.message}")
         sources = {AFTER: "greedy", f"{AFTER}-sampled": "sampled"}
-        return Reading(path, EVALUATION, evaluations=evaluations, sources=sources)
+        return Reading(
+            path, EVALUATION, evaluations=evaluations, sources=sources, remarks=tuple(remarks)
+        )
     run = RunDir(path)
-    remarks: list[str] = []
+    remarks = []
     manifest, kind = _manifest(run, remarks)
     settings = _settings(run, kind, remarks)
     steps, measured = _metrics(run, kind, remarks)
@@ -130,7 +151,7 @@ def read(path: Path) -> Reading:
     return Reading(
         path, kind, manifest, settings, steps, measured, _seconds(run), rollouts, evaluations,
         _comparison(evaluations, control, remarks), _diagnoses(steps, measured, settings),
-        tuple([*_state(kind, manifest, settings, steps, evaluations), *remarks]),
+        tuple([*_state(run, kind, manifest, settings, steps, evaluations), *remarks]),
     )  # fmt: skip
 
 
@@ -185,19 +206,15 @@ def _metrics(
 
 
 def _trainer_log(path: Path) -> list[dict[str, Any]] | None:
-    """The log that transformers keeps, of the newest state there is; None if there is none."""
-    states = [path / "trainer_state.json"]
-    folders = [folder for folder in path.glob("checkpoint-*") if folder.name[11:].isdigit()]
-    states += [
-        folder / "trainer_state.json"
-        for folder in sorted(folders, key=lambda folder: int(folder.name[11:]), reverse=True)
-    ]
-    for state in states:
+    """The log that transformers keeps, of the state that came furthest; None if there is none."""
+    logs = []
+    for state in (path / "trainer_state.json", *path.glob("checkpoint-*/trainer_state.json")):
         with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
             log = json.loads(state.read_text(encoding="utf-8")).get("log_history")
             if isinstance(log, list):
-                return [row for row in log if isinstance(row, dict)]
-    return None
+                rows = [row for row in log if isinstance(row, dict)]
+                logs.append((max((_number(row.get("step")) or 0 for row in rows), default=0), rows))
+    return max(logs, key=lambda log: log[0])[1] if logs else None
 
 
 def _seconds(run: RunDir) -> dict[int, dict[str, float]]:
@@ -266,6 +283,7 @@ def _diagnoses(
 
 
 def _state(
+    run: RunDir,
     kind: str,
     manifest: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -278,19 +296,32 @@ def _state(
             "This folder was written by a trainer script and not by abacist train: it holds the "
             "trainer's log, and no verdict."
         ]
+    is_measured = (run.evals_dir / AFTER).exists()
     if manifest.get("finished"):
-        return [] if AFTER in evaluations else ["No problems were held out: there is no verdict."]
+        return [] if is_measured else ["No problems were held out: there is no verdict."]
+    if is_measured or not manifest:  # it came to its end, or nobody knows
+        return []
     if not steps:
         return ["No step has been logged yet."]
-    wanted = settings.get("max_steps")
-    of = f" of {wanted:g}" if isinstance(wanted, int | float) and wanted > 0 else ""
+    wanted = _max_steps(settings)
+    of = f" of {wanted}" if wanted else ""
     return [
         f"The training is at step {max(steps)}{of} and has not come to its end, so there is no "
         "verdict yet."
     ]
 
 
+def _max_steps(settings: Mapping[str, Any]) -> int | None:
+    wanted = _number(settings.get("max_steps"))
+    return int(wanted) if wanted is not None and wanted > 0 else None
+
+
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A value as a float that can be drawn, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    with contextlib.suppress(OverflowError):
+        number = float(value)
+        if math.isfinite(number) and abs(number) < LARGEST_NUMBER:
+            return number
+    return None

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 
-from abacist.errors import AbacistError, UsageError, first_line
+from abacist.errors import UsageError, first_line
 from abacist.view.report.explorer import REPLIES_IN_PAGE
 from abacist.view.report.page import page
 from abacist.view.report.reading import read
@@ -59,7 +59,7 @@ def server(paths: Sequence[Path], *, port: int, replies: int) -> ThreadingHTTPSe
             else:
                 try:
                     body = report.current()
-                except (AbacistError, OSError) as error:
+                except Exception as error:  # the browser asks again, and the run goes on
                     text = f"The run cannot be read just now: {first_line(error)}".encode()
                     self._answer(503, text, "text/plain; charset=utf-8")
                     return
@@ -72,6 +72,7 @@ def server(paths: Sequence[Path], *, port: int, replies: int) -> ThreadingHTTPSe
             self.send_header("Refresh", str(REFRESH_SECONDS))
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("X-Frame-Options", "DENY")
             self.end_headers()
             self.wfile.write(body)
 
@@ -82,7 +83,8 @@ def server(paths: Sequence[Path], *, port: int, replies: int) -> ThreadingHTTPSe
         return ThreadingHTTPServer((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         raise UsageError(
-            f"port {port} cannot be used ({first_line(error)})", f"Take another: --port {port + 1}"
+            f"port {port} cannot be used ({first_line(error)})",
+            "Take another: --port 8500.",
         ) from error
 
 
@@ -102,7 +104,8 @@ def serve(paths: Sequence[Path], *, port: int, replies: int = REPLIES_IN_PAGE) -
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
     """What changes when a run goes on: names, sizes and times of the files that are read."""
-    parts = [*path.glob("*.json*"), *path.glob("rollouts/*.parquet"), *path.glob("evals/*/*.json")]
+    kept = ("*.json*", "rollouts/*.parquet", "evals/*/*.json", "checkpoint-*/trainer_state.json")
+    parts = [part for pattern in kept for part in path.glob(pattern)]
     found = []
     for part in sorted(parts):
         try:

@@ -17,6 +17,8 @@ from typing import Any
 INKS = {"#010203": "var(--ink)", "#040506": "var(--line)", "#070809": "var(--page)"}
 INK, LINE, PAGE = INKS
 
+# Within a tag only: matplotlib leaves quotes in a text as they are, and a name may hold anything.
+_TAG = re.compile(r"<[a-zA-Z][^<>]*>")
 _STYLE = re.compile(r' style="([^"]*)"')
 _ID = re.compile(r'(\bid="|url\(#|xlink:href="#)')
 _HEAD = re.compile(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<style[^>]*>.*?</style>", re.DOTALL)
@@ -43,14 +45,18 @@ class Styles:
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
             figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         svg = _HEAD.sub("", buffer.getvalue())
-        svg = _ID.sub(rf"\g<1>{prefix}", svg)
         svg = re.sub(r"<svg [^>]*>", self._opening(label), svg, count=1)
-        return _STYLE.sub(self._class_of, svg).strip()
+
+        def own(tag: re.Match[str]) -> str:
+            return _STYLE.sub(self._class_of, _ID.sub(rf"\g<1>{prefix}", tag[0]))
+
+        return _TAG.sub(own, svg).strip()
 
     def _opening(self, label: str) -> Callable[[re.Match[str]], str]:
         def opening(match: re.Match[str]) -> str:
             box = re.search(r'viewBox="[^"]*"', match[0])
-            name = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+            name = label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+            name = name.replace('"', "&quot;")
             return (
                 f'<svg xmlns="http://www.w3.org/2000/svg" {box[0] if box else ""} '
                 f'xmlns:xlink="http://www.w3.org/1999/xlink" role="img" aria-label="{name}">'
