@@ -16,9 +16,9 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless browser for the whole session."""
+    """A headless browser. It ends with its module: its event loop is in the way of other tests."""
     api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]' brings it")
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:

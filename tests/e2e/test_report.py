@@ -87,6 +87,8 @@ def test_a_served_report_ends_with_ctrl_c(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        # A suite in the background is started with Ctrl-C ignored, and so would be its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert served.stdout is not None

@@ -156,9 +156,10 @@ def a_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "abacist.learning.config", load_config=load_config, full_help=lambda: "all two hundred"
     )
     stand_in("abacist.learning.train", train=train_model)
+    monkeypatch.setattr(train, "write_page", lambda run: run / "report.html")
     stand_in(
         "abacist.view.verdict",
-        verdict_text=lambda *judged: f"It learned: {judged}",
+        verdict_text=lambda *judged, width: f"It learned: {judged}",
         verdict_json=lambda *judged: {"judgement": "learned"},
     )
     return calls
@@ -172,6 +173,7 @@ def test_train_hands_its_flags_on_and_ends_with_the_next_command(
     out = capsys.readouterr().out
     assert "It learned: ('a comparison', None, None)" in out
     assert "abacist ask 'runs/a b' \"How many figs has Tom's aunt?\"\n" in out
+    assert "runs/a b/report.html" in out and "abacist show 'runs/a b'\n" in out
 
 
 @pytest.mark.parametrize(

@@ -386,14 +386,12 @@ def test_a_coroutine_reward_stays_awaitable_and_guarded() -> None:
 def test_what_is_known_of_a_built_in_reward_is_one_row_of_the_table(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from rich.console import Console
-
     from abacist.learning.health.history import Facts
     from abacist.learning.health.rules import Watch
     from abacist.learning.rewards import control_rewards
     from abacist.task import rewards
     from abacist.task.audit.trial import Trial
-    from abacist.view.live import Live
+    from abacist.view.step import out_of
 
     def brief(prompts: Any, completions: Any, **columns: Any) -> list[float]:
         return [0.25] * len(completions)
@@ -406,7 +404,7 @@ def test_what_is_known_of_a_built_in_reward_is_one_row_of_the_table(
     with pytest.raises(RewardError, match="Did you mean 'brief'"):
         load_reward_funcs(["breif"])
     assert control_rewards("format", [brief, correctness], None, seed=0)[0] == [brief]
-    assert Live(Console(quiet=True))._out_of("brief", 0.1) == "0.10/0.25"
+    assert out_of("brief", 0.1) == "0.10/0.25"
     # By the audit: a built-in reward needs no watchdog.
     assert rewards.is_built_in(brief) and not rewards.is_built_in(lambda **given: [])
     assert Trial(brief, 0.0).is_usable

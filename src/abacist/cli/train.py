@@ -92,14 +92,18 @@ def run(argv: list[str]) -> int:
 def write_page(run: Path) -> Path | None:
     """The report of a run that has ended, written into it; None, with a line that says why, where
     that fails, for whatever reason: the run and its verdict are whole without it."""
+    from abacist.records.rundir import RunDir
     from abacist.view.report.writing import default_path, write_report
 
+    page, ended = default_path([run]), RunDir(run).manifest_path
     try:
-        write_report([run], default_path([run]))
+        # A finished run that is asked to resume is left as it is.
+        if not page.exists() or page.stat().st_mtime_ns < ended.stat().st_mtime_ns:
+            write_report([run], page)
     except Exception as error:
         print(f"The report was not written: {first_line(error)}", file=sys.stderr)
         return None
-    return default_path([run])
+    return page
 
 
 def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -> int:

@@ -125,7 +125,7 @@ class Trail:
         >>> for value in (0.0, 1.0, math.nan, 2.0):
         ...     trail.add(value)
         >>> trail.drawn(4, 0.0, 2.0)
-        '▁▄ █'
+        '▁▅ █'
         """
         points = self.points
         while len(points) > max(width, 1):

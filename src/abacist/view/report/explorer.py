@@ -230,7 +230,7 @@ def answer_span(text: str, read: str | None) -> tuple[int, int]:
     Nothing is marked in a text that was cut so that it reads otherwise.
 
     >>> answer_span("<reasoning>\\n2\\n</reasoning>\\n<answer>\\n12\\n</answer>", "12")
-    (37, 39)
+    (36, 38)
     """
     answer = parse_reply(text).answer
     if not answer or answer != read:
