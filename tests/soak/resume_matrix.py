@@ -247,7 +247,8 @@ def _everything(run: Path) -> dict[str, Any]:
         kept[name] = torch.load(last / name, weights_only=True)
     for timed in ("seconds", "kept_bytes"):
         kept["grpo_state.pt"].pop(timed)
-    kept["grpo_state.pt"]["metrics"]["train"].pop("step_time", None)
+    metrics = kept["grpo_state.pt"]["metrics"]
+    metrics["train"] = {k: v for k, v in metrics["train"].items() if not is_wall_clock(k)}
     state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
     kept["log history"] = [
         {key: value for key, value in row.items() if not is_wall_clock(key)}
