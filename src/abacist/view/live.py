@@ -46,7 +46,7 @@ class Live:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.screen: Screen = screen or Terminal(console)
-        self.draws = self.screen.draws
+        self.draws = self.wants_replies = self.screen.draws
         self._silent_seconds = SILENT_SECONDS_IN_CI if is_ci() else SILENT_SECONDS
         self._clock = clock
         self._drawn_at = self._said_at = -math.inf
