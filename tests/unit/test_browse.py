@@ -20,12 +20,12 @@ from abacist.proof.browse import (
     find,
     group_of,
     one_of_each_group,
+    one_of_each_outcome,
     rollouts_at,
     source_of,
-    story,
 )
 from abacist.proof.outcomes import Outcome
-from abacist.records.rollout import Rollout, StopReason, write_rollouts
+from abacist.records.rollout import Rollout, StopReason, read_rollouts, write_rollouts
 from abacist.task.answers import same_answer
 from abacist.task.reply import parse_reply, render_reply
 from abacist.view.rollouts import layout_words, verdict_on
@@ -95,12 +95,12 @@ def test_what_is_asked_for_is_found_newest_step_first(run: Path, query: Query, e
     assert found.steps == {1, 2, 10} and not found.damaged
 
 
-def test_the_story_is_one_reply_of_each_outcome_right_first(run: Path) -> None:
+def test_without_a_query_it_is_one_reply_of_each_outcome_right_first(run: Path) -> None:
     found = find(source_of(run), Query())
-    shown = story(found, 3)
+    shown = one_of_each_outcome(found, 3)
     assert [place.outcome.value for place in shown] == ["right", "unformatted", "truncated"]
     assert [one.completion for one in rollouts_at(shown)] == [RIGHT, UNFORMATTED, CUT]
-    assert story(find(source_of(run), Query(step=3)), 3) == []
+    assert one_of_each_outcome(find(source_of(run), Query(step=3)), 3) == []
 
 
 def test_a_seed_chooses_at_random_and_always_the_same(run: Path) -> None:
@@ -129,6 +129,93 @@ def test_a_group_that_two_processes_wrote_is_put_together(tmp_path: Path) -> Non
     places = find(source, Query()).places
     assert len(places) == 2
     assert [one.member for one in group_of(source, places[0])] == [0, 1]
+
+
+def test_the_newest_step_is_told_by_its_number_and_not_by_its_name(tmp_path: Path) -> None:
+    for step in (2, 999_999, 1_000_000):
+        for part in ("-part2", "-part10") if step == 2 else ("",):
+            write_rollouts(tmp_path / "rollouts" / f"step-{step:06d}{part}.parquet",
+                           [rollout(RIGHT, step=step)])  # fmt: skip
+    source = source_of(tmp_path)
+    assert [place.step for place in find(source, Query()).places] == [1_000_000]
+    names = [file.name for file in source.files]
+    assert names == [
+        "step-000002-part2.parquet", "step-000002-part10.parquet", "step-999999.parquet",
+        "step-1000000.parquet",
+    ]  # fmt: skip
+    assert [one.step for one in read_rollouts(tmp_path / "rollouts")][-1] == 1_000_000
+    (tmp_path / "rollouts" / f"step-{'9' * 200}.parquet").touch()  # no name makes it fail
+    assert find(source_of(tmp_path), Query()).damaged
+
+
+def test_generations_of_a_step_whose_groups_were_numbered_alike_are_not_mixed(
+    tmp_path: Path,
+) -> None:
+    for part, ranks in ((1, 2), (2, 2)):
+        for rank in range(ranks):
+            write_rollouts(
+                tmp_path / "rollouts" / f"step-000001-part{part}-rank{rank}.parquet",
+                [rollout(RIGHT, member=rank, problem=f"p{part}")],
+            )
+    source = source_of(tmp_path)
+    places = one_of_each_group(find(source, Query()).places)
+    groups = [group_of(source, place) for place in places]
+    assert sorted([(one.problem_id, one.member) for one in group] for group in groups) == [
+        [("p1", 0), ("p1", 1)],
+        [("p2", 0), ("p2", 1)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("completion", ["a", None]),
+        ("completion", [b"\xff", b"5"]),
+        ("completion", [["5"], ["6"]]),
+        ("messages", ["a question", "another"]),
+        ("messages", [None, None]),
+        ("step", ["one", "two"]),
+        ("group", [None, 1]),
+        ("completion_tokens", [2.5, 1.0]),
+        ("stop_reason", [None, "stopped"]),
+        ("reward", ["much", "little"]),
+        ("reward_correctness", [["a"], ["b"]]),
+        ("trained", ["yes", "perhaps"]),
+    ],
+    ids=str,
+)
+def test_a_column_that_no_rollout_has_is_named_and_never_a_traceback(
+    run: Path, column: str, values: list[object]
+) -> None:
+    path = run / "rollouts" / "step-000010.parquet"
+    table = pq.read_table(path).slice(0, 2)
+    if column in table.column_names:
+        table = table.drop_columns([column])
+    pq.write_table(table.append_column(column, pa.array(values)), path)
+    found = find(source_of(run), Query(text="5"))
+    (said,) = found.damaged
+    assert path.name in said and column in said
+    assert {place.step for place in found.places} == {1, 2}
+
+
+def test_another_programs_types_are_read_where_they_say_the_same(run: Path) -> None:
+    path = run / "rollouts" / "step-000010.parquet"
+    table = pq.read_table(path)
+    theirs = {"step": pa.int32(), "difficulty": pa.float64(), "gold": pa.large_string()}
+    for name, kind in theirs.items():
+        column = table.column_names.index(name)
+        table = table.set_column(column, name, table[name].cast(kind))
+    turns = [[{"role": "user", "content": None}, None]] * 4
+    kind = table.schema.field("messages").type
+    column = table.column_names.index("messages")
+    pq.write_table(table.set_column(column, "messages", pa.array(turns, kind)), path)
+    found = find(source_of(run), Query(text="5 + 7"))
+    assert not found.damaged
+    (one, *_) = rollouts_at(found.places)
+    assert (one.step, one.difficulty, one.gold) == (10, 2, "12")
+    for page in (reply_page(one, 80), group_page([one], 80)):
+        assert printed(page, 80)
+    assert rollout_json(one)["messages"] == [{"role": "user", "content": ""}]
 
 
 def test_measurements_are_shown_by_the_name_of_their_folder(run: Path) -> None:

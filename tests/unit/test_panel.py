@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -15,9 +16,10 @@ from rich.console import Console
 from abacist.records.rollout import Rollout, StopReason
 from abacist.task.answers import same_answer
 from abacist.task.reply import parse_reply, render_reply
-from abacist.view.live import Live, telling_pair
+from abacist.view import panel as drawing
+from abacist.view.live import Live, lowest_and_highest
 from abacist.view.pace import Speed, Trail
-from abacist.view.panel import Motion, Scene, joined, panel
+from abacist.view.panel import Motion, Samples, Scene, joined, panel
 from abacist.view.step import Step
 
 METRICS = {
@@ -55,7 +57,7 @@ def scene(samples: list[Rollout] | None = None) -> Scene:
     found.within = Motion("step 13, rollouts", "12 of 32 replies, token 9", 30, 90, "5 s left")
     found.progress = Motion("selection problems", "3 of 9", 3, 9, "")
     found.warnings = [WARNING, WARNING]
-    found.samples = (12, samples or [rollout(WRONG), rollout(RIGHT)])
+    found.samples = Samples(12, samples or [rollout(WRONG), rollout(RIGHT)])
     return found
 
 
@@ -105,11 +107,45 @@ def test_with_room_for_one_reply_the_lowest_and_the_highest_take_turns() -> None
     found = {}
     for step in (12, 13):
         one = scene()
-        one.warnings, one.samples = [], (step, pair)
+        one.warnings, one.samples = [], Samples(step, pair)
         lines = [line for line in shown(one, 80, 30) if f"a reply of step {step}" in line]
         assert len(lines) == 1
         found[step] = lines[0]
     assert "wrong" in found[12] and "right" in found[13]
+
+
+def test_replies_are_laid_out_once_and_again_only_for_another_screen_or_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    laid_out: list[int] = []
+    lines_of = drawing.reply_lines
+
+    def counted(*args: Any, **kwargs: Any) -> list[str]:
+        laid_out.append(1)
+        return lines_of(*args, **kwargs)
+
+    monkeypatch.setattr(drawing, "reply_lines", counted)
+    found = scene()
+    first = shown(found, 80, 50)
+    for done in range(20):
+        found.within = Motion("step 13, rollouts", f"token {done}", done, 90, "")
+        shown(found, 80, 50)
+    assert len(laid_out) == 2
+    assert shown(found, 60, 50) != first and len(laid_out) == 4  # the screen was made narrower
+    found.samples = Samples(13, [rollout("another, 12")])
+    assert "another, 12" in "\n".join(shown(found, 60, 50)) and len(laid_out) == 5
+
+
+def test_a_terminal_is_redrawn_at_most_four_times_a_second_while_tokens_come() -> None:
+    clock = Clock()
+    live, _ = drawn(clock)
+    panels: list[Any] = []
+    draw = live.screen.draw
+    live.screen.draw = lambda panel: (panels.append(panel), draw(panel))  # type: ignore[method-assign,assignment,func-returns-value]
+    for token in range(1000):  # ten seconds
+        live.within_step(1, "rollouts", token, 1000, f"token {token}")
+        clock.now += 0.01
+    assert 30 <= len(panels) <= 41
 
 
 def test_without_unicode_the_panel_is_ascii() -> None:
@@ -267,15 +303,15 @@ def test_joined_lines_fit(parts: list[str], width: int) -> None:
     assert all(cell_len(line) <= width for line in joined(parts, width))
 
 
-def test_the_telling_pair_are_the_extremes_of_the_group_that_differs_most() -> None:
+def test_the_lowest_and_highest_are_the_extremes_of_the_group_that_differs_most() -> None:
     rows = [
         rollout("a", group=0, reward=4.0), rollout("b", group=0, member=1, reward=3.5),
         rollout("c", group=1, reward=2.0), rollout("d", group=1, member=1, reward=0.0),
         rollout("e", group=2, reward=None), rollout("f", group=2, member=1, reward=math.nan),
     ]  # fmt: skip
-    assert [one.completion for one in telling_pair(rows)] == ["d", "c"]
-    assert telling_pair(rows[:1]) == rows[:1]
-    assert len(telling_pair(rows[4:])) == 2
+    assert [one.completion for one in lowest_and_highest(rows)] == ["d", "c"]
+    assert lowest_and_highest(rows[:1]) == rows[:1]
+    assert len(lowest_and_highest(rows[4:])) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,9 @@ import pytest
 
 from abacist.errors import RunError
 from abacist.records.lock import RunLock, _identity
-from abacist.records.provenance import (
-    REDACTED,
-    build_manifest,
-    data_fingerprint,
-    names_a_secret,
-    scrub_argv,
-)
+from abacist.records.provenance import build_manifest, data_fingerprint, scrub_argv
 from abacist.records.rundir import RunDir, write_aside, write_json
+from abacist.records.secrets import REDACTED, names_a_secret
 from abacist.task.problems import Problem
 
 

@@ -124,6 +124,45 @@ def test_no_rollout_is_lost_when_a_step_takes_several_generations(tmp_path: Path
     trained(GRPOTrainer, config, folder)
     rollouts = read_rollouts(tmp_path / "run" / "rollouts")
     assert [r.step for r in rollouts] == [1] * 16 + [2] * 16
+    groups: dict[tuple[int, int], list[Rollout]] = {}
+    for one in rollouts:
+        groups.setdefault((one.step, one.group), []).append(one)
+    assert list(groups) == [(step, group) for step in (1, 2) for group in range(4)]
+    for members in groups.values():  # (step, group) is one group of one prompt
+        assert [one.member for one in members] == [0, 1, 2, 3]
+        assert len({str(one.messages) for one in members}) == 1
+
+
+class Timed(GRPOTrainer):
+    """Each of its generations takes a second, whatever the clock says."""
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        before, output = self._rollout_seconds, super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            assert self._rollout_seconds > before
+            self._rollout_seconds = before + 1.0
+        return output
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "per_generation", "expected"),
+    [(1, 1, [1, 1, 1, 1]), (2, 1, [2, 2, 2, 2]), (1, 2, [1, 0, 1, 0])],
+    ids=["a generation a step", "two a step", "one for two steps"],
+)
+def test_the_time_of_rollouts_is_counted_once_a_step_as_step_time_is(
+    tmp_path: Path, accumulated: int, per_generation: int, expected: list[int]
+) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    settings = TINY_BATCH | {"max_steps": 4, "per_device_train_batch_size": 4}
+    for logged_every, seconds in ((1, expected), (4, [sum(expected) / 4])):
+        config = GRPOConfig(
+            output_dir=str(tmp_path / "run"), keep_rollouts=True,
+            gradient_accumulation_steps=accumulated, steps_per_generation=per_generation,
+            **settings | {"logging_steps": logged_every},
+        )  # fmt: skip
+        trainer = trained(Timed, config, folder)
+        logs = [row for row in trainer.state.log_history if "step_time" in row]
+        assert [row["rollout_time"] for row in logs] == seconds
 
 
 def test_an_evaluator_replaces_trls_evaluation_and_is_logged(tmp_path: Path) -> None:

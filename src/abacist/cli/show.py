@@ -87,7 +87,7 @@ def _print_json(source: Source, found: Found, options: Namespace) -> None:
     from abacist.proof.browse import group_of, rollouts_at
     from abacist.view.show import rollout_json
 
-    places = _chosen(found, options, is_story=False)
+    places = _chosen(found, options, is_default=False)
     document = {
         "path": source.path,
         "split": source.split,
@@ -115,8 +115,8 @@ def _print_pages(source: Source, found: Found, query: Query, options: Namespace)
     if not screen.is_terminal:
         screen.width = PIPE_COLUMNS
     screen.width = width = max(20, min(screen.width, MAX_COLUMNS))
-    is_story = query.is_empty and options.seed is None and options.num is None
-    places = _chosen(found, options, is_story=is_story)
+    is_default = query.is_empty and options.seed is None and options.num is None
+    places = _chosen(found, options, is_default=is_default)
     _write(screen, Text("\n".join(summary_lines(source, found, width)) + "\n"))
     if options.group:
         for place, one in zip(places, rollouts_at(places), strict=True):
@@ -124,19 +124,19 @@ def _print_pages(source: Source, found: Found, query: Query, options: Namespace)
     else:
         for page in pages(rollouts_at(places), width, ascii_only=screen.options.ascii_only):
             _write(screen, page)
-    if is_story and not options.group:
+    if is_default and not options.group:
         _write(screen, Text("\nMore: --outcome wrong, --step N, --num N, --group, --help.", "dim"))
     elif len(places) < len(found.places):
         _write(screen, Text("\n--num N shows more of them, --seed N others.", "dim"))
 
 
-def _chosen(found: Found, options: Namespace, *, is_story: bool) -> list[Place]:
-    from abacist.proof.browse import chosen, one_of_each_group, story
+def _chosen(found: Found, options: Namespace, *, is_default: bool) -> list[Place]:
+    from abacist.proof.browse import chosen, one_of_each_group, one_of_each_outcome
 
     if options.group:
         return chosen(one_of_each_group(found.places), options.num or 1, seed=options.seed)
-    if is_story:
-        return story(found, DEFAULT_NUM)
+    if is_default:
+        return one_of_each_outcome(found, DEFAULT_NUM)
     return chosen(found.places, options.num or DEFAULT_NUM, seed=options.seed)
 
 

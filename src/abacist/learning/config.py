@@ -10,11 +10,12 @@ are errors that say what to write instead, with the line they stand on.
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,6 +83,17 @@ class Config:
     def max_completion_tokens(self) -> int:
         """TRL's ``max_completion_length``, which is always set here."""
         return int(self.training.max_completion_length or 256)
+
+    def copy(self) -> Config:
+        """A copy that can be changed, one level deep, without changing this one."""
+        return replace(
+            self,
+            training=copy.copy(self.training),
+            model=copy.copy(self.model),
+            script=copy.copy(self.script),
+            settings=dict(self.settings),
+            notes=list(self.notes),
+        )
 
     def to_yaml(self) -> str:
         """The text of ``config.yaml``: task and model in full, training where it was set."""

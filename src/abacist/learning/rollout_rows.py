@@ -32,10 +32,13 @@ def rollouts_of(
     prompt_lengths: Sequence[int],
     advantages: Sequence[float],
     trained: Sequence[bool] | None = None,
+    *,
+    first_group: int = 0,
 ) -> list[Rollout]:
     """One :class:`Rollout` for each completion of ``scored``, in its order.
 
     ``trained`` says which were trained on, where that was not all (``reply_selection``).
+    ``first_group`` is the number of the first group of all processes' generation batch.
     """
     weights = trainer.reward_weights.to(scored.rewards.device)
     sums = torch.nansum(scored.rewards * weights, dim=1)
@@ -56,7 +59,7 @@ def rollouts_of(
                 run_id=Path(str(trainer.args.output_dir)).name,
                 step=trainer.state.global_step + 1,
                 split="train",
-                group=(first + index) // trainer.num_generations,
+                group=first_group + (first + index) // trainer.num_generations,
                 member=(first + index) % trainer.num_generations,
                 messages=_messages(prompt),
                 completion=text,

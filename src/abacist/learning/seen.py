@@ -17,6 +17,7 @@ from abacist.proof.comparison.sides import AFTER, BEFORE, Side
 from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER
 from abacist.records.provenance import data_fingerprint
+from abacist.records.rollout import question_of
 from abacist.records.rundir import RunDir
 from abacist.records.seen import Seen, question_key, read_object, run_of
 
@@ -149,7 +150,7 @@ def _questions_drawn(run: RunDir) -> Iterator[str]:
                 "Remove that file: what its replies were to is then not known to have been seen.",
             ) from error
         for turns in conversations:
-            question = turns[-1]["content"] if turns else ""
+            question = question_of(turns)
             if (key := question_key(question)) not in told:
                 told.add(key)
                 yield question

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from abacist.errors import UsageError
 from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.records.rollout import Rollout
 
@@ -24,9 +25,13 @@ class Watcher(Protocol):
 
     ``progress`` and ``within_step`` are called as often as after every token. Both give what is
     done of a total, in whatever unit tells how long it will take; ``words`` say it for a person
-    where these two numbers do not. ``warning`` tells of a fault and its remedy, ``replies`` of the
-    completions of the step in work, with what each earned.
+    where these two numbers do not. ``warning`` tells of a fault and its remedy; ``replies`` of the
+    completions of the step in work, with what each earned, only if ``wants_replies`` is True.
+
+    Derive from :class:`Silent` to write only those that matter to you.
     """
+
+    wants_replies: bool
 
     def stage(self, name: str) -> None: ...
     def note(self, text: str) -> None: ...
@@ -38,12 +43,26 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """A watcher for callers who only want the result."""
+    """A watcher for callers who only want the result, and a base for others: it ignores all."""
+
+    wants_replies = False
 
     def _ignore(self, *args: object, **kwargs: object) -> None:
         pass
 
     stage = note = warning = step = replies = progress = within_step = _ignore
+
+
+def refuse_incomplete(watcher: object) -> None:
+    """Raise UsageError for a watcher that lacks something of :class:`Watcher`: a training would
+    end where it is first told of that."""
+    names = vars(Silent)  # every member of a watcher
+    lacks = [name for name in names if not name.startswith("_") and not hasattr(watcher, name)]
+    if lacks:
+        raise UsageError(
+            f"{type(watcher).__name__} is no watcher: it has no {', no '.join(lacks)}",
+            "Derive it from abacist.learning.tracking.Silent, which ignores whatever it is told.",
+        )
 
 
 def told_of(watcher: Watcher, label: str) -> Progress:

@@ -37,7 +37,7 @@ from abacist.learning.setup_checks import LORA, refuse_unmatched_targets, settin
 from abacist.learning.task import Task, check_fit, load_task, split_lines
 from abacist.learning.trackers.place import Place
 from abacist.learning.trackers.shield import Trackers
-from abacist.learning.tracking import MetricsLog, Silent, Watcher
+from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
@@ -53,9 +53,11 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
 
     Leaves a run directory with config, manifest, metrics, rollouts, evaluations and the trained
     adapter or model. Raises AbacistError for anything a person can mend; nothing that existed
-    before is overwritten.
+    before is overwritten. ``config`` is left as it was.
     """
     watcher = watcher or Silent()
+    refuse_incomplete(watcher)
+    config = config.copy()
     stops = StopRequests(config.script.max_hours)
     refuse_several_processes()
     quiet_libraries()
@@ -167,7 +169,8 @@ def _train_in(
     watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
     for line in paths:
         watcher.note(f"  {line}")
-    trainer.watch_step, trainer.watch_replies = watcher.within_step, watcher.replies
+    trainer.watch_step = watcher.within_step
+    trainer.watch_replies = watcher.replies if watcher.wants_replies else None
     if cost:
         trainer.add_callback(FirstStep(cost, watcher, heldout.measured_seconds))
     guard = Guard.of(config, policy.model, watcher)

@@ -56,6 +56,8 @@ class GRPOTrainer(ResumableTrainer):
         self.watch_replies: WatchReplies | None = None
         self._prompt_lengths: list[int] = []
         self._scored: Scored | None = None
+        self._rollout_seconds = 0.0  # of the step in work
+        self._groups_of_step = (0, 0)  # a step, and how many groups its generations have had
         self.problem_sampler = problem_sampling.sampler_for(self)
         self.gates_by_outcome = outcome_gating.is_wanted(self)
 
@@ -106,8 +108,7 @@ class GRPOTrainer(ResumableTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         training = self.model is not None and self.model.training
         if self.keeps_rollouts and training:
-            # Of `step_time`, what went into replies and rewards; the rest is training.
-            self._metrics["train"]["rollout_time"].append(time.perf_counter() - began)
+            self._rollout_seconds += time.perf_counter() - began
         every = getattr(self.args, "vllm_canary_steps", 0)
         if self.use_vllm and every and self.state.global_step % every == 0:
             canary.check(self, output, self.state.global_step + 1)
@@ -122,6 +123,7 @@ class GRPOTrainer(ResumableTrainer):
                 self._prompt_lengths,
                 advantages,
                 None if trained is None else trained.tolist(),
+                first_group=self._first_group(len(advantages)),
             )
             if self.keeps_rollouts:
                 self._keep(rollouts)
@@ -129,6 +131,29 @@ class GRPOTrainer(ResumableTrainer):
                 self.watch_replies(self.state.global_step + 1, rollouts)
         self._scored = None
         return output
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in ``ResumableTrainer``."""
+        # An earlier call may have been interrupted within a step.
+        self._rollout_seconds, self._groups_of_step = 0.0, (0, 0)
+        return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        # Of `step_time`, what went into replies and rewards; the rest is training. Once a step, as
+        # TRL does for `step_time`: a step may have several generations, or none.
+        if self.keeps_rollouts and self._step % self.current_gradient_accumulation_steps == 0:
+            self._metrics["train"]["rollout_time"].append(self._rollout_seconds)
+            self._rollout_seconds = 0.0
+        return loss
+
+    def _first_group(self, rows: int) -> int:
+        """How many groups this step has had before a generation of ``rows`` in each process."""
+        step = self.state.global_step + 1
+        before = self._groups_of_step[1] if self._groups_of_step[0] == step else 0
+        groups = rows * self.accelerator.num_processes // self.num_generations
+        self._groups_of_step = step, before + groups
+        return before
 
     def _keep(self, rollouts: list[Rollout]) -> None:
         several = self.accelerator.num_processes > 1

@@ -20,11 +20,19 @@ import pyarrow as pa
 
 from abacist.errors import RunError
 from abacist.proof.outcomes import Outcome, outcome_of
-from abacist.records.rollout import Rollout, StopReason, read_rollout_table, rollouts_in
+from abacist.records.rollout import (
+    Rollout,
+    StopReason,
+    question_of,
+    read_rollout_table,
+    rollout_files,
+    rollouts_in,
+)
 from abacist.records.rundir import RunDir
 
 TRAIN = "train"
-_FILE_OF_STEP = re.compile(r"step-(\d{1,12})(?:\D.*)?\.parquet")
+# The second group names one of several generations of the step.
+_FILE_OF_STEP = re.compile(r"step-(\d{1,12})(?:-(part\d{1,12})(?!\d))?(?:\D.*)?\.parquet")
 _COLUMNS = (
     "step", "group", "problem_id", "completion", "gold", "is_correct", "stop_reason", "reward",
     "messages",
@@ -99,7 +107,7 @@ def source_of(path: Path, split: str | None = None) -> Source:
             raise RunError(f"{path}: holds one kind of replies.", "Leave out --split.")
         return Source(path, single.parent.name or str(path), (single,))
     is_finished = _is_finished(path)
-    training = tuple(sorted((path / "rollouts").glob("*.parquet")))
+    training = tuple(rollout_files(path / "rollouts"))
     measured = sorted(file.parent.name for file in (path / "evals").glob(f"*/{kept}"))
     named = [TRAIN] * bool(training) + measured
     if split is None and training:
@@ -212,9 +220,7 @@ def _test(query: Query, columns: dict[str, list[object]]) -> Callable[[int], boo
             if not low <= reward <= high:
                 return False
         if text is not None and text not in str(columns["completion"][row]).casefold():
-            turns = columns["messages"][row]
-            last = turns[-1]["content"] if isinstance(turns, list) and turns else ""
-            return text in str(last).casefold()
+            return text in question_of(columns["messages"][row]).casefold()
         return True
 
     return keep
@@ -228,24 +234,34 @@ def chosen(places: Sequence[Place], count: int, *, seed: int | None = None) -> l
     return [places[index] for index in sorted(picked)]
 
 
+def _generation(file: Path) -> Path | str:
+    """What the files of a generation batch have in common: each process writes one."""
+    named = _FILE_OF_STEP.fullmatch(file.name)
+    return f"{int(named[1])} {named[2]}" if named else file
+
+
+def _group_key(place: Place) -> tuple[Path | str, int, int]:
+    return _generation(place.file), place.step, place.group
+
+
 def one_of_each_group(places: Sequence[Place]) -> list[Place]:
     """The first place of each group, in their order."""
-    first: dict[tuple[Path, int, int], Place] = {}
+    first: dict[tuple[Path | str, int, int], Place] = {}
     for place in places:
-        first.setdefault((place.file, place.step, place.group), place)
+        first.setdefault(_group_key(place), place)
     return list(first.values())
 
 
-def story(found: Found, count: int) -> list[Place]:
-    """One reply of each outcome, of one group as far as it has them: what tells most at a glance.
+def one_of_each_outcome(found: Found, count: int) -> list[Place]:
+    """One reply of each outcome, of one group as far as it has them.
 
     Right first, then right but unformatted, cut off, and wrong.
     """
-    in_group: dict[tuple[Path, int], set[Outcome]] = {}
+    in_group: dict[tuple[Path | str, int, int], set[Outcome]] = {}
     for place in found.places:
-        in_group.setdefault((place.file, place.group), set()).add(place.outcome)
-    telling = max(in_group, key=lambda group: len(in_group[group]), default=None)
-    ordered = sorted(found.places, key=lambda place: (place.file, place.group) != telling)
+        in_group.setdefault(_group_key(place), set()).add(place.outcome)
+    most = max(in_group, key=lambda group: len(in_group[group]), default=None)
+    ordered = sorted(found.places, key=lambda place: _group_key(place) != most)
     first: dict[Outcome, Place] = {}
     for place in ordered:
         first.setdefault(place.outcome, place)
@@ -269,14 +285,9 @@ def group_of(source: Source, place: Place) -> list[Rollout]:
 
     Of an evaluation with one reply to each problem that is the reply alone.
     """
-    named = _FILE_OF_STEP.fullmatch(place.file.name)
-    files = [place.file]
-    if named:
-        same = (_FILE_OF_STEP.fullmatch(file.name) for file in source.files)
-        files = [
-            file for file, match in zip(source.files, same, strict=True)
-            if match and match[1] == named[1]
-        ]  # fmt: skip
+    # In older files the groups of each of a step's generations are numbered from 0.
+    generation = _generation(place.file)
+    files = [file for file in source.files if _generation(file) == generation]
     members: list[Rollout] = []
     for file in files:
         try:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from abacist.records.secrets import REDACTED, without_secrets
+from abacist.records.secrets import REDACTED, names_a_secret, without_secrets
 from abacist.task.problems import Problem
 
 MANIFEST_FORMAT = "abacist-run"
@@ -32,8 +32,6 @@ RECORDED_PACKAGES = (
     "tokenizers",
 )
 
-# "max_new_tokens" and "tokenizer_name" are no secrets.
-_SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNORECASE)
 _SECRET_TEXT = re.compile(r"\b(hf_|sk-|gh[a-z]_|github_pat_)[\w-]{16,}|(?<=://)[^/@\s]+(?=@)")
 _NAME = re.compile(r"[\w.-]+")
 
@@ -98,15 +96,6 @@ def columns_fingerprint(problems: Iterable[Problem]) -> str | None:
         is_empty = is_empty and not columns
         digest.update(json.dumps(columns, sort_keys=True, default=str).encode() + b"\n")
     return None if is_empty else digest.hexdigest()
-
-
-def names_a_secret(name: str) -> bool:
-    """Whether a flag or key of this name may hold a secret. A count of tokens does not.
-
-    >>> names_a_secret("--hub_token"), names_a_secret("max_new_tokens")
-    (True, False)
-    """
-    return bool(_SECRET_NAME.search(name))
 
 
 def scrub_argv(argv: Sequence[str]) -> list[str]:

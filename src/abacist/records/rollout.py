@@ -8,7 +8,7 @@ bytes, and a resumed run can be compared with an uninterrupted one file by file.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,16 @@ class Rollout:
     schema_version: int = SCHEMA_VERSION
 
 
+def question_of(messages: Iterable[Mapping[str, Any] | None] | None) -> str:
+    """What was asked: the last turn of the user, behind any worked examples; "" if there is none.
+
+    >>> question_of([{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}])
+    '1 + 1?'
+    """
+    asked = [turn.get("content") for turn in messages or () if turn and turn.get("role") == "user"]
+    return str(asked[-1] or "").strip() if asked else ""
+
+
 _MESSAGE = pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])
 
 
@@ -139,14 +149,28 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
     write_aside(path, buffer.getvalue().to_pybytes())
 
 
+def rollout_files(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, in the order of their steps.
+
+    Numbers within names are compared as numbers: ``step-1000000.parquet`` is the one after
+    ``step-999999.parquet``.
+    """
+
+    def key(path: Path) -> list[str | int]:
+        parts = re.split("([0-9]+)", path.name)  # text and numbers in turn
+        return [int(part) if number % 2 else part for number, part in enumerate(parts)]
+
+    return sorted(folder.glob("*.parquet"), key=key)
+
+
 def read_rollout_table(source: Path) -> pa.Table:
-    """The rows of one file, or of a folder's ``*.parquet`` files in order of name, as a table.
+    """The rows of one file, or of a folder's :func:`rollout_files`, as one table.
 
     Files with different rewards are joined, with nulls where a file had no such reward; columns
     of a stranger are kept. Raises RunError for a file that is missing, damaged, lacks a
     column, or was written by a newer Abacist; a folder without files gives no rows.
     """
-    paths = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+    paths = rollout_files(source) if source.is_dir() else [source]
     tables = [_read_file(path) for path in paths]
     if not tables:
         return rollout_schema([]).empty_table()
@@ -166,7 +190,7 @@ def read_sound_rollouts(
     left out. ``columns`` names what is wanted beside the rewards; all, if None.
     """
     tables, damaged = [], {}
-    for path in sorted(folder.glob("*.parquet")):
+    for path in rollout_files(folder):
         try:
             tables.append(_as_written_here(_read_file(path, columns), path))
         except RunError as error:
@@ -238,6 +262,30 @@ def _read_file(path: Path, columns: Collection[str] | None = None) -> pa.Table:
             f"{SCHEMA_VERSION}.",
             "Update Abacist: pip install --upgrade abacist.",
         )
+    return _checked(table, path)
+
+
+def _checked(table: pa.Table, path: Path) -> pa.Table:
+    """The table with our types. Another program may have written the file, or changed it."""
+    rewards = [pa.field(n, pa.float64()) for n in table.column_names if n.startswith(REWARD_PREFIX)]
+    for column in [*_BEFORE_REWARDS, *rewards, *_AFTER_REWARDS, _TRAINED]:
+        if column.name not in table.column_names:
+            continue
+        values = table[column.name]
+        if not column.nullable and values.null_count:
+            raise RunError(
+                f"{path}: not a rollout file, {values.null_count:,} of its rows have no "
+                f"{column.name}."
+            )
+        if values.type == column.type:
+            continue
+        try:
+            values = values.cast(column.type)
+        except (pa.ArrowException, ValueError) as error:
+            raise RunError(
+                f"{path}: not a rollout file, its column {column.name} holds {values.type}."
+            ) from error
+        table = table.set_column(table.column_names.index(column.name), column, values)
     return table
 
 
@@ -260,6 +308,11 @@ def _rollout_of(row: dict[str, Any]) -> Rollout:
     base = [column.name for column in (*_BEFORE_REWARDS, *_AFTER_REWARDS)]
     fields = {name: row[name] for name in base}
     fields[_TRAINED.name] = row.get(_TRAINED.name)
+    fields["messages"] = [
+        {name: turn.get(name) or "" for name in ("role", "content")}
+        for turn in row["messages"]
+        if turn is not None
+    ]
     fields["stop_reason"] = StopReason(row["stop_reason"])
     fields["rewards"] = {
         name.removeprefix(REWARD_PREFIX): value

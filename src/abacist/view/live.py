@@ -18,7 +18,7 @@ from rich.text import Text
 from abacist.records.rollout import Rollout
 from abacist.records.secrets import without_secrets
 from abacist.view.pace import Pace, Speed
-from abacist.view.panel import SEPARATOR, Motion, Scene, panel
+from abacist.view.panel import SEPARATOR, Motion, Samples, Scene, panel
 from abacist.view.plaintext import visible
 from abacist.view.screen import Screen, Terminal, is_ci, notebook_cell
 from abacist.view.step import Step, known, measured_words, out_of
@@ -46,7 +46,7 @@ class Live:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.screen: Screen = screen or Terminal(console)
-        self.draws = self.screen.draws
+        self.draws = self.wants_replies = self.screen.draws
         self._silent_seconds = SILENT_SECONDS_IN_CI if is_ci() else SILENT_SECONDS
         self._clock = clock
         self._drawn_at = self._said_at = -math.inf
@@ -113,7 +113,7 @@ class Live:
     def replies(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """The replies of the step in work; a panel with room shows one or two of them."""
         if self.draws and rollouts:
-            self._scene.samples = (step, telling_pair(rollouts))
+            self._scene.samples = Samples(step, lowest_and_highest(rollouts))
             self._draw(at_once=False)
 
     def progress(self, done: float, total: float, label: str, words: str = "") -> None:
@@ -238,7 +238,7 @@ class Live:
         self.screen.draw(panel(self._scene, width, height, ascii_only=self.screen.ascii_only))
 
 
-def telling_pair(rollouts: Sequence[Rollout]) -> list[Rollout]:
+def lowest_and_highest(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The lowest and the highest paid reply of the group whose rewards differ most.
 
     One reply where there is no other in its group.

@@ -8,7 +8,7 @@ is too wide is clipped with an ellipsis.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from abacist.proof.outcomes import rollout_outcome
-from abacist.records.rollout import Rollout
+from abacist.records.rollout import Rollout, question_of
 from abacist.task.rewards import built_in
 from abacist.view.pace import ASCII_BLOCKS, BLOCKS, Trail
 from abacist.view.plaintext import fold, visible
@@ -26,7 +26,6 @@ from abacist.view.rollouts import (
     STYLES,
     amount,
     question_lines,
-    question_of,
     reply_lines,
     tagged,
     verdict_on,
@@ -60,6 +59,21 @@ class Motion:
 
 
 @dataclass
+class Samples:
+    """Some replies of a step. They are laid out once for a screen, not at every redrawing."""
+
+    step: int
+    rollouts: Sequence[Rollout]
+    _drawn: dict[tuple[int, ...], list[Text]] = field(default_factory=dict)
+
+    def drawn(self, screen: tuple[int, ...], draw: Callable[[], list[Text]]) -> list[Text]:
+        """What ``draw`` makes of them for a screen of these sizes."""
+        if screen not in self._drawn:
+            self._drawn = {screen: draw()}  # a terminal has one size at a time
+        return self._drawn[screen]
+
+
+@dataclass
 class Scene:
     """What is known of a training at one moment."""
 
@@ -72,7 +86,7 @@ class Scene:
     within: Motion | None = None
     progress: Motion | None = None
     warnings: list[str] = field(default_factory=list)
-    samples: tuple[int, Sequence[Rollout]] | None = None  # the step, and some of its replies
+    samples: Samples | None = None
 
     def trail(self, name: str) -> Trail:
         """The past of the number with this name."""
@@ -217,17 +231,22 @@ class _Painter:
         """One or two replies of the newest step, if there is room for them."""
         if self.scene.samples is None or room < _SAMPLE_LINES or self.width < 40:
             return []
-        step, rollouts = self.scene.samples
+        samples = self.scene.samples
+        step, rollouts = samples.step, samples.rollouts
         count = min(len(rollouts), room // _SAMPLE_LINES, 2)
         # With room for one: the lowest and the highest take turns.
         chosen = [rollouts[step % len(rollouts)]] if count == 1 else rollouts[:count]
         lines = min(room // max(count, 1), _MAX_SAMPLE_LINES)
+        screen = (self.width, count, lines, self.blocks == ASCII_BLOCKS)
+        return samples.drawn(screen, lambda: self._samples(step, chosen, lines))
+
+    def _samples(self, step: int, chosen: Sequence[Rollout], lines: int) -> list[Text]:
         shown: list[Text] = []
         asked: str | None = None
         for one in chosen:
             # Of one group: what both answer is said once.
-            shown += self._sample(step, one, lines, has_question=question_of(one) != asked)
-            asked = question_of(one)
+            shown += self._sample(step, one, lines, has_question=question_of(one.messages) != asked)
+            asked = question_of(one.messages)
         return shown
 
     def _sample(self, step: int, rollout: Rollout, most: int, *, has_question: bool) -> list[Text]:

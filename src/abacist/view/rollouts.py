@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from rich.text import Text
 
 from abacist.proof.outcomes import Outcome, rollout_outcome
-from abacist.records.rollout import Rollout, StopReason
+from abacist.records.rollout import Rollout, StopReason, question_of
 from abacist.task.reply import TAGS, Defect, parse_reply
 from abacist.view.plaintext import cut_middle, excerpt, fold, visible
 
@@ -40,12 +40,6 @@ def quoted(text: str) -> str:
     ('“12 boxes”', '“\\\\x1b[2J”')
     """
     return f"“{' '.join(visible(cut_middle(text, MAX_ANSWER_CHARACTERS)).split())}”"
-
-
-def question_of(rollout: Rollout) -> str:
-    """The last user turn of the prompt; "" if there is none."""
-    turns = [turn["content"] for turn in rollout.messages if turn.get("role") == "user"]
-    return str(turns[-1] or "") if turns else ""
 
 
 def verdict_on(rollout: Rollout, outcome: Outcome | None = None) -> str:
@@ -125,7 +119,7 @@ def reply_lines(rollout: Rollout, width: int, *, lines: int, characters: int) ->
 
 def question_lines(rollout: Rollout, width: int, *, lines: int, characters: int) -> list[str]:
     """The end of the question, where what is asked stands, as at most so many harmless lines."""
-    text = question_of(rollout).strip()
+    text = question_of(rollout.messages)
     tail = text[-characters:]
     folded = fold(visible(tail), width - 2)
     if len(folded) > lines or len(tail) < len(text):

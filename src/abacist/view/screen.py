@@ -22,7 +22,7 @@ from rich.text import Text
 
 NOTEBOOK_COLUMNS = 100
 NOTEBOOK_LINES = 48
-TERMINAL_REDRAW_SECONDS = 0.1
+TERMINAL_REDRAW_SECONDS = 0.25  # drawing takes milliseconds of the thread that decodes
 NOTEBOOK_REDRAW_SECONDS = 1.0  # each redrawing is a message to the browser
 
 

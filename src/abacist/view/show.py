@@ -17,7 +17,7 @@ from rich.text import Text
 
 from abacist.proof.browse import TRAIN, Found, Source
 from abacist.proof.outcomes import Outcome, rollout_outcome
-from abacist.records.rollout import Rollout
+from abacist.records.rollout import Rollout, question_of
 from abacist.task.reply import parse_reply
 from abacist.view.panel import joined
 from abacist.view.plaintext import excerpt, fold, visible
@@ -26,7 +26,6 @@ from abacist.view.rollouts import (
     amount,
     ending_words,
     layout_words,
-    question_of,
     quoted,
     reply_lines,
     reward_words,
@@ -70,7 +69,7 @@ def reply_page(rollout: Rollout, width: int) -> RenderableType:
     parts: list[RenderableType] = [_title(rollout, outcome, width)]
     paid = f"{reward_words(rollout)} | {ending_words(rollout)}"
     parts += _plain(fold(paid, width), "dim")
-    parts += _plain(_indented(excerpt(question_of(rollout), inner, **_QUESTION)), "dim")
+    parts += _plain(_indented(excerpt(question_of(rollout.messages), inner, **_QUESTION)), "dim")
     parts.append(Text(""))
     parts.append(tagged(_indented(reply_lines(rollout, inner, **_REPLY))))
     parts.append(Text(""))
@@ -91,7 +90,9 @@ def group_page(
     gold = "no gold" if first.gold is None else f"gold {quoted(first.gold)}"
     count = f"{len(members)} {'reply' if len(members) == 1 else 'replies'}"
     parts: list[RenderableType] = _plain(joined([*title, count, gold], width), "bold")
-    parts += _plain(_indented(excerpt(question_of(first), width - _INDENT, **_QUESTION)), "dim")
+    parts += _plain(
+        _indented(excerpt(question_of(first.messages), width - _INDENT, **_QUESTION)), "dim"
+    )
     parts += [Text(""), _earnings(members, width, marked), Text("")]
     sides = max(1, min(_MAX_SIDES, len(members), (width + 2) // (_LEAST_SIDE_COLUMNS + 2)))
     columns = (width - 2 * (sides - 1)) // sides

@@ -18,7 +18,7 @@ from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.learning.resume.checkpoints import checkpoints_of, defect, step_of
 from abacist.proof.evaluation import Evaluation
-from abacist.records.rollout import StopReason, read_rollouts
+from abacist.records.rollout import StopReason, read_rollouts, rollout_files
 from abacist.records.rundir import RunDir, read_json_lines
 from abacist.task.reply import parse_reply
 
@@ -114,7 +114,7 @@ def _rollouts(run: RunDir) -> Finding:
     import pyarrow.parquet as pq
 
     count, damaged = 0, []
-    files = sorted(run.rollouts_dir.glob("*.parquet"))
+    files = rollout_files(run.rollouts_dir)
     for file in files:
         try:
             count += pq.read_metadata(file).num_rows
@@ -128,7 +128,7 @@ def _rollouts(run: RunDir) -> Finding:
 
 def _replies(run: RunDir) -> Iterator[Finding]:
     """How the last replies ended, and what is wrong with most of them."""
-    files = sorted(run.rollouts_dir.glob("*.parquet"))
+    files = rollout_files(run.rollouts_dir)
     try:
         rollouts = read_rollouts(files[-1]) if files else []
     except RunError:  # said above, with its name

@@ -42,7 +42,7 @@ from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import rate_band, rate_out_of_band
 from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
 from abacist.learning.task import Task
-from abacist.learning.tracking import Silent, Watcher, told_of
+from abacist.learning.tracking import Silent, Watcher, refuse_incomplete, told_of
 from abacist.learning.train import load_parts, make_trainer, place, refuse_several_processes
 from abacist.policy.loading import quiet_libraries
 from abacist.records.rundir import RunDir
@@ -147,6 +147,8 @@ def plan(
     whatever would stop the run itself before its first step.
     """
     watcher = watcher or Silent()
+    refuse_incomplete(watcher)
+    config = config.copy()
     refuse_several_processes()
     quiet_libraries()
     RunDir.check(**place(config))

@@ -16,9 +16,8 @@ from transformers.integrations.integration_utils import rewrite_logs
 
 from abacist.proof.comparison.compare import Comparison
 from abacist.proof.comparison.sentence import headline, judgement
-from abacist.records.provenance import names_a_secret
 from abacist.records.rundir import RunDir
-from abacist.records.secrets import REDACTED, without_secrets
+from abacist.records.secrets import scrubbed
 from abacist.task.reply import completion_text
 
 COMPLETIONS = "completions"  # TRL's name for the table
@@ -53,18 +52,8 @@ def settings_told(run: RunDir) -> dict[str, Any]:
     for name in ("dtype", "recipe"):
         if manifest.get(name) is not None:
             told[name] = manifest[name]
-    scrubbed: dict[str, Any] = _scrubbed(told)
-    return scrubbed
-
-
-def _scrubbed(value: Any, name: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _scrubbed(item, str(key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_scrubbed(item, name) for item in value]
-    if isinstance(value, str):
-        return REDACTED if names_a_secret(name) else without_secrets(value)
-    return value
+    clean: dict[str, Any] = scrubbed(told)
+    return clean
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:

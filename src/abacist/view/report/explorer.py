@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.outcomes import Outcome, outcome_of
 from abacist.proof.scorers import lm_eval_flexible
-from abacist.records.rollout import REWARD_PREFIX, Rollout
+from abacist.records.rollout import REWARD_PREFIX, Rollout, question_of
 from abacist.task.reply import ANSWER_CLOSE, ANSWER_OPEN, parse_reply
 from abacist.task.steps import shows_work
 from abacist.view.plaintext import cut_middle
@@ -216,12 +216,6 @@ def as_row(rollout: Rollout) -> dict[str, Any]:
         "messages",
     )  # fmt: skip
     return {name: getattr(rollout, name) for name in names} | rewards
-
-
-def question_of(messages: Iterable[Mapping[str, str]] | None) -> str:
-    """What was asked: the last turn of the user, behind any worked examples."""
-    asked = [turn["content"] for turn in messages or () if turn.get("role") == "user"]
-    return (asked[-1] or "").strip() if asked else ""
 
 
 def answer_span(text: str, read: str | None) -> tuple[int, int]:
