@@ -34,8 +34,7 @@ from abacist.proof.comparison.sentence import (
     percent,
     points,
 )
-from abacist.records.provenance import names_a_secret
-from abacist.records.secrets import REDACTED, without_secrets
+from abacist.records.secrets import scrubbed, without_secrets
 from abacist.view import evaltext, verdict
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report import figures
@@ -361,8 +360,7 @@ def _setup(reading: Reading) -> dict[str, Any]:
         if isinstance(argv, list):
             command += f"\n# it was started as: {shlex.join(['abacist', *map(str, argv[1:])])}"
     settings = sorted(
-        (str(key), REDACTED if value and names_a_secret(str(key)) else _told(value))
-        for key, value in reading.settings.items()
+        (str(key), _told(value)) for key, value in scrubbed(dict(reading.settings)).items()
     )
     return {
         "name": visible(reading.name),
