@@ -185,41 +185,18 @@ def read_sound_rollouts(
 ) -> tuple[pa.Table, dict[str, str]]:
     """The rows of every sound file of a folder, and why each other one cannot be used, by name.
 
-    For showing what is left of a run, or what somebody else wrote: types are those of
-    :func:`rollout_schema`, no required column holds null, rewards are numbers; other columns are
-    left out. ``columns`` names what is wanted beside the rewards; all, if None.
+    For showing what is left of a run. ``columns`` names what is wanted beside the rewards; all, if
+    None.
     """
     tables, damaged = [], {}
     for path in rollout_files(folder):
         try:
-            tables.append(_as_written_here(_read_file(path, columns), path))
+            tables.append(_read_file(path, columns))
         except RunError as error:
             damaged[path.name] = error.message
     if not tables:
         return rollout_schema([]).empty_table(), damaged
     return pa.concat_tables(tables, promote_options="default"), damaged
-
-
-def _as_written_here(table: pa.Table, path: Path) -> pa.Table:
-    """The table with the types of this version; RunError where its values are of no rollout."""
-    fields = [*_BEFORE_REWARDS, *_AFTER_REWARDS, _TRAINED]
-    fields += [
-        pa.field(column.name, pa.float64())
-        for column in table.schema
-        if column.name.startswith(REWARD_PREFIX)
-        and (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
-    ]
-    known = [column for column in fields if column.name in table.column_names]
-    try:
-        found = table.select([column.name for column in known]).cast(
-            pa.schema([column.with_nullable(True) for column in known])
-        )
-    except (pa.ArrowException, ValueError) as error:
-        raise RunError(f"{path}: its columns are of other types ({error}).") from error
-    for column in known:
-        if not column.nullable and found[column.name].null_count:
-            raise RunError(f"{path}: its column {column.name} has rows without a value.")
-    return found
 
 
 def read_rollouts(source: Path) -> list[Rollout]:
@@ -243,13 +220,7 @@ def _read_file(path: Path, columns: Collection[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             there = file.schema_arrow.names
-            wanted = [
-                name
-                for name in there
-                if columns is None or name in columns or name.startswith(REWARD_PREFIX)
-                or name == "schema_version"
-            ]  # fmt: skip
-            table = file.read(wanted)
+            table = file.read([one.name for one in file.schema_arrow if _is_wanted(one, columns)])
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path}: not a readable rollout file ({error}).") from error
     base = [*_BEFORE_REWARDS, *_AFTER_REWARDS]
@@ -263,6 +234,12 @@ def _read_file(path: Path, columns: Collection[str] | None = None) -> pa.Table:
             "Update Abacist: pip install --upgrade abacist.",
         )
     return _checked(table, path)
+
+
+def _is_wanted(column: pa.Field, columns: Collection[str] | None) -> bool:
+    if column.name.startswith(REWARD_PREFIX):  # words are a stranger's remark on a reward
+        return not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type))
+    return columns is None or column.name in columns or column.name == "schema_version"
 
 
 def _checked(table: pa.Table, path: Path) -> pa.Table:
