@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -202,7 +202,7 @@ def _places(file: Path, table: pa.Table, query: Query, found: Found) -> Iterator
             yield Place(step or 0, group or 0, file, row, outcome)
 
 
-def _test(query: Query, columns: dict[str, list[object]]) -> Callable[[int], bool]:
+def _test(query: Query, columns: dict[str, list[Any]]) -> Callable[[int], bool]:
     """Whether the row of this number fits what the columns say without judging."""
     text = None if query.text is None else query.text.casefold()
 
