@@ -149,7 +149,7 @@ def test_trackio_has_every_completion_as_a_trace_with_what_it_earned(trackio: Tr
     assert len(traces) == 4 * 8
     for trace in traces:
         assert trace["messages"][-1]["role"] == "assistant"
-        assert {"correctness", "xml_count", "advantage"} <= set(trace["metadata"])
+        assert {"rewards/correctness", "rewards/xml_count", "advantage"} <= set(trace["metadata"])
         assert trace["step"] == trace["metadata"]["step"]
 
 

@@ -12,21 +12,22 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-from abacist.learning.trackers import shield
-from abacist.learning.trackers.place import Place
-from abacist.learning.trackers.shield import (
+from abacist.learning.trackers import shielded as shielding
+from abacist.learning.trackers.content import (
+    Verdict,
+    completions_of,
+    run_settings,
+    some_of,
+    tracker_names,
+)
+from abacist.learning.trackers.run_identity import RunIdentity
+from abacist.learning.trackers.shielded import (
     ShieldedTracker,
     Trackers,
     available_trackers,
     in_words,
 )
-from abacist.learning.trackers.told import (
-    Verdict,
-    completions_of,
-    settings_told,
-    some_of,
-    tracker_names,
-)
+from abacist.learning.trackers.trace import trace
 from abacist.proof.comparison.compare import compare
 from abacist.records.provenance import build_manifest
 from abacist.records.rundir import RunDir
@@ -119,7 +120,7 @@ def test_every_event_but_the_end_reaches_the_tracker_at_once() -> None:
 
 
 def attached(trackers: list[Tracker], said: list[str], trainer: Any = None, **how: Any) -> Trackers:
-    found = Trackers([], Place(RunDir(Path("nowhere"))), said.append, **how)
+    found = Trackers([], RunIdentity(RunDir(Path("nowhere"))), said.append, **how)
     found.shielded = [ShieldedTracker(one, "wandb", said.append) for one in trackers]
     found.attach(trainer or trainer_of([]))
     return found
@@ -190,13 +191,13 @@ def test_trackers_that_cannot_be_had_are_left_out_with_one_warning_each(
 def test_a_tracker_that_cannot_be_made_is_left_out_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(name: str, place: Place) -> Any:
+    def broken(name: str, place: RunIdentity) -> Any:
         raise RuntimeError("half installed")
 
     said: list[str] = []
-    monkeypatch.setattr(shield, "_made", broken)
+    monkeypatch.setattr(shielding, "_made", broken)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert not Trackers(["wandb"], Place(RunDir(Path("r"))), said.append).shielded
+    assert not Trackers(["wandb"], RunIdentity(RunDir(Path("r"))), said.append).shielded
     assert said == ["wandb cannot be started and is left out: half installed"]
 
 
@@ -216,6 +217,29 @@ def test_completions_are_told_and_printed_as_trls_flags_say(tmp_path: Path) -> N
         trackers.on_log(trainer.args, trainer.state, None, logs=logs)
     assert tracker.heard == ["4 completions"] and len(said) == 2
     assert all("1 + 1?" in one and "Be brief" not in one for one in said)
+
+
+@pytest.mark.parametrize(
+    "break_logs",
+    [
+        lambda logs: logs["extra"].update(source=deque(["x"])),  # log_extra with too few values
+        lambda logs: logs["extra"].update(source=deque("xyz")),  # with too many
+        lambda logs: logs["advantages"].clear(),
+        lambda logs: logs.pop("rewards"),
+        lambda logs: logs["prompt"].__setitem__(0, [{"role": "user"}, 3]),
+    ],
+    ids=["few", "many", "no advantages", "another TRL", "odd prompt"],
+)
+def test_completions_that_cannot_be_told_cost_one_warning(break_logs: Any, tmp_path: Path) -> None:
+    said: list[str] = []
+    trainer = trainer_of([("q", "a", 1.0), ("q", "b", 2.0)], output_dir=str(tmp_path))
+    trackers = attached([tracker := Tracker()], said, trainer, log_completions=True)
+    break_logs(trainer._logs)
+    for _ in range(3):
+        trackers.on_log(trainer.args, trainer.state, None, logs={"loss": 0.1})
+    assert len(said) == 1 and "--log_completions" in said[0] and "\n" not in said[0]
+    assert tracker.heard == []  # and the tracker itself goes on
+    assert not trainer.log_completions  # TRL would make a table of the same columns
 
 
 def test_without_the_flag_no_completion_leaves_the_run(tmp_path: Path) -> None:
@@ -274,49 +298,53 @@ def test_no_token_is_among_the_settings_told(run: RunDir, monkeypatch: pytest.Mo
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     text = "system_prompt: key 0123456789abcdef\nmy_token: xyzzyxyzzy\nmax_tokens: 3\n"
     run.config_path.write_text(text + "nested: [{api_key: plugh}]\n", encoding="utf-8")
-    told = settings_told(run)
+    told = run_settings(run)
     said = json.dumps(told)
     assert not any(secret in said for secret in ("0123456789abcdef", "xyzzy", "plugh"))
     assert told["max_tokens"] == 3 and told["system_prompt"] == "key <WANDB_API_KEY>"
 
 
 def test_the_dtype_told_is_the_one_that_was_chosen(run: RunDir) -> None:
-    told = settings_told(run)
+    told = run_settings(run)
     assert (told["dtype"], told["lora_r"], told["manifest"]["seed"]) == ("bfloat16", 8, 4)
 
 
 def test_what_a_person_set_wins_over_the_environment_and_that_over_ours(run: RunDir) -> None:
     variables = {"WANDB_PROJECT": "theirs", "WANDB_NAME": "named"}
-    assert Place(run, environment={}).project_in("WANDB_PROJECT") == "abacist"
-    assert Place(run, environment={}).name_in("WANDB_NAME") == "mine"
-    ours = Place(run, environment=variables)
+    assert RunIdentity(run, environment={}).project_in("WANDB_PROJECT") == "abacist"
+    assert RunIdentity(run, environment={}).name_in("WANDB_NAME") == "mine"
+    ours = RunIdentity(run, environment=variables)
     assert (ours.project_in("WANDB_PROJECT"), ours.name_in("WANDB_NAME")) == ("theirs", "named")
     assert ours.project_in("TRACKIO_PROJECT") == "abacist"
-    given = Place(run, project="flag", name="flagged", environment=variables)
+    given = RunIdentity(run, project="flag", name="flagged", environment=variables)
     assert (given.project_in("WANDB_PROJECT"), given.name_in("WANDB_NAME")) == ("flag", "flagged")
 
 
 def test_a_resumed_run_knows_its_tracker_runs_and_one_that_begins_does_not(run: RunDir) -> None:
-    Place(run).remember("wandb", id="abc", project="p")
-    Place(run).remember("trackio", name="n")
-    assert Place(run, is_resumed=True).known("wandb") == {"id": "abc", "project": "p"}
-    assert Place(run, is_resumed=True).known("trackio") == {"name": "n"}
-    assert Place(run).known("wandb") == {} == Place(run, is_resumed=True).known("tensorboard")
+    RunIdentity(run).remember("wandb", id="abc", project="p")
+    RunIdentity(run).remember("trackio", name="n")
+    assert RunIdentity(run, is_resumed=True).known("wandb") == {"id": "abc", "project": "p"}
+    assert RunIdentity(run, is_resumed=True).known("trackio") == {"name": "n"}
+    assert (
+        RunIdentity(run).known("wandb")
+        == {}
+        == RunIdentity(run, is_resumed=True).known("tensorboard")
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"wandb": 3}', "[" * 100_000, "\x00"])
 def test_a_damaged_trackers_file_costs_the_run_in_the_tracker_only(run: RunDir, text: str) -> None:
     run.trackers_path.write_text(text, encoding="utf-8")
-    assert Place(run, is_resumed=True).known("wandb") == {}
-    Place(run).remember("wandb", id="new")
-    assert Place(run, is_resumed=True).known("wandb") == {"id": "new"}
+    assert RunIdentity(run, is_resumed=True).known("wandb") == {}
+    RunIdentity(run).remember("wandb", id="new")
+    assert RunIdentity(run, is_resumed=True).known("wandb") == {"id": "new"}
 
 
 def wandb_of(run: RunDir, environment: dict[str, str], open_run: Any = None) -> Any:
     from abacist.learning.trackers.wandb_run import WandbRun
 
     tracker: Any = object.__new__(WandbRun)
-    tracker.place = Place(run, is_resumed=True, environment=environment)
+    tracker.identity = RunIdentity(run, is_resumed=True, environment=environment)
     tracker.began_run = open_run is None
     tracker._table, tracker._waiting, tracker._logs_until_piece = None, [], 1
     return tracker
@@ -325,7 +353,7 @@ def wandb_of(run: RunDir, environment: dict[str, str], open_run: Any = None) -> 
 def test_wandb_is_asked_for_the_run_it_knows_unless_the_environment_names_one(run: RunDir) -> None:
     pytest.importorskip("wandb")
     assert wandb_of(run, {})._wanted() == {"project": "abacist", "name": "mine"}
-    Place(run).remember("wandb", id="abc", project="p", entity="", name="mine")
+    RunIdentity(run).remember("wandb", id="abc", project="p", entity="", name="mine")
     wanted = wandb_of(run, {"WANDB_PROJECT": "other"})._wanted()
     assert wanted == {"project": "p", "name": "mine", "id": "abc", "resume": "allow"}
     assert "id" not in wandb_of(run, {"WANDB_RUN_ID": "theirs"})._wanted()
@@ -341,6 +369,43 @@ def test_a_wandb_run_ends_with_the_training_that_began_it(
     tracker._wandb = SimpleNamespace(run="open", finish=lambda exit_code: codes.append(exit_code))
     tracker.finish(failed)
     assert codes == ([] if joined else [int(failed)])
+
+
+@pytest.mark.parametrize("fails_before", [False, True])
+def test_a_wandb_run_ends_also_where_its_last_rows_cannot_be_told(
+    run: RunDir, fails_before: bool
+) -> None:
+    pytest.importorskip("wandb")
+    codes: list[int] = []
+    said: list[str] = []
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise ConnectionError("gone")
+
+    tracker = wandb_of(run, {})
+    tracker._waiting = [{"step": 1, "completion": "a"}]
+    tracker._wandb = SimpleNamespace(
+        run="open", Table=broken, log=broken, finish=lambda exit_code: codes.append(exit_code)
+    )
+    shield = shielded(tracker, said.append)
+    if fails_before:
+        shield.call("log_completions", None, None, [])
+    shield.finish(failed=False)
+    assert len(codes) == 1  # else the next training of a notebook would join this run
+    assert len(said) == 1
+
+
+def test_traces_of_a_training_and_of_its_files_name_a_reward_alike() -> None:
+    trackio = SimpleNamespace(Trace=lambda messages, metadata: (messages, metadata))
+    messages, about = trace(
+        trackio,
+        CHAT,
+        "2",
+        {"correctness": 2.0, "mine": None},
+        {"gold": None, "rewards/correctness": 9},
+    )
+    assert messages == [*CHAT, {"role": "assistant", "content": "2"}]
+    assert about == {"rewards/correctness": 2.0}
 
 
 def test_a_table_of_a_long_run_stays_within_its_rows_and_its_pieces(run: RunDir) -> None:

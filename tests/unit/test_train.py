@@ -12,8 +12,8 @@ from abacist.learning import train as training
 from abacist.learning import trainer
 from abacist.learning.config import Config, load_config
 from abacist.learning.dryrun.plan import plan
-from abacist.learning.trackers.place import Place
-from abacist.learning.trackers.shield import Trackers
+from abacist.learning.trackers.run_identity import RunIdentity
+from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import Silent
 from abacist.records.rundir import RunDir
 
@@ -51,7 +51,7 @@ def test_a_config_that_was_trained_by_trains_again_as_the_first_time(
     def trackers_of(config: Config, run: RunDir, watcher: Any) -> Trackers:
         asked.append({name: vars(config.training)[name] for name in ("report_to", "run_name")})
         asked[-1]["log_completions"] = config.training.log_completions
-        return Trackers([], Place(run), watcher.note)
+        return Trackers([], RunIdentity(run), watcher.note)
 
     monkeypatch.setattr(training, "trackers_of", trackers_of)
     monkeypatch.chdir(tmp_path)
@@ -65,9 +65,8 @@ def test_a_config_that_was_trained_by_trains_again_as_the_first_time(
     assert (vars(config.training), vars(config.script), vars(config.model)) == before
     assert config.settings == settings
     assert asked[0] == asked[1] and asked[0]["report_to"] == ["tensorboard"]
-    assert asked[0]["log_completions"] and asked[0]["run_name"] == (
-        "mine" if "mine" in flags else None
-    )
+    assert asked[0]["log_completions"]
+    assert asked[0]["run_name"] == ("mine" if "mine" in flags else None)
 
 
 class OfAnEarlierVersion:

@@ -35,8 +35,8 @@ from abacist.learning.rewards import load_rewards, refuse_hackable
 from abacist.learning.seen import seen_in
 from abacist.learning.setup_checks import LORA, refuse_unmatched_targets, setting_up, try_out
 from abacist.learning.task import Task, check_fit, load_task, split_lines
-from abacist.learning.trackers.place import Place
-from abacist.learning.trackers.shield import Trackers
+from abacist.learning.trackers.run_identity import RunIdentity
+from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.kernels import build
@@ -199,7 +199,7 @@ def _train_in(
 
 def trackers_of(config: Config, run: RunDir, watcher: Watcher) -> Trackers:
     """The trackers that ``config`` asks for, to be attached to the trainer of ``run``."""
-    place = Place(
+    identity = RunIdentity(
         run,
         project=config.settings.get("project"),
         name=config.training.run_name,
@@ -207,7 +207,7 @@ def trackers_of(config: Config, run: RunDir, watcher: Watcher) -> Trackers:
     )
     wanted = list(config.training.report_to or [])
     keeps = config.training.log_completions
-    return Trackers(wanted, place, watcher.note, log_completions=keeps)
+    return Trackers(wanted, identity, watcher.note, log_completions=keeps)
 
 
 def refuse_several_processes() -> None:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from abacist.errors import RunError, UsageError, first_line
-from abacist.records.rollout import Rollout, read_rollouts
+from abacist.learning.trackers.trace import trace
+from abacist.records.rollout import Rollout, read_rollouts, rollout_files
 from abacist.records.rundir import RunDir
 
 MOST_TRACES = 2_000
@@ -33,7 +34,7 @@ def log_traces(run_dir: Path, project: str, say: Callable[[str], None] | None = 
     """
     run = RunDir.open(run_dir)
     trackio = _trackio()
-    paths = sorted(run.rollouts_dir.glob("*.parquet"))
+    paths = rollout_files(run.rollouts_dir)
     if not paths:
         raise UsageError(
             f"{run_dir} keeps no rollouts, so there is nothing to log",
@@ -105,7 +106,6 @@ def _delete_earlier(trackio: Any, project: str, name: str, origin: str) -> None:
 
 
 def _trace(trackio: Any, rollout: Rollout) -> Any:
-    messages = [dict(turn) for turn in rollout.messages]
     about = {
         "step": rollout.step,
         "problem_id": rollout.problem_id,
@@ -117,12 +117,8 @@ def _trace(trackio: Any, rollout: Rollout) -> Any:
         "is_correct": rollout.is_correct,
         "stop_reason": rollout.stop_reason.value,
         "completion_tokens": rollout.completion_tokens,
-        **{f"rewards/{name}": value for name, value in rollout.rewards.items()},
         "reward": rollout.reward,
         "advantage": rollout.advantage,
         "trained": rollout.trained,
     }
-    return trackio.Trace(
-        messages=[*messages, {"role": "assistant", "content": rollout.completion}],
-        metadata={key: value for key, value in about.items() if value is not None},
-    )
+    return trace(trackio, rollout.messages, rollout.completion, rollout.rewards, about)

@@ -8,15 +8,15 @@ from typing import Any
 
 from transformers.integrations import TensorBoardCallback
 
-from abacist.learning.trackers.place import Place
-from abacist.learning.trackers.told import (
+from abacist.learning.trackers.content import (
     COMPLETIONS,
     Completion,
     Verdict,
     flat,
-    settings_told,
+    run_settings,
     some_of,
 )
+from abacist.learning.trackers.run_identity import RunIdentity
 
 FOLDER = "tensorboard"
 MOST_TEXTS_A_STEP = 8
@@ -28,18 +28,18 @@ class TensorBoardRun(TensorBoardCallback):
     ``TENSORBOARD_LOGGING_DIR`` says. A resumed run goes on there, and replaces what an earlier part
     wrote of the steps that it takes again."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, identity: RunIdentity) -> None:
         super().__init__()
-        self.place = place
-        self.logging_dir = self.logging_dir or str(place.run.path / FOLDER)
+        self.identity = identity
+        self.logging_dir = self.logging_dir or str(identity.run.path / FOLDER)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        again = state.global_step + 1 if self.place.is_resumed else None
+        again = state.global_step + 1 if self.identity.is_resumed else None
         self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir, purge_step=again)
         super().on_train_begin(args, state, control, **kwargs)
-        self.tb_writer.add_text("run", _code(settings_told(self.place.run)))
+        self.tb_writer.add_text("run", _code(run_settings(self.identity.run)))
 
     def log_completions(self, args: Any, state: Any, completions: Sequence[Completion]) -> None:
         """A few completions of the step as one text."""
@@ -51,7 +51,7 @@ class TensorBoardRun(TensorBoardCallback):
         """The sentence as text; the figures as scalars, beside the settings as hyperparameters."""
         step = state.global_step
         self.tb_writer.add_text("verdict/sentence", verdict.sentence, step)
-        settings = flat(settings_told(self.place.run))
+        settings = flat(run_settings(self.identity.run))
         # "." keeps them in this run: TensorBoard would show a second one for them.
         self.tb_writer.add_hparams(settings, dict(verdict.figures), run_name=".", global_step=step)
 

@@ -7,15 +7,16 @@ from typing import Any
 
 from transformers.integrations import TrackioCallback
 
-from abacist.learning.trackers.place import Place
-from abacist.learning.trackers.told import (
+from abacist.learning.trackers.content import (
     COMPLETIONS,
     Completion,
     Verdict,
-    settings_told,
+    run_settings,
     some_of,
     tracker_names,
 )
+from abacist.learning.trackers.run_identity import RunIdentity
+from abacist.learning.trackers.trace import trace
 
 MOST_TRACES_A_STEP = 64
 
@@ -27,9 +28,9 @@ class TrackioRun(TrackioCallback):
     transformers' callback always does, and joins two runs whose directories are called alike.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, identity: RunIdentity) -> None:
         super().__init__()
-        self.place = place
+        self.identity = identity
         self.began_run = self._open_run() is None
 
     def _open_run(self) -> Any:
@@ -44,16 +45,16 @@ class TrackioRun(TrackioCallback):
             config = getattr(model, "config", None)
             of_model = config.to_dict() if config is not None else {}
             run = self._open_run()
-            run.config.update({**of_model, **args.to_dict(), **settings_told(self.place.run)})
+            run.config.update({**of_model, **args.to_dict(), **run_settings(self.identity.run)})
             run.config["model/num_parameters"] = sum(w.numel() for w in model.parameters())
-            self.place.remember("trackio", project=run.project, name=run.name)
+            self.identity.remember("trackio", project=run.project, name=run.name)
         self._initialized = True
 
     def _begin(self, args: Any) -> None:
-        place, known = self.place, self.place.known("trackio")
+        identity, known = self.identity, self.identity.known("trackio")
         self._trackio.init(
-            project=known.get("project") or place.project_in("TRACKIO_PROJECT"),
-            name=known.get("name") or place.name_in("TRACKIO_NAME"),
+            project=known.get("project") or identity.project_in("TRACKIO_PROJECT"),
+            name=known.get("name") or identity.name_in("TRACKIO_NAME"),
             resume="allow" if known else "never",
             space_id=args.trackio_space_id,
             private=args.hub_private_repo,
@@ -80,9 +81,8 @@ class TrackioRun(TrackioCallback):
         self._trackio.log({COMPLETIONS: logged}, step=state.global_step)
 
     def _trace(self, one: Completion) -> Any:
-        messages = [*map(dict, one.messages), {"role": "assistant", "content": one.text}]
-        about = {**one.rewards, **one.extra, "advantage": one.advantage, "step": one.step}
-        return self._trackio.Trace(messages=messages, metadata=about)
+        about = {**one.extra, "advantage": one.advantage, "step": one.step}
+        return trace(self._trackio, one.messages, one.text, one.rewards, about)
 
     def log_verdict(self, args: Any, state: Any, verdict: Verdict) -> None:
         """Trackio has no summary: figures are logged at the last step, the words as Markdown."""

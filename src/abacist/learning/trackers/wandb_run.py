@@ -8,16 +8,16 @@ from typing import Any
 
 from transformers.integrations import WandbCallback
 
-from abacist.learning.trackers.place import Place
-from abacist.learning.trackers.told import (
+from abacist.learning.trackers.content import (
     COMPLETIONS,
     END_TOTALS,
     Completion,
     Verdict,
-    settings_told,
+    run_settings,
     some_of,
     tracker_names,
 )
+from abacist.learning.trackers.run_identity import RunIdentity
 
 MOST_ROWS = 20_000  # of a table, which the process holds in memory too
 MOST_ROWS_A_STEP = 64
@@ -32,9 +32,9 @@ class WandbRun(WandbCallback):
     that a resumed run takes again are logged again.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, identity: RunIdentity) -> None:
         super().__init__()
-        self.place = place
+        self.identity = identity
         self.began_run = self._wandb.run is None
         self._table: Any = None
         self._waiting: list[dict[str, Any]] = []
@@ -47,17 +47,17 @@ class WandbRun(WandbCallback):
         super().setup(args, state, model, **kwargs)
         if state.is_world_process_zero:
             run = self._wandb.run
-            self._wandb.config.update(settings_told(self.place.run), allow_val_change=True)
+            self._wandb.config.update(run_settings(self.identity.run), allow_val_change=True)
             names = ("id", "project", "entity", "name")
-            self.place.remember("wandb", **{name: getattr(run, name, None) for name in names})
+            self.identity.remember("wandb", **{name: getattr(run, name, None) for name in names})
 
     def _wanted(self) -> dict[str, Any]:
-        place, known = self.place, self.place.known("wandb")
+        identity, known = self.identity, self.identity.known("wandb")
         wanted = {
-            "project": place.project_in("WANDB_PROJECT"),
-            "name": place.name_in("WANDB_NAME"),
+            "project": identity.project_in("WANDB_PROJECT"),
+            "name": identity.name_in("WANDB_NAME"),
         }
-        if known.get("id") and "WANDB_RUN_ID" not in place.environment:
+        if known.get("id") and "WANDB_RUN_ID" not in identity.environment:
             kept = {key: known[key] for key in ("id", "project", "entity") if known.get(key)}
             wanted |= kept | {"resume": "allow"}
         return wanted
@@ -98,7 +98,9 @@ class WandbRun(WandbCallback):
 
     def finish(self, failed: bool) -> None:
         """Close the run, unless a person began it: the next training is another run."""
-        if self._wandb.run is not None:
-            self._grow()
-        if self.began_run and self._wandb.run is not None:
-            self._wandb.finish(exit_code=int(failed))
+        try:
+            if self._wandb.run is not None:
+                self._grow()
+        finally:
+            if self.began_run and self._wandb.run is not None:
+                self._wandb.finish(exit_code=int(failed))

@@ -1,4 +1,4 @@
-"""The trackers of a run behind a shield: one that is down costs a warning, never the run."""
+"""The trackers of a run, shielded: one that is down costs a warning, never the run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from abacist.errors import first_line
-from abacist.learning.trackers.place import Place
-from abacist.learning.trackers.told import Completion, Verdict, completions_of, some_of
+from abacist.learning.trackers.content import Completion, Verdict, completions_of, some_of
+from abacist.learning.trackers.run_identity import RunIdentity
 from abacist.proof.comparison.compare import Comparison
+from abacist.records.rollout import question_of
 
 
 def available_trackers(report_to: Sequence[str], warn: Callable[[str], None]) -> list[str]:
@@ -28,19 +29,19 @@ def available_trackers(report_to: Sequence[str], warn: Callable[[str], None]) ->
     return kept
 
 
-def _made(name: str, place: Place) -> TrainerCallback:
+def _made(name: str, identity: RunIdentity) -> TrainerCallback:
     # Only a tracker that is asked for is imported.
     if name == "wandb":
         from abacist.learning.trackers.wandb_run import WandbRun
 
-        return WandbRun(place)
+        return WandbRun(identity)
     if name == "trackio":
         from abacist.learning.trackers.trackio_run import TrackioRun
 
-        return TrackioRun(place)
+        return TrackioRun(identity)
     from abacist.learning.trackers.tensorboard_run import TensorBoardRun
 
-    return TensorBoardRun(place)
+    return TensorBoardRun(identity)
 
 
 class ShieldedTracker(TrainerCallback):
@@ -111,7 +112,7 @@ class Trackers(TrainerCallback):
     def __init__(
         self,
         report_to: Sequence[str],
-        place: Place,
+        identity: RunIdentity,
         say: Callable[[str], None],
         *,
         log_completions: bool = False,
@@ -123,7 +124,7 @@ class Trackers(TrainerCallback):
         self._to_print: int | None = None
         for name in available_trackers(report_to, say):
             try:
-                self.shielded.append(ShieldedTracker(_made(name, place), name, say))
+                self.shielded.append(ShieldedTracker(_made(name, identity), name, say))
             except (Exception, SystemExit) as error:
                 say(f"{name} cannot be started and is left out: {first_line(error)}")
 
@@ -143,13 +144,21 @@ class Trackers(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return  # an evaluation, or the end
-        completions = completions_of(self._trainer)
-        if not completions:
+        if not self._trainer.log_completions:
+            return  # they failed before
+        try:
+            completions = completions_of(self._trainer)
+            lines = [in_words(one) for one in some_of(completions, self._to_print, args.seed)]
+        except Exception as error:  # whatever rewards logged, and TRL's own buffers of it
+            # TRL would make its table of the same, next.
+            self._trainer.log_completions = False
+            self.say(f"--log_completions failed and is left out from here on: {first_line(error)}")
             return
-        for tracker in self.shielded:
-            tracker.call("log_completions", args, state, completions)
-        for one in some_of(completions, self._to_print, args.seed):
-            self.say(in_words(one))
+        if completions:
+            for tracker in self.shielded:
+                tracker.call("log_completions", args, state, completions)
+        for line in lines:
+            self.say(line)
 
     def verdict(self, comparison: Comparison | None) -> None:
         """Tell every tracker what the training has changed."""
@@ -179,7 +188,7 @@ def in_words(one: Completion) -> str:
         for name, value in one.rewards.items()
     )
     more = [f"{name}: {value}" for name, value in one.extra.items()]
-    asked = one.messages[-1]["content"] if one.messages else ""
+    asked = question_of(one.messages)
     heading = f"step {one.step}, a completion: advantage {one.advantage:+.2f} | {paid}"
     return "\n".join([heading, *more, *_indented(asked, "  > "), *_indented(one.text, "  | ")])
 

@@ -1,4 +1,4 @@
-"""Where a run is kept in its trackers: project, name, and the run that a resumed one goes on in.
+"""What a run is called in its trackers: project, name, and the run that a resumed one goes on in.
 
 What a tracker calls the run stands in the run directory's ``trackers.json``, which exists only
 where there is a tracker: the ids are drawn by others, so equal runs differ in it.
@@ -18,7 +18,7 @@ PROJECT = "abacist"
 
 
 @dataclass(frozen=True)
-class Place:
+class RunIdentity:
     """The run directory, and what a person set of project and name (None where nothing)."""
 
     run: RunDir

@@ -1,4 +1,4 @@
-"""What every tracker is told, so that all hold the same: names, settings, completions, verdict.
+"""What every tracker gets, so that all hold the same: names, settings, completions, verdict.
 
 Names are transformers': a metric ``reward`` of ``metrics.jsonl`` is ``train/reward`` in a tracker,
 and ``eval_accuracy`` is ``eval/accuracy``. Shares are fractions.
@@ -41,18 +41,18 @@ def tracker_names(logs: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def settings_told(run: RunDir) -> dict[str, Any]:
+def run_settings(run: RunDir) -> dict[str, Any]:
     """The configuration of a run for its tracker: ``config.yaml`` flat, by the flags' names, and
     ``manifest.json`` under ``manifest``. Raises RunError if they cannot be read.
 
     Tokens are blotted out. ``dtype`` is the one that the weights are held in, where it is recorded.
     """
     manifest = run.read_manifest()
-    told = {**run.read_settings(), "manifest": manifest}
+    settings = {**run.read_settings(), "manifest": manifest}
     for name in ("dtype", "recipe"):
         if manifest.get(name) is not None:
-            told[name] = manifest[name]
-    clean: dict[str, Any] = scrubbed(told)
+            settings[name] = manifest[name]
+    clean: dict[str, Any] = scrubbed(settings)
     return clean
 
 
@@ -126,9 +126,16 @@ class Completion:
 def completions_of(trainer: Any) -> list[Completion]:
     """The completions of the newest generation batch, as ``--log_completions`` keeps them.
 
-    With ``--log_unique_prompts`` the first one of each prompt.
+    With ``--log_unique_prompts`` the first one of each prompt. Raises ValueError if a reward has
+    logged a column with ``log_extra`` that has not one value for each.
     """
     logs = trainer._logs
+    count = len(logs["prompt"])
+    for name, values in logs["extra"].items():
+        if len(values) != count:  # a reward may log what it likes
+            raise ValueError(
+                f"{len(values)} values of {name!r} were logged for {count} completions"
+            )
     found: dict[str, Completion] = {}
     for index, prompt in enumerate(logs["prompt"]):
         extra = {name: values[index] for name, values in logs["extra"].items()}
