@@ -23,6 +23,8 @@ from abacist.view.tables import (
     sampled_table,
 )
 
+_EXAMPLE_COLUMNS = 76  # fits a terminal of 80 without being broken once more
+
 NOTES = (
     "Brackets hold 95 % intervals; changes are paired, problem by problem. p is McNemar's exact "
     "test. In any format: the last number of the reply is right, wherever it stands (lm-eval's "
@@ -123,15 +125,17 @@ def example_lines(
     """The heading of an example, and its lines: the question, the gold, and both replies."""
     problem = example.problem
     kind = ", an unseen structure" if problem.unseen_structure else ""
-    gold = " ".join(excerpt(problem.answer, WIDTH - 20, characters=60, lines=1))
-    lines = [*excerpt(problem.question, WIDTH - 2), f"The right answer is {gold}."]
+    gold = " ".join(excerpt(problem.answer, _EXAMPLE_COLUMNS - 18, characters=60, lines=1))
+    lines = [*excerpt(problem.question, _EXAMPLE_COLUMNS), f"The right answer is {gold}."]
     lines += _reply(sides[0], example.before) + _reply(sides[1], example.after)
     return f"Example {number}: {example.outcome}{kind}", lines
 
 
 def _reply(when: str, rollout: Rollout) -> list[str]:
     outcome = "right" if rollout.is_correct else "wrong"
-    lines = excerpt(rollout.completion, WIDTH - 6) if rollout.completion.strip() else ["(nothing)"]
+    lines = ["(nothing)"]
+    if rollout.completion.strip():
+        lines = excerpt(rollout.completion, _EXAMPLE_COLUMNS - 4)
     return [f"{when}, {outcome}:", *(f"  | {line}" for line in lines)]
 
 
