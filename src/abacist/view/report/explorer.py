@@ -112,7 +112,12 @@ class Explorer:
             start, end = answer_span(text, one["read_answer"])
             gold = one["gold"]
             outcome = outcome_of(one["completion"], gold, one["is_correct"], one["stop_reason"])
-            flexible = gold is not None and lm_eval_flexible(one["completion"], gold)
+            # Of a reply that is not right, the outcome tells what lm-eval's filter says.
+            disagree = outcome is Outcome.UNFORMATTED or (
+                outcome is Outcome.RIGHT
+                and gold is not None
+                and not lm_eval_flexible(one["completion"], gold)
+            )
             self.rows.append(
                 [
                     run, self.sources.index(source), one["step"], one["group"], one["member"],
@@ -124,8 +129,7 @@ class Explorer:
                     one["completion_tokens"], str(one["stop_reason"]),
                     None if one["read_answer"] is None else cut_middle(one["read_answer"], 200),
                     start, end, one["trained"], suspicion_of(one, rights),
-                    gold is not None and flexible != bool(one["is_correct"]),
-                    change, text,
+                    disagree, change, text,
                 ]
             )  # fmt: skip
 

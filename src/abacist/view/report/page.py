@@ -34,7 +34,9 @@ from abacist.proof.comparison.sentence import (
     percent,
     points,
 )
+from abacist.proof.comparison.sides import AFTER, BEFORE
 from abacist.records.secrets import scrubbed, without_secrets
+from abacist.task.reply import TAGS
 from abacist.view import evaltext, verdict
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report import figures
@@ -47,14 +49,14 @@ from abacist.view.report.explorer import (
     collect,
 )
 from abacist.view.report.figures import Chart
-from abacist.view.report.reading import AFTER, BEFORE, EVALUATION, Reading
+from abacist.view.report.reading import EVALUATION, Reading
 from abacist.view.report.svg import Styles
 from abacist.view.sheet import Block, Quote, Table
 
 PAGE_NAME = "report.html"
 _HERE = Path(__file__).parent
 _GROUPS_WITHOUT_SCRIPT = 8
-_TAG = re.compile(r"(</?(?:reasoning|answer)>)")
+_TAG = re.compile(f"({'|'.join(map(re.escape, TAGS))})")
 
 
 @dataclass

@@ -22,13 +22,13 @@ from abacist.errors import AbacistError, RunError, first_line
 from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.proof.comparison.compare import NO_CONTROL, Comparison, compare
+from abacist.proof.comparison.sides import AFTER, BEFORE
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.unfinished import SAMPLED_FOLDER
 from abacist.records.rollout import read_sound_rollouts, rollout_schema
 from abacist.records.rundir import RunDir, read_json_lines
 
 RUN, SCRIPT, EVALUATION = "run", "script", "evaluation"
-BEFORE, AFTER = "before", "after"
 LARGEST_NUMBER = 1e100  # beyond, the sums and differences of a chart overflow
 # All that the page shows of a reply; token ids are most of a file's bytes, and are not shown.
 COLUMNS = frozenset(
@@ -107,13 +107,11 @@ class Reading:
 
     def metric(self, name: str) -> list[tuple[int, float]]:
         """A logged metric by step, where it is a number."""
-        found = ((step, _number(row.get(name))) for step, row in self.steps.items())
-        return [(step, value) for step, value in found if value is not None]
+        return _points(self.steps, name)
 
     def measurement(self, name: str) -> list[tuple[int, float]]:
         """A metric of the measurements between steps."""
-        found = ((step, _number(row.get(name))) for step, row in self.measured.items())
-        return [(step, value) for step, value in found if value is not None]
+        return _points(self.measured, name)
 
 
 def read(path: Path) -> Reading:
@@ -151,7 +149,7 @@ def read(path: Path) -> Reading:
     return Reading(
         path, kind, manifest, settings, steps, measured, _seconds(run), rollouts, evaluations,
         _comparison(evaluations, control, remarks), _diagnoses(steps, measured, settings),
-        tuple([*_state(run, kind, manifest, settings, steps, evaluations), *remarks]),
+        tuple([*_state(run, kind, manifest, settings, steps), *remarks]),
     )  # fmt: skip
 
 
@@ -288,7 +286,6 @@ def _state(
     manifest: Mapping[str, Any],
     settings: Mapping[str, Any],
     steps: Mapping[int, Any],
-    evaluations: Mapping[str, Evaluation],
 ) -> list[str]:
     """How far it came, where that is not the end."""
     if kind == SCRIPT:
@@ -309,6 +306,11 @@ def _state(
         f"The training is at step {max(steps)}{of} and has not come to its end, so there is no "
         "verdict yet."
     ]
+
+
+def _points(rows: Mapping[int, Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    found = ((step, _number(row.get(name))) for step, row in rows.items())
+    return [(step, value) for step, value in found if value is not None]
 
 
 def _max_steps(settings: Mapping[str, Any]) -> int | None:
