@@ -12,10 +12,20 @@ from hypothesis import settings
 
 from offline import OFFLINE
 
+# What says how to print: a terminal, a notebook, a service of continuous integration.
+PRINTING = {
+    "CI", "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "COLUMNS", "FORCE_COLOR", "GIT_PAGER",
+    "JPY_PARENT_PID", "LINES", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
+}  # fmt: skip
+
 # Timings belong to the machine, not to the code; and a run must be the same twice.
 settings.register_profile("abacist", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("abacist")
 
+# What the machine wants printed, and where it reports to, is none of a test's business.
+for _name in list(os.environ):
+    if _name in PRINTING or _name.startswith(("WANDB_", "TRACKIO_")):
+        del os.environ[_name]
 # Set before transformers, datasets or tokenizers are first imported: they read these once.
 os.environ.update(OFFLINE)
 # Where it is anyway: a test that gives a process another home needs no kernels of its own.
