@@ -182,3 +182,10 @@ def test_dark_and_light_can_be_changed_by_hand(show, report: Path) -> None:
     page.click("#theme")
     assert dark != light
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == light
+
+
+def test_a_chosen_theme_outlives_a_refresh(show, report: Path) -> None:
+    page = show(report, color_scheme="light")
+    page.click("#theme")
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"

@@ -176,6 +176,19 @@ def test_train_hands_its_flags_on_and_ends_with_the_next_command(
     assert "runs/a b/report.html" in out and "abacist show 'runs/a b'\n" in out
 
 
+def test_a_fault_of_the_page_costs_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from abacist.view.report import writing
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no fonts\nand a second line")
+
+    monkeypatch.setattr(writing, "write_report", fails)
+    assert train.write_page(tmp_path) is None
+    assert capsys.readouterr().err == "The report was not written: no fonts\n"
+
+
 @pytest.mark.parametrize(
     ("heldout", "asked"),
     [

@@ -80,6 +80,17 @@ def test_numbers_in_yaml_that_yaml_takes_for_text_are_numbers(tmp_path: Path) ->
     assert load_config("tiny", path, []).training.learning_rate == 1e-5
 
 
+@pytest.mark.parametrize(("every", "is_said"), [("20", True), ("6", False), ("0.5", False)])
+def test_a_run_that_ends_before_its_first_look_says_so(every: str, is_said: bool) -> None:
+    config = load_config("tiny", None, ["--max_steps", "6", "--eval_steps", every])
+    assert any(f"eval_steps is {every} and the run" in line for line in config.lines()) is is_said
+
+
+def test_whole_numbers_are_shown_as_such() -> None:
+    lines = load_config("tiny", None, ["--eval_steps", "20"]).lines()
+    assert next(line.split()[1] for line in lines if line.startswith("eval_steps")) == "20"
+
+
 def test_eval_steps_alone_switch_evaluation_on() -> None:
     config = load_config("any", None, ["--eval_steps", "5"])
     assert config.training.eval_strategy == "steps" and config.training.do_eval

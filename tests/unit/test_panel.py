@@ -148,6 +148,21 @@ def test_a_terminal_is_redrawn_at_most_four_times_a_second_while_tokens_come() -
     assert 30 <= len(panels) <= 41
 
 
+def test_on_a_terminal_a_line_that_goes_on_is_set_in_deeper_than_it_began() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=24, _environ={"TERM": "xterm"})
+    live = Live(console)
+    live.note("  eval_steps  20 words of a line that goes on")
+    live.stage("A stage that is longer than 24")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+    assert text.splitlines() == [
+        "  eval_steps  20 words",
+        "    of a line that goes",
+        "    on",
+        "== A stage that is",
+        "longer than 24",
+    ]
+
+
 def test_without_unicode_the_panel_is_ascii() -> None:
     found = scene([rollout("no tags, 12")])
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=80, _environ={})

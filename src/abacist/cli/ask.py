@@ -28,6 +28,7 @@ def run(argv: list[str]) -> int:
     temperature = _temperature(options)
     question = _question(options.question)
     with console.stdout_for(result_only=options.json) as stdout:
+        console.say_starting()
         from abacist.learning.tracking import told_of
         from abacist.policy.loading import load_policy, quiet_libraries
         from abacist.proof.ask import Prompting, ask

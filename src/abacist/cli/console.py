@@ -107,6 +107,12 @@ def columns(stream: TextIO, most: int = 100) -> int:
     return max(20, min(shutil.get_terminal_size((most, 24)).columns, most))
 
 
+def say_starting() -> None:
+    """Tell a person at a terminal why nothing happens yet: PyTorch takes seconds to load."""
+    if sys.stderr.isatty():
+        print("Starting: PyTorch and TRL are loading ...", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def stdout_for(result_only: bool) -> Iterator[TextIO]:
     """The stream for a verb's result. With ``result_only`` (``--json``) all else goes to stderr.

@@ -41,6 +41,7 @@ def run(argv: list[str]) -> int:
             "Leave out --system_prompt and --prefill, or --native_prompt.",
         )
     with console.stdout_for(result_only=as_json) as stdout:
+        console.say_starting()
         from abacist.learning.eval import Request, evaluate_model
         from abacist.view.evaltext import evaluation_json, evaluation_text
         from abacist.view.live import Live

@@ -56,6 +56,7 @@ def run(argv: list[str]) -> int:
         return 0
     request = read_request(argv)
     with console.stdout_for(result_only=request.as_json) as stdout:
+        console.say_starting()
         from abacist.learning.config import load_config
         from abacist.learning.train import train
         from abacist.view.live import Live

@@ -276,6 +276,12 @@ def _step_in_words(config: Config) -> list[str]:
             f"warning: the learning rate rises over {training.warmup_steps:g} warm-up steps "
             f"(warmup_steps) and the run ends after {training.max_steps}, so little is learned"
         )
+    looks_every = training.eval_steps if training.eval_strategy == "steps" else None
+    if looks_every and 0 < training.max_steps < looks_every:
+        lines.append(
+            f"nothing is measured while training: eval_steps is {looks_every:g} and the run ends "
+            f"after {training.max_steps}"
+        )
     return lines
 
 
@@ -424,4 +430,7 @@ def _tokens(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    # eval_steps and its like are floats, because they may be shares of the run.
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -37,38 +37,65 @@ FEW_PROBLEMS = 10  # a group with fewer is drawn pale, and no line leads to it
 
 def save_difficulty_chart(path: Path, greedy: Evaluation, sampled: Evaluation | None) -> None:
     """Write the plot as a PNG, whole or not at all; without samples it has no consistency."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    rows = greedy.by_difficulty()
-    groups = [row.label for row in rows]
-    series = {name: [getattr(row, field) for row in rows] for name, field in _OF_GREEDY.items()}
-    if sampled is not None:
-        repeated = {row.label: row for row in sampled.by_difficulty()}
-        twins = [repeated[label] for label in groups]
-        for name, field in _OF_SAMPLED.items():
-            series[name] = [getattr(row, field) for row in twins]
-
-    size = (max(7.6, 1.05 * len(groups) + 3.6), 4.6)
-    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots()
-    for number, (name, intervals) in enumerate(series.items()):
-        shift = _APART * (number - (len(series) - 1) / 2)
-        _draw(axes, name, intervals, [row.n for row in rows], shift)
-    _dress(axes, rows)
-    figure.legend(
-        *_legend(axes, sampled), loc="outside right center", frameon=False, fontsize=9.5,
-        labelcolor=INK, title="share of problems, %\n", title_fontsize=9.5, alignment="left",
-    )  # fmt: skip
-    axes.set_title(_title(greedy, rows), loc="left", fontsize=11.5, color=INK, pad=14)
+    figure = difficulty_figure(greedy, sampled)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     write_aside(path, buffer.getvalue())
 
 
+def difficulty_series(
+    greedy: Evaluation, sampled: Evaluation | None
+) -> dict[str, list[Interval | None]]:
+    """What is drawn: each series by its name, with one interval for every group of problems."""
+    rows = greedy.by_difficulty()
+    series = {name: [getattr(row, field) for row in rows] for name, field in _OF_GREEDY.items()}
+    if sampled is not None:
+        repeated = {row.label: row for row in sampled.by_difficulty()}
+        twins = [repeated[row.label] for row in rows]
+        for name, field in _OF_SAMPLED.items():
+            series[name] = [getattr(row, field) for row in twins]
+    return series
+
+
+def difficulty_figure(
+    greedy: Evaluation,
+    sampled: Evaluation | None,
+    *,
+    ink: str = INK,
+    faint: str = FAINT,
+    page: str = "white",
+) -> Any:
+    """The plot as a matplotlib figure, its text and lines in the colours given."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = greedy.by_difficulty()
+    size = (max(7.6, 1.05 * len(rows) + 3.6), 4.6)
+    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor=page)
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    series = difficulty_series(greedy, sampled)
+    for number, (name, intervals) in enumerate(series.items()):
+        shift = _APART * (number - (len(series) - 1) / 2)
+        _draw(axes, name, intervals, [row.n for row in rows], shift, page)
+    _dress(axes, rows, ink, faint)
+    axes.patch.set_facecolor(page)
+    legend = figure.legend(
+        *_legend(axes, sampled), loc="outside right center", frameon=False, fontsize=9.5,
+        labelcolor=ink, title="share of problems, %\n", title_fontsize=9.5, alignment="left",
+    )  # fmt: skip
+    legend.get_title().set_color(ink)
+    axes.set_title(_title(greedy, rows), loc="left", fontsize=11.5, color=ink, pad=14)
+    return figure
+
+
 def _draw(
-    axes: Any, name: str, intervals: list[Interval | None], counts: list[int], shift: float
+    axes: Any,
+    name: str,
+    intervals: list[Interval | None],
+    counts: list[int],
+    shift: float,
+    page: str,
 ) -> None:
     colour, marker = _STYLES[name]
     known = [(at, one) for at, one in enumerate(intervals) if one and math.isfinite(one.value)]
@@ -84,24 +111,24 @@ def _draw(
             yerr=[below, above],
             label=name, color=colour, marker=marker, alpha=alpha, markersize=6, linewidth=1.0,
             linestyle=":" if points is sure else "none", elinewidth=1.4, capsize=2.5,
-            markeredgecolor="white", markeredgewidth=0.6,
+            markeredgecolor=page, markeredgewidth=0.6,
         )  # fmt: skip
 
 
-def _dress(axes: Any, rows: list[Row]) -> None:
+def _dress(axes: Any, rows: list[Row], ink: str, faint: str) -> None:
     axes.set_ylim(-3, 103)
     axes.set_yticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
     axes.set_xlim(-0.5, len(rows) - 0.5)
     labels = [f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}" for row in rows]
     axes.set_xticks(range(len(rows)), labels)
     for at in range(1, len(rows)):
-        axes.axvline(at - 0.5, color=FAINT, linewidth=0.8, zorder=0)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+        axes.axvline(at - 0.5, color=faint, linewidth=0.8, zorder=0)
+    axes.grid(axis="y", color=faint, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.tick_params(length=0, labelsize=9, labelcolor=ink)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
+    axes.spines["bottom"].set_color(faint)
 
 
 def _legend(axes: Any, sampled: Evaluation | None) -> tuple[list[Any], list[str]]:

@@ -73,8 +73,10 @@ class Terminal:
         return self.console.options.ascii_only
 
     def print(self, text: Text) -> None:
-        # A terminal breaks between words; a log keeps its lines.
-        self.console.print(text, soft_wrap=not self.draws)
+        if self.draws:
+            self.console.print(_folded(text, self.console))
+        else:  # a log keeps its lines
+            self.console.print(text, soft_wrap=True)
 
     def draw(self, panel: RenderableType) -> None:
         if self._display is None:
@@ -126,6 +128,20 @@ class NotebookCell:
         if self._waiting is not None:
             self._show(self._waiting)
         self._handle = None
+
+
+def _folded(text: Text, console: Console) -> Text:
+    """The text broken between words, what goes on set in deeper than what began."""
+    lines = []
+    for line in text.split("\n", allow_blank=True):
+        begins = " " * (len(line.plain) - len(line.plain.lstrip(" ")))
+        goes_on = f"{begins}  " if begins else ""
+        width = max(console.width - len(goes_on), 20)
+        pieces = line[len(begins) :].wrap(console, width)
+        for at, piece in enumerate(pieces or [Text()]):
+            piece.rstrip()
+            lines.append(Text.assemble(goes_on if at else begins, piece))
+    return Text("\n").join(lines)
 
 
 def as_html(panel: RenderableType, columns: int = NOTEBOOK_COLUMNS) -> str:

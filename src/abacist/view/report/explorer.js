@@ -300,11 +300,23 @@
   });
   window.addEventListener("hashchange", restore);
   const theme = $("theme");
+  const root = document.documentElement;
+  // A page that is read from a file may have no storage; the choice then lasts until it is closed.
+  const remembered = (choice) => {
+    try {
+      if (choice) sessionStorage.setItem("theme", choice);
+      return sessionStorage.getItem("theme");
+    } catch {
+      return null;
+    }
+  };
+  const chosenTheme = remembered();
+  if (chosenTheme === "dark" || chosenTheme === "light") root.dataset.theme = chosenTheme;
   theme.hidden = false;
   theme.addEventListener("click", () => {
-    const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
+    remembered(root.dataset.theme);
   });
   $("plain").hidden = true;
   $("explorer").hidden = false;

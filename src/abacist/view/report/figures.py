@@ -23,6 +23,7 @@ from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES
 from abacist.proof.statistics import Interval
 from abacist.task.rewards import built_in
+from abacist.view.charts import difficulty_figure, difficulty_series
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report.attribution import LENGTH, attribute
 from abacist.view.report.reading import LARGEST_NUMBER, Reading
@@ -77,44 +78,19 @@ def of_comparison(
 
 
 def of_evaluation(greedy: Evaluation, sampled: Evaluation | None, styles: Styles) -> Chart:
-    """One evaluation: correct answers, structure and consistency by number of steps."""
-    rows = greedy.by_difficulty()
-    series = {
-        "correct": [row.accuracy for row in rows],
-        "in any format": [row.any_format for row in rows],
-        "structure adherence": [row.adherence for row in rows],
-    }
-    if sampled is not None:
-        twins = {row.label: row for row in sampled.by_difficulty()}
-        found = [twins[row.label].consistency for row in rows if row.label in twins]
-        if len(found) == len(rows) and all(one is not None for one in found):
-            series["all samples in strict format"] = [one for one in found if one is not None]
-    figure, axes = _canvas((7.2, 3.2))
-    for number, (name, intervals) in enumerate(series.items()):
-        shift = 0.16 * (number - (len(series) - 1) / 2)
-        known = [(at, one) for at, one in enumerate(intervals) if math.isfinite(one.low)]
-        axes.errorbar(
-            [at + shift for at, _ in known], [100 * one.value for _, one in known],
-            yerr=[[100 * max(0.0, one.value - one.low) for _, one in known],
-                  [100 * max(0.0, one.high - one.value) for _, one in known]],
-            color=COLOURS[number], marker="os^D"[number], linestyle="none", capsize=2.5,
-            elinewidth=1.3, label=name,
-        )  # fmt: skip
-    axes.set_xticks(range(len(rows)), [f"{row.label.replace('more than ', '> ')}\nn = {row.n:,}"
-                                       for row in rows])  # fmt: skip
-    axes.set_ylim(-3, 103)
-    axes.grid(axis="y", color=LINE, linewidth=0.8)
-    axes.set_ylabel("% of problems")
-    _legend(figure, axes)
+    """One evaluation: the plot that `abacist eval` writes, with its numbers."""
+    figure = difficulty_figure(greedy, sampled, ink=INK, faint=LINE, page=PAGE)
+    series = difficulty_series(greedy, sampled)
     table = [
-        (row.label, f"{row.n:,}", *(f"{percent(values[at])} {_bounds(values[at])}"
-                                    for values in series.values()))
-        for at, row in enumerate(rows)
+        (row.label, f"{row.n:,}", *(
+            f"{percent(one)} {_bounds(one)}" if (one := values[at]) else "" for values in series.values()
+        ))
+        for at, row in enumerate(greedy.by_difficulty())
     ]  # fmt: skip
     return Chart(
         "By the number of steps a problem takes",
         f"{len(greedy.problems):,} problems; bars are 95 % intervals. Few problems say little.",
-        styles.add(figure, "Correctness and structure by number of steps"),
+        styles.add(figure, "Correctness, structure and consistency by number of steps"),
         Table(("steps", "problems", *series), table),
     )
 
