@@ -82,11 +82,9 @@ def of_evaluation(greedy: Evaluation, sampled: Evaluation | None, styles: Styles
     figure = difficulty_figure(greedy, sampled, ink=INK, faint=LINE, page=PAGE)
     series = difficulty_series(greedy, sampled)
     table = [
-        (row.label, f"{row.n:,}", *(
-            f"{percent(one)} {_bounds(one)}" if (one := values[at]) else "" for values in series.values()
-        ))
+        (row.label, f"{row.n:,}", *(_with_bounds(values[at]) for values in series.values()))
         for at, row in enumerate(greedy.by_difficulty())
-    ]  # fmt: skip
+    ]
     return Chart(
         "By the number of steps a problem takes",
         f"{len(greedy.problems):,} problems; bars are 95 % intervals. Few problems say little.",
@@ -416,6 +414,10 @@ def _legend(figure: Any, axes: Any) -> None:
         handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=9,
         labelcolor=INK, handlelength=2.6,
     )  # fmt: skip
+
+
+def _with_bounds(interval: Interval | None) -> str:
+    return f"{percent(interval)} {_bounds(interval)}" if interval else ""
 
 
 def _bounds(interval: Interval) -> str:
