@@ -109,7 +109,7 @@ def terminal_html(run: Path, step: int) -> str:
     live.within_step(step + 1, "rollouts", 40, 64, "40 of 64 replies, token 31 of at most 96")
     console = Console(
         file=io.StringIO(), record=True, width=screen.size[0], force_terminal=True,
-        color_system="truecolor",
+        color_system="truecolor", _environ={},  # coloured also where NO_COLOR is set
     )  # fmt: skip
     console.print(screen.panel)
     style = "padding:1rem 1.2rem;margin:0;display:inline-block;font:14px/1.35 'DejaVu Sans Mono'"

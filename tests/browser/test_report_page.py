@@ -96,6 +96,64 @@ def test_the_keyboard_moves_through_the_list(show, report: Path) -> None:
     assert page.evaluate("document.activeElement.name") == "text"
 
 
+@pytest.mark.parametrize(
+    ("typed", "invalid", "steps"),
+    [("3-5", "false", {3, 4, 5}), ("4", "false", {4}), ("19-", "false", {19, 20}),
+     ("5-3", "true", None), ("abc", "true", None), ("-", "false", None), ("", "false", None)],
+)  # fmt: skip
+def test_a_range_that_cannot_be_read_is_marked_and_asks_for_nothing(
+    show, report: Path, typed: str, invalid: str, steps: set[int] | None
+) -> None:
+    page = show(report)
+    page.select_option("select[name=source]", label="training")
+    total = count_of(page)
+    page.fill("input[name=step]", typed)
+    assert page.get_attribute("input[name=step]", "aria-invalid") == invalid
+    if steps is None:
+        assert count_of(page) == total
+    else:
+        assert count_of(page) == total * len(steps) // 20
+
+
+def test_a_problem_that_was_met_once_has_one_view(show, tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", steps=1, finished=False)
+    write_report([run], run / "report.html")
+    page = show(run / "report.html")
+    page.locator(ITEMS).first.click()
+    page.keyboard.press("p")
+    assert page.locator("#detail .tools button").count() == 0
+    assert page.locator("#detail .reply").count() == 4
+
+
+def test_escape_leaves_the_search_as_it_is_typed(show, report: Path) -> None:
+    page = show(report)
+    page.fill("input[name=text]", "3 + 4 = 7")
+    page.keyboard.press("Escape")
+    assert page.input_value("input[name=text]") == "3 + 4 = 7"
+    assert page.evaluate("document.activeElement === document.body")
+
+
+def test_the_reply_that_is_shown_is_one_of_those_in_the_list(show, report: Path) -> None:
+    page = show(report)
+    at_first = page.locator("#list [aria-selected=true]")
+    assert at_first.count() == 1
+    box, item = page.locator("#list").bounding_box(), at_first.bounding_box()
+    assert box["y"] <= item["y"] and item["y"] + item["height"] <= box["y"] + box["height"] + 1
+    page.select_option("select[name=outcome]", label="wrong")
+    assert page.locator("#detail .chosen .badge").inner_text() == "wrong"
+    page.select_option("select[name=outcome]", label="right")
+    assert page.locator("#detail .chosen .badge").inner_text() == "right"
+    assert page.locator("#list [aria-selected=true]").count() == 1
+
+
+def test_an_address_leads_to_its_reply_and_not_to_the_charts_above(show, report: Path) -> None:
+    page = show(report)
+    page.locator(ITEMS).nth(5).click()
+    again = show(report, at=page.evaluate("location.hash"))
+    assert again.locator("#detail .chosen").is_visible()
+    assert abs(again.evaluate("document.getElementById('replies').getBoundingClientRect().y")) < 60
+
+
 def test_the_address_brings_back_filters_and_reply(show, report: Path) -> None:
     page = show(report)
     page.select_option("select[name=outcome]", label="wrong")

@@ -49,6 +49,18 @@ def test_an_error_one_can_mend_is_message_and_hint(capsys: pytest.CaptureFixture
     assert captured.out == ""
 
 
+def test_a_command_in_a_hint_is_named_as_this_one_was_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hint = "abacist train --resume runs/x, or pip install 'abacist[wandb]': see /opt/abacist ask"
+    for started, named in ((".venv/bin/abacist", ".venv/bin/abacist"), ("pytest", "abacist")):
+        monkeypatch.setattr(sys, "argv", [started])
+        monkeypatch.setattr(console.shutil, "which", lambda name: None)
+        console.run(failing(DataError("stopped", hint)))
+        told = capsys.readouterr().err.splitlines()[1]
+        assert told == "  " + hint.replace("abacist train", f"{named} train")
+
+
 def test_usage_errors_exit_with_2() -> None:
     assert console.run(failing(UsageError("no such flag"))) == 2
 

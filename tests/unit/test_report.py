@@ -24,6 +24,7 @@ from abacist.errors import RunError, UsageError
 from abacist.proof.comparison.compare import compare
 from abacist.records.rollout import read_rollout_table, write_rollouts
 from abacist.task.reply import parse_reply
+from abacist.view.report import writing
 from abacist.view.report.attribution import attribute, groups_of
 from abacist.view.report.explorer import FIELDS, answer_span, collect, suspicion_of
 from abacist.view.report.page import page
@@ -568,6 +569,24 @@ def test_a_report_goes_into_its_run_and_replaces_only_a_page(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="left alone"):
         write_report([path], path / "config.yaml")
     assert read(path).settings["model_name_or_path"] == "tiny"
+    with pytest.raises(UsageError, match="not to stdout"):
+        write_report([path], Path("-"))
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_by_its_name_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "read", None)
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "page.html", Path("/proc/page.html")):
+        with pytest.raises(UsageError, match=f"{target} cannot be written"):
+            write_report([tmp_path], target)
+
+
+def test_what_is_missing_names_its_run_where_there_are_several(tmp_path: Path) -> None:
+    paths = [made_run(tmp_path / "one"), made_run(tmp_path / "two", finished=False)]
+    told = write_report(paths, tmp_path / "page.html")
+    assert told["remarks"] and all(line.startswith("two: ") for line in told["remarks"])
 
 
 def test_a_comparison_has_its_page(tmp_path: Path) -> None:

@@ -321,7 +321,8 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         write_aside(Path("deep/x"), b"new")
+    assert caught.value.filename == "deep/x"  # and not the neighbour that was being written
     assert Path("deep/x").read_bytes() == b"old"
     assert contents(tmp_path / "deep") == {"x"}

@@ -24,6 +24,8 @@ import errno
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -33,6 +35,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from enum import Enum
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from abacist.errors import AbacistError
@@ -41,6 +44,8 @@ from abacist.records.secrets import without_secrets
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows' signal module does not name
 TERMINATED = 128 + signal.SIGTERM
+# A command in a hint is one to be pasted: it is named as the user's shell finds it.
+_COMMAND = re.compile(r"(?<![\w./-])abacist(?= [a-z])")
 
 
 def run(verb: Callable[[], int]) -> int:
@@ -91,8 +96,20 @@ def say_error(message: str, hint: str = "") -> None:
     from abacist.view.plaintext import visible  # loads rich: only once there is an error
 
     label = "\x1b[1;31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
+    hint = _COMMAND.sub(lambda _: program(), hint)
     lines = [message, *(f"  {line}" for line in hint.split("\n") if hint)]
     print(label, without_secrets(visible("\n".join(lines))), file=sys.stderr)
+
+
+def program() -> str:
+    """How to type this program's name where the user stands: the way it was started."""
+    started = Path(sys.argv[0])
+    if started.parts[-2:] == ("abacist", "__main__.py"):
+        return "python -m abacist"
+    found = shutil.which("abacist")
+    if started.name != "abacist" or (found and Path(found).resolve() == started.resolve()):
+        return "abacist"
+    return shlex.quote(str(started))
 
 
 def has_colours(stream: TextIO) -> bool:

@@ -7,7 +7,6 @@ Only the recipe and the flags that steer this file are read here. Everything els
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
@@ -81,9 +80,8 @@ def run(argv: list[str]) -> int:
             print(verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT)
             if (report := write_page(result.path)) is not None:
                 print(f"\nLook at it in a browser: {report}")
-                print(
-                    f"or read its replies here: {_program()} show {shlex.quote(str(result.path))}"
-                )
+                run = shlex.quote(str(result.path))
+                print(f"or read its replies here: {console.program()} show {run}")
             print(f"\nThe run is in {result.path}. Put a question to what it has learned:\n")
             heldout = result.before.problems if result.before else ()
             print(f"  {next_command(str(result.path), [p.question for p in heldout])}")
@@ -124,7 +122,7 @@ def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -
 
 def say_stopped(run_path: str, why: str, as_json: bool, stdout: TextIO) -> int:
     """A run that stopped in time, as asked, is no failure: say how it goes on."""
-    resume = f"{_program()} train --resume {shlex.quote(run_path)}"
+    resume = f"{console.program()} train --resume {shlex.quote(run_path)}"
     if as_json:
         stopped = {"run": run_path, "verdict": None, "stopped": why, "resume": resume}
         console.print_json(stopped, stdout)
@@ -197,7 +195,7 @@ def next_command(run_path: str, heldout: Iterable[str]) -> str:
     The question is the first of ``heldout`` that is short and can stand in double quotes, else the
     first that is short. Without one the command reads the question from the keyboard.
     """
-    command = f"{_program()} ask {shlex.quote(run_path)}"
+    command = f"{console.program()} ask {shlex.quote(run_path)}"
     folded = (" ".join(question.split()) for question in heldout)
     short = [
         question
@@ -210,17 +208,6 @@ def next_command(run_path: str, heldout: Iterable[str]) -> str:
     if plain:
         return f'{command} "{plain[0]}"'
     return f"{command} {shlex.quote(short[0])}" if short else command
-
-
-def _program() -> str:
-    """How to type this program's name where the user stands: the way it was started."""
-    started = Path(sys.argv[0])
-    if started.name == "__main__.py":
-        return "python -m abacist"
-    found = shutil.which("abacist")
-    if started.name != "abacist" or (found and Path(found).resolve() == started.resolve()):
-        return "abacist"
-    return shlex.quote(str(started))
 
 
 def help_text() -> str:

@@ -276,6 +276,9 @@ def write_aside(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:  # says which file could not be written, and not the neighbour's name
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

@@ -98,10 +98,11 @@
     const badge = element("b", "badge " + outcome, outcome);
     badge.title = data.sentences[row.outcome];
     facts.append(badge, " reward " + number(row.reward) + (row.advantage === null ? "" :
-      ", advantage " + (row.advantage > 0 ? "+" : "") + number(row.advantage)) + ", " + row.tokens + " tokens" +
-      (row.stop === "length" ? ", cut off" : "") + (row.trained === false ? ", not trained on" : ""));
+      ", advantage " + (row.advantage > 0 ? "+" : "") + number(row.advantage)));
     made.append(facts);
     if (view === "problem") made.append(element("p", "facts", place(row)));
+    made.append(element("p", "facts", row.tokens + " tokens" + (row.stop === "length" ? ", cut off" : "") +
+      (row.trained === false ? ", not trained on" : "")));
     const read = element("p", "facts");
     read.append("read: ");
     if (row.read === null) read.append("no answer");
@@ -132,8 +133,8 @@
     const ours = groups.get(groupOf(row));
     const all = problems.get(row.run + "." + row.problem);
     // A reply that has no group, as the greedy ones of an evaluation, is shown with its problem's.
-    const view = mode === "group" && ours.length > 1 ? "group" : "problem";
-    const change = row.change === null ? "" : ": " + data.changes[row.change];
+    const view = ours.length > 1 && (mode === "group" || all.length === ours.length) ? "group" : "problem";
+    const change = row.change === null ? "" : " (verdict: " + data.changes[row.change] + ")";
     detail.append(element("h3", "", view === "group" ? place(row) : "All replies to this problem" + change));
     const question = element("p", "question");
     appendVisible(question, problem.question);
@@ -143,7 +144,8 @@
     appendVisible(value, problem.gold === null ? "unknown" : problem.gold);
     gold.append(value, problem.difficulty ? " (" + problem.difficulty + " solution steps)" : "");
     const tools = element("div", "tools");
-    for (const [which, label] of [["group", "The group (" + ours.length + ")"], ["problem", "This problem through the steps (" + all.length + ")"]]) {
+    const isSame = all.length === ours.length; // the problem was met once
+    for (const [which, label] of isSame ? [] : [["group", "The group (" + ours.length + ")"], ["problem", "This problem through the steps (" + all.length + ")"]]) {
       const button = element("button", "", label);
       button.type = "button";
       button.setAttribute("aria-pressed", String(view === which));
@@ -159,11 +161,15 @@
     for (const item of list.children) item.setAttribute("aria-selected", String(item.dataset.key === row.key));
   }
 
-  function range(text) {
-    const parts = text.trim().match(/^(-?[\d.]+)?\s*(?:(-|\u2013|to)\s*(-?[\d.]+)?)?$/);
-    if (!text.trim() || !parts) return [-Infinity, Infinity];
-    const low = parts[1] === undefined ? -Infinity : Number(parts[1]);
-    return [low, parts[2] ? (parts[3] === undefined ? Infinity : Number(parts[3])) : low];
+  // The bounds a field names, "4" or "3-8" or "3-"; what cannot be read asks for nothing and is marked.
+  function range(name) {
+    const control = form.elements[name], text = control.value.trim().replaceAll(",", ".");
+    const parts = text.match(/^(-?(?:\d+\.?\d*|\.\d+))?\s*(?:(-|\u2013|to)\s*(-?(?:\d+\.?\d*|\.\d+))?)?$/);
+    const low = parts && parts[1] !== undefined ? Number(parts[1]) : -Infinity;
+    const high = !parts || !parts[2] ? low : parts[3] === undefined ? Infinity : Number(parts[3]);
+    const isRead = parts !== null && low <= high;
+    control.setAttribute("aria-invalid", String(text !== "" && !isRead));
+    return text === "" || !isRead ? [-Infinity, Infinity] : [low, high];
   }
 
   function filter() {
@@ -171,7 +177,8 @@
     // A name that this page does not have (an old address) asks for nothing.
     const asked = (name) => (wanted[name] ? NAMES[name].indexOf(wanted[name]) : -1);
     const [outcome, source, run, change] = ["outcome", "source", "run", "change"].map(asked);
-    const steps = range(wanted.step), rewards = range(wanted.reward);
+    const steps = range("step"), rewards = range("reward");
+    const asksReward = rewards[0] > -Infinity || rewards[1] < Infinity; // a reply may have none
     const text = wanted.text.toLowerCase();
     found = rows.filter((row) => {
       if (outcome >= 0 && row.outcome !== outcome) return false;
@@ -180,7 +187,7 @@
       if (wanted.difficulty && String(data.problems[row.problem].difficulty) !== wanted.difficulty) return false;
       if (change >= 0 && row.change !== change) return false;
       if (row.step < steps[0] || row.step > steps[1]) return false;
-      if (wanted.reward.trim() && !(row.reward >= rewards[0] && row.reward <= rewards[1])) return false;
+      if (asksReward && !(row.reward >= rewards[0] && row.reward <= rewards[1])) return false;
       if (wanted.disagree && !row.disagree) return false;
       if (wanted.suspicion && row.suspicion === null) return false;
       if (!text) return true;
@@ -243,6 +250,7 @@
     const row = byKey.get(state.get("reply"));
     if (row) choose(row);
     else show(found[0] ?? null);
+    if (row) $("replies").scrollIntoView();
     return true;
   }
 
@@ -269,8 +277,15 @@
   const difficulties = new Set(data.problems.map((one) => one.difficulty).filter((one) => one !== null));
   options("difficulty", [...difficulties].sort((one, other) => one - other).map((one) => [one, String(one)]));
   form.querySelector(".run-filter").hidden = data.runs.length < 2;
-  form.addEventListener("input", () => { filter(); permalink(); });
-  form.addEventListener("reset", () => setTimeout(() => { filter(); permalink(); }));
+  function refilter() {
+    filter();
+    // The reply beside the list is one of those in it.
+    if (chosen === null || !found.includes(chosen)) show(found[0] ?? null);
+    permalink();
+  }
+
+  form.addEventListener("input", refilter);
+  form.addEventListener("reset", () => setTimeout(refilter));
   form.addEventListener("submit", (event) => event.preventDefault());
   list.addEventListener("click", (event) => {
     const item = event.target.closest(".item");
@@ -283,7 +298,10 @@
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const typing = event.target.matches("input, select, textarea");
     if (typing) {
-      if (event.key === "Escape") event.target.blur();
+      if (event.key === "Escape") {
+        event.preventDefault(); // a search field would empty itself and tell nobody
+        event.target.blur();
+      }
       return;
     }
     const onList = document.activeElement === list;
@@ -325,6 +343,9 @@
     // Begin with a late group whose replies differ: there is something to see.
     const differs = (group) => new Set(group.map((row) => row.outcome)).size > 1;
     const mixed = [...groups.values()].filter((group) => group.length > 1 && differs(group));
-    show((mixed.pop() ?? rows)[0]);
+    const first = (mixed.pop() ?? rows)[0];
+    show(first);
+    while (shown < found.length && found.indexOf(first) >= shown) more();
+    list.scrollTop = document.getElementById("item-" + first.number).offsetTop - list.offsetTop;
   }
 })();

@@ -284,7 +284,7 @@ def _spread(reading: Reading, styles: Styles) -> Chart | None:
     bar.outline.set_visible(False)
     axes.set_ylabel("reward of a reply")
     axes.set_xlabel("optimizer step")
-    marks = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).astype(int))
+    marks = np.arange(0, len(steps), math.ceil(len(steps) / 8))
     axes.set_xticks(marks + 1, [str(steps[at]) for at in marks])
     quarters = [0, 25, 50, 75, 100]
     rows = []

@@ -65,6 +65,8 @@ def server(paths: Sequence[Path], *, port: int, replies: int) -> ThreadingHTTPSe
                     return
                 self._answer(200, body, "text/html; charset=utf-8")
 
+        do_HEAD = do_GET
+
         def _answer(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
@@ -74,7 +76,8 @@ def server(paths: Sequence[Path], *, port: int, replies: int) -> ThreadingHTTPSe
             self.send_header("X-Content-Type-Options", "nosniff")
             self.send_header("X-Frame-Options", "DENY")
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing: the terminal shows one line, the address."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,15 @@ def write_report(
     Returns the remarks on what is missing or damaged, and the size in bytes. Raises RunError for a
     folder that holds no run, UsageError where ``target`` is a folder or a file that is no page.
     """
-    _refuse_other_files(target)
+    _refuse_unfit(target)
     readings = [read(path) for path in paths]
     text = page(readings, replies=replies).encode("utf-8", "backslashreplace")
     write_aside(target, text)
-    remarks = [line for reading in readings for line in reading.remarks]
+    remarks = [
+        f"{reading.name}: {line}" if len(readings) > 1 else line
+        for reading in readings
+        for line in reading.remarks
+    ]
     return {"remarks": remarks, "bytes": len(text)}
 
 
@@ -43,15 +48,27 @@ def write_comparison(
     comparison: Comparison | None = None,
 ) -> None:
     """Write what a comparison says to ``target``, whole or not at all; UsageError as above."""
-    _refuse_other_files(target)
+    _refuse_unfit(target)
     text = comparison_page(blocks, names, comparison)
     write_aside(target, text.encode("utf-8", "backslashreplace"))
 
 
-def _refuse_other_files(target: Path) -> None:
+def _refuse_unfit(target: Path) -> None:
+    if str(target) == "-":
+        raise UsageError("the report is written to a file, not to stdout", "Name one: -o run.html")
     if target.is_dir():
         raise UsageError(f"{target} is a folder", f"Name a file: {target / PAGE_NAME}")
     if target.exists() and target.suffix.lower() not in (".html", ".htm"):
         raise UsageError(
             f"{target} exists and is no HTML file: it is left alone", "Name a file that ends .html."
         )
+    # Reading a run takes a while: a place that cannot be written to is refused before.
+    folder = next((one for one in target.absolute().parents if one.exists()), Path("/"))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{target} cannot be written: {error.strerror or error}",
+            "Choose another place with -o.",
+        ) from error
