@@ -142,7 +142,8 @@ def take_screenshots(run: Path, folder: Path) -> list[Path]:
         page.locator("#replies h2").scroll_into_view_if_needed()
         page.evaluate("document.getElementById('replies').scrollIntoView()")
         page.screenshot(path=replies)
-        page.set_viewport_size({"width": 860, "height": 700})
+        # A page of its own: the report's security policy would forbid the colours.
+        page = browser.new_page(viewport={"width": 860, "height": 700})
         page.set_content(terminal_html(run, step=12))
         page.locator("pre").screenshot(path=terminal)
         browser.close()
