@@ -7,6 +7,8 @@ import hashlib
 import json
 import re
 import shutil
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -625,6 +627,22 @@ def test_the_server_has_one_page_and_answers_only_to_this_machines_names(address
     shutil.rmtree(path)
     with pytest.raises(urllib.error.HTTPError, match="503"):
         urllib.request.urlopen(url + "/")
+
+
+def test_a_tab_that_is_closed_while_it_waits_prints_nothing(
+    address, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url, _ = address
+    port = int(url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as gone:
+        # Closed by a reset, so that writing to it fails.
+        gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.sendall(b"GET / HTTP/1.0\r\nHost: localhost:1\r\n\r\n")
+    asked = urllib.request.Request(url + "/", method="HEAD")
+    with urllib.request.urlopen(asked) as answer:  # made after the other's page
+        assert answer.status == 200 and answer.read() == b""
+        assert int(answer.headers["Content-Length"]) > 1000
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_that_is_taken_is_a_message(address) -> None:

@@ -65,11 +65,13 @@ def run(argv: list[str]) -> int:
         if options.html is not None:
             from abacist.view.report.writing import write_comparison
 
-            write_comparison(Path(options.html), page, result.names, result.found)
+            write_comparison(Path(options.html), result.page, result.names, result.found)
         if options.json:
             console.print_json(document, stdout)
         else:
             print(as_text(page, console.columns(stdout)), file=stdout)
+            for path in filter(None, (options.markdown, options.html)):
+                print(f"It is written to {path} too.", file=stdout)
     return 0 if better else NOT_BETTER
 
 

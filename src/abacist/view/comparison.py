@@ -44,8 +44,8 @@ def pair_page(
     by_kind = comparison.by_kind()
     return [
         headline(comparison.accuracy),
-        sides({"A": names[0], "B": names[1]}),
         *control_remark({"B": comparison.control}),
+        sides({"A": names[0], "B": names[1]}),
         accuracy_table(comparison),
         split_table(comparison.split),
         PARTS_NOTE,
@@ -179,7 +179,7 @@ def plain_bracket(interval: Interval) -> str:
 def _few(ids: Sequence[str]) -> str:
     shown = ", ".join(one_line(one, _ID_COLUMNS) for one in ids[:IDS_SHOWN])
     more = len(ids) - IDS_SHOWN
-    return f"{shown} and {more:,} more (--json names all)." if more > 0 else f"{shown}."
+    return f"{shown} and {more:,} more (--json has all)." if more > 0 else f"{shown}."
 
 
 SEEDS_NOTE = (

@@ -17,7 +17,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import dropwhile, groupby, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class RunSection:
     judgement: str = ""
     lines: list[str] = field(default_factory=list)
     charts: list[Any] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    details: list[str | Table] = field(default_factory=list)
     notes: str = ""
 
 
@@ -134,8 +134,8 @@ def comparison_page(
     first, *rest = [_as_section_part(block) for block in blocks]
     section = RunSection(
         "run-1", " and ".join(map(visible, names)), verdict=str(first),
-        lines=[part for part in rest if isinstance(part, str)],
-        tables=[part for part in rest if isinstance(part, Table)],
+        lines=list(takewhile(lambda part: isinstance(part, str), rest)),
+        details=list(dropwhile(lambda part: isinstance(part, str), rest)),
     )  # fmt: skip
     if comparison is not None:
         section.judgement = judgement(comparison.accuracy)
@@ -214,7 +214,7 @@ def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
             comparison, evaluations.get(f"{BEFORE}-sampled"), evaluations.get(f"{AFTER}-sampled"),
             num_examples=0,
         )  # fmt: skip
-        section.tables = [block for block in blocks if isinstance(block, Table)]
+        section.details = [block for block in blocks if isinstance(block, Table)]
         section.notes = verdict.NOTES
     elif found := evaluations.get(AFTER) or evaluations.get(BEFORE):
         sampled = evaluations.get(f"{AFTER}-sampled") or evaluations.get(f"{BEFORE}-sampled")
@@ -225,7 +225,7 @@ def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
         # Headline and remarks stand above; the notes have their own place.
         blocks = evaltext.evaluation_page(found, sampled)[1 + len(section.lines) : -1]
         section.lines += [block for block in blocks if isinstance(block, str)]
-        section.tables = [block for block in blocks if isinstance(block, Table)]
+        section.details = [block for block in blocks if isinstance(block, Table)]
         section.notes = evaltext.NOTES
     elif not reading.steps:
         section.lines = ["There is nothing to judge yet."]

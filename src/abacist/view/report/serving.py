@@ -8,6 +8,7 @@ It listens on this machine only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
@@ -68,6 +69,10 @@ def server(paths: Sequence[Path], *, port: int, replies: int) -> ThreadingHTTPSe
         do_HEAD = do_GET
 
         def _answer(self, status: int, body: bytes, kind: str) -> None:
+            with suppress(ConnectionError):  # a tab that was closed meanwhile
+                self._send(status, body, kind)
+
+        def _send(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
