@@ -242,8 +242,24 @@ def test_dark_and_light_can_be_changed_by_hand(show, report: Path) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == light
 
 
-def test_a_chosen_theme_outlives_a_refresh(show, report: Path) -> None:
+def test_a_chosen_theme_and_open_tables_outlive_a_refresh(show, report: Path) -> None:
     page = show(report, color_scheme="light")
     page.click("#theme")
+    page.locator("details summary").nth(2).click()
+    opened = "[...document.querySelectorAll('details')].flatMap((one, at) => one.open ? [at] : [])"
+    before = page.evaluate(opened)
+    page.wait_for_function("Object.values(sessionStorage).includes('2')")
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert 2 in before and page.evaluate(opened) == before
+    page.locator("details summary").nth(2).click()
+    page.wait_for_function("!Object.values(sessionStorage).includes('2')")
+    page.reload()
+    assert 2 not in page.evaluate(opened)
+
+
+def test_a_sheet_of_paper_is_not_too_narrow_for_a_table(show, report: Path) -> None:
+    page = show(report, viewport={"width": 794, "height": 1000})
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from abacist.learning.config import Config
 
 WIDTH = 96
+LINES_IN_VIEW = 30
 MAX_SHOWN_QUESTION = 240
 SHELL_CHARACTERS = frozenset('"\\$`!%')  # mean something in double quotes, in one shell or another
 DRY_RUN_PROBLEMS = 32
@@ -77,7 +78,11 @@ def run(argv: list[str]) -> int:
             console.print_json(told, stdout)
         else:
             width = console.columns(stdout)
-            print(verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT)
+            text = verdict_text(compared, *sampled, width=width) if compared else NO_VERDICT
+            print(text)
+            in_short, *_ = text.split("\n\n")
+            if len(text.split("\n")) > LINES_IN_VIEW:  # its first sentence has left the screen
+                print(f"\nIn short:\n{in_short}")
             if (report := write_page(result.path)) is not None:
                 print(f"\nLook at it in a browser: {report}")
                 run = shlex.quote(str(result.path))

@@ -319,22 +319,30 @@
   window.addEventListener("hashchange", restore);
   const theme = $("theme");
   const root = document.documentElement;
-  // A page that is read from a file may have no storage; the choice then lasts until it is closed.
-  const remembered = (choice) => {
+  // What outlives a refresh of the tab: the theme, and which tables are open. A page that is read
+  // from a file may have no storage, and forgets.
+  const remembered = (name, value) => {
     try {
-      if (choice) sessionStorage.setItem("theme", choice);
-      return sessionStorage.getItem("theme");
+      if (value !== undefined) sessionStorage.setItem(name, value);
+      return sessionStorage.getItem(name) ?? "";
     } catch {
-      return null;
+      return "";
     }
   };
-  const chosenTheme = remembered();
-  if (chosenTheme === "dark" || chosenTheme === "light") root.dataset.theme = chosenTheme;
+  if (["dark", "light"].includes(remembered("theme"))) root.dataset.theme = remembered("theme");
+  const tables = [...document.querySelectorAll("details")];
+  const changed = remembered(location.pathname).split(" ").filter(Boolean).map(Number);
+  const initially = new Map(tables.map((each) => [each, each.open]));
+  for (const at of changed) if (tables[at]) tables[at].open = !tables[at].open;
+  document.addEventListener("toggle", () => {
+    const now = tables.flatMap((each, at) => (each.open === initially.get(each) ? [] : [at]));
+    remembered(location.pathname, now.join(" "));
+  }, true);
   theme.hidden = false;
   theme.addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
-    remembered(root.dataset.theme);
+    remembered("theme", root.dataset.theme);
   });
   $("plain").hidden = true;
   $("explorer").hidden = false;
