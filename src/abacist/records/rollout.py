@@ -81,6 +81,13 @@ class Rollout:
     trained: bool | None = None
     schema_version: int = SCHEMA_VERSION
 
+    def __repr__(self) -> str:
+        """One line; the reply is in ``completion``."""
+        outcome = {True: "right", False: "wrong", None: "no gold"}[self.is_correct]
+        begins = repr(self.completion[:40]) + ("…" if len(self.completion) > 40 else "")
+        place = f"step {self.step}, group {self.group}, member {self.member}"
+        return f"<Rollout: {place}, {outcome}, {self.completion_tokens} tokens, {begins}>"
+
 
 def question_of(messages: Iterable[Mapping[str, Any] | None] | None) -> str:
     """What was asked: the last turn of the user, behind any worked examples; "" if there is none.

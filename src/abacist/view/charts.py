@@ -10,12 +10,15 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import Row
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import write_aside
+
+if TYPE_CHECKING:
+    from abacist.view.curves import Plot
 
 INK, FAINT = "#222222", "#d9d9d9"
 # Colour and marker of each series; Okabe and Ito's palette.
@@ -37,8 +40,15 @@ FEW_PROBLEMS = 10  # a group with fewer is drawn pale, and no line leads to it
 
 def save_difficulty_chart(path: Path, greedy: Evaluation, sampled: Evaluation | None) -> None:
     """Write the plot as a PNG, whole or not at all; without samples it has no consistency."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    buffer = io.BytesIO()
+    figure = difficulty_plot(greedy, sampled)
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    write_aside(path, buffer.getvalue())
+
+
+def difficulty_plot(greedy: Evaluation, sampled: Evaluation | None) -> Plot:
+    """The plot as a figure of matplotlib."""
+    from abacist.view.curves import canvas
 
     rows = greedy.by_difficulty()
     groups = [row.label for row in rows]
@@ -49,9 +59,7 @@ def save_difficulty_chart(path: Path, greedy: Evaluation, sampled: Evaluation | 
         for name, field in _OF_SAMPLED.items():
             series[name] = [getattr(row, field) for row in twins]
 
-    size = (max(7.6, 1.05 * len(groups) + 3.6), 4.6)
-    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = canvas(max(7.6, 1.05 * len(groups) + 3.6), 4.6)
     axes: Any = figure.subplots()
     for number, (name, intervals) in enumerate(series.items()):
         shift = _APART * (number - (len(series) - 1) / 2)
@@ -62,9 +70,7 @@ def save_difficulty_chart(path: Path, greedy: Evaluation, sampled: Evaluation | 
         labelcolor=INK, title="share of problems, %\n", title_fontsize=9.5, alignment="left",
     )  # fmt: skip
     axes.set_title(_title(greedy, rows), loc="left", fontsize=11.5, color=INK, pad=14)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    write_aside(path, buffer.getvalue())
+    return figure
 
 
 def _draw(
