@@ -13,8 +13,15 @@ from abacist.learning.resume.resuming import Run
 from abacist.proof.ask import Answers
 from abacist.proof.comparison.compare import Comparison
 from abacist.proof.evaluation import Evaluation
-from abacist.records.rollout import REWARD_PREFIX, Rollout, question_of, read_rollouts
+from abacist.records.rollout import (
+    REWARD_PREFIX,
+    Rollout,
+    question_of,
+    read_rollouts,
+    storable,
+)
 from abacist.records.rundir import RunDir, read_json_lines
+from abacist.task.audit.findings import Finding
 from abacist.view.curves import Plot, comparison_plot, training_plot
 from abacist.view.notebook import Result, result_page
 from abacist.view.sheet import WIDTH, as_text
@@ -51,19 +58,31 @@ def result_frame(result: Result, what: str | None = None) -> pd.DataFrame:
     """The result as a pandas table; ``what`` chooses among those of a run."""
     import pandas as pd
 
-    if isinstance(result, Run):
-        return pd.DataFrame(_run_rows(result, what or METRICS))
-    if what is not None:
+    if what is not None and not isinstance(result, Run):
         raise UsageError(f"{type(result).__name__} is one table", "Leave the argument out.")
-    if isinstance(result, Evaluation):
-        return pd.DataFrame([_reply(rollout) for rollout in result.rollouts])
-    if isinstance(result, Answers):
-        return pd.DataFrame([_reply(rollout) for rollout in result.replies])
-    if isinstance(result, Comparison):
-        return pd.DataFrame(_problem_rows(result))
-    rows = [(str(one.kind), str(one.severity), ", ".join(one.rewards), one.kind.sentence,
-             one.evidence) for one in result.findings]  # fmt: skip
-    return pd.DataFrame(rows, columns=["kind", "severity", "rewards", "what", "evidence"])
+    rows: list[dict[str, Any]]
+    if isinstance(result, Run):
+        rows = _run_rows(result, what or METRICS)
+    elif isinstance(result, Evaluation):
+        rows = [_reply(rollout) for rollout in result.rollouts]
+    elif isinstance(result, Answers):
+        rows = [_reply(rollout) for rollout in result.replies]
+    elif isinstance(result, Comparison):
+        rows = _problem_rows(result)
+    else:
+        rows = [_finding(one) for one in result.findings]
+    # Half a surrogate pair has no place in a table's text, as it has none in Parquet.
+    return pd.DataFrame([{key: storable(value) for key, value in row.items()} for row in rows])
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "kind": str(finding.kind.value),
+        "severity": str(finding.severity.value),
+        "rewards": ", ".join(finding.rewards),
+        "what": finding.kind.sentence,
+        "evidence": finding.evidence,
+    }
 
 
 def _run_rows(run: Run, what: str) -> list[dict[str, Any]]:
@@ -75,6 +94,8 @@ def _run_rows(run: Run, what: str) -> list[dict[str, Any]]:
                 rows.setdefault(row.get("step"), {}).update(row)
         return list(rows.values())
     if what == ROLLOUTS:
+        if not folder.rollouts_dir.is_dir():
+            return []
         return [_rollout(rollout) for rollout in read_rollouts(folder.rollouts_dir)]
     if what == PROBLEMS:
         if run.comparison is None:
