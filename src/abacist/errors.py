@@ -47,7 +47,7 @@ class AbacistError(Exception):
 
 
 def _own_frames(error: BaseException | None) -> list[traceback.FrameSummary]:
-    """The frames of an error that stand neither in this package nor in another that is installed."""
+    """The frames of an error that stand neither in this package nor in an installed one."""
     if error is None:
         return []
     paths = sysconfig.get_paths()

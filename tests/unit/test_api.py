@@ -1,4 +1,4 @@
-"""What a notebook's user gets: progress where they are, results that show themselves, short errors."""
+"""What a notebook's user gets: progress, results that show themselves, short errors."""
 
 from __future__ import annotations
 
