@@ -32,6 +32,7 @@ Everything is loaded when it is first used: `import abacist` costs milliseconds.
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = _version()
     elif name in _HOME:
+        # tqdm says in a notebook that it would like widgets. Progress is shown without them here.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         value = getattr(import_module(_HOME[name]), name)
         for home, result in _RESULTS.get(name, ()):
             kind = getattr(import_module(home), result)

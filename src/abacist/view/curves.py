@@ -47,7 +47,7 @@ def canvas(width: float, height: float) -> Plot:
 
 def training_plot(reading: Reading) -> Plot:
     """What a run was paid, how often it was right, and how long its replies were, step by step."""
-    figure = canvas(9.6, 5.6)
+    figure = canvas(9.0, 5.4)
     (rewards, right), (length, signal) = figure.subplots(2, 2)
     _draw(rewards, "rewards, mean of a step, % of the most each pays", _reward_lines(reading))
     accuracy = {
@@ -101,7 +101,7 @@ def _draw(axes: Any, title: str, lines: dict[str, Points]) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         return
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if drawn[0][0]:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
 
