@@ -10,6 +10,10 @@ Exit codes: 0 done, 1 failed (bad data, model, reward or run directory), 2 usage
 
 from __future__ import annotations
 
+import sysconfig
+import traceback
+from pathlib import Path
+
 
 def first_line(error: BaseException) -> str:
     """The beginning of an error's text, for a one-line message."""
@@ -28,6 +32,39 @@ class AbacistError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: the lines of the caller's own code that led
+        here, those of what it raised itself, if that was the cause, and then the error."""
+        shown = []
+        for error in (self.__cause__, self):
+            frames = _own_frames(error)
+            if error is self or frames:
+                shown += [line.rstrip() for line in traceback.format_list(frames)]
+                kind = type(error).__name__
+                shown += ["", f"{kind}: {error}"] if error is self else [f"{kind}: {error}", ""]
+        return ["".join(map(_harmless, "\n".join(shown).strip("\n")))]
+
+
+def _own_frames(error: BaseException | None) -> list[traceback.FrameSummary]:
+    """The frames of an error that stand neither in this package nor in an installed one."""
+    if error is None:
+        return []
+    paths = sysconfig.get_paths()
+    others = [Path(__file__).parent, *(Path(paths[name]) for name in ("purelib", "stdlib"))]
+    found = traceback.extract_tb(error.__traceback__)
+    return [
+        one
+        for one in found
+        if not any(Path(one.filename).is_relative_to(place) for place in others)
+    ]
+
+
+def _harmless(character: str) -> str:
+    """A character of a message, which may quote foreign text: shown, not obeyed."""
+    if character == "\n" or character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class UsageError(AbacistError):

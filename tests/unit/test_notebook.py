@@ -18,7 +18,6 @@ import abacist
 from abacist.learning.resume.resuming import Run
 from abacist.proof.comparison.compare import compare
 from abacist.task.audit.findings import Audit, Earned, Finding, Kind
-from abacist.view import notebook
 from abacist.view.live import Live
 from abacist.view.notebook import result_html
 from abacist.view.screen import NotebookCell, is_started_by_notebook, notebook_cell
@@ -116,8 +115,8 @@ def test_a_result_says_in_one_line_what_it_is() -> None:
     before, after, found, run, stopped, unjudged, audit = map(repr, results())
     assert before == "<Evaluation: 6 problems, 6 greedy replies, 0.0 % correct>"
     assert after == "<Evaluation: 6 problems, 6 greedy replies, 83.3 % correct>"
-    assert found == f"<Comparison: before {before}, after {after}>"
-    assert run.startswith("<Run: runs/") and run.endswith(f"{found}>")
+    assert found == "<Comparison: 0.0 % → 83.3 % correct on 6 problems>"
+    assert run.startswith("<Run: runs/") and run.endswith(", 0.0 % → 83.3 % correct on 6 problems>")
     assert stopped.startswith("<Run: runs/a, stopped by the time limit")
     assert unjudged == "<Run: runs/a, no verdict>"
     assert re.fullmatch(r"<Audit: .*, 1 finding, 1 reward, 9 replies to 2 problems>", audit)
@@ -190,36 +189,6 @@ def test_notes_of_a_cell_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> 
     assert display.outputs == []
     NotebookCell(Display()).print(Text("x", style="bold red"))
     assert capsys.readouterr().out == "x\n"
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, shell: object) -> Display:
-    display = Display()
-    ipython = ModuleType("IPython")
-    ipython.get_ipython = lambda: shell  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "IPython", ipython)
-    monkeypatch.setitem(sys.modules, "IPython.display", display)  # type: ignore[arg-type]
-    return display
-
-
-def test_a_training_from_python_is_shown_where_a_kernel_runs(monkeypatch) -> None:
-    def training(config: object, watcher: Any) -> str:
-        if watcher is not None:
-            watcher.step({"step": 1, "reward": 1.0})
-        return f"trained {config}"
-
-    monkeypatch.setattr("abacist.learning.train.train", training)
-    assert notebook.train("a") == "trained a"  # type: ignore[arg-type, comparison-overlap]
-    for shell, outputs in (
-        (SimpleNamespace(kernel=object()), 1),
-        (SimpleNamespace(), 0),
-        (None, 0),
-    ):
-        display = pretend(monkeypatch, shell)
-        assert notebook.train("b") == "trained b"  # type: ignore[arg-type, comparison-overlap]
-        assert len(display.outputs) == outputs
-    pretend(monkeypatch, SimpleNamespace(kernel=object()))
-    own = SimpleNamespace(step=lambda metrics: None)
-    assert notebook.train("c", own) == "trained c"  # type: ignore[arg-type, comparison-overlap]
 
 
 def test_without_ipython_there_is_no_cell(monkeypatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from abacist.cli import console
 from abacist.cli.flags import (
@@ -16,10 +14,6 @@ from abacist.cli.flags import (
     not_negative,
     positive,
 )
-from abacist.errors import UsageError, first_line
-
-if TYPE_CHECKING:
-    from abacist.proof.evaluation import Evaluation
 
 SPLITS = ("test", "train", "selection", "heldout", "all")
 
@@ -28,26 +22,16 @@ def run(argv: list[str]) -> int:
     """Run the verb; a model that gets nothing right is a result and no failure."""
     options = vars(_parser().read(argv))
     as_json = options.pop("json")
-    if options["num_samples"] == 1 and options["temperature"] is not None:
-        raise UsageError(
-            "--temperature is of the sampled replies, and there are none",
-            "Say how many with --num_samples 4; the greedy reply is always asked for.",
-        )
-    if options["temperature"] is None:
-        options["temperature"] = 1.0
-    if options["native_prompt"] and (options["system_prompt"] or options["prefill"]):
-        raise UsageError(
-            "--native_prompt is a prompt of its own",
-            "Leave out --system_prompt and --prefill, or --native_prompt.",
-        )
     with console.stdout_for(result_only=as_json) as stdout:
         console.say_starting()
-        from abacist.learning.eval import Request, evaluate_model
+        from abacist.learning.eval import evaluate_model, request_of
         from abacist.view.evaltext import evaluation_json, evaluation_text
         from abacist.view.live import Live
+        from abacist.view.report.writing import write_evaluation
 
+        request = request_of(options)
         with Live() as watcher:
-            found = evaluate_model(Request(**options), watcher=watcher, render=_write)
+            found = evaluate_model(request, watcher=watcher, render=write_evaluation)
         if as_json:
             figures = evaluation_json(found.greedy, found.sampled)
             console.print_json({"path": found.path, **figures}, stdout)
@@ -57,22 +41,6 @@ def run(argv: list[str]) -> int:
                 f"\nFigures, replies, plot and a page to look at (report.html) are in {found.path}."
             )
     return 0
-
-
-def _write(folder: Path, greedy: Evaluation, sampled: Evaluation | None) -> None:
-    from abacist.records.rundir import write_aside
-    from abacist.view.charts import save_difficulty_chart
-    from abacist.view.evaltext import PLOT_NAME, evaluation_markdown
-    from abacist.view.report.page import PAGE_NAME
-    from abacist.view.report.writing import write_report
-
-    text = evaluation_markdown(greedy, sampled)
-    write_aside(folder / "evaluation.md", text.encode("utf-8", "backslashreplace"))
-    save_difficulty_chart(folder / PLOT_NAME, greedy, sampled)
-    try:
-        write_report([folder], folder / PAGE_NAME)
-    except Exception as error:  # the figures are kept without it
-        print(f"The page was not written: {first_line(error)}", file=sys.stderr)
 
 
 def _parser() -> Parser:

@@ -14,7 +14,7 @@ import copy
 import difflib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -60,6 +60,10 @@ class Config:
     settings: dict[str, Any]
     sources: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    # What stands in no file, given in Python: rewards by the name that `script` has for them, and
+    # the rows of the data set, each a line of JSON (`learning.keywords`).
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    data: list[str] | None = None
 
     @property
     def name(self) -> str:
@@ -191,7 +195,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
         layers.append((Path(config_path).name, of_file))
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    cast = [(source, parser.given(_tokens(layer))) for source, layer in layers]
+    cast = [(source, parser.given(flags_of(layer))) for source, layer in layers]
     for source, layer in [*cast, ("flag", typed)]:
         settings.update(layer)
         sources.update(dict.fromkeys(layer, source))
@@ -208,6 +212,11 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     refuse_contradictions(config.training, named("train_replies", sources))
     notes += _step_in_words(config)
     return config
+
+
+def known_settings() -> dict[str, bool]:
+    """The name of every setting that is taken, and whether it is a list."""
+    return {action.dest: action.nargs in ("+", "*") for action in _Parser()._actions}
 
 
 def full_help() -> str:
@@ -417,16 +426,24 @@ def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
     return {**(_read_recipe(str(under), known) if under else {}), **kept}
 
 
-def _tokens(settings: Mapping[str, Any]) -> list[str]:
-    """YAML values as they would be typed, so that they are cast like flags; null means unset."""
+def flags_of(settings: Mapping[str, Any]) -> list[str]:
+    """Values of YAML or Python as they would be typed, so that they are cast like flags; null
+    means unset.
+
+    >>> flags_of({"use_peft": False, "system_prompt": "--", "reward_weights": [1, 2], "seed": None})
+    ['--use_peft=false', '--system_prompt=--', '--reward_weights', '1', '2']
+    """
     tokens: list[str] = []
     for key, value in settings.items():
-        if value is None:
-            continue
-        tokens.append(f"--{key}")
-        values: Iterable[Any] = value if isinstance(value, list) else [value]
-        tokens += [json.dumps(one) if isinstance(one, dict | bool) else str(one) for one in values]
+        if isinstance(value, list):
+            tokens += [f"--{key}", *map(_typed, value)]
+        elif value is not None:
+            tokens.append(f"--{key}={_typed(value)}")
     return tokens
+
+
+def _typed(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | bool) else str(value)
 
 
 def _shown(value: Any) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from abacist.errors import DataError
+from abacist.errors import DataError, UsageError
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
@@ -34,7 +35,9 @@ from abacist.proof.native import (
 from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
 from abacist.records.provenance import data_fingerprint, package_versions
+from abacist.records.rundir import RunDir
 from abacist.records.seen import Seen
+from abacist.task.given import GivenData
 from abacist.task.golds import DecimalMark
 from abacist.task.problems import MADE_HERE, Problem, draw, load_problems, reading_options
 from abacist.task.prompts import Shots, choose_shots, load_shots, shots_path, system_text
@@ -44,6 +47,7 @@ EVALS_FOLDER = Path("evals")
 _VERSIONS = ("abacist", "torch", "transformers")
 _SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_p", "top_k")
 DEFAULT_DATASET, GENERATED = "openai/gsm8k", "generated"
+GIVEN = "given problems"
 # Evaluations with different seeds are compared, so the seed of sampling changes no problem and
 # no example.
 FIXED_SEED = 0
@@ -61,6 +65,7 @@ class Request:
     """What was asked for, in the words of the flags; None where nothing was said."""
 
     model: str
+    problems: GivenData | None = None
     dataset_name: str | None = None
     dataset_config: str | None = None
     question_column: str = "question"
@@ -88,6 +93,51 @@ class Request:
     attn_implementation: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
+
+
+# The least that each may be, of those that are numbers.
+_LEAST = {
+    "num_problems": 1, "max_completion_length": 1, "num_samples": 1, "batch_size": 1, "perturb": 0,
+    "seed": 0,
+}  # fmt: skip
+
+
+def request_of(settings: Mapping[str, Any]) -> Request:
+    """The request of one command or one call; what is None, and switches that are off, say nothing.
+
+    Raises UsageError for a value of another kind, one that is out of range, and for what cannot be
+    meant together.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    kinds = {one.name: str(one.type) for one in fields(Request)}
+    for name, value in given.items():
+        if (least := _LEAST.get(name)) is not None:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"--{name} {value!r} is not a whole number of at least {least}")
+        elif kinds[name] == "bool" and not isinstance(value, bool):
+            raise UsageError(f"--{name} is a switch, and {value!r} is not True or False")
+    if "num_shots" in given:
+        given["num_shots"] = str(given["num_shots"])
+    if "output_dir" in given:
+        given["output_dir"] = Path(given["output_dir"])
+    if (split := given.get("split")) is not None and split not in _SPLITS:
+        raise UsageError(f"there is no split {split!r}", f"Choose one of {', '.join(_SPLITS)}.")
+    if given.get("num_samples", 1) == 1 and "temperature" in given:
+        raise UsageError(
+            "--temperature is of the sampled replies, and there are none",
+            "Say how many with --num_samples 4; the greedy reply is always asked for.",
+        )
+    temperature = given.get("temperature", 1.0)
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise UsageError(f"--temperature {temperature!r} is not a number above 0")
+    if given.get("native_prompt") and (given.get("system_prompt") or given.get("prefill")):
+        raise UsageError(
+            "--native_prompt is a prompt of its own",
+            "Leave out --system_prompt and --prefill, or --native_prompt.",
+        )
+    if given.get("problems") is not None and given.get("dataset_name") is not None:
+        raise UsageError("problems and a data set were given", "Give one of them.")
+    return Request(**given)
 
 
 @dataclass(frozen=True)
@@ -319,10 +369,15 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
     ``include_seen``, or as the split of a run's own data that it was trained on. Raises DataError
     for data that cannot be used, or all of it seen; single rows without a gold are kept.
     """
-    is_own = request.dataset_name is None and bool(recorded)
+    given = request.problems
+    is_own = request.dataset_name is None and given is None and bool(recorded)
     default = GENERATED if request.model == BUILT_IN else DEFAULT_DATASET
     source = request.dataset_name or str(recorded.get("dataset_name", default))
+    if is_own and not Path(source).exists() and (kept := _kept_data(request.model, source)):
+        source = str(kept)
     split = request.split or _default_split(source, is_own)
+    if given is not None:
+        source, split = GIVEN, "all"
     reading = reading_options(vars(request))
     limit = request.num_problems
     if is_own:
@@ -333,7 +388,7 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
     # cut as its verdict cut them; of other data the limit counts what is left to ask.
     cut_first = is_own or source in MADE_HERE
     problems = load_problems(
-        source,
+        source if given is None else given,
         split=split,
         limit=limit if cut_first else None,
         seed=FIXED_SEED,
@@ -366,6 +421,13 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
                 "That needs worked solutions with calculator annotations, as GSM8K's.",
             )
     return Data(problems, source, split, perturbed, reading, overlap)
+
+
+def _kept_data(model: str, source: str) -> Path | None:
+    """The data that a run was given in Python and has kept, where the run has been moved."""
+    run = run_folder(model)
+    kept = None if run is None else RunDir(run).data_path
+    return kept if kept is not None and kept.name == Path(source).name and kept.exists() else None
 
 
 def _unseen(problems: list[Problem], overlap: Overlap, source: str) -> list[Problem]:

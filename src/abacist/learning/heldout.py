@@ -55,7 +55,9 @@ class HeldoutEvaluation:
         what = f"{count:,} replies to {len(heldout):,} held-out problems"
         self.watcher.stage(f"Measuring {when} training: {what}" + (f", {share}" if share else ""))
         tell = told_of(self.watcher, f"{when} training")
-        rewards, weights = reported_rewards(self.config.settings, self.watcher.note)
+        rewards, weights = reported_rewards(
+            self.config.settings, self.watcher.note, given=self.config.functions
+        )
         how = {"split": "heldout", "rewards": rewards, "reward_weights": weights}
         greedy = self._evaluate(
             policy,

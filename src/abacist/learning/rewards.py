@@ -23,6 +23,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from abacist.errors import RewardError, UsageError
@@ -33,7 +34,13 @@ from abacist.task.audit.findings import Kind
 from abacist.task.audit.gold_findings import gold_findings
 from abacist.task.audit.renderings import layouts
 from abacist.task.audit.trial import MishapKind, Trial
-from abacist.task.custom_rewards import DEFAULT_TIMEOUT_SECONDS, RewardFunc, may_come_with
+from abacist.task.custom_rewards import (
+    DEFAULT_TIMEOUT_SECONDS,
+    RewardFunc,
+    function_name,
+    may_come_with,
+    stands_in_no_file,
+)
 from abacist.task.gist import GIST_DEFECTS
 from abacist.task.problems import Problem
 from abacist.task.reply import completion_text
@@ -46,7 +53,14 @@ NONE, RANDOM, FORMAT = "none", "random", "format"
 def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
     """The reward functions by name, with the historic set's defects said when it is chosen."""
     script = config.script
-    rewards = load_reward_funcs(script.reward_funcs, script.reward_timeout_seconds)
+    rewards = load_reward_funcs(
+        script.reward_funcs, script.reward_timeout_seconds, config.functions
+    )
+    if lost := [function_name(one) for one in config.functions if stands_in_no_file(one)]:
+        watcher.note(
+            f"  {', '.join(lost)}: given as a Python function that no file holds, so config.yaml "
+            "alone cannot run again; to resume, give it again"
+        )
     weights = config.training.reward_weights
     if weights is not None and len(weights) != len(rewards):
         raise UsageError(
@@ -74,12 +88,15 @@ def reported_rewards(
     *,
     brought_in: Path | None = None,
     trust: bool = False,
+    given: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> tuple[list[RewardFunc], list[float] | None]:
     """The rewards, with their weights, that an evaluation of a run reports.
 
     ``settings`` are those of the run, {} for other models, which get the default set. For a control
     they are the rewards that the placebo replaced. A reward that cannot be loaded any more is left
     out, and ``note`` is told why: the replies can be measured without it.
+
+    ``given`` holds functions that stand in no file, by name.
 
     ``brought_in`` is the folder that the settings were read from. A run from somebody else may
     bring code in it, and a name that is relative to wherever one is; such a reward is left out too,
@@ -99,7 +116,7 @@ def reported_rewards(
             )
             continue
         try:
-            rewards += load_reward_funcs([str(name)], float(limit))
+            rewards += load_reward_funcs([str(name)], float(limit), given)
         except RewardError as error:
             is_whole = False
             note(f"  not reported: {error.message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,12 +62,13 @@ def load_task(config: Config) -> Task:
     """Problems of the three splits, the system prompt and the worked examples."""
     script, seed = config.script, config.training.seed
     generated = script.dataset_name == "generated"
+    data = None if config.data is None else [json.loads(line) for line in config.data]
 
     def load(split: str, limit: int | None) -> list[Problem]:
         if limit == 0:
             return []
         return load_problems(
-            script.dataset_name,
+            script.dataset_name if data is None else data,
             split=split,
             limit=limit,
             # Held-out problems must not change with the training seed: runs are compared on them.

@@ -125,6 +125,7 @@ def _train_in(
 ) -> Run:
     is_resumed = config.training.resume_from_checkpoint is not None
     config.training.output_dir = str(run.path)
+    data = data_to_keep(config, run)
     made_of = (
         build_manifest(
             seed=config.training.seed,
@@ -148,6 +149,8 @@ def _train_in(
     else:
         run.clear()
         run.write_manifest(made_of)
+        if data is not None:
+            write_aside(run.data_path, data)
     write_aside(run.config_path, config.to_yaml().encode())
     seen_in(task, policy.folder).write(run.path)
     if task.shots:
@@ -195,6 +198,19 @@ def _train_in(
         trackers.verdict(comparison)
     run.write_manifest(run.read_manifest() | {"finished": True})
     return Run(run.path, before, after, sampled_before, sampled_after, comparison)
+
+
+def data_to_keep(config: Config, run: RunDir) -> bytes | None:
+    """The text of ``data.jsonl``, which ``config`` then names; None where the data lies elsewhere.
+
+    That is data given in Python, and, where a run is overwritten by its own config, what it kept.
+    """
+    if config.data is None:
+        is_its_own = Path(config.script.dataset_name) == run.data_path.absolute()
+        return run.data_path.read_bytes() if is_its_own and run.data_path.is_file() else None
+    config.script.dataset_name = str(run.data_path.absolute())
+    config.settings["dataset_name"] = config.script.dataset_name
+    return "".join(f"{line}\n" for line in config.data).encode()
 
 
 def trackers_of(config: Config, run: RunDir, watcher: Watcher) -> Trackers:

@@ -79,6 +79,8 @@ class Evaluation:
     Every figure is an :class:`Interval`; those over replies are clustered by problem.
     ``conditions`` says in words what else a number depends on (model, data, dtype, date …).
     ``overlap`` says which problems the model had seen in training; None where nobody looked.
+    ``path`` is the folder that it is kept in, and ``sampled`` the evaluation of several sampled
+    replies to each problem that was made beside it, where there are such.
     """
 
     problems: tuple[Problem, ...]
@@ -86,6 +88,8 @@ class Evaluation:
     settings: Settings
     conditions: Mapping[str, str] = field(default_factory=dict)
     overlap: Overlap | None = None
+    path: Path | None = field(default=None, compare=False)
+    sampled: Evaluation | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         """One line; the replies are in ``rollouts``, every figure in ``figures``."""
@@ -102,6 +106,7 @@ class Evaluation:
             self,
             problems=tuple(p for p in self.problems if p.problem_id not in problem_ids),
             rollouts=tuple(r for r in self.rollouts if r.problem_id not in problem_ids),
+            sampled=self.sampled and self.sampled.without(problem_ids),
         )
 
     @cached_property

@@ -81,6 +81,13 @@ class Rollout:
     trained: bool | None = None
     schema_version: int = SCHEMA_VERSION
 
+    def __repr__(self) -> str:
+        """One line; the reply is in ``completion``."""
+        outcome = {True: "right", False: "wrong", None: "no gold"}[self.is_correct]
+        begins = repr(self.completion[:40]) + ("…" if len(self.completion) > 40 else "")
+        place = f"step {self.step}, group {self.group}, member {self.member}"
+        return f"<Rollout: {place}, {outcome}, {self.completion_tokens} tokens, {begins}>"
+
 
 def question_of(messages: Iterable[Mapping[str, Any] | None] | None) -> str:
     """What was asked: the last turn of the user, behind any worked examples; "" if there is none.
@@ -271,13 +278,14 @@ def _row_of(rollout: Rollout, reward_names: Sequence[str]) -> dict[str, Any]:
     row |= {column.name: getattr(rollout, column.name) for column in _AFTER_REWARDS}
     row |= {REWARD_PREFIX + name: rollout.rewards.get(name) for name in reward_names}
     row["messages"] = [
-        {"role": _storable(turn["role"]), "content": _storable(str(turn["content"]))}
+        {"role": storable(turn["role"]), "content": storable(str(turn["content"]))}
         for turn in rollout.messages
     ]
-    return {name: _storable(value) for name, value in row.items()}
+    return {name: storable(value) for name, value in row.items()}
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
+    """A text without halves of surrogate pairs, which no Parquet text can hold; all else as it is."""
     return _LONE_SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 

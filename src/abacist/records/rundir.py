@@ -41,6 +41,7 @@ class RunDir:
         self.path = path
         self.config_path = path / "config.yaml"  # the settings, complete: it runs again by them
         self.shots_path = path / "shots.jsonl"  # the worked examples of its prompt, if it has any
+        self.data_path = path / "data.jsonl"  # its problems, if they were given in Python
         self.manifest_path = path / "manifest.json"  # what made it: see `records.provenance`
         self.metrics_path = path / "metrics.jsonl"  # an object a logged step
         self.timings_path = path / "timings.jsonl"  # clock readings: all else can be byte-equal

@@ -35,6 +35,8 @@ _HOW_TO_NAME = (
     "Name your own reward as module.function, folder/module.function or path/to/file.py:function."
 )
 _HOW_TO_WRITE = "A reward is `def f(prompts, completions, **columns) -> list[float]`."
+_FILE_MODULE = "abacist_reward_file_"
+_GIVEN = "<function "  # begins the name of a reward that stands in no file
 _MAX_RETRIED = 256  # samples that are tried one by one to find the one that makes a reward raise
 DEFAULT_TIMEOUT_SECONDS = 120.0
 
@@ -73,8 +75,65 @@ def import_reward(name: str) -> Callable[..., Any]:
             f"'{place}' has no '{attribute}'." + (f" Did you mean '{close[0]}'?" if close else ""),
             _HOW_TO_NAME,
         )
-    _refuse_wrong_signature(func, name)
+    refuse_wrong_signature(func, name)
     return func
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """The name by which a reward that was given as a function is kept with a run.
+
+    One that an import finds again is named as a person would name it, by its module or file. A
+    function of a notebook or of ``__main__``, a lambda and a closure stand in no file that could be
+    imported, and are called ``<function brevity>``: such a run says so when it is to be resumed.
+
+    >>> name_of(lambda completions, **columns: [0.0 for _ in completions])
+    '<function lambda>'
+    """
+    name, module = plain_name(func), sys.modules.get(str(getattr(func, "__module__", "")))
+    file = getattr(module, "__file__", None)
+    is_importable = (
+        module is not None
+        and file is not None
+        and module.__name__ != "__main__"
+        and getattr(module, str(getattr(func, "__name__", "")), None) is func
+    )
+    if module is None or file is None or not is_importable:
+        return f"{_GIVEN}{name}>"
+    if module.__name__.startswith(_FILE_MODULE) or "." not in module.__name__:
+        return f"{_absolute(Path(file))}:{name}"
+    return absolute_reward(f"{module.__name__}.{name}")
+
+
+def plain_name(func: Callable[..., Any]) -> str:
+    """What a reward is called in logs, tables and columns: a lambda is ``lambda``."""
+    while isinstance(func, partial):
+        func = func.func
+    return str(getattr(func, "__name__", type(func).__name__)).strip("<>")
+
+
+def stands_in_no_file(name: str) -> bool:
+    """Whether :func:`name_of` gave this name to a function that cannot be imported."""
+    return name.startswith(_GIVEN)
+
+
+def function_name(name: str) -> str:
+    """What the function is called that :func:`stands_in_no_file`.
+
+    >>> function_name("<function brevity>")
+    'brevity'
+    """
+    return name.removeprefix(_GIVEN).removesuffix(">")
+
+
+def refuse_lost(name: str) -> None:
+    """Raise RewardError for the name of a function that stands in no file."""
+    if stands_in_no_file(name):
+        shown = function_name(name)
+        raise RewardError(
+            f"The reward '{shown}' was given as a Python function, and stands in no file.",
+            f"Give it again: abacist.train(…, reward_funcs=[…, {shown}]). One in a file is found "
+            "by its name: path/to/file.py:function.",
+        )
 
 
 def _as_part_of_package(place: str, attribute: str) -> str:
@@ -191,7 +250,7 @@ def _load_file(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # for what it imports from beside it, as for a script
     # Known by its path, so that two files of one name do not shadow each other or a module.
-    name = "abacist_reward_file_" + re.sub(r"\W", "_", str(path))
+    name = _FILE_MODULE + re.sub(r"\W", "_", str(path))
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -206,7 +265,8 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _refuse_wrong_signature(func: Any, name: str) -> None:
+def refuse_wrong_signature(func: Any, name: str) -> None:
+    """Raise RewardError for what cannot be called as TRL calls a reward."""
     if not callable(func) or isinstance(func, type):
         what = "a class" if isinstance(func, type) else f"a {type(func).__name__}"
         raise RewardError(f"The reward '{name}' is {what}, not a function.", _HOW_TO_WRITE)
@@ -252,9 +312,7 @@ class _Checked:
     def __init__(self, func: Callable[..., Any], timeout_seconds: float) -> None:
         self.func = func
         self.timeout_seconds = timeout_seconds
-        while isinstance(func, partial):
-            func = func.func
-        self.__name__ = str(getattr(func, "__name__", type(func).__name__))
+        self.__name__ = plain_name(func)
 
     def __repr__(self) -> str:
         return f"checked({self.__name__})"

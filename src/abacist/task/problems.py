@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from abacist.errors import DataError, UsageError
+from abacist.task import given
 from abacist.task.golds import DECIMAL_MARKS, DecimalMark
 from abacist.task.rows import Problem, problems_of, questions_of
 from abacist.task.rows import normalise_question as normalise_question
@@ -56,7 +57,7 @@ def reading_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_problems(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | given.GivenData,
     *,
     split: str = "train",
     limit: int | None = None,
@@ -71,6 +72,12 @@ def load_problems(
     decimal_mark: DecimalMark = "auto",
 ) -> list[Problem]:
     """The checked problems of one split, in source order, or ``limit`` of them drawn by ``seed``.
+
+    ``source`` is ``"generated"`` (word problems, made on the spot), a Hub id, a file, a folder, or
+    the rows themselves: problems, dicts, or a ``datasets.Dataset``.
+
+    >>> load_problems([{"question": "2 + 3?", "answer": "5"}], split="all")[0].answer
+    '5'
 
     ``split`` is ``train``, ``selection``, ``heldout``, ``test`` or ``all`` (every train row,
     uncut: for few-shot examples, or a test set that is a file of its own). ``train_split`` and
@@ -97,17 +104,25 @@ def load_problems(
             f"There is no decimal mark {decimal_mark!r}.",
             f"--decimal_mark is one of {', '.join(DECIMAL_MARKS)}.",
         )
-    name = os.fspath(source)
-    if name in MADE_HERE:
-        rows = _made_rows(name, split, limit, seed)
+    name = os.fspath(source) if isinstance(source, str | os.PathLike) else given.NAME
+    if isinstance(source, str | os.PathLike) and name in MADE_HERE:
+        made = _made_rows(name, split, limit, seed)
         return problems_of(
-            rows, name, "question", "answer", skip_bad_rows=False, keep_columns=False
+            made, name, "question", "answer", skip_bad_rows=False, keep_columns=False
         )
     part = test_split if split == "test" else train_split
-    rows = _rows_of(name, part, dataset_config, wants_test=split == "test")
     reserved: dict[str, str] = {}
-    if split not in ("test", "all") and train_split != test_split:
-        reserved = _test_questions(name, test_split, dataset_config, question_column)
+    rows: Iterable[Row]
+    if isinstance(source, str | os.PathLike):
+        rows = _rows_of(name, part, dataset_config, wants_test=split == "test")
+        if split not in ("test", "all") and train_split != test_split:
+            reserved = _test_questions(name, test_split, dataset_config, question_column)
+    elif split == "test":
+        raise DataError(
+            f"{name}: has train rows only, no test split.", "Read it whole, with the split 'all'."
+        )
+    else:
+        rows = given.rows_in(given.lines_of(source))
     problems = problems_of(
         rows,
         name,

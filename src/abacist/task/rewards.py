@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from abacist.errors import RewardError
@@ -36,7 +37,10 @@ from abacist.task.custom_rewards import (
     RewardFunc,
     call_reward,
     checked,
+    function_name,
     import_reward,
+    refuse_lost,
+    stands_in_no_file,
 )
 from abacist.task.reply import (
     ANSWER_CLOSE,
@@ -215,13 +219,16 @@ def pay(
 
 
 def load_reward_funcs(
-    names: Sequence[str], timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    names: Sequence[str],
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    given: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
 ) -> list[Callable[..., Any]]:
     """The reward functions with these names, in their order.
 
     A name is one of the five, a gist alias of one ("int_reward_func"), a historic one
     ("gist.int_reward_func"), a set ("default", "gist"), or a user's own, as ``module.function`` or
     ``path/to/file.py:function``; a user's own comes :func:`checked`, and with a time limit a batch.
+    ``given`` holds functions that are there already, by name.
 
     Raises RewardError for a name that is unknown or given twice, and for a function that cannot be
     imported or called.
@@ -231,13 +238,14 @@ def load_reward_funcs(
     """
     if isinstance(names, str):
         names = [names]
-    funcs = [func for name in names for func in _resolve(name, timeout_seconds)]
+    funcs = [func for name in names for func in _resolve(name, timeout_seconds, given)]
     seen: set[str] = set()
     for func in funcs:
         if func.__name__ in seen:
             raise RewardError(
                 f"Two of the rewards {', '.join(names)} are called '{func.__name__}'.",
-                "Name each reward once; to make it count more, use --reward_weights.",
+                "Name each reward once; to make it count more, use --reward_weights. Two functions "
+                "of one name are told apart once one has another __name__.",
             )
         seen.add(func.__name__)
     return funcs
@@ -252,7 +260,15 @@ def is_built_in_name(name: str) -> bool:
     return name in REWARD_SETS or name in HISTORIC or built_in(name) is not None
 
 
-def _resolve(name: str, timeout_seconds: float) -> Sequence[Any]:
+def _resolve(
+    name: str, timeout_seconds: float, given: Mapping[str, Callable[..., Any]]
+) -> Sequence[Any]:
+    if name in given:
+        func = checked(given[name], timeout_seconds)
+        if stands_in_no_file(name):  # several lambdas are told apart by their names
+            func.__name__ = function_name(name)
+        return (func,)
+    refuse_lost(name)
     if name in REWARD_SETS:
         return REWARD_SETS[name]
     if (ours := built_in(name)) is not None:

@@ -468,3 +468,4 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".parquet": _table_rows,
     ".arrow": _table_rows,
 }
+READABLE_SUFFIXES = frozenset(_READERS)

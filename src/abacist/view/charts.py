@@ -10,12 +10,15 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import Row
 from abacist.proof.statistics import Interval
 from abacist.records.rundir import write_aside
+
+if TYPE_CHECKING:
+    from abacist.view.curves import Plot
 
 INK, FAINT = "#222222", "#d9d9d9"
 # Colour and marker of each series; Okabe and Ito's palette.
@@ -37,9 +40,9 @@ FEW_PROBLEMS = 10  # a group with fewer is drawn pale, and no line leads to it
 
 def save_difficulty_chart(path: Path, greedy: Evaluation, sampled: Evaluation | None) -> None:
     """Write the plot as a PNG, whole or not at all; without samples it has no consistency."""
-    figure = difficulty_figure(greedy, sampled)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure = difficulty_plot(greedy, sampled)
+    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     write_aside(path, buffer.getvalue())
 
 
@@ -57,22 +60,20 @@ def difficulty_series(
     return series
 
 
-def difficulty_figure(
+def difficulty_plot(
     greedy: Evaluation,
     sampled: Evaluation | None,
     *,
     ink: str = INK,
     faint: str = FAINT,
     page: str = "white",
-) -> Any:
-    """The plot as a matplotlib figure, its text and lines in the colours given."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+) -> Plot:
+    """The plot as a figure of matplotlib, its text and lines in the colours given."""
+    from abacist.view.curves import canvas
 
     rows = greedy.by_difficulty()
-    size = (max(7.6, 1.05 * len(rows) + 3.6), 4.6)
-    figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor=page)
-    FigureCanvasAgg(figure)
+    figure = canvas(max(7.6, 1.05 * len(rows) + 3.6), 4.6)
+    figure.set_facecolor(page)
     axes: Any = figure.subplots()
     series = difficulty_series(greedy, sampled)
     for number, (name, intervals) in enumerate(series.items()):

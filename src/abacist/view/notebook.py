@@ -1,56 +1,43 @@
-"""What a notebook shows: results as HTML, and a training in a cell that follows it.
+"""What there is to read of a result, as a page; and the HTML of it that a notebook shows.
 
-Without widgets and without cursor codes: IPython's own display is enough, and IPython is used only
-where it is running already.
+Without widgets, scripts and styles: a result has the colours of the page that it stands in.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from abacist.learning.resume.resuming import Run
+from abacist.proof.ask import Answers
 from abacist.proof.comparison.compare import Comparison
 from abacist.proof.evaluation import Evaluation
 from abacist.task.audit.findings import Audit
+from abacist.view.answers import answers_page
 from abacist.view.audit import audit_page
 from abacist.view.comparison import pair_page
 from abacist.view.evaltext import evaluation_page
-from abacist.view.live import Live
 from abacist.view.plaintext import visible
 from abacist.view.sheet import Block, as_html
 from abacist.view.verdict import verdict_page
 
-if TYPE_CHECKING:
-    from abacist.learning.config import Config
-    from abacist.learning.resume.resuming import Run
-    from abacist.learning.tracking import Watcher
+Result = Run | Evaluation | Comparison | Audit | Answers
 
 
-def train(config: Config, watcher: Watcher | None = None) -> Run:
-    """Train by ``config`` and judge the result: :func:`abacist.learning.train.train`.
-
-    In a notebook the training is shown in its cell, unless ``watcher`` says otherwise; elsewhere it
-    is silent without one.
-    """
-    from abacist.learning.train import train as run
-
-    cell = Live.here() if watcher is None else None
-    if cell is None:
-        return run(config, watcher)
-    with cell:
-        return run(config, cell)
-
-
-def result_html(result: Run | Evaluation | Comparison | Audit) -> str:
+def result_html(result: Result) -> str:
     """A result as a piece of HTML in which everything foreign is escaped."""
     return as_html(result_page(result))
 
 
-def result_page(result: Run | Evaluation | Comparison | Audit) -> list[Block]:
+def result_page(result: Result) -> list[Block]:
     """What there is to read of a result."""
     if isinstance(result, Evaluation):
-        return evaluation_page(result)
+        kept = [f"Kept in {visible(str(result.path))}."] if result.path else []
+        return [*evaluation_page(result, result.sampled), *kept]
     if isinstance(result, Comparison):
-        return pair_page(result, ("the first evaluation", "the second"))
+        return [
+            *pair_page(result, result.names),
+            *(f"Note: {visible(note)}" for note in result.notes),
+        ]
+    if isinstance(result, Answers):
+        return answers_page(result)
     if isinstance(result, Audit):
         return audit_page(result)
     where = f"The run is in {visible(str(result.path))}."

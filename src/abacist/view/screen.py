@@ -18,8 +18,16 @@ from typing import Any, Protocol
 
 import rich.live
 from rich.console import Console, RenderableType
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
+# Colours that can be read on a white page and on a black one, which only the reader knows.
+_ON_ANY_PAGE = TerminalTheme(
+    (128, 128, 128),
+    (128, 128, 128),
+    [(110, 110, 110), (209, 66, 66), (46, 139, 87), (170, 120, 0), (64, 120, 220),
+     (178, 80, 178), (0, 139, 139), (128, 128, 128)],
+)  # fmt: skip
 NOTEBOOK_COLUMNS = 100
 NOTEBOOK_LINES = 48
 TERMINAL_REDRAW_SECONDS = 0.25  # drawing takes milliseconds of the thread that decodes
@@ -152,7 +160,7 @@ def as_html(panel: RenderableType, columns: int = NOTEBOOK_COLUMNS) -> str:
     )  # fmt: skip
     console.print(panel)
     pre = '<pre style="font-family:monospace;line-height:1.3;white-space:pre">{code}</pre>'
-    return console.export_html(inline_styles=True, code_format=pre)
+    return console.export_html(theme=_ON_ANY_PAGE, inline_styles=True, code_format=pre)
 
 
 def notebook_cell() -> NotebookCell | None:

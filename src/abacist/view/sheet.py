@@ -164,7 +164,8 @@ def _html(block: Block) -> str:
         return f"<tr>{written}</tr>"
 
     body = "\n".join(row(cells, "td") for cells in block.rows)
-    return f"<table>\n<thead>{row(block.heading, 'th')}</thead>\n<tbody>{body}</tbody>\n</table>"
+    style = ' style="margin-bottom:1em"'
+    return f"<table{style}>\n<thead>{row(block.heading, 'th')}</thead>\n<tbody>{body}</tbody>\n</table>"
 
 
 def _escaped(text: str) -> str:

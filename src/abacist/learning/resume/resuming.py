@@ -8,7 +8,6 @@ what the run directory recorded, and any difference is refused unless it is forc
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ import torch
 from abacist.errors import AbacistError, Interrupted, RunError
 from abacist.learning.config import Config, load_config
 from abacist.learning.resume import checkpoints
+from abacist.learning.resume.reward_code import reward_sum
 from abacist.learning.resume.stopping import StopNow
 from abacist.learning.resume.training_state import KEPT_LINES, cut_after
 from abacist.learning.tracking import Watcher
 from abacist.policy.choices import choose_device
-from abacist.proof.comparison.compare import Comparison, compare
+from abacist.proof.comparison.compare import NO_CONTROL, Comparison, change_words, compare
 from abacist.proof.evaluate import Evaluation
 from abacist.records.provenance import scrub_argv
 from abacist.records.rundir import RunDir
@@ -33,7 +33,13 @@ from abacist.task.problems import Problem
 
 @dataclass
 class Run:
-    """A training: where it is and how it was judged (None without held-out problems)."""
+    """A training: its directory, and how it was judged.
+
+    ``before`` and ``after`` are the evaluations of the held-out problems, greedy;
+    ``sampled_before`` and ``sampled_after`` those of several sampled replies to some of them;
+    ``comparison`` is the verdict. They are None without held-out problems, or where the training
+    has not come so far.
+    """
 
     path: Path
     before: Evaluation | None
@@ -48,7 +54,7 @@ class Run:
         """One line; the results are in the fields."""
         if self.stopped:
             return f"<Run: {self.path}, stopped by {self.stopped}>"
-        judged = "no verdict" if self.comparison is None else repr(self.comparison)
+        judged = "no verdict" if self.comparison is None else change_words(self.comparison)
         return f"<Run: {self.path}, {judged}>"
 
 
@@ -76,6 +82,27 @@ _LENGTHLESS = {"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on
 SAMPLED_VALUES = 64
 
 
+def load_run(path: str | Path) -> Run:
+    """A training that ``abacist train`` or :func:`abacist.train` made, read from its directory.
+
+    What it has not measured yet is None. Raises RunError if there is no run, or it is damaged.
+
+    Example::
+
+        run = abacist.load_run("runs/tiny-001")
+        run.plot()
+    """
+    run = RunDir.open(Path(path).expanduser())
+    found = {
+        kind: Evaluation.load(run.evals_dir / kind) if (run.evals_dir / kind).is_dir() else None
+        for kind in ("before", "after", "before-sampled", "after-sampled")
+    }
+    before, after = found["before"], found["after"]
+    control = str(run.read_settings().get("control", NO_CONTROL))
+    comparison = compare(before, after, control=control) if before and after else None
+    return Run(run.path, before, after, found["before-sampled"], found["after-sampled"], comparison)
+
+
 def is_finished(config: Config) -> bool:
     """Whether ``config`` resumes a run that has reached its end, its verdict included."""
     run = RunDir.open(Path(str(config.training.output_dir)))
@@ -87,14 +114,7 @@ def finished(config: Config, watcher: Watcher) -> Run:
     run = RunDir.open(Path(str(config.training.output_dir)))
     watcher.note(f"{run.path} is finished already: nothing to resume, and nothing was done")
     watcher.note("To train it longer, give more --max_steps (or --num_train_epochs).")
-    found = {
-        kind: Evaluation.load(run.evals_dir / kind) if (run.evals_dir / kind).is_dir() else None
-        for kind in ("before", "after", "before-sampled", "after-sampled")
-    }
-    before, after = found["before"], found["after"]
-    control = config.script.control
-    comparison = compare(before, after, control=control) if before and after else None
-    return Run(run.path, before, after, found["before-sampled"], found["after-sampled"], comparison)
+    return load_run(run.path)
 
 
 def open_run(config: Config, watcher: Watcher) -> RunDir:
@@ -235,7 +255,7 @@ def refuse(differences: Sequence[str], config: Config, run: RunDir, watcher: Wat
 
 def fingerprints(model: Any, rewards: Sequence[Any]) -> dict[str, Any]:
     """What tells a changed model or reward apart, for the manifest of a run."""
-    return {"model": {"sha256": _weights_sum(model)}, "rewards": list(map(_reward_sum, rewards))}
+    return {"model": {"sha256": _weights_sum(model)}, "rewards": list(map(reward_sum, rewards))}
 
 
 def checked_resumption(
@@ -380,19 +400,3 @@ def _spread(length: int, count: int) -> torch.Tensor:
     if length <= count:
         return torch.arange(length)
     return torch.arange(count) * (length - 1) // (count - 1)
-
-
-def _reward_sum(reward: Any) -> str:
-    """A reward's name; of a user's own also a sum of the file it stands in."""
-    inner = reward
-    while hasattr(inner, "func"):  # checked(), functools.partial
-        inner = inner.func
-    name = str(getattr(inner, "__name__", type(inner).__name__))
-    module = str(getattr(inner, "__module__", ""))
-    if module.split(".")[0] == "abacist":
-        return name
-    try:
-        source = Path(str(inspect.getsourcefile(inner))).read_bytes()
-    except (TypeError, OSError):
-        return name
-    return f"{name} {hashlib.sha256(source).hexdigest()}"

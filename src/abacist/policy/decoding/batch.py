@@ -48,6 +48,8 @@ from abacist.policy.decoding.token_sampling import (
 Ids = list[int]
 Ended = Callable[[int, Ids], None]
 """Called with the number of a row that has ended, and its ids."""
+Wrote = Callable[[Ids], None]
+"""Called with the ids of the only row so far, after every token."""
 
 _PREFIX_WORTH_SHARING_TOKENS = 8
 # Rows leave once this fraction of them has finished. Letting rows leave costs about as much as
@@ -87,10 +89,11 @@ class Batch:
         progress: Progress | None,
         replays: graphs.Replays | None,
         ended: Ended | None = None,
+        wrote: Wrote | None = None,
     ) -> None:
         self._network, self._prompts, self._budget_tokens = network, prompts, budget_tokens
         self._sampling, self._progress, self._replays = sampling, progress, replays
-        self._ended = ended
+        self._ended, self._wrote = ended, wrote
         self._device = device = network.device
         # Line R of the next two is for padding rows.
         self._uniforms = None
@@ -138,6 +141,7 @@ class Batch:
             self._cache.keep_prefix(self._prefix)
         self._fill()
         self._report_progress()
+        self._tell_written()
         while self._rows:
             if self._is_time_to_leave():
                 self._leave()
@@ -145,6 +149,7 @@ class Batch:
             else:
                 self._advance()
             self._report_progress()
+            self._tell_written()
         return self._ids_of(self._written_ids[:-1])
 
     def _report_progress(self) -> None:
@@ -163,6 +168,13 @@ class Batch:
                 budget_tokens=self._budget_tokens,
             )
         )
+
+    def _tell_written(self) -> None:
+        """Tell what the only row has written; waits for the device."""
+        if self._wrote is not None and self._rows:
+            length = self._step - self._births[0] + 1
+            (ids,) = self._ids_of(self._written_ids[self._rows[:1], :length])
+            self._wrote(ids)
 
     def _is_time_to_leave(self) -> bool:
         if self._step - self._oldest + 1 >= self._budget_tokens:

@@ -26,7 +26,7 @@ import torch
 from abacist.errors import ModelError
 from abacist.policy import nonfinite
 from abacist.policy.decoding import graphs
-from abacist.policy.decoding.batch import Batch, Ended, Ids
+from abacist.policy.decoding.batch import Batch, Ended, Ids, Wrote
 from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.decoding.progress import Progress
 from abacist.policy.decoding.token_sampling import Sampling
@@ -66,6 +66,7 @@ class Engine:
         uniforms: torch.Tensor | torch.Generator | None = None,
         progress: Progress | None = None,
         ended: Ended | None = None,
+        wrote: Wrote | None = None,
     ) -> list[list[Ids]]:
         """The completions of each prompt, stop token included.
 
@@ -81,6 +82,7 @@ class Engine:
             progress: called before the prompts are read and after every token.
             ended: called with each completion soon after its end, in no particular order: its row
                 in the order of the result, and its ids. May be called twice for a row.
+            wrote: called with the ids so far after every token, of one completion only.
 
         The model, its training mode and its gradients are not changed. Raises :class:`ModelError`
         for an empty prompt or budget, and if the model's logits are NaN or infinite.
@@ -117,6 +119,7 @@ class Engine:
                 progress=progress,
                 replays=replays,
                 ended=ended,
+                wrote=wrote if len(prompts) == 1 else None,
             )
             return batch.run()
 

@@ -33,7 +33,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from abacist.errors import ModelError
 from abacist.policy import nonfinite
 from abacist.policy.chat import Message, generation_config_holders
-from abacist.policy.decoding.batch import Ended
+from abacist.policy.decoding.batch import Ended, Wrote
 from abacist.policy.decoding.engine import Engine
 from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.policy.decoding.token_sampling import (
@@ -75,6 +75,7 @@ def generate(
     seed: int | None = None,
     progress: Progress | None = None,
     ended: Callable[[int, list[Completion]], None] | None = None,
+    wrote: Callable[[str], None] | None = None,
 ) -> list[list[Completion]]:
     """``num_samples`` completions for each prompt, as one list per prompt.
 
@@ -92,6 +93,8 @@ def generate(
         progress: called after every token.
         ended: called with the number of a prompt and its completions soon after the last of them
             has ended, in no particular order. May be called twice for a prompt.
+        wrote: called with the text so far after every token, where there is one completion in all.
+            A character of several tokens is U+FFFD until its last one.
 
     The model's training mode is restored. Raises :class:`ModelError` if a prompt and its budget
     exceed the model's context, or if the model's logits are NaN or infinite.
@@ -123,6 +126,7 @@ def generate(
         seed=seed,
         progress=progress,
         ended=None if ended is None else row_ended,
+        wrote=None if wrote is None else lambda ids: wrote(prefill + policy.chat.decode(ids)),
     )
     return [
         [completion(ids) for ids in written[prompt * num_samples : (prompt + 1) * num_samples]]
@@ -141,6 +145,7 @@ def write(
     seed: int,
     progress: Progress | None = None,
     ended: Ended | None = None,
+    wrote: Wrote | None = None,
     use_engine: bool = True,
 ) -> list[list[int]]:
     """:func:`generate` on token ids: ``num_samples`` completions of each prompt, as one flat list.
@@ -158,7 +163,7 @@ def write(
         if sampling is not None and streams:
             uniforms = uniforms_of(streams, max_completion_tokens)
         completed = engine.complete(
-            prompts, 1, max_completion_tokens, sampling, uniforms, progress, ended
+            prompts, 1, max_completion_tokens, sampling, uniforms, progress, ended, wrote
         )
         return [ids for [ids] in completed]
     # By transformers, one batch after another.
@@ -168,13 +173,14 @@ def write(
     with _generation_mode(policy):
         for batch in _batches(lengths, batch_size, alike=_has_learned_prompt(policy.model)):
             report = _reporter(progress, before, len(batch), len(prompts))
+            tell = wrote if len(prompts) == 1 else None
             sampler = None
             if sampling is not None:
                 uniforms = uniforms_of([streams[number] for number in batch], max_completion_tokens)
                 dtype = widest_float(policy.device)
                 sampler = _Sampler(uniforms.to(policy.device, dtype), sampling)
             asked = [prompts[number] for number in batch]
-            continued = _continue(policy, asked, max_completion_tokens, sampler, report)
+            continued = _continue(policy, asked, max_completion_tokens, sampler, report, tell)
             for number, ids in zip(batch, continued, strict=True):
                 written[number] = ids
                 if ended is not None:
@@ -235,13 +241,22 @@ class _Sampler(LogitsProcessor):
 
 
 class _Watch(LogitsProcessor):
-    """Watches for logits that are NaN or infinite, and reports progress."""
+    """Watches for logits that are NaN or infinite, and reports progress and what is written."""
 
-    def __init__(self, report: Callable[[int, int], None], budget_tokens: int) -> None:
+    def __init__(
+        self,
+        report: Callable[[int, int], None],
+        budget_tokens: int,
+        prompt_tokens: int,
+        wrote: Wrote | None,
+    ) -> None:
         self.largest = torch.zeros(())  # [N] from the first call on
         self.report, self.position, self.budget_tokens = report, 0, budget_tokens
+        self.prompt_tokens, self.wrote = prompt_tokens, wrote
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.wrote is not None and self.position:  # all but the token that is chosen now
+            self.wrote(input_ids[0, self.prompt_tokens :].tolist())
         self.largest = torch.maximum(self.largest, scores.amax(dim=-1))
         self.position += 1
         self.report(self.position, self.budget_tokens)
@@ -254,6 +269,7 @@ def _continue(
     max_completion_tokens: int,
     sampler: _Sampler | None,
     report: Callable[[int, int], None],
+    wrote: Wrote | None,
 ) -> list[list[int]]:
     """The completion of each prompt, up to and with its first stop token."""
     chat = policy.chat
@@ -264,7 +280,7 @@ def _continue(
         input_ids[row, longest - len(ids) :] = torch.tensor(ids)
         attention_mask[row, longest - len(ids) :] = 1
     model: Any = policy.model
-    watch = _Watch(report, max_completion_tokens)
+    watch = _Watch(report, max_completion_tokens, longest, wrote)
     report(0, max_completion_tokens)
     output = model.generate(
         input_ids=input_ids.to(policy.device),
@@ -281,7 +297,10 @@ def _continue(
         logits_processor=LogitsProcessorList([watch] if sampler is None else [watch, sampler]),
     )
     nonfinite.refuse(watch.largest, model)
-    return [_up_to_stop(ids, chat.stop_ids) for ids in output[:, longest:].tolist()]
+    continued = [_up_to_stop(ids, chat.stop_ids) for ids in output[:, longest:].tolist()]
+    if wrote is not None:
+        wrote(continued[0])
+    return continued
 
 
 def _up_to_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:

@@ -52,17 +52,20 @@ class Comparison:
     """What changed between two evaluations of the same problems. Made by :func:`compare`.
 
     ``control`` says on which placebo rewards the later policy was trained, "none" for real ones.
+    ``names`` are what a person calls the two, ``notes`` what else sets them apart.
     """
 
     before: Evaluation
     after: Evaluation
     control: str = NO_CONTROL
     allowed: tuple[str, ...] = ()
+    names: tuple[str, str] = ("before", "after")
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """One line; every figure is in ``changes``, the paired test in ``accuracy``."""
         control = f", control {self.control}" if self.control != NO_CONTROL else ""
-        return f"<Comparison: before {self.before!r}, after {self.after!r}{control}>"
+        return f"<Comparison: {change_words(self)}{control}>"
 
     @property
     def is_sampled(self) -> bool:
@@ -257,6 +260,14 @@ def _by_id(evaluation: Evaluation, is_correct: bool | None = None) -> Mapping[st
         if known.is_correct != is_correct and rollout.is_correct == is_correct:
             first[key] = rollout
     return first
+
+
+def change_words(comparison: Comparison) -> str:
+    """What became of the accuracy, as the end of a sentence."""
+    pair = comparison.accuracy
+    before, after = (f"{100 * side.value:.1f} %" for side in (pair.before, pair.after))
+    problems = f"{pair.change.n:,} problem{'s' * (pair.change.n != 1)}"
+    return f"{before} → {after} correct on {problems}"
 
 
 def compare(

@@ -23,7 +23,7 @@ from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES
 from abacist.proof.statistics import Interval
 from abacist.task.rewards import built_in
-from abacist.view.charts import difficulty_figure, difficulty_series
+from abacist.view.charts import difficulty_plot, difficulty_series
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report.attribution import LENGTH, attribute
 from abacist.view.report.reading import LARGEST_NUMBER, Reading
@@ -79,7 +79,7 @@ def of_comparison(
 
 def of_evaluation(greedy: Evaluation, sampled: Evaluation | None, styles: Styles) -> Chart:
     """One evaluation: the plot that `abacist eval` writes, with its numbers."""
-    figure = difficulty_figure(greedy, sampled, ink=INK, faint=LINE, page=PAGE)
+    figure = difficulty_plot(greedy, sampled, ink=INK, faint=LINE, page=PAGE)
     series = difficulty_series(greedy, sampled)
     table = [
         (row.label, f"{row.n:,}", *(_with_bounds(values[at]) for values in series.values()))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from abacist.errors import UsageError
+from abacist.errors import UsageError, first_line
 from abacist.proof.comparison.compare import Comparison
+from abacist.proof.evaluation import Evaluation
 from abacist.records.rundir import write_aside
+from abacist.view.charts import save_difficulty_chart
+from abacist.view.evaltext import PLOT_NAME, evaluation_markdown
 from abacist.view.report.explorer import REPLIES_IN_PAGE
 from abacist.view.report.page import PAGE_NAME, comparison_page, page
 from abacist.view.report.reading import read
@@ -39,6 +43,17 @@ def write_report(
         for line in reading.remarks
     ]
     return {"remarks": remarks, "bytes": len(text)}
+
+
+def write_evaluation(folder: Path, greedy: Evaluation, sampled: Evaluation | None) -> None:
+    """Write what a person reads of an evaluation beside it: Markdown, the plot, and the page."""
+    text = evaluation_markdown(greedy, sampled)
+    write_aside(folder / "evaluation.md", text.encode("utf-8", "backslashreplace"))
+    save_difficulty_chart(folder / PLOT_NAME, greedy, sampled)
+    try:
+        write_report([folder], folder / PAGE_NAME)
+    except Exception as error:  # the figures are kept without it
+        print(f"The page was not written: {first_line(error)}", file=sys.stderr)
 
 
 def write_comparison(
