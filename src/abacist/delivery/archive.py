@@ -188,8 +188,7 @@ def _index_of(path: Path, first: bytes) -> dict[str, Any]:
         )
     files = index.get("files")
     listed = isinstance(files, dict) and all(
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-        for entry in files.values()
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in files.values()
     )
     if not listed:
         raise RunError(f"{path}: its {INDEX_NAME} lists no files.", _HINT)

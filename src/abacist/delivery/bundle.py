@@ -12,6 +12,7 @@ models stay where they are. Directories of this machine and secrets are left out
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -40,7 +41,7 @@ MOST_BYTES_OF_ROLLOUTS = 2 * 2**20  # all steps if they fit, else a seeded sampl
 MOST_BYTES_OF_WEIGHTS_INSIDE = 4 * 2**20
 VERDICT_FOLDERS = ("before", "after", "before-sampled", "after-sampled")
 STREAM_BYTES = 5056  # the state of torch's generator on the CPU
-_SEED = 0  # of what is sampled here; who verifies draws the replies to replay by a seed of their own
+_SEED = 0  # of what is sampled here; whoever verifies draws the replies to replay anew
 _COPIED = ("metrics.jsonl", "timings.jsonl", "seen.json", "shots.jsonl")
 _NEEDED_TO_LOAD = ("config.json", "generation_config.json")
 # A directory of this machine within a longer text.
@@ -427,7 +428,7 @@ def order_faults(opened: Iterable[Mapping[str, Any]], timings: Path) -> list[tup
     order += [name for _, name in steps]
     order += [name for name in ("evals/after", "evals/after-sampled") if name in dates]
     faults = []
-    for earlier, later in zip(order, order[1:], strict=False):
+    for earlier, later in itertools.pairwise(order):
         if dates[later] < dates[earlier]:
             must = f"a date not before that of {earlier}, {_written(dates[earlier])}"
             faults.append((later, _written(dates[later]), must))

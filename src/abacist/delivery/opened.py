@@ -1,4 +1,4 @@
-"""A bundle from a stranger, laid out as a run in a folder of its own, and what can be read of it."""
+"""A bundle from a stranger, laid out as a run in a folder, and what can be read of it."""
 
 from __future__ import annotations
 

@@ -206,7 +206,8 @@ def _check_opened(opened: Opened, check: Check) -> None:
 def _selection_words(steps: list[Any]) -> str:
     if not steps:
         return ""
-    return f"; the selection split was measured {len(steps)} times during training"
+    times = "once" if len(steps) == 1 else f"{len(steps)} times"
+    return f"; the selection split was measured {times} during training"
 
 
 def _evaluation(opened: Opened, kind: str) -> Any:

@@ -252,10 +252,10 @@ def _check_metrics(
         step = row["step"]
         window = list(range(before + 1, step + 1))
         there = [batch for number in window for batch in by_step.get(number, [])]
-        if len(window) <= len(by_step) and there and not reuses:
-            if all(number in by_step for number in window):
-                _check_line(opened, name, row, there, paid, tokens_before, check)
-                logged += 1
+        is_whole = len(window) <= len(by_step) and all(number in by_step for number in window)
+        if is_whole and there and not reuses:
+            _check_line(opened, name, row, there, paid, tokens_before, check)
+            logged += 1
         before, tokens_before = step, row.get("num_tokens") or 0.0
     return logged
 

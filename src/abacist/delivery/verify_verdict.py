@@ -81,7 +81,9 @@ def _judged(opened: Opened, kind: str, evaluation: Evaluation, check: Check) -> 
             shots=prompting.shots,
             problem_id=problem.problem_id,
         )
-        completions = [Completion(list(r.completion_ids), r.completion, r.stop_reason) for r in group]
+        completions = [
+            Completion(list(r.completion_ids), r.completion, r.stop_reason) for r in group
+        ]
         paid = paying.pay(problem, asked, completions)
         for member, (one, rewards_of_one) in enumerate(zip(group, paid, strict=True)):
             item = item_of(one)
@@ -112,9 +114,7 @@ def _judged(opened: Opened, kind: str, evaluation: Evaluation, check: Check) -> 
     return anew
 
 
-def _rewards(
-    opened: Opened, check: Check
-) -> tuple[list[RewardFunc], list[float] | None, bool]:
+def _rewards(opened: Opened, check: Check) -> tuple[list[RewardFunc], list[float] | None, bool]:
     """The rewards that an evaluation reports, their weights, and whether these are all of them.
 
     Only rewards of ours are called: code that a bundle names is never imported.

@@ -12,7 +12,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,23 @@ class _Job:
     max_completion_tokens: int
     sampling: Sampling | None
     replies: list[Reply] = field(default_factory=list)
+    is_training: bool = False
+
+
+class _Done:
+    """Tells a watcher how many tokens of one model's replies have been judged."""
+
+    def __init__(self, watcher: Watcher, total: int) -> None:
+        self._watcher, self._total, self._done = watcher, total, 0
+
+    def of(self, name: str) -> Callable[[int], None]:
+        """A function that is told of some more tokens, of the replies called ``name``."""
+
+        def more(tokens: int) -> None:
+            self._done += tokens
+            self._watcher.progress(self._done, self._total, name)
+
+        return more
 
 
 def check_replays(
@@ -95,7 +112,6 @@ def check_replays(
     there = _find_weights(opened, bundle, weights, roles, check)
     is_narrow = str(opened.manifest.get("dtype", "float32")) != "float32"
     tallies: dict[str, Tally] = {}
-    done = total = 0
     for role in dict.fromkeys(job.role for job in jobs):
         mine = [job for job in jobs if job.role == role]
         if role != BASE and role not in there:
@@ -107,35 +123,29 @@ def check_replays(
             continue
         watcher.stage(f"Loading {_words(role)}")
         try:
-            policy = _load(opened, role, there, base.name, device, dtype, bundle)
+            policy = _load(opened, role, there, base.name, device, dtype)
         except ModelError as error:
             check.fault(f"weights of {role}", "", "weights that can be loaded", error.message)
             continue
+        why = unsupported_reason(policy.model, FastPart.DECODING)
         for job in mine:
-            why = unsupported_reason(policy.model, FastPart.DECODING)
-            if role != BASE and job.name.startswith("training") and why is not None:
+            if why is not None and job.is_training:
                 check.not_checked.append(f"{job.name}: TRL wrote its rollouts ({why})")
-                continue
+                job.replies = []
             _draw(policy, job, replies, seed, len(jobs))
-        mine = [job for job in mine if job.replies]
-        done, total = 0, sum(_tokens(job.replies) for job in mine)
         watcher.stage(f"Replaying what {_words(role)} wrote")
+        done = _Done(watcher, sum(_tokens(job.replies) for job in mine))
         for job in mine:
-
-            def tell(tokens: int, job: _Job = job) -> None:
-                nonlocal done
-                done += tokens
-                watcher.progress(done, total, job.name)
-
-            tallies[job.name] = replay(
-                policy,
-                job.replies,
-                job.sampling,
-                job.max_completion_tokens,
-                check,
-                is_narrow=is_narrow,
-                progress=tell,
-            )
+            if job.replies:
+                tallies[job.name] = replay(
+                    policy,
+                    job.replies,
+                    job.sampling,
+                    job.max_completion_tokens,
+                    check,
+                    is_narrow=is_narrow,
+                    progress=done.of(job.name),
+                )
         del policy
     _sum_up(check, tallies, is_narrow)
     return check
@@ -216,7 +226,7 @@ def _of_training(opened: Opened, check: Check) -> list[_Job]:
     asked = [name for name in _OTHER_ENGINES if settings.get(name)]
     if asked or settings.get("use_fast_path") is False:
         what = ", ".join(asked) or "use_fast_path false"
-        check.not_checked.append(f"training rollouts: {what}, so TRL drew them by numbers of its own")
+        check.not_checked.append(f"training rollouts: {what}; TRL drew them by its own numbers")
         return []
     jobs = []
     entries = opened.index.get("replays")
@@ -230,11 +240,13 @@ def _of_training(opened: Opened, check: Check) -> list[_Job]:
         budget = int(settings.get("max_completion_length") or 256)
         uniforms = _uniforms(opened.contents.members[stream], entry, len(rollouts), budget)
         job = _Job(
-            f"training rollouts of step {entry.get('step')}", role, budget, _sampling(settings)
+            f"training rollouts of step {entry.get('step')}",
+            role,
+            budget,
+            _sampling(settings),
+            [Reply(name, item_of(r), r, row) for r, row in zip(rollouts, uniforms, strict=True)],
+            is_training=True,
         )
-        job.replies = [
-            Reply(name, item_of(one), one, row) for one, row in zip(rollouts, uniforms, strict=True)
-        ]
         jobs.append(job)
     return jobs
 
@@ -357,7 +369,6 @@ def _load(
     base: str,
     device: str,
     dtype: str,
-    bundle: Path,
 ) -> Policy:
     """The policy of a role. Raises ModelError if it cannot be loaded."""
     # In float32: narrower numbers would add their own rounding to the run's.
