@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-import bundles
 from abacist.cli.main import main
 from abacist.delivery import archive, verify_replay
 from abacist.delivery.bundle import Bundle, bundle
@@ -36,13 +35,8 @@ METRICS, VERDICT = "run/metrics.jsonl", "run/evals/verdict.json"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundles.short_run(tmp_path_factory.mktemp("bundles") / "tiny-001")
-
-
-@pytest.fixture(scope="module")
-def made(run: Path) -> Bundle:
-    return bundle(run, run.parent / "tiny-001.bundle.zip")
+def made(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle(short_run, tmp_path_factory.mktemp("made") / "tiny-001.bundle.zip")
 
 
 @pytest.fixture(scope="module")

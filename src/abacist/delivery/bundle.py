@@ -424,10 +424,10 @@ def order_faults(opened: Iterable[Mapping[str, Any]], timings: Path) -> list[tup
         for name in dates
         if re.fullmatch(r"checkpoint-\d{1,9}", name)
     )
-    order = [name for name in ("evals/before", "evals/before-sampled") if name in dates]
+    order: list[str] = [n for n in ("evals/before", "evals/before-sampled") if n in dates]
     order += [name for _, name in steps]
-    order += [name for name in ("evals/after", "evals/after-sampled") if name in dates]
-    faults = []
+    order += [n for n in ("evals/after", "evals/after-sampled") if n in dates]
+    faults: list[tuple[str, str, str]] = []
     for earlier, later in itertools.pairwise(order):
         if dates[later] < dates[earlier]:
             must = f"a date not before that of {earlier}, {_written(dates[earlier])}"

@@ -42,6 +42,8 @@ def check_data(opened: Opened, dataset_name: str | None) -> Check:
         check.looked_at = "not loaded"
         return check
     problems = [*task.train, *task.selection, *task.heldout]
+    if (source := (opened.manifest.get("data") or {}).get("source")) is not None:
+        check.same("run/manifest.json", "data.source", source, recorded)
     check.same("run/manifest.json", "data.sha256", sum_in_manifest, data_fingerprint(problems))
     counted = (opened.manifest.get("data") or {}).get("problems")
     check.same("run/manifest.json", "data.problems", counted, len(problems))

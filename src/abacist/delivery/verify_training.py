@@ -167,6 +167,7 @@ def _recomputed(
     prompts = [[dict(turn) for turn in one.messages] for one in rollouts]
     texts = [[{"role": "assistant", "content": one.completion}] for one in rollouts]
     ids = [list(one.completion_ids) for one in rollouts]
+    values: Any
     for reward in paid.rewards:
         if reward.__name__ == f"{RANDOM}_control":
             state = SimpleNamespace(global_step=step - 1)

@@ -99,7 +99,10 @@ def check_replays(
         check.not_checked.append("whether the weights write these replies")
         return check
     roles = _roles(opened)
-    jobs = [*_of_verdict(opened, roles), *_of_training(opened, check)]
+    jobs = [*_of_verdict(opened), *_of_training(opened, check)]
+    if not any(job.is_training for job in jobs):
+        check.is_incomplete = True
+        check.not_checked.append("training rollouts: the bundle has none that can be replayed")
     try:
         base = find(model or _named_base(opened))
     except AbacistError as error:
@@ -118,7 +121,7 @@ def check_replays(
             check.is_incomplete = True
             names = ", ".join(job.name for job in mine)
             check.not_checked.append(
-                f"{names}: the weights of {role} are not at hand (--weights FOLDER)"
+                f"{names}: the weights of {role} are not at hand (--weights DIR)"
             )
             continue
         watcher.stage(f"Loading {_words(role)}")
@@ -131,7 +134,7 @@ def check_replays(
         for job in mine:
             if why is not None and job.is_training:
                 check.not_checked.append(f"{job.name}: TRL wrote its rollouts ({why})")
-                job.replies = []
+                check.is_incomplete, job.replies = True, []
             _draw(policy, job, replies, seed, len(jobs))
         watcher.stage(f"Replaying what {_words(role)} wrote")
         done = _Done(watcher, sum(_tokens(job.replies) for job in mine))
@@ -195,7 +198,7 @@ def _named_base(opened: Opened) -> str:
     return str(opened.settings.get("model_name_or_path", "tiny"))
 
 
-def _of_verdict(opened: Opened, roles: Mapping[str, Any]) -> list[_Job]:
+def _of_verdict(opened: Opened) -> list[_Job]:
     """The replies before training are the base model's, those after the trained model's."""
     jobs = []
     for kind, name in (
@@ -208,7 +211,7 @@ def _of_verdict(opened: Opened, roles: Mapping[str, Any]) -> list[_Job]:
             evaluation = opened.evaluation(kind)
         except RunError:
             continue  # named by `verify_verdict`
-        if evaluation is None or (kind.startswith("after") and "final" not in roles):
+        if evaluation is None:
             continue
         settings = evaluation.settings
         sampling = Sampling(settings.temperature) if settings.temperature > 0 else None
@@ -372,7 +375,7 @@ def _load(
 ) -> Policy:
     """The policy of a role. Raises ModelError if it cannot be loaded."""
     # In float32: narrower numbers would add their own rounding to the run's.
-    how = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
+    how: Any = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
     if role == BASE:
         return load_policy(base, **how)
     folder = opened.folder / "loading" / role
@@ -402,7 +405,7 @@ def _load(
 def _write_weight_map(folder: Path, files: Mapping[str, Path]) -> None:
     from safetensors import safe_open
 
-    weights = {}
+    weights: dict[str, str] = {}
     for name, path in files.items():
         with safe_open(path, "pt") as tensors:
             weights |= dict.fromkeys(tensors.keys(), name)
