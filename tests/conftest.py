@@ -42,3 +42,11 @@ def lookalike(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return lookalikes.build(kind, tmp_path_factory.mktemp("lookalikes") / kind)
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps with the built-in model (tests/bundles.py): read only."""
+    import bundles
+
+    return bundles.short_run(tmp_path_factory.mktemp("short") / "tiny-001")

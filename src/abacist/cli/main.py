@@ -33,6 +33,8 @@ VERBS = {
     "audit": Verb("abacist.cli.audit", "what can these rewards be made to pay for?"),
     "show": Verb("abacist.cli.show", "read the replies of a run, and why each was judged so"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
+    "bundle": Verb("abacist.cli.bundle", "pack what a result rests on, for others to check"),
+    "verify": Verb("abacist.cli.verify", "is a bundle's result what it says it is?"),
     "doctor": Verb("abacist.cli.doctor.doctor", "look at this machine, or at a run: is all well?"),
 }
 

@@ -87,7 +87,7 @@ def evaluate(
     if parts is not None:  # hours may pass before the part with the longest prompt
         problem_ids = [problem.problem_id for problem in problems]
         refuse_too_long(policy, problem_ids, prompt_lengths, max_completion_tokens)
-    paying = _Paying(load_reward_funcs(["default"]) if rewards is None else rewards, reward_weights)
+    paying = Paying(load_reward_funcs(["default"]) if rewards is None else rewards, reward_weights)
     kept = {} if parts is None else parts.read()
     waiting = [at for at, problem in enumerate(problems) if problem.problem_id not in kept]
     done = Decoded.all_ended(
@@ -200,7 +200,7 @@ def refuse_too_long(
         )
 
 
-class _Paying:
+class Paying:
     """The rewards that an evaluation reports, and what went wrong with them."""
 
     def __init__(self, rewards: Sequence[RewardFunc], weights: Sequence[float] | None) -> None:

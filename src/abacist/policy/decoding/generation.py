@@ -152,7 +152,7 @@ def write(
 
     With ``use_engine`` False, transformers writes them even where our engine could.
     """
-    streams = _streams(prompt_ids, num_samples, seed)
+    streams = streams_of(prompt_ids, num_samples, seed)
     prompts = [ids for ids in prompt_ids for _ in range(num_samples)]  # of each row
     if use_engine and unsupported_reason(policy.model, FastPart.DECODING) is None:
         chat = policy.chat
@@ -346,8 +346,8 @@ def _check_lengths(prompt_ids: list[list[int]], budget_tokens: int, context_toke
             )
 
 
-def _streams(prompt_ids: list[list[int]], num_samples: int, seed: int) -> list[int]:
-    """The random stream of every sample of every prompt, prompt by prompt."""
+def streams_of(prompt_ids: list[list[int]], num_samples: int, seed: int) -> list[int]:
+    """The random stream of every sample of every prompt, prompt by prompt (see ``uniforms_of``)."""
     seen: Counter[bytes] = Counter()
     streams = []
     for ids in prompt_ids:

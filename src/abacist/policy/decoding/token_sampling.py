@@ -54,10 +54,24 @@ def sample_tokens(
     The result [N] is the first token whose cumulative probability exceeds the number. The
     distribution is that of ``torch.multinomial``. A repetition penalty is not applied here.
     """
+    logits_NV = logits_NV.float()
+    is_plain = sampling.top_p >= 1 and sampling.top_k <= 0 and not sampling.min_p
+    if is_plain and decode.supports(logits_NV):
+        return decode.sample(logits_NV, uniforms_N, sampling.temperature)
+    cumulative_NV = cumulative(logits_NV, sampling)
+    wide = cumulative_NV.dtype
+    # A uniform just below 1 may round to 1, which would choose an impossible token at the end.
+    below_one = uniforms_N.to(wide).clamp(max=1 - torch.finfo(wide).eps)
+    targets = below_one[:, None] * cumulative_NV[:, -1:]
+    chosen = torch.searchsorted(cumulative_NV, targets, right=True)[:, 0]
+    return chosen.clamp_(max=logits_NV.shape[-1] - 1)
+
+
+def cumulative(logits_NV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The cumulative distribution [N, V] that tokens are sampled from, in float64 where there is
+    one; its last column is 1 up to rounding. A repetition penalty is not applied here."""
     top_p, top_k, min_p = sampling.top_p, sampling.top_k, sampling.min_p
     logits_NV = logits_NV.float()
-    if top_p >= 1 and top_k <= 0 and not min_p and decode.supports(logits_NV):
-        return decode.sample(logits_NV, uniforms_N, sampling.temperature)
     if sampling.temperature != 1:
         logits_NV = logits_NV / sampling.temperature
     if 0 < top_k < logits_NV.shape[-1]:
@@ -77,12 +91,7 @@ def sample_tokens(
     # In float32 the cumulative sums of a large vocabulary would not grow at rare tokens. On a GPU,
     # which adds in parallel, they could even fall.
     wide = widest_float(logits_NV.device)
-    cumulative_NV = probabilities_NV.cumsum(dim=-1, dtype=wide)
-    # A uniform just below 1 may round to 1, which would choose an impossible token at the end.
-    below_one = uniforms_N.to(wide).clamp(max=1 - torch.finfo(wide).eps)
-    targets = below_one[:, None] * cumulative_NV[:, -1:]
-    chosen = torch.searchsorted(cumulative_NV, targets, right=True)[:, 0]
-    return chosen.clamp_(max=logits_NV.shape[-1] - 1)
+    return probabilities_NV.cumsum(dim=-1, dtype=wide)
 
 
 def penalise_repetition(

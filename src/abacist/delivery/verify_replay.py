@@ -1,0 +1,270 @@
+"""Are the recorded replies what these weights write, at these random numbers?
+
+Every recorded token is judged where it stands: the model reads the prompt and the recorded tokens
+before it, by transformers' own forward and not by our engine, and the token that its distribution
+gives at the recorded uniform number (or the likeliest, for greedy replies) is compared with the
+recorded one. A reply in which every token is the same is what a replay from the first token on
+would have written. In a reply that differs in one token, the rest is judged too.
+
+Rounding moves the boundaries of a distribution a little, so a token may differ where its number
+lies within :data:`UNIFORM_TOLERANCE` of the recorded token's share, or where two scores tie to
+:data:`SCORE_TOLERANCE`; such tokens are counted apart. For runs in narrower numbers than float32
+the bound is :data:`NARROW_LOGPROB` in the log-probabilities instead.
+
+Shapes: N replies, T tokens of the longest completion, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from abacist.delivery.findings import Check
+from abacist.errors import AbacistError
+from abacist.policy.decoding.token_sampling import Sampling, cumulative, penalise_repetition
+from abacist.policy.loading import Policy
+from abacist.records.rollout import Rollout
+
+UNIFORM_TOLERANCE = 1e-5
+SCORE_TOLERANCE = 1e-4
+NARROW_LOGPROB = 0.25
+_MOST_TOKENS, _MOST_LOGITS = 8192, 2**26  # of one forward
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A recorded reply to be replayed. ``uniforms`` are the numbers of its tokens; None: greedy."""
+
+    file: str
+    item: str
+    recorded: Rollout
+    uniforms: torch.Tensor | None
+
+
+@dataclass
+class Tally:
+    """Counts over replayed replies and their tokens."""
+
+    replies: int = 0
+    same_replies: int = 0
+    near_replies: int = 0
+    tokens: int = 0
+    same: int = 0
+    near: int = 0
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        wrong = self.replies - self.same_replies - self.near_replies
+        different = self.tokens - self.same - self.near
+        return (
+            f"{self.replies:,} replies replayed: {self.same_replies:,} token for token, "
+            f"{self.near_replies:,} but for ties, {wrong:,} not ({self.tokens:,} tokens: "
+            f"{self.same:,} the same, {self.near:,} at a tie, {different:,} different)"
+        )
+
+
+def replay(
+    policy: Policy,
+    replies: Sequence[Reply],
+    sampling: Sampling | None,
+    max_completion_tokens: int,
+    check: Check,
+    *,
+    is_narrow: bool,
+    progress: Callable[[int], None],
+) -> Tally:
+    """Judge every token of ``replies``; faults go to ``check``. ``progress`` gets tokens done."""
+    tally = Tally()
+    sound = []
+    for reply in replies:
+        tally.replies += 1
+        try:
+            ids = policy.chat.encode([dict(turn) for turn in reply.recorded.messages])
+        except AbacistError as error:
+            check.fault(reply.file, f"{reply.item}, prompt", "a prompt", error.message)
+            continue
+        if _is_sound(policy, reply, ids, max_completion_tokens, check):
+            sound.append((reply, ids))
+        tally.tokens += len(reply.recorded.completion_ids)
+    sound.sort(key=lambda pair: len(pair[0].recorded.completion_ids))
+    for batch in _batches(sound, _vocabulary(policy)):
+        for (reply, ids), logits_TV in zip(batch, _logits(policy, batch), strict=True):
+            gaps = _gaps(reply, ids, logits_TV, sampling, is_narrow)
+            _judge(policy, reply, gaps, tally, check)
+        progress(sum(len(reply.recorded.completion_ids) for reply, _ in batch))
+    return tally
+
+
+def _is_sound(
+    policy: Policy, reply: Reply, ids: list[int], budget_tokens: int, check: Check
+) -> bool:
+    """Whether a recorded reply is one at all: its ids, text, length and end fit together."""
+    recorded, chat = reply.recorded, policy.chat
+    written, before = list(recorded.completion_ids), check.num_faults
+
+    def fault(what: str, claimed: object, found: object) -> None:
+        check.fault(reply.file, f"{reply.item}, {what}", claimed, found)
+
+    if len(ids) != recorded.prompt_tokens:
+        fault("prompt_tokens", recorded.prompt_tokens, len(ids))
+    if not all(0 <= index < _vocabulary(policy) for index in written):
+        fault("completion_ids", "tokens", "ids beyond the vocabulary")
+        return False
+    if len(written) != recorded.completion_tokens:
+        fault("completion_tokens", recorded.completion_tokens, len(written))
+    stops = [at for at, index in enumerate(written) if index in chat.stop_ids]
+    if not written or len(ids) + len(written) > policy.context_tokens + 1:
+        fault("completion_ids", "a completion", f"{len(written):,} tokens")
+        return False
+    if stops and stops[0] != len(written) - 1:
+        fault("completion_ids", "a completion", f"tokens behind the stop token {stops[0] + 1}")
+    if not stops and len(written) != budget_tokens:
+        found = f"{len(written)} tokens without a stop token"
+        fault("completion_ids", f"a stop token, or {budget_tokens} tokens", found)
+    reason = chat.stop_reason(written, budget_tokens)
+    if reason is not recorded.stop_reason:
+        fault("stop_reason", recorded.stop_reason.value, reason.value)
+    if (text := _storable(chat.decode(written))) != recorded.completion:
+        fault("completion", recorded.completion, text)
+    return check.num_faults == before or len(ids) == recorded.prompt_tokens
+
+
+def _storable(text: str) -> str:
+    """As a Parquet file keeps it."""
+    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+
+
+def _vocabulary(policy: Policy) -> int:
+    model: Any = policy.model
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+_Pair = tuple[Reply, list[int]]
+
+
+def _batches(pairs: Sequence[_Pair], vocabulary: int) -> Iterator[list[_Pair]]:
+    batch: list[_Pair] = []
+    longest = written = 0
+    for pair in pairs:
+        tokens = len(pair[0].recorded.completion_ids)
+        longest, written = max(longest, len(pair[1]) + tokens), max(written, tokens + 1)
+        rows = len(batch) + 1
+        if batch and (rows * longest > _MOST_TOKENS or rows * written * vocabulary > _MOST_LOGITS):
+            yield batch
+            batch, longest, written = [], len(pair[1]) + tokens, tokens + 1
+        batch.append(pair)
+    if batch:
+        yield batch
+
+
+def _logits(policy: Policy, batch: Sequence[_Pair]) -> Iterator[torch.Tensor]:
+    """The logits [T, V] before each recorded token of each reply, on the CPU where it computes."""
+    model: Any = policy.model
+    rows = [[*ids, *reply.recorded.completion_ids[:-1]] for reply, ids in batch]
+    longest = max(map(len, rows))
+    kept = max(len(reply.recorded.completion_ids) for reply, _ in batch)
+    input_ids = torch.full((len(rows), longest), policy.chat.pad_id)
+    mask = torch.zeros_like(input_ids)
+    for number, row in enumerate(rows):  # padded on the left: all end at the same place
+        input_ids[number, longest - len(row) :] = torch.tensor(row)
+        mask[number, longest - len(row) :] = 1
+    device = policy.device
+    with torch.inference_mode():
+        output = model(
+            input_ids=input_ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
+            logits_to_keep=kept,
+            use_cache=False,
+        ).logits
+        for number, (reply, _) in enumerate(batch):
+            yield output[number, -len(reply.recorded.completion_ids) :].float()
+
+
+@dataclass(frozen=True)
+class _Gaps:
+    """Per token: what the replay chooses, and how far the recorded one is from being chosen.
+
+    ``beyond`` is 0 or less where the recorded token is within the tolerance.
+    """
+
+    chosen: list[int]
+    beyond: list[float]
+
+
+def _gaps(
+    reply: Reply, ids: list[int], logits_TV: torch.Tensor, sampling: Sampling | None, narrow: bool
+) -> _Gaps:
+    recorded_T = torch.tensor(list(reply.recorded.completion_ids), device=logits_TV.device)
+    if sampling is None or reply.uniforms is None:
+        chosen_T = logits_TV.argmax(dim=-1)
+        best_T = logits_TV.amax(dim=-1)
+        gap_T = best_T - logits_TV.gather(1, recorded_T[:, None])[:, 0]
+        beyond_T = gap_T - (2 * NARROW_LOGPROB if narrow else SCORE_TOLERANCE)
+        return _Gaps(chosen_T.tolist(), beyond_T.tolist())
+    if sampling.repetition_penalty != 1:
+        logits_TV = _penalised(logits_TV, ids, recorded_T, sampling.repetition_penalty)
+    cumulative_TV = cumulative(logits_TV, sampling)
+    uniforms_T = reply.uniforms[: len(recorded_T)].to(cumulative_TV)
+    cumulative_TV = cumulative_TV / cumulative_TV[:, -1:]
+    eps = torch.finfo(cumulative_TV.dtype).eps
+    below_one = uniforms_T.clamp(max=1 - eps)[:, None].contiguous()
+    chosen_T = torch.searchsorted(cumulative_TV, below_one, right=True)[:, 0]
+    high_T = cumulative_TV.gather(1, recorded_T[:, None])[:, 0]
+    low_T = cumulative_TV.gather(1, (recorded_T - 1).clamp(min=0)[:, None])[:, 0]
+    low_T = torch.where(recorded_T > 0, low_T, torch.zeros_like(low_T))
+    if narrow:
+        # What the boundaries can be, at most, where every log-probability is off by the bound.
+        factor = float(torch.tensor(NARROW_LOGPROB).exp())
+        low_T = torch.maximum(low_T / factor, 1 - (1 - low_T) * factor)
+        high_T = torch.minimum(high_T * factor, 1 - (1 - high_T) / factor)
+    beyond_T = torch.maximum(low_T - uniforms_T, uniforms_T - high_T) - UNIFORM_TOLERANCE
+    return _Gaps(chosen_T.tolist(), beyond_T.tolist())
+
+
+def _penalised(
+    logits_TV: torch.Tensor, ids: list[int], recorded_T: torch.Tensor, penalty: float
+) -> torch.Tensor:
+    seen_V = torch.zeros(logits_TV.shape[1], dtype=torch.bool, device=logits_TV.device)
+    seen_V[ids] = True
+    rows = []
+    for row, token in zip(logits_TV, recorded_T.tolist(), strict=True):
+        rows.append(penalise_repetition(row[None], seen_V[None], penalty)[0])
+        seen_V[token] = True
+    return torch.stack(rows)
+
+
+def _judge(policy: Policy, reply: Reply, gaps: _Gaps, tally: Tally, check: Check) -> None:
+    written = list(reply.recorded.completion_ids)
+    different, near = [], 0
+    for at, (token, chosen, beyond) in enumerate(
+        zip(written, gaps.chosen, gaps.beyond, strict=True)
+    ):
+        if token == chosen:
+            tally.same += 1
+        elif beyond <= 0:
+            near += 1
+        else:
+            different.append(at)
+    tally.near += near
+    if different:
+        at = different[0]
+        more = f" and {len(different) - 1:,} later ones" if len(different) > 1 else ""
+        check.fault(
+            reply.file,
+            f"{reply.item}, token {at + 1} of {len(written)}{more}",
+            _token(policy, written[at]),
+            _token(policy, gaps.chosen[at]),
+        )
+    elif near:
+        tally.near_replies += 1
+    else:
+        tally.same_replies += 1
+
+
+def _token(policy: Policy, index: int) -> str:
+    return repr(str(policy.chat.tokenizer.decode([index])))

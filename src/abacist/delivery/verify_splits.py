@@ -1,0 +1,226 @@
+"""Which problems were used for what, and how often the held-out ones were looked at."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any, cast
+
+from abacist.delivery.bundle import VERDICT_FOLDERS, order_faults
+from abacist.delivery.findings import Check
+from abacist.delivery.opened import Opened
+from abacist.delivery.verify_training import named
+from abacist.errors import AbacistError, RunError
+from abacist.learning.arguments import ScriptArguments
+from abacist.learning.config import Config
+from abacist.learning.task import Task, load_task
+from abacist.records.provenance import data_fingerprint
+from abacist.records.rollout import question_of
+from abacist.records.seen import TRAIN, Seen
+from abacist.task.problems import MADE_HERE, Problem
+
+
+def check_data(opened: Opened, dataset_name: str | None) -> Check:
+    """Load the data again and compare it with the manifest's fingerprint and with every problem.
+
+    Data that is made here is made anew; other data must be at hand (``dataset_name``).
+    """
+    check = Check("data")
+    recorded = str(opened.settings.get("dataset_name", "generated"))
+    sum_in_manifest = (opened.manifest.get("data") or {}).get("sha256")
+    if dataset_name is None and recorded not in MADE_HERE:
+        check.not_checked.append(
+            f"whether questions and golds are those of {recorded} (--dataset_name checks it)"
+        )
+        check.looked_at = "not loaded"
+        return check
+    try:
+        task = _task(opened, dataset_name or recorded)
+    except AbacistError as error:
+        check.not_checked.append(f"the data cannot be loaded here: {named(error, opened)}")
+        check.looked_at = "not loaded"
+        return check
+    problems = [*task.train, *task.selection, *task.heldout]
+    if (source := (opened.manifest.get("data") or {}).get("source")) is not None:
+        check.same("run/manifest.json", "data.source", source, recorded)
+    check.same("run/manifest.json", "data.sha256", sum_in_manifest, data_fingerprint(problems))
+    counted = (opened.manifest.get("data") or {}).get("problems")
+    check.same("run/manifest.json", "data.problems", counted, len(problems))
+    _check_seen_is_whole(opened, task, check)
+    known = {problem.problem_id: problem for problem in problems}
+    count = 0
+    for kind in VERDICT_FOLDERS:
+        if (evaluation := _evaluation(opened, kind)) is not None:
+            file = f"run/evals/{kind}/evaluation.json"
+            wanted = task.heldout
+            if kind.endswith("-sampled"):
+                wanted = wanted[: len(evaluation.problems)]
+            asked = [problem.problem_id for problem in evaluation.problems]
+            if asked != [problem.problem_id for problem in wanted]:
+                check.fault(file, "problems", f"{len(asked):,} held-out problems", "other ones")
+            for problem in evaluation.problems:
+                _compare(file, problem, known.get(problem.problem_id), check)
+                count += 1
+    trained = {problem.problem_id: problem for problem in task.train}
+    for name in opened.rollout_names():
+        for rollout in _rollouts(opened, name):
+            found = trained.get(str(rollout.problem_id))
+            item = f"group {rollout.group}, problem {rollout.problem_id}"
+            if found is None:
+                check.fault(name, item, "a training problem", "none of the data")
+            else:
+                check.same(name, f"{item}, gold", rollout.gold, found.answer)
+                question = question_of(rollout.messages)
+                check.same(name, f"{item}, question", question, found.question.strip())
+    check.looked_at = (
+        f"{len(problems):,} problems loaded again: their fingerprint, and every question and gold"
+    )
+    check.numbers = {"problems": len(problems), "compared": count}
+    return check
+
+
+def _task(opened: Opened, dataset_name: str) -> Task:
+    names = {one.name for one in fields(ScriptArguments)}
+    settings = {key: value for key, value in opened.settings.items() if key in names}
+    settings["dataset_name"] = dataset_name
+    if opened.has("run/shots.jsonl") and settings.get("shots_file"):
+        settings["shots_file"] = str(opened.run.shots_path)
+    seed = opened.settings.get("seed", opened.manifest.get("seed"))
+    training = SimpleNamespace(seed=int(seed or 0), do_eval="eval_steps" in opened.settings)
+    try:
+        config = SimpleNamespace(script=ScriptArguments(**settings), training=training)
+        return load_task(cast(Config, config))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"the settings do not say how ({error}).") from error
+
+
+def _compare(file: str, claimed: Problem, found: Problem | None, check: Check) -> None:
+    item = f"problem {claimed.problem_id[:60]}"
+    if found is None:
+        check.fault(file, item, "a problem", "none of the data")
+        return
+    for name in ("question", "answer", "difficulty", "unseen_structure"):
+        check.same(file, f"{item}, {name}", getattr(claimed, name), getattr(found, name))
+
+
+def _check_seen_is_whole(opened: Opened, task: Task, check: Check) -> None:
+    """The record of what was seen holds at least this data."""
+    seen = Seen.read(opened.run.path) if opened.has("run/seen.json") else None
+    if seen is None:
+        return
+    splits = (task.train, task.selection, task.shots.all)
+    wanted = Seen.of(*([problem.question for problem in problems] for problems in splits))
+    for kind, keys in wanted.keys.items():
+        missing = len(keys - seen.keys.get(kind, frozenset()))
+        if missing:
+            there = f"{len(seen.keys.get(kind, ())):,} questions"
+            check.fault("run/seen.json", kind, there, f"{missing:,} of the data are not among them")
+
+
+def check_splits(opened: Opened) -> Check:
+    """Whether the verdict's problems were new to the model, and how often they were opened."""
+    check = Check("splits")
+    seen = None
+    if opened.has("run/seen.json"):
+        try:
+            seen = Seen.read(opened.run.path)
+        except RunError as error:
+            check.fault("run/seen.json", "", "the record of what was seen", named(error, opened))
+    verdict: dict[str, Problem] = {}
+    for kind in VERDICT_FOLDERS:
+        if (evaluation := _evaluation(opened, kind)) is not None:
+            verdict |= {problem.question.strip(): problem for problem in evaluation.problems}
+    for problem in verdict.values():
+        kind_seen = seen.kind_of(problem.question) if seen else None
+        if kind_seen is not None:
+            item = f"problem {problem.problem_id[:60]}"
+            check.fault("run/evals", item, "held out", f"seen by the model ({kind_seen})")
+    asked: set[str] = set()
+    for name in opened.rollout_names():
+        asked |= {question_of(rollout.messages) for rollout in _rollouts(opened, name)}
+    for question in sorted(asked):
+        if question in verdict:
+            item = f"problem {verdict[question].problem_id[:60]}"
+            check.fault("run/rollouts", item, "held out", "trained on")
+        if seen is not None and seen.is_complete and seen.kind_of(question) != TRAIN:
+            claimed = "a training problem that seen.json lacks"
+            check.fault("run/seen.json", TRAIN, "complete", f"{claimed}: {question[:60]}")
+    if seen is None:
+        check.not_checked.append("what the model had seen: the bundle has no seen.json")
+    check.looked_at = (
+        f"{len(verdict):,} verdict problems and {len(asked):,} training questions: none in both, "
+        "none seen before"
+        if check.holds
+        else f"{len(verdict):,} verdict problems against what was trained on"
+    )
+    _check_opened(opened, check)
+    return check
+
+
+def _check_opened(opened: Opened, check: Check) -> None:
+    """The record of when each split was opened: its counts, its order, and what it says."""
+    record = opened.document("opened.json") if opened.has("opened.json") else None
+    if not isinstance(record, list) or not all(isinstance(entry, dict) for entry in record):
+        check.fault("opened.json", "", "the record of when each split was opened", "none")
+        return
+    for what, claimed, found in order_faults(record, opened.run.timings_path):
+        check.fault("opened.json", f"{what}, date", claimed, found)
+    by = {entry.get("by"): entry for entry in record}
+    for entry in record:
+        if (date := entry.get("date")) is not None:
+            when = datetime.fromisoformat(str(date))
+            if when > datetime.now(UTC) + timedelta(days=1):
+                check.fault("opened.json", f"{entry.get('by')}, date", date, "a day to come")
+    for kind in VERDICT_FOLDERS:
+        if (evaluation := _evaluation(opened, kind)) is not None:
+            entry = by.get(f"evals/{kind}")
+            problems = entry and entry.get("problems")
+            check.same("opened.json", f"evals/{kind}, problems", problems, len(evaluation.problems))
+    steps = [row["step"] for row in opened.lines("run/metrics.jsonl") if "eval_accuracy" in row]
+    told = [entry.get("step") for entry in record if entry.get("split") == "selection"]
+    check.same("opened.json", "selection, steps", told, steps)
+    ours = {f"evals/{kind}" for kind in VERDICT_FOLDERS}
+    others = sorted(
+        str(entry.get("by"))
+        for entry in record
+        if entry.get("by") not in ours and entry.get("of_the_verdict")
+    )
+    after = by.get("evals/after", {})
+    is_once = "evals/after" in by and not others
+    check.numbers |= {"opened_once": is_once, "opened": record, "selection_steps": steps}
+    if "evals/after" not in by:
+        check.notes.append("the trained model was never measured on the held-out problems")
+    elif is_once:
+        date = f", on {after['date']}" if after.get("date") else ""
+        check.notes.append(
+            "by the run's own record the held-out problems were put to the trained model once, "
+            f"after training{date}" + _selection_words(steps)
+        )
+    else:
+        check.notes.append(
+            f"by the run's own record the held-out problems were opened {len(others)} more "
+            f"time{'s' if len(others) > 1 else ''}: {', '.join(others)[:200]}"
+            + _selection_words(steps)
+        )
+
+
+def _selection_words(steps: list[Any]) -> str:
+    if not steps:
+        return ""
+    times = "once" if len(steps) == 1 else f"{len(steps)} times"
+    return f"; the selection split was measured {times} during training"
+
+
+def _evaluation(opened: Opened, kind: str) -> Any:
+    try:
+        return opened.evaluation(kind)
+    except AbacistError:
+        return None  # `verify_verdict` says what is wrong with it
+
+
+def _rollouts(opened: Opened, name: str) -> list[Any]:
+    try:
+        return opened.rollouts(name)
+    except AbacistError:
+        return []  # `verify_training` says what is wrong with it

@@ -1,0 +1,329 @@
+"""Training, recomputed from the recorded replies: answers, rewards, advantages, logged metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from trl.trainer.utils import nanstd
+
+from abacist.delivery.findings import Check
+from abacist.delivery.opened import Opened
+from abacist.errors import AbacistError, RunError
+from abacist.learning.outcome_gating import LEARNED_STRICT_FRACTION
+from abacist.learning.rewards import RANDOM, control_rewards
+from abacist.records.rollout import Rollout, StopReason
+from abacist.task.answers import same_answer
+from abacist.task.custom_rewards import RewardFunc
+from abacist.task.reply import parse_reply
+from abacist.task.rewards import is_built_in_name, load_reward_funcs, pay
+
+# What a logged step says that only training again would tell.
+_OF_THE_OPTIMIZER = (
+    "loss", "grad_norm", "learning_rate", "entropy", "kl", "epoch", "rollout_time",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Paid:
+    """The rewards of a run that can be recomputed here, and the weight of each by name."""
+
+    rewards: list[RewardFunc]
+    weights: dict[str, float]
+    unknown: list[str]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rewards of the run are known here."""
+        return not self.unknown
+
+
+def paid_in(opened: Opened, check: Check) -> Paid:
+    """The rewards that training paid. One that is code of its own is not in a bundle."""
+    settings = opened.settings
+    names = settings.get("reward_funcs") or ["default"]
+    names = [str(name) for name in ([names] if isinstance(names, str) else names)]
+    own = [name for name in names if not is_built_in_name(name)]
+    rewards = load_reward_funcs([name for name in names if is_built_in_name(name)])
+    given = settings.get("reward_weights")
+    weights = [float(weight) for weight in given] if isinstance(given, list) else None
+    control = str(settings.get("control") or "none")
+    check.same("run/manifest.json", "control", opened.manifest.get("control", "none"), control)
+    if own:
+        check.not_checked.append(
+            f"rewards that are code of their own ({', '.join(own)}), and the sums and advantages "
+            "that they are part of"
+        )
+        weights = None
+    else:
+        seed = int(settings.get("seed") or opened.manifest.get("seed") or 0)
+        rewards, weights = control_rewards(control, rewards, weights, seed=seed)
+    by_name = dict(zip((r.__name__ for r in rewards), weights or [1.0] * len(rewards), strict=True))
+    return Paid(rewards, by_name, own)
+
+
+def check_training(opened: Opened) -> Check:
+    """Recompute what each training reply earned, and each logged step, from the replies."""
+    check = Check("training")
+    paid = paid_in(opened, check)
+    by_step: dict[int, list[list[Rollout]]] = {}
+    replies = 0
+    for name in opened.rollout_names():
+        try:
+            rollouts = opened.rollouts(name)
+        except RunError as error:
+            check.fault(name, "", "rollouts", error.message)
+            continue
+        step = int(re.findall(r"step-(\d+)", name)[0])
+        _check_rollouts(opened, name, step, rollouts, paid, check)
+        by_step.setdefault(step, []).append(rollouts)
+        replies += len(rollouts)
+    logged = _check_metrics(opened, by_step, paid, check)
+    check.looked_at = (
+        f"{replies:,} replies of {len(by_step):,} steps read, paid and normalised again; "
+        f"{logged:,} logged steps recomputed from them"
+    )
+    check.numbers = {"replies": replies, "steps": len(by_step), "logged_steps": logged}
+    if logged:
+        names = ", ".join(_OF_THE_OPTIMIZER[:4])
+        check.not_checked.append(
+            f"what only training again would tell: {names}, clip ratios and evaluations on the "
+            "selection split in metrics.jsonl"
+        )
+    return check
+
+
+def _check_rollouts(
+    opened: Opened, name: str, step: int, rollouts: list[Rollout], paid: Paid, check: Check
+) -> None:
+    size = _group_size(opened)
+    run_id = opened.index.get("run", {}).get("run_id")
+    if not rollouts or len(rollouts) % size:
+        check.fault(name, "rows", f"groups of {size}", f"{len(rollouts)} replies")
+        return
+    first = rollouts[0].group
+    for at, one in enumerate(rollouts):
+        item = item_of(one)
+        check.same(name, f"{item}, step", one.step, step)
+        place = (first + at // size, at % size)
+        check.same(name, f"row {at + 1}, place", (one.group, one.member), place)
+        check.same(name, f"{item}, split", one.split, "train")
+        if run_id is not None:
+            check.same(name, f"{item}, run_id", one.run_id, run_id)
+        check.same(name, f"{item}, messages", one.messages, rollouts[at - at % size].messages)
+        check.same(name, f"{item}, gold", one.gold, rollouts[at - at % size].gold)
+        check_reading(name, one, check)
+    wanted = _recomputed(rollouts, step, paid)
+    for one, rewards in zip(rollouts, wanted, strict=True):
+        for reward, value in rewards.items():
+            claimed = one.rewards.get(reward)
+            check.same(name, f"{item_of(one)}, reward {reward}", claimed, value)
+        if paid.is_whole:
+            for reward in one.rewards.keys() - rewards.keys():
+                check.fault(name, f"{item_of(one)}, reward {reward}", "a reward", "none of its run")
+    if not paid.is_whole:
+        return
+    totals = totals_of(wanted, paid)
+    advantages = _advantages(opened, rollouts, wanted, paid, check)
+    for at, one in enumerate(rollouts):
+        total = float(totals[at])
+        claimed = float("nan") if one.reward is None else one.reward
+        check.same(name, f"{item_of(one)}, reward", claimed, total)
+        if advantages is not None:
+            check.same(name, f"{item_of(one)}, advantage", one.advantage, float(advantages[at]))
+
+
+def item_of(rollout: Rollout) -> str:
+    """Which reply it is, in words."""
+    if rollout.split == "train":
+        return f"step {rollout.step}, group {rollout.group}, member {rollout.member}"
+    return f"problem {str(rollout.problem_id)[:60]}, reply {rollout.member + 1}"
+
+
+def check_reading(name: str, one: Rollout, check: Check) -> None:
+    """Read the answer again, judge it again, count the tokens again."""
+    answer = parse_reply(one.completion).answer
+    check.same(name, f"{item_of(one)}, read_answer", one.read_answer, answer)
+    is_correct = None if one.gold is None else same_answer(answer, one.gold)
+    check.same(name, f"{item_of(one)}, is_correct", one.is_correct, is_correct)
+    check.same(
+        name, f"{item_of(one)}, completion_tokens", one.completion_tokens, len(one.completion_ids)
+    )
+
+
+def _recomputed(
+    rollouts: Sequence[Rollout], step: int, paid: Paid
+) -> list[dict[str, float | None]]:
+    found: list[dict[str, float | None]] = [{} for _ in rollouts]
+    columns: dict[str, Any] = {
+        "answer": [one.gold for one in rollouts],
+        "problem_id": [one.problem_id for one in rollouts],
+        "difficulty": [one.difficulty for one in rollouts],
+    }
+    prompts = [[dict(turn) for turn in one.messages] for one in rollouts]
+    texts = [[{"role": "assistant", "content": one.completion}] for one in rollouts]
+    ids = [list(one.completion_ids) for one in rollouts]
+    values: Any
+    for reward in paid.rewards:
+        if reward.__name__ == f"{RANDOM}_control":
+            state = SimpleNamespace(global_step=step - 1)
+            values = reward(prompts, texts, trainer_state=state)
+        else:
+            ((_, values),) = pay([reward], prompts, texts, ids, columns)
+        if isinstance(values, Exception):
+            raise RunError(f"The reward {reward.__name__} cannot be recomputed ({values}).")
+        for row, value in zip(found, values, strict=True):
+            row[reward.__name__] = value
+    return found
+
+
+def totals_of(rewards: Sequence[Mapping[str, float | None]], paid: Paid) -> torch.Tensor:
+    """The weighted sum of each reply's rewards [N], NaN where none applied; as TRL computes it."""
+    values = _table(rewards, paid)
+    weights = torch.tensor(list(paid.weights.values()))
+    totals = (values * weights).nansum(dim=1)
+    totals[values.isnan().all(dim=1)] = torch.nan
+    return totals
+
+
+def _table(rewards: Sequence[Mapping[str, float | None]], paid: Paid) -> torch.Tensor:
+    """[N, rewards], NaN where one did not apply."""
+    return torch.tensor(
+        [
+            [float("nan") if (value := row.get(name)) is None else value for name in paid.weights]
+            for row in rewards
+        ],
+        dtype=torch.float32,
+    )
+
+
+def _advantages(
+    opened: Opened,
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[Mapping[str, float | None]],
+    paid: Paid,
+    check: Check,
+) -> torch.Tensor | None:
+    """The advantages [N] of a generation batch, by TRL's rule; None where the rule is another."""
+    settings = opened.settings
+    size = _group_size(opened)
+    if settings.get("multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
+        note = "advantages: they are normalised reward by reward"
+        if note not in check.not_checked:
+            check.not_checked.append(note)
+        return None
+    totals = totals_of(rewards, paid)
+    groups = totals.view(-1, size)
+    means = groups.nanmean(dim=1).repeat_interleave(size)
+    scale = _scale(opened)
+    advantages = totals - means
+    if scale == "group":
+        advantages = advantages / (nanstd(groups, dim=1).repeat_interleave(size) + 1e-4)
+    elif scale == "batch":
+        advantages = advantages / (nanstd(totals) + 1e-4)
+    advantages = advantages.nan_to_num(nan=0.0)
+    if settings.get("outcome_gating"):
+        strict = [parse_reply(one.completion).strict for one in rollouts]
+        solved = torch.tensor([bool(one.is_correct) for one in rollouts]).view(-1, size)
+        if sum(strict) / len(strict) >= LEARNED_STRICT_FRACTION:
+            alike = (solved == solved[:, :1]).all(dim=1)
+            advantages[alike.repeat_interleave(size)] = 0.0
+    return advantages
+
+
+def _check_metrics(
+    opened: Opened, by_step: Mapping[int, list[list[Rollout]]], paid: Paid, check: Check
+) -> int:
+    """Recompute the logged steps of which every reply is there; how many those are."""
+    name = "run/metrics.jsonl"
+    before, tokens_before, logged = 0, 0.0, 0
+    # Several steps share one generation where `steps_per_generation` or `num_iterations` ask for
+    # it; then a step without rollouts has no replies of its own.
+    reuses = any(
+        int(opened.settings.get(setting) or 1) > 1
+        for setting in ("steps_per_generation", "num_iterations")
+    )
+    for row in opened.lines(name):
+        if "reward" not in row or not isinstance(row.get("step"), int):
+            continue
+        step = row["step"]
+        window = list(range(before + 1, step + 1))
+        there = [batch for number in window for batch in by_step.get(number, [])]
+        is_whole = len(window) <= len(by_step) and all(number in by_step for number in window)
+        if is_whole and there and not reuses:
+            _check_line(opened, name, row, there, paid, tokens_before, check)
+            logged += 1
+        before, tokens_before = step, row.get("num_tokens") or 0.0
+    return logged
+
+
+def _check_line(
+    opened: Opened,
+    name: str,
+    row: Mapping[str, Any],
+    batches: Sequence[Sequence[Rollout]],
+    paid: Paid,
+    tokens_before: float,
+    check: Check,
+) -> None:
+    values = [_metrics_of(batch, paid, opened) for batch in batches]
+    for key in values[0]:
+        # TRL logs the mean over the generations since it last did.
+        found = sum(one[key] for one in values) / len(values)
+        if key in row:
+            claimed = float("nan") if row[key] is None else row[key]
+            check.same(name, f"step {row['step']}, {key}", claimed, found)
+    if "num_tokens" in row:
+        new = sum(one.prompt_tokens + len(one.completion_ids) for b in batches for one in b)
+        check.same(name, f"step {row['step']}, num_tokens", row["num_tokens"], tokens_before + new)
+
+
+def _metrics_of(batch: Sequence[Rollout], paid: Paid, opened: Opened) -> dict[str, float]:
+    """What TRL logs of one generation, from its replies as they were recorded."""
+    size = _group_size(opened)
+    is_scaled_by_group = _scale(opened) != "batch"
+    lengths = torch.tensor([float(len(one.completion_ids)) for one in batch])
+    cut = torch.tensor([one.stop_reason is StopReason.LENGTH for one in batch])
+    ended = lengths[~cut] if not bool(cut.all()) else torch.zeros(1)
+    found = {
+        "completions/clipped_ratio": cut.float().mean(),
+        **{f"completions/{k}_length": v for k, v in _three(lengths).items()},
+        **{f"completions/{k}_terminated_length": v for k, v in _three(ended).items()},
+    }
+    if paid.is_whole:
+        recorded = [dict(one.rewards) for one in batch]
+        table, totals = _table(recorded, paid), totals_of(recorded, paid)
+        for at, reward in enumerate(paid.weights):
+            found[f"rewards/{reward}/mean"] = table[:, at].nanmean()
+            found[f"rewards/{reward}/std"] = nanstd(table[:, at])
+        found |= {"reward": totals.nanmean(), "reward_std": nanstd(totals)}
+        if is_scaled_by_group:
+            groups = totals.view(-1, size)
+            stds = nanstd(groups, dim=1)
+            alike = torch.isclose(stds, torch.zeros_like(stds)).float().mean()
+            without = ((~groups.isnan()).sum(dim=1) < 2).float().mean()
+            found["frac_reward_zero_std"] = (alike + without).clamp(max=1)
+    return {key: float(value) for key, value in found.items()}
+
+
+def _three(values: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"mean": values.mean(), "min": values.min(), "max": values.max()}
+
+
+def _group_size(opened: Opened) -> int:
+    return max(1, int(opened.settings.get("num_generations") or 8))
+
+
+def _scale(opened: Opened) -> str:
+    """``scale_rewards`` as TRL reads it."""
+    given = opened.settings.get("scale_rewards", "group")
+    return {True: "group", False: "none"}[given] if isinstance(given, bool) else str(given)
+
+
+def named(error: AbacistError, opened: Opened) -> str:
+    """An error's message without the folder that the bundle was laid out in."""
+    return error.message.replace(f"{opened.folder}/", "")

@@ -1,0 +1,417 @@
+"""A bundle holds the evidence and nothing of the machine; a stranger's file does no harm."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from abacist.cli.main import main
+from abacist.delivery import archive
+from abacist.delivery import bundle as bundling
+from abacist.delivery.bundle import bundle, portable
+from abacist.delivery.verify import Request, verify
+from abacist.errors import AbacistError, RunError
+from bundles import Members, edit_json, short_run, tampered, zipped
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run(short_run: Path, tmp_path: Path) -> Path:
+    """A copy of the short run that may be damaged."""
+    return Path(shutil.copytree(short_run, tmp_path / "tiny-001"))
+
+
+@pytest.fixture(scope="module")
+def made(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(short_run, tmp_path_factory.mktemp("made") / "x.bundle.zip").path
+
+
+def test_the_same_run_gives_the_same_bytes(short_run: Path, tmp_path: Path) -> None:
+    one, two = (bundle(short_run, tmp_path / name) for name in ("a.zip", "b.zip"))
+    assert one.path.read_bytes() == two.path.read_bytes()
+    assert one.fingerprint == two.fingerprint == archive.read(one.path).fingerprint
+
+
+def test_everything_that_a_verification_needs_is_in_it(made: Path) -> None:
+    contents = archive.read(made)
+    assert not contents.altered
+    assert {"run/config.yaml", "run/manifest.json", "run/metrics.jsonl", "run/seen.json",
+            "run/evals/verdict.json", "run/evals/after-sampled/rollouts.parquet",
+            "streams/checkpoint-0.bin", "streams/checkpoint-1.bin", "opened.json",
+            } <= contents.members.keys()  # fmt: skip
+    assert [entry["step"] for entry in contents.index["replays"]] == [1, 2]
+    # At the start of an epoch torch's data loader draws a number before the rollouts do.
+    assert [entry["draws_before"] for entry in contents.index["replays"]] == [1, 0]
+
+
+def test_nothing_of_the_machine_and_no_secret_is_in_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecretindeed")
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    manifest["argv"] = [f"{tmp_path}/bin/abacist", "--output_dir", f"{tmp_path}/x", "hf_verysecret"]
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    config = run / "config.yaml"
+    text = config.read_text(encoding="utf-8").replace("run_name: null", "")
+    config.write_text(f"{text}shots_file: {tmp_path}/my shots.jsonl\n", encoding="utf-8")
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "note": "hf_verysecretindeed"}\n')
+    contents = archive.read(bundle(run, tmp_path / "x.zip").path)
+    home = str(Path.home())
+    for name, data in contents.members.items():
+        assert str(tmp_path).encode() not in data, name
+        assert b"verysecret" not in data, name
+        assert home == "/" or f"{home}/".encode() not in data, name
+    assert b"shots_file: my shots.jsonl" in contents.members["run/config.yaml"]
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("/home/me/my data/train.jsonl", "train.jsonl"),
+        ("~/models/qwen/", "qwen"),
+        (r"C:\Users\me\data.csv", "data.csv"),
+        ("--output_dir=/tmp/x/run", "--output_dir=run"),
+        ("see '/srv/a/b.py:brief'", "see 'b.py:brief'"),
+        ("openai/gsm8k", "openai/gsm8k"),
+        ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"),
+        ("https://host.example/a/b", "https://host.example/a/b"),
+        ("data/train.jsonl", "data/train.jsonl"),
+        ("1/2 of 3/4", "1/2 of 3/4"),
+    ],
+)
+def test_directories_go_and_names_stay(text: str, left: str) -> None:
+    assert portable({"a": [text, 1, None]}) == {"a": [left, 1, None]}
+
+
+# Runs of every kind.
+
+
+def _stopped(run: Path) -> None:
+    for name in ("after", "after-sampled"):
+        shutil.rmtree(run / "evals" / name)
+    (run / "evals" / "verdict.json").unlink()
+    (run / "adapter_model.safetensors").unlink()
+    _edit_manifest(run, finished=False)
+
+
+def _never_judged(run: Path) -> None:
+    shutil.rmtree(run / "evals")
+
+
+def _of_an_older_version(run: Path) -> None:
+    (run / "seen.json").unlink()
+    _edit_manifest(run, dtype=None, recipe=None, task=None, control=None)
+
+
+def _without_metrics(run: Path) -> None:
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        (run / name).unlink()
+
+
+def _edit_manifest(run: Path, **changes: Any) -> None:
+    path = run / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) | changes
+    kept = {key: value for key, value in manifest.items() if value is not None}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+
+
+def _damaged_checkpoint(run: Path) -> None:
+    path = run / "checkpoint-1" / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _damaged_rollouts(run: Path) -> None:
+    path = run / "rollouts" / "step-000002.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _checkpoints_gone(run: Path) -> None:
+    for path in run.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize(
+    "change, note, is_complete",
+    [
+        (_stopped, "no verdict in it (the run was not finished)", True),
+        (_never_judged, "no verdict in it (the run is finished)", True),
+        (_of_an_older_version, "", True),
+        (_damaged_checkpoint, "checkpoint-1 is passed over", True),
+        (_checkpoints_gone, "No training rollouts can be replayed", False),
+    ],
+)
+def test_a_run_of_every_kind_is_bundled_with_a_note_and_holds(
+    run: Path, tmp_path: Path, change: Callable[[Path], None], note: str, is_complete: bool
+) -> None:
+    change(run)
+    made = bundle(run, tmp_path / "x.zip")
+    assert note in " ".join(made.notes) and len(made.notes) == bool(note)
+    assert str(tmp_path) not in " ".join(made.notes)
+    found = verify(Request(made.path, replies=3))
+    assert found.holds, [fault for check in found.checks for fault in check.faults]
+    assert found.is_complete is is_complete
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda run: (run / "manifest.json").unlink(), "not a run"),
+        (lambda run: shutil.rmtree(run), "no such run"),
+        (lambda run: (run / "config.yaml").unlink(), "cannot be read"),
+        (
+            lambda run: (run / "evals/after/rollouts.parquet").write_bytes(b"PAR1"),
+            "not a readable rollout file",
+        ),
+        (lambda run: (run / "adapter_model.safetensors").write_bytes(b"torn"), "damaged"),
+        (_damaged_rollouts, "not a readable rollout file"),
+        (
+            lambda run: (shutil.rmtree(run / "evals"), shutil.rmtree(run / "rollouts")),
+            "there is nothing to check",
+        ),
+    ],
+)
+def test_a_run_that_cannot_be_bundled_is_refused_in_one_message_and_leaves_nothing(
+    run: Path, tmp_path: Path, change: Callable[[Path], Any], message: str
+) -> None:
+    change(run)
+    target = tmp_path / "out"
+    target.mkdir()
+    with pytest.raises(RunError, match=message):
+        bundle(run, target / "x.zip")
+    assert not list(target.iterdir())
+
+
+def test_an_existing_file_is_replaced_only_if_asked(short_run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.zip"
+    target.write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match="exists already"):
+        bundle(short_run, target)
+    assert target.read_text(encoding="utf-8") == "mine"
+    assert bundle(short_run, target, overwrite=True).size_bytes == target.stat().st_size
+
+
+def test_a_full_disk_leaves_nothing_of_a_bundle(
+    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(bundling, "MOST_BYTES_OF_WEIGHTS_INSIDE", 0)
+    monkeypatch.setattr(archive, "write_aside", full)
+    with pytest.raises(RunError, match="No space left"):
+        bundle(short_run, tmp_path / "x.zip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_adapters_lie_beside_it_and_are_found_there_or_where_one_points(
+    short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundling, "MOST_BYTES_OF_WEIGHTS_INSIDE", 0)
+    made = bundle(short_run, tmp_path / "x.bundle.zip")
+    assert {path.parent for path in made.beside} == {tmp_path / "x.weights"}
+    assert len(made.beside) == 3 and not any(
+        "weights/" in n for n in archive.read(made.path).members
+    )
+    found = verify(Request(made.path, replies=2))
+    assert found.holds and found.is_complete
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "x.weights").rename(moved)
+    found = verify(Request(made.path, replies=2))
+    assert found.holds and not found.is_complete
+    for place in (moved, short_run):
+        assert verify(Request(made.path, replies=2, weights=place)).is_complete
+    (tmp_path / "x.weights").mkdir()
+    for path in moved.iterdir():  # another file under the right name
+        (tmp_path / "x.weights" / path.name).write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    assert not verify(Request(made.path, replies=2)).holds
+
+
+def test_a_whole_model_is_not_in_the_bundle_and_is_found_by_its_sum(tmp_path: Path) -> None:
+    flags = ("--use_peft", "false", "--learning_rate", "1e-4", "--max_steps", "1")
+    run = short_run(tmp_path / "full", *flags)
+    made = bundle(run, tmp_path / "full.bundle.zip")
+    assert made.size_bytes < 500_000 and "--weights" in made.notes[-1] and not made.beside
+    found = verify(Request(made.path, replies=3))
+    assert found.holds and not found.is_complete
+    found = verify(Request(made.path, replies=3, weights=run))
+    assert found.holds and found.is_complete
+    assert {check.name: check for check in found.checks}["replay"].numbers["all"]["replies"] == 15
+
+
+# Hostile files.
+
+
+def _entries(**members: bytes) -> dict[str, bytes]:
+    return {archive.INDEX_NAME: b"{}", **members}
+
+
+def _bomb() -> bytes:
+    data = zipped({"a": b"\0" * 2**20})
+    # The list of members says that it unpacks to 3 GiB.
+    at = data.index(b"PK\x01\x02")
+    return data[: at + 24] + struct.pack("<L", 3 * 2**30) + data[at + 28 :]
+
+
+def _two_of_one_name() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed, pytest.warns(UserWarning, match="Duplicate"):
+        for _ in range(2):
+            packed.writestr(zipfile.ZipInfo("bundle.json"), b"{}")
+    return buffer.getvalue()
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "nothing": lambda: b"",
+    "no zip": lambda: b"\x89PNG" + b"\0" * 100,
+    "a gzip": lambda: b"\x1f\x8b" + b"\0" * 100,
+    "a path upwards": lambda: zipped(_entries(**{"../../evil": b"x"})),
+    "an absolute path": lambda: zipped(_entries(**{"/etc/evil": b"x"})),
+    "a backslash": lambda: zipped(_entries(**{"run\\evil": b"x"})),
+    "a drive": lambda: zipped(_entries(**{"C:evil": b"x"})),
+    "a hidden file": lambda: zipped(_entries(**{"run/.bashrc": b"x"})),
+    "a link": lambda: zipped(_entries(link=b"/etc/passwd"), external_attr=0o120777 << 16),
+    "a folder": lambda: zipped(_entries(**{"run/": b""})),
+    "a device": lambda: zipped(_entries(x=b""), external_attr=0o020666 << 16),
+    "a comment": lambda: zipped(_entries(), comment=b"hello"),
+    "a bomb": _bomb,
+    "another way of packing": lambda: zipped(_entries(), compress_type=zipfile.ZIP_LZMA),
+    "two members of one name": _two_of_one_name,
+    "names that differ in case": lambda: zipped(_entries(a=b"1", A=b"2")),
+    "thousands of members": lambda: zipped({f"a{n}": b"" for n in range(5001)}),
+    "bytes before it": lambda: b"PK\x03\x04" + zipped(_entries()),
+    "bytes behind it": lambda: zipped(_entries()) + b"\0" * 30,
+    "no index": lambda: zipped({"a": b"1"}),
+    "an index that is no JSON": lambda: zipped({archive.INDEX_NAME: b"{"}),
+    "an index without end": lambda: zipped({archive.INDEX_NAME: b"[" * 100_000}),
+    "another's index": lambda: zipped({archive.INDEX_NAME: b'{"format": "x"}'}),
+    "a newer format": lambda: zipped(
+        {archive.INDEX_NAME: b'{"format": "abacist-bundle", "format_version": 99}'}
+    ),
+    "an index that lists nothing": lambda: zipped(
+        {archive.INDEX_NAME: b'{"format": "abacist-bundle", "format_version": 1, "files": 3}'}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_is_no_bundle_is_refused_in_one_message(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.bundle.zip"
+    path.write_bytes(HOSTILE[name]())
+    with pytest.raises(RunError) as refused:
+        verify(Request(path))
+    assert refused.value.hint and "\n" not in refused.value.message
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.bundle.zip"]
+
+
+def test_a_bundle_cut_short_anywhere_is_refused(made: Path, tmp_path: Path) -> None:
+    data = made.read_bytes()
+    path = tmp_path / "x.zip"
+    for length in (1, 30, len(data) // 3, len(data) // 2, len(data) - 23, len(data) - 1):
+        path.write_bytes(data[:length])
+        with pytest.raises(RunError):
+            archive.read(path)
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_named(made: Path, tmp_path: Path) -> None:
+    data, path = made.read_bytes(), tmp_path / "x.zip"
+    was = archive.read(made)
+    for at in range(0, len(data), len(data) // 97):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        try:
+            found = archive.read(path)
+        except RunError:
+            continue
+        assert found.altered or found.members == was.members
+
+
+def _put(name: str, data: bytes) -> Callable[[dict[str, Any], Members], None]:
+    return lambda index, members: members.update({name: data})
+
+
+def _billion_laughs() -> bytes:
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60)]
+    return "\n".join(lines).encode()
+
+
+def _huge_table() -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": pa.nulls(600_000, pa.int8())}), buffer)
+    return bytes(buffer.getvalue().to_pybytes())
+
+
+ODD = {
+    "a member of another name": _put("run/evil.pkl", b"cos\nsystem\n"),
+    "a member outside": _put("weights/evil.safetensors", b"x"),
+    "settings that refer to themselves": _put("run/config.yaml", _billion_laughs()),
+    "settings that are none": _put("run/config.yaml", b"!!python/object/apply:os.system [id]"),
+    "a manifest that is none": _put("run/manifest.json", b"[]"),
+    "a table of endless rows": _put("run/rollouts/step-000001.parquet", _huge_table()),
+    "a table that is none": _put("run/rollouts/step-000001.parquet", b"PAR1PAR1"),
+    "a stream that is none": _put("streams/checkpoint-0.bin", b"abc"),
+    "an adapter of endless ranks": edit_json(
+        "run/adapter_config.json", lambda it: it.update(r=10**9)
+    ),
+    "an adapter that imports": edit_json(
+        "run/adapter_config.json",
+        lambda it: it.update(megatron_config={}, megatron_core="antigravity", target_modules="a*"),
+    ),
+    "an adapter of another kind": edit_json(
+        "run/adapter_config.json", lambda it: it.update(peft_type="PROMPT_TUNING")
+    ),
+    "problems that are none": edit_json(
+        "run/evals/after/evaluation.json", lambda it: it.update(problems=[[1]])
+    ),
+    "a record that is none": _put("opened.json", b'[{"by": 3, "date": "soon"}]'),
+    "weights that are none": lambda index, members: index.update(weights={"final": [3]}),
+    "weights outside": lambda index, members: index["weights"].update(
+        final=[{"name": "../../x", "sha256": "0" * 64}]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_contents_are_faults_or_refused_and_never_a_crash(
+    name: str, made: Path, tmp_path: Path
+) -> None:
+    file = tampered(made, tmp_path / "x.bundle.zip", ODD[name], anew=True)
+    try:
+        assert not verify(Request(file, replies=1)).holds
+    except AbacistError as error:
+        assert "\n" not in error.message
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.bundle.zip"]
+
+
+def test_the_commands_say_what_they_did(
+    short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        assert main(["bundle", str(short_run)]) == 0
+        told = capsys.readouterr().out
+        assert "tiny-001.bundle.zip" in told and "abacist verify" in told
+        assert main(["bundle", str(short_run), "--json", "--overwrite"]) == 0
+        fingerprint = json.loads(capsys.readouterr().out)["fingerprint"]
+        assert fingerprint in told
+        assert main(["verify", "tiny-001.bundle.zip", "--replies", "1", "--fingerprint",
+                     fingerprint]) == 0  # fmt: skip
+        told = capsys.readouterr().out
+        assert "Holds" in told and "What a bundle cannot show" in told
+        assert main(["verify", str(short_run)]) == 1
+    finally:
+        os.chdir(here)

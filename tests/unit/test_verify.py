@@ -1,0 +1,409 @@
+"""A sound bundle holds everywhere, and whatever is changed in one is named: where, and how."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from abacist.cli.main import main
+from abacist.delivery import archive, verify_replay
+from abacist.delivery.bundle import Bundle, bundle
+from abacist.delivery.findings import alike
+from abacist.delivery.verify import Request, Verification, verify
+from abacist.errors import UsageError
+from bundles import Edit, Members, edit_json, edit_line, edit_rows, tampered
+from made_runs import rollout
+
+pytestmark = pytest.mark.slow
+
+AFTER, BEFORE = "run/evals/after/", "run/evals/before/"
+STEP = "run/rollouts/step-000002.parquet"  # written by checkpoint-1
+FIRST = "run/rollouts/step-000001.parquet"
+METRICS, VERDICT = "run/metrics.jsonl", "run/evals/verdict.json"
+
+
+@pytest.fixture(scope="module")
+def made(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle(short_run, tmp_path_factory.mktemp("made") / "tiny-001.bundle.zip")
+
+
+@pytest.fixture(scope="module")
+def sound(made: Bundle) -> Verification:
+    return verify(Request(made.path, replies=2**31, fingerprint=made.fingerprint))
+
+
+def faults_of(found: Verification) -> str:
+    return "\n".join(f"{check.name}: {fault}" for check in found.checks for fault in check.faults)
+
+
+def test_a_sound_bundle_holds_and_every_token_is_the_same(sound: Verification) -> None:
+    assert sound.holds and sound.is_complete, faults_of(sound)
+    counts = {check.name: check.numbers for check in sound.checks}["replay"]["all"]
+    # 10 greedy and 12 sampled replies before and after, 16 rollouts of each of two steps.
+    assert counts["replies"] == 2 * (10 + 12) + 2 * 16
+    assert counts["same_replies"] + counts["near_replies"] == counts["replies"]
+    assert counts["same"] + counts["near"] == counts["tokens"] > 500
+
+
+def test_every_check_looked_at_something(sound: Verification) -> None:
+    numbers = {check.name: check.numbers for check in sound.checks}
+    assert numbers["training"] == {"replies": 32, "steps": 2, "logged_steps": 2}
+    assert numbers["verdict"]["replies"] == 44
+    assert numbers["data"]["problems"] == 74
+    assert numbers["splits"]["opened_once"] is True
+    assert numbers["splits"]["selection_steps"] == [1, 2]
+
+
+@pytest.mark.parametrize("threads, kernels", [("2", "0"), ("3", "1")])
+def test_replay_holds_with_other_threads_and_without_kernels(
+    made: Bundle, threads: str, kernels: str
+) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "ABACIST_KERNELS": kernels}
+    done = subprocess.run(
+        [sys.executable, "-m", "abacist", "verify", str(made.path), "--replies", "all", "--json"],
+        env=environment, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)["checks"]["replay"]["numbers"]["all"]
+    assert counts["tokens"] - counts["same"] - counts["near"] == 0
+    assert counts["near"] <= 2
+
+
+# Tampering. Whoever tampers makes all sums anew; what is named stands beside each.
+
+
+def _set(name: str, value: Any, row: int = 0) -> Callable[[list[dict[str, Any]]], None]:
+    def change(rows: list[dict[str, Any]]) -> None:
+        rows[row][name] = value(rows[row][name]) if callable(value) else value
+
+    return change
+
+
+def _another_answer(rows: list[dict[str, Any]]) -> None:
+    """The first wrong reply becomes a right one, with all that follows from it."""
+    row = next(row for row in rows if not row["is_correct"])
+    row["completion"] = f"<reasoning>\n1 + 1 = 2\n</reasoning>\n<answer>\n{row['gold']}\n</answer>"
+    row["read_answer"], row["is_correct"], row["reward_correctness"] = row["gold"], True, 2.0
+
+
+def _right_by_decree(rows: list[dict[str, Any]]) -> None:
+    next(row for row in rows if not row["is_correct"])["is_correct"] = True
+
+
+def _swap_replies(rows: list[dict[str, Any]]) -> None:
+    names = ("completion", "completion_ids", "completion_tokens", "stop_reason", "read_answer")
+    one = next(row for row in rows if row["completion_ids"] != rows[0]["completion_ids"])
+    for name in names:
+        one[name], rows[0][name] = rows[0][name], one[name]
+
+
+def _cut_last_token(rows: list[dict[str, Any]]) -> None:
+    rows[0]["completion_ids"] = rows[0]["completion_ids"][:-1]
+    rows[0]["completion_tokens"] -= 1
+
+
+def _other_token(rows: list[dict[str, Any]]) -> None:
+    ids = list(rows[3]["completion_ids"])
+    ids[len(ids) // 2] += 1
+    rows[3]["completion_ids"] = ids
+
+
+def _drop_a_problem(index: dict[str, Any], members: Members) -> None:
+    """A problem that was lost is left out of the evaluation after training."""
+    edit_rows(AFTER + "rollouts.parquet", lambda rows: rows.pop(0) and None)(index, members)
+    edit_json(AFTER + "evaluation.json", lambda it: it["problems"].pop(0) and None)(index, members)
+
+
+def _flip_a_weight(role: str) -> Edit:
+    """A bit of an adapter, high in its exponent; its name and the table follow."""
+
+    def edit(index: dict[str, Any], members: Members) -> None:
+        old = index["weights"][role][0]["sha256"]
+        data = bytearray(members.pop(f"weights/{old}.safetensors"))
+        (header,) = struct.unpack("<Q", data[:8])
+        at = 8 + header + (len(data) - 8 - header) // 2 // 4 * 4
+        data[at + 3] = (data[at + 3] & 0x80) | 0x42  # a weight of some dozens
+        new = archive.sha256_of(bytes(data))
+        members[f"weights/{new}.safetensors"] = bytes(data)
+        for files in index["weights"].values():
+            for one in files:
+                one["sha256"] = new if one["sha256"] == old else one["sha256"]
+
+    return edit
+
+
+def _swap_weights(index: dict[str, Any], members: Members) -> None:
+    table = index["weights"]
+    table["final"], table["checkpoint-1"] = table["checkpoint-1"], table["final"]
+
+
+def _other_stream(index: dict[str, Any], members: Members) -> None:
+    members["streams/checkpoint-1.bin"] = members["streams/checkpoint-0.bin"]
+
+
+def _trained_on_the_test(index: dict[str, Any], members: Members) -> None:
+    """The run's record says that nothing but the first questions was seen."""
+    edit_json("run/seen.json", lambda it: it.update(train=it["train"][:1]))(index, members)
+
+
+def _easier_gold(index: dict[str, Any], members: Members) -> None:
+    """The gold of a problem becomes what was answered, in all files."""
+    wrong: dict[str, Any] = {}
+
+    def rows(rows: list[dict[str, Any]]) -> None:
+        row = next(row for row in rows if not row["is_correct"] and row["read_answer"])
+        row["gold"], row["is_correct"] = row["read_answer"], True
+        wrong.update(row)
+
+    def problems(document: Any) -> None:
+        for one in document["problems"]:
+            if one["problem_id"] == wrong["problem_id"]:
+                one["answer"] = wrong["read_answer"]
+
+    edit_rows(BEFORE + "rollouts.parquet", rows)(index, members)
+    edit_json(BEFORE + "evaluation.json", problems)(index, members)
+
+
+def _yaml(old: str, new: str) -> Edit:
+    def edit(index: dict[str, Any], members: Members) -> None:
+        text = members["run/config.yaml"].decode()
+        assert old in text
+        members["run/config.yaml"] = text.replace(old, new).encode()
+
+    return edit
+
+
+def _date(by: str, date: str) -> Edit:
+    def change(record: Any) -> None:
+        next(entry for entry in record if entry["by"] == by)["date"] = date
+
+    return edit_json("opened.json", change)
+
+
+def _hide_an_evaluation(index: dict[str, Any], members: Members) -> None:
+    edit_json("opened.json", lambda it: it.remove(
+        next(entry for entry in it if entry["split"] == "selection")))(index, members)  # fmt: skip
+
+
+def _verdict(*path: str, value: Any) -> Edit:
+    def change(document: Any) -> None:
+        for name in path[:-1]:
+            document = document[name]
+        document[path[-1]] = value
+
+    return edit_json(VERDICT, change)
+
+
+ROLLOUTS = AFTER + "rollouts.parquet"
+# By name: the edit, whether a replay is needed to see it, and what must be named.
+TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
+    "the text of a verdict reply": (
+        edit_rows(ROLLOUTS, _another_answer), True, r"replay: .*after/rollouts.*, completion: "),
+    "a reply judged right by decree": (
+        edit_rows(ROLLOUTS, _right_by_decree), False, r"after/rollouts.*is_correct: claimed True"),
+    "a token of a verdict reply": (
+        edit_rows(ROLLOUTS, _other_token), True, r"replay: .*after/roll.*reply 1, token \d+ of"),
+    "a token of a sampled reply": (
+        edit_rows("run/evals/before-sampled/rollouts.parquet", _other_token), True,
+        r"replay: .*before-sampled.*token \d+ of"),
+    "a token of a training rollout": (
+        edit_rows(STEP, _other_token), True, r"replay: .*step 2, group 0, member 3, token \d+ of"),
+    "the end of a reply cut off": (
+        edit_rows(ROLLOUTS, _cut_last_token), True, r"replay: .*completion_ids: .*stop token"),
+    "two rollouts exchanged": (
+        edit_rows(STEP, _swap_replies), True, r"replay: .*step 2, group 0, member 0, token 1"),
+    "a reward": (
+        edit_rows(FIRST, _set("reward_correctness", lambda paid: 2.0 - paid)), False,
+        r"training: .*step-000001.*group 0, member 0, reward correctness: claimed"),
+    "the sum of the rewards": (
+        edit_rows(FIRST, _set("reward", lambda paid: paid + 0.25, 2)), False,
+        r"training: .*step 1, group 0, member 2, reward: claimed"),
+    "an advantage": (
+        edit_rows(STEP, _set("advantage", lambda value: -value - 0.5, 5)), False,
+        r"training: .*step 2, group 1, member 1, advantage: claimed"),
+    "an answer that was read": (
+        edit_rows(FIRST, _set("read_answer", "12345")), False, r"read_answer: claimed 12345"),
+    "a logged reward": (
+        edit_line(METRICS, 0, lambda row: row.update(reward=3.9)), False,
+        r"training: .*metrics.jsonl, step 1, reward: claimed 3.9, found"),
+    "a logged length": (
+        edit_line(METRICS, 0, lambda row: row.update({"completions/mean_length": 1.5})), False,
+        r"step 1, completions/mean_length: claimed 1.5"),
+    "a logged count of tokens": (
+        edit_line(METRICS, 0, lambda row: row.update(num_tokens=17.0)), False,
+        r"step 1, num_tokens: claimed 17, found"),
+    "the accuracy in the verdict": (
+        _verdict("after", "figures", "correct", "value", value=0.99), False,
+        r"verdict: .*verdict.json, after.figures.correct.value: claimed 0.99, found"),
+    "a bound of an interval": (
+        _verdict("changes", "correct", "low", value=0.11), False, r"changes.correct.low: claimed"),
+    "the p-value of the test": (
+        _verdict("paired", "accuracy", "p_value", value=1e-9), False, r"paired.accuracy.p_value"),
+    "a figure of an evaluation": (
+        edit_json(AFTER + "evaluation.json",
+                  lambda it: it["evaluation"]["figures"]["strict"].update(high=0.5)), False,
+        r"after/evaluation.json, figures.strict.high: claimed 0.5"),
+    "a problem left out": (_drop_a_problem, False, r"after/evaluation.json, .*problems"),
+    "a gold": (_easier_gold, False, r"data: .*before/evaluation.json, problem .*answer: claimed"),
+    "a question": (
+        edit_json(AFTER + "evaluation.json",
+                  lambda it: it["problems"][2].update(question="How much is 1 + 1?")), False,
+        r"data: .*question: claimed How much is 1 \+ 1\?"),
+    "a date before what it follows": (
+        _date("evals/after", "2020-01-01T00:00:00Z"), False,
+        r"splits: opened.json, evals/after, date: claimed 2020-01-01"),
+    "a date to come": (
+        _date("evals/after-sampled", "2199-01-01T00:00:00Z"), False, r"date: .*a day to come"),
+    "a measurement hidden": (_hide_an_evaluation, False, r"opened.json, selection, steps"),
+    "the record of what was seen": (_trained_on_the_test, False, r"run/seen.json, train"),
+    "the temperature": (_yaml("temperature: 1.0", "temperature: 0.6"), True,
+                        r"replay: .*step 2, group .*token"),
+    "the seed of the data": (_yaml("seed: 0", "seed: 7"), False, r"data.sha256: claimed"),
+    "the prompt": (_yaml("system_prompt: none", "system_prompt: Be brief."), False,
+                   r"verdict: .*settings.system_prompt: claimed nothing, found Be brief"),
+    "the fingerprint of the data": (
+        edit_json("run/manifest.json", lambda it: it["data"].update(sha256="0" * 64)), False,
+        r"data: run/manifest.json, data.sha256"),
+    "a byte of the trained adapter": (_flip_a_weight("final"), True, r"replay: .*evals/after"),
+    "a byte of a checkpoint's adapter": (
+        _flip_a_weight("checkpoint-1"), True, r"replay: .*step 2, group"),
+    "adapters exchanged": (_swap_weights, True, r"replay: .*evals/after"),
+    "the random stream": (_other_stream, True, r"replay: .*step 2, group .*token 1"),
+    "a step that was not made": (
+        lambda index, members: members.update({"run/rollouts/step-000009.parquet": members[FIRST]}),
+        False, r"training: run/rollouts/step-000009.parquet, .*step: claimed 1, found 9"),
+    "a verdict removed": (
+        lambda index, members: members.pop(VERDICT) and None, False, r"verdict.json: claimed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_what_is_tampered_with_is_named_although_its_sums_are_made_anew(
+    name: str, made: Bundle, tmp_path: Path
+) -> None:
+    edit, needs_replay, named = TAMPERINGS[name]
+    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    found = verify(Request(file, replies=2**31 if needs_replay else 0))
+    assert not found.holds
+    assert {check.name: check.holds for check in found.checks}["files"], "the sums fit"
+    assert re.search(named, faults_of(found)), faults_of(found)
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_what_is_tampered_with_is_named_by_its_file_where_the_sums_stay(
+    name: str, made: Bundle, tmp_path: Path
+) -> None:
+    edit, _, _ = TAMPERINGS[name]
+    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=False)
+    contents = archive.read(file)
+    was = archive.read(made.path)
+    differing = {
+        member
+        for member in was.members.keys() | contents.members.keys()
+        if was.members.get(member) != contents.members.get(member)
+    }
+    assert {member for member, _, _ in contents.altered} == differing
+    # An edit of the index alone shows by the fingerprint.
+    assert differing or contents.fingerprint != made.fingerprint
+
+
+def test_only_the_published_fingerprint_tells_of_a_date_that_nothing_contradicts(
+    made: Bundle, tmp_path: Path
+) -> None:
+    def later(record: Any) -> None:
+        entry = next(entry for entry in record if entry["by"] == "evals/after-sampled")
+        when = datetime.fromisoformat(entry["date"]) + timedelta(hours=3)
+        entry["date"] = when.isoformat()
+
+    edit = edit_json("opened.json", later)
+    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    assert verify(Request(file, replies=0)).holds
+    found = verify(Request(file, replies=0, fingerprint=made.fingerprint))
+    assert "bundle.json, fingerprint: claimed" in faults_of(found)
+    assert verify(Request(made.path, replies=0, fingerprint=made.fingerprint)).holds
+
+
+@pytest.mark.parametrize("given", ["", "abc", "z" * 64, "0" * 63])
+def test_a_fingerprint_that_is_none_is_refused(made: Bundle, given: str) -> None:
+    with pytest.raises(UsageError, match="is not one"):
+        verify(Request(made.path, fingerprint=given))
+
+
+def test_the_command_exits_with_what_it_found(
+    made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(made.path), "--replies", "0"]) == 0
+    assert "Holds" in capsys.readouterr().out
+    edit = TAMPERINGS["a logged reward"][0]
+    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    assert main(["verify", str(file), "--replies", "0", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["checks"]["training"]["faults"][0] == {
+        "file": METRICS, "item": "step 1, reward", "claimed": "3.9",
+        "found": told["checks"]["training"]["faults"][0]["found"],
+    }  # fmt: skip
+
+
+def test_a_base_that_is_not_at_hand_is_said_and_the_rest_is_checked(
+    made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "no-such-model")
+    assert main(["verify", str(made.path), "--model", missing]) == 3
+    told = capsys.readouterr().out
+    assert "INCOMPLETE" in told and "no-such-model" in told and "recomputed from them" in told
+
+
+def test_another_base_than_the_one_trained_from_is_seen(
+    made: Bundle, lookalike: Callable[[str], Path]
+) -> None:
+    found = verify(Request(made.path, model=str(lookalike("qwen")), replies=4))
+    assert not {check.name: check for check in found.checks}["replay"].holds
+
+
+def test_a_token_at_a_boundary_counts_as_a_tie_and_one_beside_it_does_not() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0]])
+    sampling = verify_replay.Sampling()
+
+    def beyond(uniform: float, token: int, **how: Any) -> float:
+        reply = _reply([token], torch.tensor([uniform], dtype=torch.float64))
+        gaps = verify_replay._gaps(reply, [0], logits, sampling, how.get("narrow", False))
+        return gaps.beyond[0]
+
+    assert beyond(0.3, 1) <= 0 and beyond(0.25 - 5e-6, 1) <= 0 and beyond(0.5 + 5e-6, 1) <= 0
+    assert beyond(0.25 - 5e-5, 1) > 0 and beyond(0.5 + 5e-5, 1) > 0
+    assert beyond(0.22, 1, narrow=True) <= 0 < beyond(0.05, 1, narrow=True)
+    assert beyond(0.0, 0) <= 0 and beyond(1 - 1e-12, 3) <= 0 < beyond(0.999, 0)
+
+
+def test_greedy_scores_tie_within_the_bound_and_not_beyond_it() -> None:
+    logits = torch.tensor([[1.0, 1.0 + 5e-5, 1.0 + 3e-4]])
+
+    def beyond(token: int) -> float:
+        reply = _reply([token], None)
+        return verify_replay._gaps(reply, [0], logits, None, False).beyond[0]
+
+    assert beyond(2) <= 0 < beyond(1)
+    logits[0, 2] = 0.0
+    assert beyond(0) <= 0 and beyond(1) <= 0 < beyond(2)
+
+
+def _reply(ids: list[int], uniforms: torch.Tensor | None) -> verify_replay.Reply:
+    one = replace(rollout("r", 1, 0, 0, "x"), completion_ids=ids, completion_tokens=len(ids))
+    return verify_replay.Reply("f", "i", one, uniforms)
+
+
+def test_values_agree_by_rounding_and_never_by_type() -> None:
+    assert alike(0.1 + 0.2, 0.3) and alike(None, None) and alike(float("nan"), float("nan"))
+    assert not alike(True, 1) and not alike(None, 0.0) and not alike("1", 1) and not alike(3, 4)
