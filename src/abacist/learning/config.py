@@ -210,11 +210,16 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     return config
 
 
-def full_help() -> str:
-    """Help for every setting that is taken."""
+def full_parser() -> argparse.ArgumentParser:
+    """The parser of every setting that is taken, to be read, not used: retired ones are hidden."""
     parser = _Parser()
     parser.hide(RETIRED)
-    return parser.format_help()
+    return parser
+
+
+def full_help() -> str:
+    """Help for every setting that is taken."""
+    return full_parser().format_help()
 
 
 def _build(
