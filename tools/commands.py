@@ -31,12 +31,12 @@ def page() -> str:
     return f"""\
 # Commands
 
-Written by `make docs` from the parsers; a test holds that it is what they say. What the commands print with `--json`
-is in [the skill file](../skills/abacist/SKILL.md).
+Written by `make docs` from the parsers; a test holds that it is what they say. What the commands
+print with `--json` is in [the skill file](../skills/abacist/SKILL.md).
 
-Every command exits with 0 when it is done, 1 when it failed, 2 when the command line is wrong, 130 when it was
-interrupted and 143 when it was terminated. `compare` exits with 3 when B is not better. A flag may be written
-`--num-shots=5` or `--num_shots 5`.
+Every command exits with 0 when it is done, 1 when it failed, 2 when the command line is wrong, 130
+when it was interrupted and 143 when it was terminated. `compare` exits with 3 when B is not better.
+A flag may be written `--num-shots=5` or `--num_shots 5`.
 
 {_block(help_of())}
 
@@ -72,15 +72,17 @@ def settings() -> str:
     return f"""\
 ## Every setting of abacist train
 
-Each is a flag, a key of a `--config` file, and a key of a recipe. The defaults are those without a recipe; a recipe
-changes some, and a run says before it begins which values it takes and where each came from. A switch is set by
-`--name` or `--name true`, and unset by `--name false`; one that is true by default also by `--no_name`.
+Each is a flag, a key of a `--config` file, and a key of a recipe. The defaults are those without a
+recipe; a recipe changes some, and a run says before it begins which values it takes and where each
+came from. A switch is set by `--name` or `--name true`, and unset by `--name false`; one that is
+true by default also by `--no_name`.
 
 | setting | takes | default | |
 |---|---|---|---|
 {_sorted(ours)}
 
-The rest are TRL's and transformers', and do what they do there; `abacist train --help_all` prints their texts.
+The rest are TRL's and transformers', and do what they do there; `abacist train --help_all` prints
+their texts.
 
 | setting | takes | default |
 |---|---|---|
