@@ -39,7 +39,7 @@ help:
 	@echo "make bench       speed and memory against stock TRL (hours; ARGS=\"--cells 'tiny/*'\" for less)"
 	@echo "make soak        every promise of docs/reliability.md, at length (an hour; ARGS=\"kills\" for a part)"
 	@echo "make real        real models, start to end: REAL_MODELS=FOLDER, without which it says what to bring"
-	@echo "make docs        write docs/commands.md from the parsers"
+	@echo "make docs        write what is generated of docs/: the command reference, the list of pages"
 	@echo "make pictures    remake the README's pictures from RUN=runs/tiny-001"
 	@echo "make tiny        remake the built-in model from nothing (see docs/lab.md)"
 	@echo "make clean       remove $(VENV), .ranges and the tools' caches (runs/ is left alone)"
@@ -82,7 +82,7 @@ real: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --durations=0 $(ARGS)
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python tools/commands.py
+	$(BIN)/python tools/reference.py
 
 RUN ?= runs/tiny-001
 

@@ -1,8 +1,9 @@
-"""Write docs/commands.md from the parsers: the help of every verb, and every setting of train.
+"""Write what is generated of docs/: commands.md, and the list of pages at the end of index.md.
 
     make docs
 
-A test compares the page with what this writes. Texts of TRL and transformers are not copied;
+The command reference comes from the parsers: the help of every verb, and every setting of `train`.
+A test compares it with what this writes. Texts of TRL and transformers are not copied;
 `abacist train --help_all` prints them.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import sys
 from pathlib import Path
 
 from transformers.hf_argparser import string_to_bool
@@ -20,7 +20,10 @@ from abacist.cli.main import VERBS, main
 from abacist.learning.config import full_parser
 from abacist.learning.helptext import TRAIN_FLAGS, own_texts
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = DOCS / "commands.md"
+INDEX = DOCS / "index.md"
+BEFORE_THE_LIST = "\nWritten by `make docs`.\n\n"
 _VALUES = {flag.name: flag.value for group in TRAIN_FLAGS for flag in group.flags}
 _KINDS = {int: "N", float: "X", str: "TEXT"}
 
@@ -90,6 +93,19 @@ their texts.
 """
 
 
+def index() -> str:
+    """docs/index.md as it stands, with the list of pages as it should be."""
+    lead, mark, _ = INDEX.read_text(encoding="utf-8").partition(BEFORE_THE_LIST)
+    if not mark:
+        raise SystemExit(f"{INDEX} does not hold {BEFORE_THE_LIST.strip()!r}")
+    titles = {
+        path.name: path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        for path in sorted(DOCS.glob("*.md"))
+        if path != INDEX
+    }
+    return lead + mark + "".join(f"- [{title}]({name})\n" for name, title in titles.items())
+
+
 def _sorted(rows: list[str]) -> str:
     return "\n".join(sorted(rows, key=lambda row: row.split("`")[1]))
 
@@ -128,4 +144,5 @@ def _block(text: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE, file=sys.stderr)
+    INDEX.write_text(index(), encoding="utf-8")
+    print(f"written: {PAGE}, {INDEX}")

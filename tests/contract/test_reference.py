@@ -1,4 +1,4 @@
-"""docs/commands.md is what the parsers say: `make docs` writes it, and nothing else does."""
+"""What `make docs` writes is up to date: the command reference, and the list of pages."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import commands
+import reference
 from abacist.cli.main import VERBS
 
-PAGE = commands.PAGE.read_text(encoding="utf-8")
+PAGE = reference.PAGE.read_text(encoding="utf-8")
 SETTINGS = "## Every setting of abacist train"
 CONSTRAINTS = (Path(__file__).parents[2] / "constraints.txt").read_text(encoding="utf-8")
 MADE_WITH = {
@@ -39,16 +39,16 @@ def test_the_help_of_every_verb_stands_there_whatever_the_width_of_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     for verb in VERBS:
-        told = f"## abacist {verb}\n\n```text\n{commands.help_of(verb)}\n```\n"
+        told = f"## abacist {verb}\n\n```text\n{reference.help_of(verb)}\n```\n"
         assert of(verb) == told, "make docs writes it again"
-    assert f"```text\n{commands.help_of()}\n```" in PAGE, "make docs writes it again"
+    assert f"```text\n{reference.help_of()}\n```" in PAGE, "make docs writes it again"
 
 
 def test_every_setting_stands_there() -> None:
     for name, version in MADE_WITH.items():
         if importlib.metadata.version(name).partition("+")[0] != version:
             pytest.skip(f"the settings were listed with {name} {version}")
-    assert PAGE[PAGE.index(SETTINGS) :] == commands.settings(), "make docs writes it again"
+    assert PAGE[PAGE.index(SETTINGS) :] == reference.settings(), "make docs writes it again"
 
 
 def test_the_page_holds_nothing_but_what_is_written() -> None:
@@ -58,4 +58,8 @@ def test_the_page_holds_nothing_but_what_is_written() -> None:
 
 def test_no_page_of_help_is_wider_than_a_terminal_of_100_columns() -> None:
     for verb in VERBS:
-        assert max(map(len, commands.help_of(verb).splitlines())) <= 100, verb
+        assert max(map(len, reference.help_of(verb).splitlines())) <= 100, verb
+
+
+def test_the_index_lists_every_page() -> None:
+    assert reference.INDEX.read_text(encoding="utf-8") == reference.index(), "make docs writes it"
