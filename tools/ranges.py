@@ -137,7 +137,7 @@ def summary(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Try the ends that were named; 1 if a suite failed in one of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument(
         "pytest", nargs="*", help="after --: what pytest gets, the quick suite unless given"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     arguments = options.pytest or list(SUITE)
     options.folder.mkdir(parents=True, exist_ok=True)
     folder = options.folder.resolve()
