@@ -28,19 +28,21 @@ endef
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 CODE    = $(wildcard src tests bench tools)
 
-.PHONY: help install demo check lint types test test-quick bench pictures soak real tiny clean
+.PHONY: help install demo check lint types test test-quick ranges bench docs pictures soak real tiny clean
 
 help:
 	@echo "make demo        install and teach the built-in model, start to verdict"
 	@echo "make install     put Abacist into $(VENV)"
 	@echo "make check       lint, types, tests"
 	@echo "make test-quick  the unit and contract tests only"
+	@echo "make ranges      the quick suite with the lowest and the newest core dependencies (ENDS=lowest ARGS=…)"
 	@echo "make bench       speed and memory against stock TRL (hours; ARGS=\"--cells 'tiny/*'\" for less)"
 	@echo "make soak        every promise of docs/reliability.md, at length (an hour; ARGS=\"kills\" for a part)"
 	@echo "make real        real models, start to end: REAL_MODELS=FOLDER, without which it says what to bring"
+	@echo "make docs        write what is generated of docs/: the command reference, the list of pages"
 	@echo "make pictures    remake the README's pictures from RUN=runs/tiny-001"
 	@echo "make tiny        remake the built-in model from nothing (see docs/lab.md)"
-	@echo "make clean       remove $(VENV) and the tools' caches (runs/ is left alone)"
+	@echo "make clean       remove $(VENV), .ranges and the tools' caches (runs/ is left alone)"
 
 install: $(VENV)/.installed
 
@@ -62,6 +64,12 @@ test: $(VENV)/.installed-dev
 test-quick: $(VENV)/.installed-dev
 	$(PYTEST) tests/unit tests/contract
 
+# Each end has an environment of its own in .ranges/, kept for the next time.
+ENDS ?= lowest newest
+
+ranges: $(VENV)/.installed-dev
+	$(BIN)/python tools/ranges.py --ends $(ENDS) -- $(ARGS)
+
 bench: install
 	$(BIN)/python bench/speed.py $(ARGS)
 
@@ -73,6 +81,9 @@ soak: $(VENV)/.installed-dev
 real: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --durations=0 $(ARGS)
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/python tools/reference.py
+
 RUN ?= runs/tiny-001
 
 pictures: $(VENV)/.installed-dev
@@ -82,7 +93,7 @@ tiny: install
 	$(BIN)/python tools/warmstart.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -rf $(VENV) .ranges .pytest_cache .mypy_cache .ruff_cache .hypothesis build site src/*.egg-info
 
 # The stamps below make a second `make` free; a change of either file installs again.
 

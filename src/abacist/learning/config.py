@@ -219,11 +219,16 @@ def known_settings() -> dict[str, bool]:
     return {action.dest: action.nargs in ("+", "*") for action in _Parser()._actions}
 
 
-def full_help() -> str:
-    """Help for every setting that is taken."""
+def full_parser() -> argparse.ArgumentParser:
+    """The parser of every setting that is taken, to be read, not used: retired ones are hidden."""
     parser = _Parser()
     parser.hide(RETIRED)
-    return parser.format_help()
+    return parser
+
+
+def full_help() -> str:
+    """Help for every setting that is taken."""
+    return full_parser().format_help()
 
 
 def _build(

@@ -159,6 +159,11 @@ def text_of(setting: str) -> dict[str, str]:
     return {"help": _TEXTS[setting]}
 
 
+def own_texts() -> dict[str, str]:
+    """Every help text of ours by setting, without dashes."""
+    return dict(_TEXTS)
+
+
 def recipe_names() -> list[str]:
     """The built-in recipes."""
     folder = resources.files("abacist") / "recipes"
