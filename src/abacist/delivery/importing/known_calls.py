@@ -48,11 +48,11 @@ def binary(op: ast.operator, left: Any, right: Any, line: int) -> Any:
     do = _BINARY.get(type(op))
     if do is None or not isinstance(left, PLAIN) or not isinstance(right, PLAIN):
         return unknown_of(line, left, right)
-    has_text = isinstance(left, str) or isinstance(right, str)
-    if isinstance(op, ast.Mult | ast.Mod | ast.Pow) and has_text:
-        return Unknown(line)
-    if isinstance(op, ast.Pow) and (abs(right or 0) > 64 or abs(left or 0) > 10**6):
-        return Unknown(line, "is too large")
+    if isinstance(op, ast.Mult | ast.Mod | ast.Pow):
+        if isinstance(left, str) or isinstance(right, str):
+            return Unknown(line)
+        if isinstance(op, ast.Pow) and (abs(right or 0) > 64 or abs(left or 0) > 10**6):
+            return Unknown(line, "is too large")
     return done(lambda: do(left, right), line)
 
 

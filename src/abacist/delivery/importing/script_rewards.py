@@ -107,7 +107,8 @@ class Recognised:
 def look_at(function: Function, reader: Reader) -> Looks:
     """Everything that the function's text shows, and that of the functions it calls."""
     looks = Looks(function)
-    waiting, known = [function], set()
+    waiting = [function]
+    known: set[int] = set()
     while waiting and len(known) < MAX_FOLLOWED:
         one = waiting.pop(0)
         if id(one.node) in known:
