@@ -35,6 +35,7 @@ VERBS = {
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
     "bundle": Verb("abacist.cli.bundle", "pack what a result rests on, for others to check"),
     "verify": Verb("abacist.cli.verify", "is a bundle's result what it says it is?"),
+    "import-gist": Verb("abacist.cli.import_gist", "make a configuration of a GRPO script"),
     "doctor": Verb("abacist.cli.doctor.doctor", "look at this machine, or at a run: is all well?"),
 }
 

@@ -273,6 +273,9 @@ def _read_lists(settings: dict[str, Any], sources: Mapping[str, str]) -> None:
     """Lists whose names cannot hold a comma may be written with commas."""
     if "report_to" in settings:
         settings["report_to"] = trackers(settings["report_to"], sources)
+    if (scale := str(settings.get("scale_rewards")).lower()) in ("true", "false"):
+        # TRL knows the two as values of Python only, and refuses the words after the first rollout.
+        settings["scale_rewards"] = "group" if scale == "true" else "none"
     if settings.get("lora_target_modules"):
         settings["lora_target_modules"] = split_at_commas(settings["lora_target_modules"])
 

@@ -1,0 +1,1 @@
+"""A training script of another project, read into a configuration; nothing of it is run."""

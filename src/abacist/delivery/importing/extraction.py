@@ -1,0 +1,223 @@
+"""A reward function of a script's own, taken out of it with all that it needs.
+
+The functions go into a file that holds nothing else: importing it loads no model and starts no
+training, as importing the script would. What a function needs and the text does not tell (the
+tokenizer, an open file, a model) keeps it from being taken out, and is named.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import copy
+from dataclasses import dataclass, field
+
+from abacist.delivery.importing.scriptfile import ScriptFile
+from abacist.delivery.importing.values import Binding, Class, Function, Made, Symbol, is_plain
+from abacist.task.rewards import is_built_in_name
+
+MAX_PARTS = 200
+# Calls that are safe where a module is imported: they make a value and do nothing else.
+_SAFE_CALLS = {"re.compile", "set", "frozenset", "dict", "tuple", "list", "fractions.Fraction",
+               "decimal.Decimal", "collections.Counter", "regex.compile"}  # fmt: skip
+
+
+class CannotTake(Exception):
+    """Why a function cannot be taken out; ``line`` is where what is missing is bound."""
+
+    def __init__(self, why: str, line: int) -> None:
+        super().__init__(why)
+        self.line = line
+
+
+@dataclass
+class RewardFile:
+    """The module that is written beside the configuration, piece by piece."""
+
+    script: ScriptFile
+    #: what the names of the module stand for, when all of it has been read
+    module_names: dict[str, Binding]
+    imports: list[str] = field(default_factory=list)
+    parts: dict[str, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    packages: set[str] = field(default_factory=set)
+
+    def take(self, function: Function) -> str:
+        """Add a reward; returns the name to call it by. Raises CannotTake, with nothing added."""
+        before = (list(self.imports), dict(self.parts), dict(self.names), set(self.packages))
+        try:
+            return self._function(function, is_reward=True)
+        except CannotTake:
+            self.imports, self.parts, self.names, self.packages = before
+            raise
+
+    def text(self) -> str:
+        """The module, or "" where nothing was taken."""
+        if not self.parts:
+            return ""
+        head = (
+            f'"""Rewards taken from {_plain(self.script.path.name)} by `abacist import-gist`."""\n'
+        )
+        imports = "\n".join(sorted(set(self.imports), key=_future_first))
+        return "\n".join(
+            [head, *([imports, ""] if imports else []), "\n\n".join(self.parts.values()), ""]
+        )
+
+    def _function(self, function: Function, *, is_reward: bool = False) -> str:
+        if id(function.node) in self.names:
+            return self.names[id(function.node)]
+        name = function.name
+        if is_reward and (is_built_in_name(name) or name in self.parts):
+            name = f"script_{name}"
+        if name in self.parts:
+            raise CannotTake(f"another {name} is needed too", function.node.lineno)
+        self.names[id(function.node)] = name
+        if len(self.names) > MAX_PARTS:
+            raise CannotTake("it needs too much of the script", function.node.lineno)
+        self._needs(function)
+        self.parts[name] = self._source(function, name, is_reward=is_reward)
+        return name
+
+    def _source(self, function: Function, name: str, *, is_reward: bool) -> str:
+        node = function.node
+        if isinstance(node, ast.Lambda):
+            arguments = ast.unparse(_taking_columns(node.args) if is_reward else node.args)
+            return f"def {name}({arguments}):\n    return {ast.unparse(node.body)}\n"
+        is_changed = name != node.name or (is_reward and node.args.kwarg is None)
+        first = node.decorator_list[0].lineno if node.decorator_list else node.lineno
+        lines = self.script.text.split("\n")[first - 1 : node.end_lineno]
+        if not is_changed and not node.col_offset:
+            return "\n".join(line.rstrip() for line in lines) + "\n"  # its comments too
+        changed = copy.deepcopy(node)
+        changed.name = name
+        if is_reward:
+            changed.args = _taking_columns(changed.args)
+        return ast.unparse(changed) + "\n"
+
+    def _needs(self, function: Function) -> None:
+        """Add what the function's free names stand for."""
+        for name, line in _free_names(function.node):
+            found = function.scope.find(name)
+            if found is None:
+                if not hasattr(builtins, name):
+                    raise CannotTake(f"`{name}` is not defined in the script", line)
+            else:
+                self._binding(name, found, line)
+
+    def _binding(self, name: str, found: Binding, line: int) -> None:
+        value = found.value
+        if isinstance(found.node, ast.Import | ast.ImportFrom) and isinstance(value, Symbol):
+            self._import(name, found.node, line)
+        elif isinstance(value, Function):
+            made = self._function(value)
+            if made != name and not value.is_lambda:
+                raise CannotTake(f"`{name}` is another name of `{made}`", line)
+            if value.is_lambda:
+                self.parts.setdefault(name, f"{name} = {made}\n")
+        elif isinstance(value, Class):
+            self._class(name, value, line)
+        elif name in self.parts:
+            return
+        elif isinstance(value, Made):
+            self._made(name, value, found, line)
+        elif is_plain(value):
+            self.parts[name] = f"{name} = {value!r}\n"
+        elif isinstance(value, Symbol):
+            self.parts[name] = f"{name} = {value.dotted}\n"
+        else:
+            where = getattr(found.node, "lineno", line)
+            raise CannotTake(f"it needs `{name}`, which {_why(value)}", where)
+
+    def _made(self, name: str, value: Made, found: Binding, line: int) -> None:
+        node = found.node
+        if (
+            value.dotted not in _SAFE_CALLS
+            or not isinstance(node, ast.Call)
+            or value.node is not node
+        ):
+            raise CannotTake(f"it needs `{name}`, which only a run of the script makes", value.line)
+        free = [one for one in _free_names(ast.Lambda(_no_arguments(), node)) if one[0] != name]
+        self.parts.pop(name, None)
+        for inner, at in free:
+            if inner in self.module_names:
+                self._binding(inner, self.module_names[inner], at)
+        self.parts[name] = f"{name} = {ast.unparse(node)}\n"
+
+    def _class(self, name: str, value: Class, line: int) -> None:
+        raise CannotTake(f"it needs the class `{name}`", value.node.lineno)
+
+    def _import(self, name: str, node: ast.Import | ast.ImportFrom, line: int) -> None:
+        for alias in node.names:
+            bound = alias.asname or (
+                alias.name.partition(".")[0] if isinstance(node, ast.Import) else alias.name
+            )
+            if bound != name:
+                continue
+            if isinstance(node, ast.ImportFrom) and node.level:
+                raise CannotTake(f"it needs `{name}` of the package that it is in", node.lineno)
+            top = (node.module if isinstance(node, ast.ImportFrom) else alias.name) or ""
+            self.packages.add(top.partition(".")[0])
+            renamed = f" as {alias.asname}" if alias.asname else ""
+            self.imports.append(
+                f"import {alias.name}{renamed}"
+                if isinstance(node, ast.Import)
+                else f"from {node.module} import {alias.name}{renamed}"
+            )
+            return
+
+
+def _why(value: object) -> str:
+    return str(getattr(value, "why", "only a run of the script makes"))
+
+
+def _plain(name: str) -> str:
+    """A file name that can stand in a docstring."""
+    return "".join(one if one.isalnum() or one in "-_. " else "?" for one in name)
+
+
+def _future_first(line: str) -> tuple[bool, str]:
+    return not line.startswith("from __future__"), line
+
+
+def _no_arguments() -> ast.arguments:
+    return ast.arguments([], [], None, [], [], None, [])
+
+
+def _taking_columns(given: ast.arguments) -> ast.arguments:
+    """The parameters, with one that takes the columns which TRL hands to every reward."""
+    if given.kwarg is not None:
+        return given
+    changed = copy.deepcopy(given)
+    changed.kwarg = ast.arg("columns")
+    return changed
+
+
+def _free_names(node: ast.AST) -> list[tuple[str, int]]:
+    """Names that a function reads and does not bind itself, with the first line of each."""
+    bound: set[str] = set()
+    read: dict[str, int] = {}
+    declared: set[str] = set()
+    for one in ast.walk(node):
+        match one:
+            case ast.Global(names=names) | ast.Nonlocal(names=names):
+                declared.update(names)
+                for name in names:
+                    read.setdefault(name, one.lineno)
+            case ast.Name(id=name, ctx=ast.Load()):
+                read.setdefault(name, one.lineno)
+            case ast.Name(id=name):
+                bound.add(name)
+            case ast.arg(arg=name):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if one is not node:
+                bound.add(name)
+            case ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.ExceptHandler(name=str() as name):
+                bound.add(name)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                bound.update((n.asname or n.name).partition(".")[0] for n in names)  # type: ignore[union-attr]
+            case ast.MatchAs(name=str() as name):
+                bound.add(name)
+    own = {node.name} if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else set()
+    return [(name, line) for name, line in read.items() if name not in (bound - declared) | own]

@@ -1,0 +1,1 @@
+"""Doors to other projects: our problems, prompt and rewards as they take them."""
