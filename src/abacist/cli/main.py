@@ -33,6 +33,9 @@ VERBS = {
     "audit": Verb("abacist.cli.audit", "what can these rewards be made to pay for?"),
     "show": Verb("abacist.cli.show", "read the replies of a run, and why each was judged so"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
+    "export": Verb(
+        "abacist.cli.export", "take what a run learned elsewhere, proven to be the same"
+    ),
     "doctor": Verb("abacist.cli.doctor.doctor", "look at this machine, or at a run: is all well?"),
 }
 
