@@ -73,6 +73,7 @@ def run(argv: list[str]) -> int:
         compared = result.comparison
         if request.as_json:
             verdict = verdict_json(compared, *sampled) if compared else None
+            write_card(result.path)
             report = write_page(result.path)
             told = {"run": result.path, "verdict": verdict, "report": report}
             console.print_json(told, stdout)
@@ -83,6 +84,7 @@ def run(argv: list[str]) -> int:
             in_short, *_ = text.split("\n\n")
             if len(text.split("\n")) > LINES_IN_VIEW:  # its first sentence has left the screen
                 print(f"\nIn short:\n{in_short}")
+            write_card(result.path)
             if (report := write_page(result.path)) is not None:
                 print(f"\nLook at it in a browser: {report}")
                 run = shlex.quote(str(result.path))
@@ -108,6 +110,17 @@ def write_page(run: Path) -> Path | None:
         print(f"The report was not written: {first_line(error)}", file=sys.stderr)
         return None
     return page
+
+
+def write_card(run: Path) -> None:
+    """The model card of a run that has ended, written into it; a line says why, where that fails:
+    the run and its verdict are whole without it."""
+    from abacist.delivery.card import write_run_card
+
+    try:
+        write_run_card(run)
+    except Exception as error:
+        print(f"The model card was not written: {first_line(error)}", file=sys.stderr)
 
 
 def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -> int:

@@ -18,7 +18,9 @@ from typing import Any
 
 from abacist.errors import RunError, UsageError
 from abacist.learning.arguments import ScriptArguments
+from abacist.records.provenance import EXPORT_FORMAT, EXPORT_NAME
 from abacist.records.rundir import RunDir
+from abacist.records.seen import read_object
 
 PROMPT_SETTINGS = ("system_prompt", "num_shots", "shots_file")
 # What belongs to one run, or to the model that it began with.
@@ -26,15 +28,16 @@ _NOT_TAKEN_OVER = ("run_name", "model_name_or_path", "model_revision", "max_hour
 
 
 def run_to_continue(model: Any) -> RunDir | None:
-    """The run that ``model`` is the directory of, or a checkpoint in; None for other models."""
+    """The run that ``model`` is the directory of, a checkpoint in, or an export of; else None."""
     if not isinstance(model, str) or not model:
         return None
     path = Path(model).expanduser()
     run = RunDir(path.parent if path.name.startswith("checkpoint-") else path)
-    try:
-        run.read_manifest()
-    except RunError:
-        return None
+    if read_object(run.path / EXPORT_NAME).get("format") != EXPORT_FORMAT:
+        try:
+            run.read_manifest()
+        except RunError:
+            return None
     return run if run.config_path.is_file() else None
 
 

@@ -24,6 +24,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
 )
 
@@ -31,7 +32,14 @@ from abacist.errors import ModelError
 from abacist.policy import families
 from abacist.policy.chat import Chat
 from abacist.policy.choices import Choice, choose_attention, choose_device, choose_dtype
-from abacist.policy.source import BUILT_IN, Source, find, read_json, stored_tensors
+from abacist.policy.source import (
+    BUILT_IN,
+    Source,
+    find,
+    is_built_in,
+    read_json,
+    stored_tensors,
+)
 
 
 @dataclass
@@ -57,6 +65,20 @@ class Policy:
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             positions -= int(self.model.active_peft_config.num_virtual_tokens or 0)
         return positions
+
+
+def load_chat(model: str, *, trust_remote_code: bool = False) -> Chat:
+    """The chat of ``model`` alone, as :func:`load_policy` settles it, without loading any weights.
+
+    Raises :class:`ModelError` as that does.
+    """
+    found = find(model, trust_remote_code=trust_remote_code)
+    base = _base_of(found, trust_remote_code) if found.is_adapter else found
+    generation = None
+    if (base.folder / "generation_config.json").is_file():
+        generation = GenerationConfig.from_pretrained(base.folder, local_files_only=True)
+    tokenizer = _load_tokenizer(found if found.has_tokenizer else base, trust_remote_code)
+    return Chat.guard(tokenizer, generation_config=generation)
 
 
 def quiet_libraries() -> None:
@@ -129,7 +151,8 @@ def load_policy(
     if isinstance(network, PeftModel) or base.name != BUILT_IN:
         # Model cards show this name, and TRL loads a reference model by it (full fine-tuning with
         # beta > 0). The built-in keeps its folder, because its name is not on the Hub.
-        network.config._name_or_path = base.portable_name
+        is_ours = base.name == BUILT_IN
+        network.config._name_or_path = BUILT_IN if is_ours else base.portable_name
     try:
         network = network.to(where)
     except torch.OutOfMemoryError as error:
@@ -215,6 +238,8 @@ def _base_of(adapter: Source, trust_remote_code: bool) -> Source:
             f"The adapter '{adapter.name}' does not say which model it belongs to.",
             f"Set base_model_name_or_path in {adapter.folder / 'adapter_config.json'}.",
         )
+    if is_built_in(str(name)):
+        name = BUILT_IN
     try:
         base = find(name, revision=config.get("revision"), trust_remote_code=trust_remote_code)
     except ModelError as error:

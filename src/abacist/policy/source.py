@@ -64,7 +64,8 @@ def find(name: str, *, revision: str | None = None, trust_remote_code: bool = Fa
     it cannot be reached, or if it has no files that can be loaded.
     """
     if name == BUILT_IN:
-        folder, portable = BUILT_IN_FOLDER, name
+        # Other libraries find it by its folder only.
+        folder, portable = BUILT_IN_FOLDER, str(BUILT_IN_FOLDER)
         if not (folder / "config.json").exists():
             raise ModelError(
                 f"The built-in model is missing from this installation ({folder}).",
@@ -77,6 +78,15 @@ def find(name: str, *, revision: str | None = None, trust_remote_code: bool = Fa
     else:
         folder, portable = _from_hub(name, revision, trust_remote_code), name
     return Source(name, folder, portable, _check_files(name, folder))
+
+
+def is_built_in(name: str) -> bool:
+    """Whether an adapter's base of this name is the built-in model: by its name, or by its folder
+    in an installation, be that here or on the machine where the adapter was trained.
+
+    PEFT and transformers know folders and Hub ids only, so adapters of ours name the folder.
+    """
+    return name == BUILT_IN or Path(name).parts[-3:] == BUILT_IN_FOLDER.parts[-3:]
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from abacist.task.problems import Problem
 
 MANIFEST_FORMAT = "abacist-run"
 MANIFEST_VERSION = 1
+# The record of what was exported from a run, and how it was proven: see `delivery`.
+EXPORT_NAME = "abacist.json"
+EXPORT_FORMAT, EXPORT_VERSION = "abacist-export", 1
 RECORDED_PACKAGES = (
     "abacist",
     "torch",

@@ -16,7 +16,7 @@ of a state, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -91,6 +91,33 @@ def score(
     if isinstance(model, DistributedDataParallel):
         return _call_with_swapped_forward(model, forward)
     return forward()
+
+
+@torch.inference_mode()
+def completion_logits(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    logits_to_keep: int,
+    *,
+    chunk_tokens: int = 256,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole distribution at every completion token, some tokens at a time; no gradients.
+
+    Takes what :func:`score` takes. Yields places [n] in the flattened [B, C], each once, and the
+    logits [n, V] in float32 that predict the token there.
+    """
+    causal_lm = base_of(model)
+    packing = pack(input_ids, attention_mask, logits_to_keep)
+    if packing is None:
+        return
+    dtype = compute_dtype_of(causal_lm)
+    hidden_TH = hidden_states(causal_lm, packing, _backend(causal_lm, dtype), dtype)
+    states_NH = hidden_TH[packing.predictors]
+    for start in range(0, len(states_NH), chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
+        weight = causal_lm.lm_head.weight
+        yield packing.places[chunk], (states_NH[chunk].to(weight.dtype) @ weight.T).float()
 
 
 def attention_choice(model: Any) -> Choice:

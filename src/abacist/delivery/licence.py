@@ -1,0 +1,127 @@
+"""Whose model a run began with: its name for the public, its licence, and what that asks of names.
+
+What is known for certain is read: the licence in the model card beside the base's files. Else the
+name says it, and for Llama 3 the tokenizer does, whatever the folder is called.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from abacist.delivery.prompt_record import is_local
+from abacist.errors import UsageError
+from abacist.policy.source import BUILT_IN, Source
+
+# The beginning of a base's name, lower-case, without its owner: the licence's name on the Hub.
+_BY_NAME = (
+    (r"(meta-)?llama-3\.3", "llama3.3"),
+    (r"(meta-)?llama-3\.2", "llama3.2"),
+    (r"(meta-)?llama-3\.1", "llama3.1"),
+    (r"(meta-)?llama-3", "llama3"),
+    (r"qwen2\.5-(coder-)?3b", "qwen-research"),
+    (r"qwen2\.5-72b", "qwen"),
+    (r"qwen(2\.5|3)", "apache-2.0"),
+    (r"smollm", "apache-2.0"),
+)
+_LLAMA = {"llama3": "3", "llama3.1": "3.1", "llama3.2": "3.2", "llama3.3": "3.3"}
+_NOTICE = (
+    "Llama {version} is licensed under the Llama {version} Community License, Copyright © Meta "
+    "Platforms, Inc. All Rights Reserved.\n"
+)
+_CARDS_LONGEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class Licence:
+    """``public_base`` is the base's name for others, None if only a folder here is known;
+    ``name`` the licence as the Hub calls it, None if unknown; ``why`` how it is known."""
+
+    public_base: str | None
+    name: str | None
+    why: str
+
+    @classmethod
+    def of(cls, base: Source, public_name: str | None, tokenizer: Any) -> Licence:
+        """The licence of ``base``; ``public_name`` is what the user says it is called."""
+        if base.name == BUILT_IN and public_name is None:
+            return cls(BUILT_IN, "apache-2.0", "it comes with Abacist")
+        public = public_name or (None if is_local(base.name) else base.name)
+        stated = _stated(base.folder)
+        if stated is not None:
+            return cls(public, stated, "its model card says so")
+        short = (public or base.folder.name).rpartition("/")[2].lower()
+        for pattern, licence in _BY_NAME:
+            if re.match(pattern, short):
+                return cls(public, licence, f"by its name, {short}")
+        if _is_llama_3(tokenizer):
+            return cls(public, "llama3.2", "its tokenizer is Llama 3's")
+        return cls(public, None, "nothing here says")
+
+    @property
+    def llama_version(self) -> str | None:
+        """The version whose licence is Meta's, if it is."""
+        return _LLAMA.get(self.name or "")
+
+    def title(self, run_id: str) -> str:
+        """A name for what was trained, that the licence allows."""
+        prefix = "Llama-" if self.llama_version and not run_id.startswith("Llama") else ""
+        return f"{prefix}{run_id}"
+
+    def refuse_name(self, repository: str) -> None:
+        """Raise UsageError for a repository name that the base's licence forbids."""
+        name = repository.rpartition("/")[2]
+        if self.llama_version and not name.startswith("Llama"):
+            raise UsageError(
+                f"the Llama {self.llama_version} licence asks that a model derived from it is "
+                f"called Llama something, and {repository!r} is not ({self.why})",
+                f"Call it {repository.rpartition('/')[0] or 'you'}/Llama-{name}.",
+            )
+
+    def lines(self) -> list[str]:
+        """What the licence is and asks, for a model card."""
+        if self.llama_version:
+            version = self.llama_version
+            return [
+                f"Built with Llama. {_NOTICE.format(version=version).strip()}",
+                "",
+                f"The base is under the Llama {version} Community License: whoever passes this on "
+                "keeps its name beginning with “Llama”, shows “Built with Llama”, and passes on "
+                "the licence and the file NOTICE.",
+            ]
+        if self.name is None:
+            return [
+                "The base model's licence is not known here: look it up before passing this on."
+            ]
+        return [
+            f"The base model is under `{self.name}` ({self.why}); what was learned adds nothing."
+        ]
+
+    def write_notice(self, folder: Path) -> None:
+        """Put the notice into ``folder`` that Llama's licence wants in every copy."""
+        if self.llama_version:
+            text = _NOTICE.format(version=self.llama_version)
+            (folder / "NOTICE").write_text(text, encoding="utf-8")
+
+
+def _stated(folder: Path) -> str | None:
+    """The licence that the model card in ``folder`` states, if there is one."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+        head = text[:_CARDS_LONGEST].split("---")
+        found = yaml.safe_load(head[1]) if len(head) > 2 and not head[0].strip() else None
+    except (OSError, yaml.YAMLError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    licence = found.get("license_name") if found.get("license") == "other" else found.get("license")
+    return licence.lower() if isinstance(licence, str) and licence.isprintable() else None
+
+
+def _is_llama_3(tokenizer: Any) -> bool:
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    return {"<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>"} <= texts

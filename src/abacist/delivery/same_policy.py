@@ -1,0 +1,276 @@
+"""Is what was exported the policy that was trained? Both are asked, and every token is compared.
+
+The trained policy answers problems that were held out, greedily. What was exported is loaded again
+from its files and
+
+* answers the same problems: which replies are the same, token for token, and how many are right;
+* reads the trained policy's replies: at every token, which one it would have written, its
+  log-probability of the one that was, and the distance of the two distributions
+  (Kullback-Leibler divergence of the trained policy from the exported one, in nats).
+
+Both are computed in float32 on the same machine, so what differs is what the files hold. A
+distribution is kept as its :data:`KEPT_TOKENS` most likely tokens and the rest as one: a divergence
+computed on that is never larger than the true one, and smaller by no more than the rest weighs.
+
+Shapes: C tokens of a reply, K kept tokens, V vocabulary entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from abacist.errors import ModelError
+from abacist.policy.families import FastPart, unsupported_reason
+from abacist.policy.loading import Policy
+from abacist.policy.scoring.score import completion_logits
+from abacist.proof.comparison.compare import Comparison, compare
+from abacist.proof.evaluation import Evaluation
+
+KEPT_TOKENS = 64
+ROWS = 16  # replies read at a time; what their prompts have in common is read once
+TIE = 1e-4
+"""Two tokens whose log-probabilities differ by less are a tie: either is the greedy one."""
+
+# Bounds. Of float32 files:
+LOGP_BOUND = 1e-4
+# Of files in fewer bits:
+EQUAL_BOUND = 0.95
+KL_BOUND = 0.02
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a model makes of one reply: for each of its C tokens the K most likely tokens of the
+    trained policy with their log-probabilities, the likeliest token, its lead over the second,
+    and the log-probability of the token that stands there."""
+
+    kept_CK: Tensor
+    logps_CK: Tensor
+    best_C: Tensor
+    lead_C: Tensor
+    written_C: Tensor
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two policies agree on the trained policy's replies; divergences are in nats."""
+
+    replies: int
+    equal_replies: int
+    tied_replies: int
+    tokens: int
+    equal_tokens: int
+    tied_tokens: int
+    largest_logp_difference: float
+    mean_logp_difference: float
+    kl_a_token: float
+
+    @property
+    def equal_share(self) -> float:
+        """The share of tokens that both would have written, ties included."""
+        return (self.equal_tokens + self.tied_tokens) / self.tokens if self.tokens else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts and figures as an object."""
+        return {**asdict(self), "equal_share": self.equal_share}
+
+    def sentence(self) -> str:
+        """In words, for a person."""
+        tied = f", {self.tied_tokens:,} more at ties" if self.tied_tokens else ""
+        return (
+            f"{self.equal_replies + self.tied_replies:,} of {self.replies:,} greedy replies equal; "
+            f"{self.equal_tokens:,} of {self.tokens:,} tokens equal{tied}; log-probabilities "
+            f"differ by {self.largest_logp_difference:.1e} at most, "
+            f"{self.mean_logp_difference:.1e} on average; KL {self.kl_a_token:.1e} a token"
+        )
+
+
+def read_replies(
+    policy: Policy,
+    replies: Evaluation,
+    tell: Callable[[int, int], None],
+    kept: Sequence[Read] | None = None,
+) -> list[Read]:
+    """What ``policy`` makes of the greedy ``replies``, one after another.
+
+    ``kept`` is what the trained policy made of them: its most likely tokens are looked at. Without
+    it they are those of ``policy``. ``tell`` hears how many replies of how many are read.
+    """
+    rows = rows_of(policy, replies)
+    found: list[Read] = []
+    for number, (logits_CV, (_, reply)) in enumerate(zip(_logits(policy, rows), rows, strict=True)):
+        logps_CV = torch.log_softmax(logits_CV.double(), dim=-1)
+        if kept is None:
+            kept_CK = logps_CV.topk(min(KEPT_TOKENS, logps_CV.shape[-1])).indices
+        else:
+            kept_CK = kept[number].kept_CK.to(logps_CV.device)
+        top = logps_CV.topk(2)
+        written = torch.tensor(reply, device=logps_CV.device)[:, None]
+        found.append(
+            Read(
+                kept_CK.cpu(),
+                logps_CV.gather(1, kept_CK).cpu(),
+                top.indices[:, 0].cpu(),
+                (top.values[:, 0] - top.values[:, 1]).cpu(),
+                logps_CV.gather(1, written)[:, 0].cpu(),
+            )
+        )
+        tell(number + 1, len(rows))
+    return found
+
+
+def rows_of(policy: Policy, replies: Evaluation) -> list[tuple[list[int], list[int]]]:
+    """The token ids of each prompt and of the reply to it."""
+    return [
+        (policy.chat.encode(reply.messages), list(reply.completion_ids))
+        for reply in replies.rollouts
+    ]
+
+
+def _logits(policy: Policy, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
+    """The logits [C, V] that predict each token of each reply."""
+    model = policy.model
+    if unsupported_reason(model, FastPart.SCORING) is not None:
+        with torch.inference_mode():
+            for prompt, reply in rows:
+                ids = torch.tensor([prompt + reply], device=model.device)
+                logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+                yield logits.float()
+        return
+    for start in range(0, len(rows), ROWS):
+        batch = rows[start : start + ROWS]
+        before = max(len(prompt) for prompt, _ in batch)
+        width = max(len(reply) for _, reply in batch)
+        ids = torch.zeros(len(batch), before + width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, (prompt, reply) in enumerate(batch):
+            part = slice(before - len(prompt), before + len(reply))
+            ids[row, part] = torch.tensor(prompt + reply)
+            mask[row, part] = 1
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        waiting: dict[int, list[Tensor]] = {}
+        for places, logits in completion_logits(model, ids, mask, width):
+            for row in (places // width).unique().tolist():
+                waiting.setdefault(row, []).append(logits[places // width == row])
+            # Replies come one after another: all but the last one here are whole.
+            for row in sorted(waiting)[:-1]:
+                yield torch.cat(waiting.pop(row))
+        for row in sorted(waiting):
+            yield torch.cat(waiting.pop(row))
+
+
+def agreement(
+    trained: Sequence[Read], exported: Sequence[Read], written: Sequence[Sequence[int]]
+) -> Agreement:
+    """Compare what two policies make of the trained one's ``written`` replies, by token ids."""
+    equal_replies = tied_replies = tokens = equal_tokens = tied_tokens = 0
+    differences: list[Tensor] = []
+    divergence = 0.0
+    for one, other, ids in zip(trained, exported, written, strict=True):
+        same_C = other.best_C == torch.tensor(ids)
+        tied_C = ~same_C & (one.lead_C < TIE)
+        tokens += len(ids)
+        equal_tokens += int(same_C.sum())
+        tied_tokens += int(tied_C.sum())
+        equal_replies += bool(same_C.all())
+        tied_replies += bool((same_C | tied_C).all()) and not bool(same_C.all())
+        differences.append((one.written_C - other.written_C).abs())
+        divergence += float(_divergence(one.logps_CK, other.logps_CK).sum())
+    all_differences = torch.cat(differences) if differences else torch.zeros(0)
+    return Agreement(
+        replies=len(written),
+        equal_replies=equal_replies,
+        tied_replies=tied_replies,
+        tokens=tokens,
+        equal_tokens=equal_tokens,
+        tied_tokens=tied_tokens,
+        largest_logp_difference=float(all_differences.max()) if tokens else math.nan,
+        mean_logp_difference=float(all_differences.mean()) if tokens else math.nan,
+        kl_a_token=divergence / tokens if tokens else math.nan,
+    )
+
+
+def _divergence(trained_CK: Tensor, exported_CK: Tensor) -> Tensor:
+    """KL [C] of two distributions, of each its kept tokens and the rest as one."""
+    p, q = trained_CK.exp(), exported_CK.exp()
+    kept = (p * (trained_CK - exported_CK)).sum(-1)
+    p_rest = (1 - p.sum(-1)).clamp_min(0)
+    q_rest = (1 - q.sum(-1)).clamp_min(1e-12)
+    rest = torch.where(p_rest > 1e-12, p_rest * (p_rest.clamp_min(1e-12) / q_rest).log(), 0.0)
+    return (kept + rest).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found of one artefact by one reader.
+
+    ``untrained_kl`` is the divergence of the policy before training, where there is one to ask: how
+    much training changed, to see how little of that rounding took away.
+    """
+
+    reader: str
+    is_exact: bool
+    agreement: Agreement
+    answers: Comparison | None
+    untrained_kl: float | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """Which bound the artefact is beyond; None if it is the trained policy."""
+        found = self.agreement
+        if self.is_exact:
+            different = found.replies - found.equal_replies - found.tied_replies
+            if different:
+                return f"{different} of {found.replies} greedy replies differ beyond a tie"
+            if not found.largest_logp_difference <= LOGP_BOUND:
+                return (
+                    f"a log-probability differs by {found.largest_logp_difference:.1e}, more than "
+                    f"{LOGP_BOUND:.0e}"
+                )
+            return None
+        if not found.equal_share >= EQUAL_BOUND:
+            return f"{100 * found.equal_share:.2f} % of the tokens are equal, of {EQUAL_BOUND:.0%}"
+        if not found.kl_a_token <= KL_BOUND:
+            return f"the divergence is {found.kl_a_token:.1e} a token, more than {KL_BOUND:g}"
+        if self.answers is not None and self.answers.accuracy.is_worse:
+            return "it answers fewer problems right than the trained policy, by the paired test"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures, paired test and bounds as an object."""
+        return {
+            "reader": self.reader,
+            "bounds": bounds(self.is_exact),
+            "fault": self.fault,
+            "agreement": self.agreement.to_json(),
+            "accuracy": self.answers and self.answers.accuracy.to_json(),
+            "untrained_kl_a_token": self.untrained_kl,
+        }
+
+
+def bounds(is_exact: bool) -> dict[str, float]:
+    """What an artefact must keep, by name."""
+    if is_exact:
+        return {"equal_replies": 1.0, "tie": TIE, "largest_logp_difference": LOGP_BOUND}
+    return {"equal_tokens": EQUAL_BOUND, "kl_a_token": KL_BOUND}
+
+
+def paired(trained: Evaluation, exported: Evaluation) -> Comparison:
+    """Accuracy on the same problems, paired; conditions may differ in what the model is called."""
+    return compare(trained, exported)
+
+
+def refuse_other(proof: Proof) -> None:
+    """Raise ModelError if what was exported is not the trained policy."""
+    if proof.fault is not None:
+        raise ModelError(
+            f"The export is not the trained policy, as {proof.reader} reads it: {proof.fault}. "
+            f"{proof.agreement.sentence()}.",
+            "Nothing was kept. Take a wider --dtype; if it is float32 already, report this.",
+        )
