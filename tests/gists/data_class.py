@@ -1,5 +1,4 @@
 """A dataclass of settings, lambdas as rewards, few-shot turns written out, a base model."""
-
 from dataclasses import dataclass, field
 
 from datasets import load_dataset
@@ -19,9 +18,7 @@ class Settings:
 
 cfg = Settings(lr=2e-6)
 cfg.group = 4
-ASK = "\n".join(
-    ["Write", "<reasoning>", "your steps", "</reasoning>", "<answer>", "a number", "</answer>"]
-)
+ASK = "\n".join(["Write", "<reasoning>", "your steps", "</reasoning>", "<answer>", "a number", "</answer>"])
 EXAMPLE = [
     {"role": "user", "content": "Mia has 4 boxes of 6 pencils and loses 5. How many are left?"},
     {

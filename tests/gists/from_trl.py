@@ -18,12 +18,10 @@ def brevity(completions, **kwargs):
 
 def main(task, training_args, model_args):
     rows = load_dataset(task.dataset_name, task.dataset_config, split="train")
-    rows = rows.map(
-        lambda x: {
-            "prompt": [{"role": "user", "content": x["question"]}],
-            "solution": x["answer"].split("#### ")[1],
-        }
-    )
+    rows = rows.map(lambda x: {
+        "prompt": [{"role": "user", "content": x["question"]}],
+        "solution": x["answer"].split("#### ")[1],
+    })
     trainer = GRPOTrainer(
         model="Qwen/Qwen2.5-0.5B-Instruct",
         args=training_args,

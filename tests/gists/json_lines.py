@@ -22,7 +22,7 @@ PROMPT = (
 
 def extract(text):
     start, end = text.find("<answer>"), text.find("</answer>")
-    return text[start + len("<answer>") : end].strip() if -1 < start < end else ""
+    return text[start + len("<answer>"):end].strip() if -1 < start < end else ""
 
 
 def accuracy(completions, target, **kwargs):
@@ -38,44 +38,21 @@ def shows_equation(completions):
 dataset = load_dataset("json", data_files=Hyper.data, split="train")
 dataset = dataset.map(
     lambda r: {
-        "prompt": [
-            {"role": "system", "content": PROMPT},
-            {"role": "user", "content": r["problem"]},
-        ],
+        "prompt": [{"role": "system", "content": PROMPT}, {"role": "user", "content": r["problem"]}],
         "target": r["result"],
     }
 )
 config = GRPOConfig(
-    output_dir="runs/words",
-    run_name="word problems!",
-    learning_rate=Hyper.lr,
-    num_generations=Hyper.generations,
-    reward_weights=[2.0, 0.5],
+    output_dir="runs/words", run_name="word problems!", learning_rate=Hyper.lr,
+    num_generations=Hyper.generations, reward_weights=[2.0, 0.5],
     per_device_train_batch_size=Hyper.generations * Hyper.prompts_per_step,
-    max_completion_length=Hyper.length,
-    max_prompt_length=None,
-    top_p=0.95,
-    num_iterations=2,
-    epsilon=0.2,
-    mask_truncated_completions=True,
-    report_to=["tensorboard"],
-    logging_dir="logs",
-    save_strategy="steps",
-    save_steps=50,
-    save_total_limit=2,
-    overwrite_output_dir=True,
-    vllm_gpu_memory_utilization=0.3,
-    max_steps=120,
+    max_completion_length=Hyper.length, max_prompt_length=None, top_p=0.95, num_iterations=2,
+    epsilon=0.2, mask_truncated_completions=True, report_to=["tensorboard"],
+    logging_dir="logs", save_strategy="steps", save_steps=50, save_total_limit=2,
+    overwrite_output_dir=True, vllm_gpu_memory_utilization=0.3, max_steps=120,
     model_init_kwargs={"torch_dtype": "bfloat16", "attn_implementation": "sdpa"},
 )
-lora = LoraConfig(
-    task_type=TaskType.CAUSAL_LM,
-    r=64,
-    lora_alpha=128,
-    lora_dropout=0.0,
-    use_rslora=True,
-    bias="none",
-    target_modules=["q_proj", "v_proj"],
-    modules_to_save=["lm_head"],
-)
+lora = LoraConfig(task_type=TaskType.CAUSAL_LM, r=64, lora_alpha=128, lora_dropout=0.0,
+                  use_rslora=True, bias="none", target_modules=["q_proj", "v_proj"],
+                  modules_to_save=["lm_head"])
 GRPOTrainer(Hyper.base, [accuracy, shows_equation], config, dataset, peft_config=lora).train()

@@ -22,11 +22,8 @@ for example in examples:
 
 def make(example):
     return {
-        "prompt": [
-            {"role": "system", "content": ASKS},
-            *shots,
-            {"role": "user", "content": example["question"]},
-        ],
+        "prompt": [{"role": "system", "content": ASKS}, *shots,
+                   {"role": "user", "content": example["question"]}],
         "answer": example["answer"].split("####")[1].replace(",", "").strip(),
     }
 

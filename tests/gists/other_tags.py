@@ -62,21 +62,17 @@ def near_answer(prompts, completions, answer, **kwargs):
 
 
 def no_apologies(completions, **kwargs):
-    return [
-        -0.5 if "sorry" in completion[0]["content"].lower() else 0.0 for completion in completions
-    ]
+    return [-0.5 if "sorry" in completion[0]["content"].lower() else 0.0 for completion in completions]
 
 
 rows = load_dataset("openai/gsm8k", "main", split="train[:2000]")
-rows = rows.map(
-    lambda x: {
-        "prompt": [
-            {"role": "system", "content": system_prompt},
-            {"role": "user", "content": x["question"]},
-        ],
-        "answer": x["answer"].split("####")[1].strip(),
-    }
-)
+rows = rows.map(lambda x: {
+    "prompt": [
+        {"role": "system", "content": system_prompt},
+        {"role": "user", "content": x["question"]},
+    ],
+    "answer": x["answer"].split("####")[1].strip(),
+})
 
 max_prompt_length = 287
 trainer = GRPOTrainer(

@@ -1,5 +1,4 @@
 """A subclass of the trainer, a helper that builds it, plain-text prompts, a reward by degrees."""
-
 from __future__ import annotations
 
 import math
@@ -45,22 +44,16 @@ def closeness(completions: list[str], answer: list[str], **columns: Any) -> list
 
 
 def tags(completions, **columns):
-    score = lambda text: sum(
-        0.25
-        for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-        if text.count(tag) == 1
-    )
+    score = lambda text: sum(0.25 for tag in ("<reasoning>", "</reasoning>", "<answer>", "</answer>") if text.count(tag) == 1)
     return [score(c if isinstance(c, str) else c[0]["content"]) for c in completions]
 
 
 def build(name: str, steps: int = 300, **settings: Any) -> Trainer:
     data = load_dataset("openai/gsm8k", "main", split="train")
-    data = data.map(
-        lambda x: {
-            "prompt": INTRO + x["question"] + "\n",
-            "answer": x["answer"].split("#### ")[-1].replace(",", ""),
-        }
-    )
+    data = data.map(lambda x: {
+        "prompt": INTRO + x["question"] + "\n",
+        "answer": x["answer"].split("#### ")[-1].replace(",", ""),
+    })
     args = Config(output_dir=name, max_steps=steps, **settings)
     return Trainer(model=name, args=args, reward_funcs=[closeness, tags], train_dataset=data)
 
@@ -68,11 +61,7 @@ def build(name: str, steps: int = 300, **settings: Any) -> Trainer:
 if __name__ == "__main__":
     trainer = build(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-        num_generations=8,
-        per_device_train_batch_size=32,
-        learning_rate=1e-6,
-        scale_rewards=False,
-        loss_type="dr_grpo",
-        warmup_ratio=0.05,
+        num_generations=8, per_device_train_batch_size=32, learning_rate=1e-6,
+        scale_rewards=False, loss_type="dr_grpo", warmup_ratio=0.05,
     )
     trainer.train()

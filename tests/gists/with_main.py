@@ -1,5 +1,4 @@
 """argparse, a main(), rewards under names of their own, settings by arithmetic and by a dict."""
-
 import argparse
 import os
 import re
@@ -72,7 +71,9 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(args.model)
     model = get_peft_model(model, LoraConfig(r=32, lora_alpha=32, target_modules="all-linear"))
     tokenizer = AutoTokenizer.from_pretrained(args.model, padding_side="left")
-    trainer = trl.GRPOTrainer(model, [right, laid_out], config, rows, processing_class=tokenizer)
+    trainer = trl.GRPOTrainer(
+        model, [right, laid_out], config, rows, processing_class=tokenizer
+    )
     trainer.train()
     trainer.save_model(config.output_dir)
 

@@ -17,7 +17,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import dropwhile, groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,10 @@ def comparison_page(
     """
     styles, explorer = Styles(), Explorer()
     first, *rest = [_as_section_part(block) for block in blocks]
+    tables_from = next((at for at, part in enumerate(rest) if isinstance(part, Table)), len(rest))
     section = RunSection(
         "run-1", " and ".join(map(visible, names)), verdict=str(first),
-        lines=list(takewhile(lambda part: isinstance(part, str), rest)),
-        details=list(dropwhile(lambda part: isinstance(part, str), rest)),
+        lines=[str(part) for part in rest[:tables_from]], details=rest[tables_from:],
     )  # fmt: skip
     if comparison is not None:
         section.judgement = judgement(comparison.accuracy)
