@@ -30,7 +30,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "numpy", "datasets", "accelerat
 ALLOWED_GUESTS = {("task", "datasets")}
 LINES_AT_MOST = 600
 # The name to import, where it is not the name to install.
-DISTRIBUTION = {"yaml": "pyyaml", "flash_attn": "flash-attn"}
+DISTRIBUTION = {"yaml": "pyyaml", "flash_attn": "flash-attn", "llama_cpp": "llama-cpp-python"}
 
 
 def name_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from abacist.cli.main import main
+from abacist.policy.source import BUILT_IN_FOLDER
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import read_rollouts
 
@@ -74,9 +75,11 @@ def test_before_and_after_are_measured_on_the_same_problems(finished: Path) -> N
     assert verdict["paired"]["accuracy"]["before"]["value"] == before.accuracy.value
 
 
-def test_the_adapter_says_which_base_it_belongs_to_by_a_name_that_travels(finished: Path) -> None:
+def test_the_adapter_says_which_base_it_belongs_to_by_a_folder_that_every_library_finds(
+    finished: Path,
+) -> None:
     config = json.loads((finished / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["base_model_name_or_path"] == "tiny"
+    assert config["base_model_name_or_path"] == str(BUILT_IN_FOLDER)
 
 
 def test_a_run_answers_a_question_with_its_reasoning(finished: Path, capsys: Captured) -> None:

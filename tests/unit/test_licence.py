@@ -67,7 +67,7 @@ def test_what_the_bases_own_card_states_counts_first(lookalike: Lookalike, tmp_p
 @pytest.mark.parametrize("name", ["me/Maths-1B", "me/llama-maths", "Maths-Llama"])
 def test_a_llamas_child_is_called_llama_or_refused(name: str, lookalike: Lookalike) -> None:
     found = of(lookalike, "llama-3.2-instruct", "/models/maths")
-    with pytest.raises(UsageError, match="Llama 3.2 licence"):
+    with pytest.raises(UsageError, match=r"Llama 3\.2 licence"):
         found.refuse_name(name)
     found.refuse_name("me/Llama-Maths-1B")
     of(lookalike, "qwen2.5-instruct", "Qwen/Qwen2.5-1.5B").refuse_name(name)

@@ -122,12 +122,9 @@ def test_an_adapter_on_the_built_in_model_stays_portable(
 
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", no_look_up)
     adapter = adapter_of("tiny", tmp_path / "adapter")
-    assert (
-        json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))[
-            "base_model_name_or_path"
-        ]
-        == "tiny"
-    )
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    # The folder, which PEFT and transformers find by themselves.
+    assert config["base_model_name_or_path"] == str(source.BUILT_IN_FOLDER)
     policy = load_policy(str(adapter))
     assert (policy.name, policy.base_name) == (str(adapter), "tiny")
     assert isinstance(policy.model, PeftModel)
@@ -145,7 +142,7 @@ def test_an_adapter_gives_the_logits_it_was_saved_with_and_can_be_trained_furthe
     further.model.save_pretrained(tmp_path / "second")
     assert torch.equal(logits(read), logits(load_policy(str(tmp_path / "second"))))
     config = json.loads((tmp_path / "second" / "adapter_config.json").read_text(encoding="utf-8"))
-    assert config["base_model_name_or_path"] == "tiny"
+    assert config["base_model_name_or_path"] == str(source.BUILT_IN_FOLDER)
 
 
 def test_an_adapter_brings_its_own_tokenizer_if_it_has_one(tiny: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from abacist.learning.eval import Request, load_data
 from abacist.learning.resume import checkpoints
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
+from abacist.policy.chat import Chat
 from abacist.policy.decoding.generation import generate
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import BUILT_IN, find, is_built_in, stored_tensors
@@ -147,86 +148,37 @@ def export(request: ExportRequest, watcher: Watcher | None = None) -> Exported:
             f"{request.run} trained all weights: there is no adapter to export",
             "Use --to merged.",
         )
+    modelfile = None
     if request.to in ("gguf", "ollama"):
         gguf_file.refuse_unmapped(_bare(policy.model), chat.tokenizer)
-        ollama_template = ollama.template_of(chat) if request.to == "ollama" else None
+    if request.to == "ollama":
+        pieces = ollama.template_of(chat)
+        modelfile = ollama.modelfile(chat, origin.prompting, pieces, GGUF_NAME)
     # An adapter is its float32 file again, on the base as it is stored.
     is_exact = dtype == "float32" or request.to == "adapter"
+    written = "float32" if is_exact else dtype
     problems = problems_of(request, origin)
     trained = ask_trained(policy, origin, problems, request, watcher, is_exact=is_exact)
     with staged(target, overwrite=request.overwrite) as folder:
-        watcher.stage(f"Writing {request.to} in {'float32' if is_exact else dtype}")
-        if request.to == "adapter":
-            write_adapter(policy, folder, request)
-        else:
-            model = merged(policy)
+        watcher.stage(f"Writing {request.to} in {written}")
+        tell = _teller(watcher, "tensors", "tensors")
+        config = write(policy, folder, request.to, written, licence.title(origin.run.run_id), tell)
         del policy
-        if request.to == "merged":
-            write_merged(model, chat, folder, dtype)
-        elif request.to in ("gguf", "ollama"):
-            gguf_file.write_gguf(
-                model,
-                chat,
-                folder / GGUF_NAME,
-                dtype=dtype,
-                name=licence.title(origin.run.run_id),
-                tell=lambda done, total: watcher.progress(done, total, "tensors"),
-            )
-            config = model.config
-        if request.to != "adapter":
-            del model
         gc.collect()
         write_prompt_record(folder, origin.run, origin.settings, origin.prompting)
-        if request.to == "ollama":
-            assert ollama_template is not None
-            modelfile = ollama.modelfile(chat, origin.prompting, ollama_template, GGUF_NAME)
+        if modelfile is not None:
             (folder / "Modelfile").write_text(modelfile, encoding="utf-8")
         watcher.stage("Loading it again, to compare")
-        if request.to in ("gguf", "ollama"):
-            again = load_gguf(folder, chat, config)
-            reader = "transformers' GGUF reader"
-        else:
-            again = load_exact(str(folder), request)
-            reader = "transformers" if request.to == "merged" else "PEFT"
-            refuse_other_chat(chat, again.chat, origin.prompting, folder)
-        proofs = [prove(reader, again, trained, request, watcher, is_exact=is_exact)]
-        refuse_other(proofs[0])
-        notes: list[str] = []
-        if runtime is not None:
-            proof, told = through_llamacpp(
-                runtime, folder / GGUF_NAME, chat, trained, watcher, is_exact=is_exact
-            )
-            proofs.append(proof)
-            notes += told
-            refuse_other(proof)
-        elif request.to in ("gguf", "ollama"):
-            notes.append(llamacpp.NOT_TRIED)
-        if request.to == "ollama":
-            notes.append(ollama.NOT_TRIED)
-        del again
-        write_json(
-            folder / EXPORT_NAME,
-            {
-                "format": EXPORT_FORMAT,
-                "format_version": EXPORT_VERSION,
-                "kind": request.to,
-                "dtype": "float32" if is_exact else dtype,
-                "base_model": licence.public_base,
-                "prompt": prompt_facts(chat, origin.prompting),
-                "proofs": [_finite(proof.to_json()) for proof in proofs],
-                "notes": notes,
-                "versions": package_versions(),
-            },
+        proofs, notes = prove_all(
+            folder, config, chat, origin, trained, request, runtime, watcher, is_exact=is_exact
         )
-        text = card.export_card(
-            card.RunFacts.of(origin.run, licence, prompt_facts(chat, origin.prompting)),
-            kind=request.to,
-            dtype="float32" if is_exact else dtype,
-            proofs=proofs,
-            notes=notes,
-        )
-        (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+        if request.to == "adapter" and request.base_model is not None:
+            name_base(folder, request.base_model)  # last: here it may not be reachable
+        facts = card.RunFacts.of(origin.run, licence, prompt_facts(chat, origin.prompting))
+        text = card.export_card(facts, kind=request.to, dtype=written, proofs=proofs, notes=notes)
+        (folder / card.CARD_NAME).write_text(text, encoding="utf-8", errors="backslashreplace")
         licence.write_notice(folder)
+        write_json(folder / EXPORT_NAME, _record(facts, request.to, written, proofs, notes))
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     addresses = []
     if request.push is not None:
@@ -234,7 +186,6 @@ def export(request: ExportRequest, watcher: Watcher | None = None) -> Exported:
         addresses.append(push.push_folder(request.push, target))
         if request.push.rollouts:
             addresses.append(push.push_rollouts(request.push, origin.run, licence))
-    written = "float32" if is_exact else dtype
     return Exported(target, request.to, written, proofs, notes, size, addresses)
 
 
@@ -287,8 +238,8 @@ def dtype_of(request: ExportRequest, origin: Origin) -> str:
     base = model
     if model.is_adapter:
         config = json.loads((model.folder / "adapter_config.json").read_text("utf-8"))
-        name = str(config.get("base_model_name_or_path"))
-        base = find(BUILT_IN if is_built_in(name) else name)
+        recorded = str(config.get("base_model_name_or_path"))
+        base = find(BUILT_IN if is_built_in(recorded) else recorded)
     elif (name := origin.settings.get("model_name_or_path")) and isinstance(name, str):
         # All weights are kept in float32 while they are trained: the base's dtype is the start's.
         with contextlib.suppress(ModelError):
@@ -355,10 +306,90 @@ def ask_trained(
     return Trained(replies, reads, untrained, prompts)
 
 
-def _teller(watcher: Watcher, label: str) -> Callable[[int, int], None]:
-    return lambda done, total: watcher.progress(
-        done, total, label, f"{done:,} of {total:,} replies"
-    )
+def _teller(watcher: Watcher, label: str, unit: str = "replies") -> Callable[[int, int], None]:
+    return lambda done, total: watcher.progress(done, total, label, f"{done:,} of {total:,} {unit}")
+
+
+def write(
+    policy: Policy,
+    folder: Path,
+    kind: str,
+    dtype: str,
+    name: str,
+    tell: Callable[[int, int], None],
+) -> Any:
+    """Put the policy into ``folder`` in the form that was asked for; returns the model's config.
+
+    The policy is used up: its adapter becomes part of its weights.
+    """
+    if kind == "adapter":
+        write_adapter(policy, folder)
+        return policy.model.config
+    model = merged(policy)
+    if kind == "merged":
+        write_merged(model, policy.chat, folder, dtype)
+    else:
+        path = folder / GGUF_NAME
+        gguf_file.write_gguf(model, policy.chat, path, dtype=dtype, name=name, tell=tell)
+    return model.config
+
+
+def prove_all(
+    folder: Path,
+    config: Any,
+    chat: Chat,
+    origin: Origin,
+    trained: Trained,
+    request: ExportRequest,
+    runtime: llamacpp.Runtime | None,
+    watcher: Watcher,
+    *,
+    is_exact: bool,
+) -> tuple[list[Proof], list[str]]:
+    """Load what stands in ``folder`` by every reader there is, and compare it with the policy.
+
+    Returns what was found, and in words what was not tried. Raises ModelError where one of them
+    reads another policy.
+    """
+    is_gguf = request.to in ("gguf", "ollama")
+    if is_gguf:
+        reader, again = "transformers' GGUF reader", load_gguf(folder, chat, config)
+    else:
+        reader = "PEFT" if request.to == "adapter" else "transformers"
+        again = load_exact(str(folder), request)
+        refuse_other_chat(chat, again.chat, origin.prompting, folder)
+    proofs = [prove(reader, again, trained, request, watcher, is_exact=is_exact)]
+    refuse_other(proofs[0])
+    notes: list[str] = []
+    if is_gguf and runtime is None:
+        notes.append(llamacpp.NOT_TRIED)
+    if runtime is not None:
+        del again
+        path = folder / GGUF_NAME
+        found, told = through_llamacpp(runtime, path, chat, trained, watcher, is_exact=is_exact)
+        refuse_other(found)
+        proofs.append(found)
+        notes.append(told)
+    if request.to == "ollama":
+        notes.append(ollama.NOT_TRIED)
+    return proofs, notes
+
+
+def _record(
+    facts: card.RunFacts, kind: str, dtype: str, proofs: list[Proof], notes: list[str]
+) -> dict[str, Any]:
+    """What ``abacist.json`` holds: what this is, how it is asked, and what was proven of it."""
+    return {
+        "format": EXPORT_FORMAT,
+        "format_version": EXPORT_VERSION,
+        "kind": kind,
+        "dtype": dtype,
+        "base_model": facts.licence.public_base,
+        "prompt": dict(facts.prompt),
+        "proofs": [_finite(proof.to_json()) for proof in proofs],
+        "notes": notes,
+        "versions": package_versions(),
+    }
 
 
 def merged(policy: Policy) -> Any:
@@ -373,7 +404,7 @@ def _bare(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def write_merged(model: Any, chat: Any, folder: Path, dtype: str) -> None:
+def write_merged(model: Any, chat: Chat, folder: Path, dtype: str) -> None:
     """A model folder of its own: weights rounded to the nearest number, tokenizer with template,
     generation config with the stop tokens and nothing that changes what is sampled."""
     chat.apply_to(model)
@@ -382,20 +413,23 @@ def write_merged(model: Any, chat: Any, folder: Path, dtype: str) -> None:
     chat.tokenizer.save_pretrained(folder)
 
 
-def write_adapter(policy: Policy, folder: Path, request: ExportRequest) -> None:
+def write_adapter(policy: Policy, folder: Path) -> None:
     """The PEFT adapter, its tokenizer, and a reference to its base that can be followed."""
-    policy.model.save_pretrained(folder)
+    policy.model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's blank
     policy.chat.tokenizer.save_pretrained(folder)
     policy.model.generation_config.save_pretrained(folder)
-    if request.base_model is not None:
-        path = folder / "adapter_config.json"
-        config = json.loads(path.read_text("utf-8"))
-        config["base_model_name_or_path"] = request.base_model
-        write_json(path, config)
 
 
-def load_gguf(folder: Path, chat: Any, config: Any) -> Policy:
+def name_base(folder: Path, name: str) -> None:
+    """Let the adapter in ``folder`` name its base as others know it."""
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["base_model_name_or_path"] = name
+    write_json(path, config)
+
+
+def load_gguf(folder: Path, chat: Chat, config: Any) -> Policy:
     """The GGUF file in ``folder`` as transformers reads it, in float32.
 
     Raises ModelError if its settings are not those of the model.
@@ -426,7 +460,7 @@ _SAME_SETTINGS = (
 )  # fmt: skip
 
 
-def refuse_other_chat(one: Any, other: Any, prompting: Prompting, folder: Path) -> None:
+def refuse_other_chat(one: Chat, other: Chat, prompting: Prompting, folder: Path) -> None:
     """Raise ModelError if the export would be asked or stopped otherwise than the run."""
     if one.stop_ids != other.stop_ids:
         raise ModelError(f"The export stops at {other.stop_ids}, the run at {one.stop_ids}.")
@@ -477,7 +511,7 @@ def prove(
     return Proof(reader, is_exact, found, answers, trained.untrained_kl)
 
 
-def regraded(replies: Evaluation, others: dict[int, list[int]], chat: Any) -> Evaluation:
+def regraded(replies: Evaluation, others: dict[int, list[int]], chat: Chat) -> Evaluation:
     """The evaluation with other replies to some problems, by number, read and graded anew."""
 
     def of(reply: Rollout, ids: list[int]) -> Rollout:
@@ -503,12 +537,12 @@ def regraded(replies: Evaluation, others: dict[int, list[int]], chat: Any) -> Ev
 def through_llamacpp(
     runtime: llamacpp.Runtime,
     path: Path,
-    chat: Any,
+    chat: Chat,
     trained: Trained,
     watcher: Watcher,
     *,
     is_exact: bool,
-) -> tuple[Proof, list[str]]:
+) -> tuple[Proof, str]:
     """The same comparison through llama.cpp's own runtime, and what it says of the tokenizer."""
     written = [list(reply.completion_ids) for reply in trained.replies.rollouts]
     texts = [
@@ -533,8 +567,8 @@ def through_llamacpp(
         )
     found: Agreement = agreement(trained.reads, reads, written)
     answers = None if is_exact else paired(trained.replies, regraded(trained.replies, others, chat))
-    notes = [f"{runtime.version}: all {len(prompts)} prompts become the same tokens there."]
-    return Proof(runtime.version, is_exact, found, answers, trained.untrained_kl), notes
+    note = f"{runtime.version}: all {len(prompts)} prompts become the same tokens there."
+    return Proof(runtime.version, is_exact, found, answers, trained.untrained_kl), note
 
 
 def _finite(value: Any) -> Any:

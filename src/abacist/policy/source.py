@@ -23,6 +23,7 @@ from abacist.task.hub import fault
 
 BUILT_IN = "tiny"
 BUILT_IN_FOLDER = Path(str(importlib.resources.files("abacist.policy"))) / "tiny"
+_IN_AN_INSTALLATION = ("abacist", "policy", "tiny")
 HUB_DEADLINE_SECONDS = 5.0
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -86,7 +87,8 @@ def is_built_in(name: str) -> bool:
 
     PEFT and transformers know folders and Hub ids only, so adapters of ours name the folder.
     """
-    return name == BUILT_IN or Path(name).parts[-3:] == BUILT_IN_FOLDER.parts[-3:]
+    path = Path(name)
+    return name == BUILT_IN or path == BUILT_IN_FOLDER or path.parts[-3:] == _IN_AN_INSTALLATION
 
 
 def read_json(file: Path) -> dict[str, Any]:
