@@ -120,9 +120,7 @@ def test_verls_own_loader_and_reward_manager_pay_what_we_pay(
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(lookalike("qwen2.5-instruct"))
     rows = pq.read_table(files[0]).to_pylist()
-    texts = [
-        text.format(problem.answer) or " " for text, problem in zip(TEXTS, TRAIN, strict=True)
-    ]
+    texts = [text.format(problem.answer) or " " for text, problem in zip(TEXTS, TRAIN, strict=True)]
     ids = [tokenizer(text)["input_ids"] for text in texts]
     longest = max(map(len, ids))
     pad = tokenizer.pad_token_id
