@@ -20,8 +20,8 @@ from abacist.task.reply import parse_reply
 
 pytest.importorskip("lm_eval", reason="lm_eval, a development dependency, is not here")
 
-from lm_eval.evaluator import simple_evaluate  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
 
 HARD = Problem(
     problem_id="braces", question="Is {{answer}} 7, or {% raw %} [1]?\n\nSay 'why'.\n",

@@ -1,0 +1,9 @@
+"""Our problems and rewards as an environment of Prime Intellect's verifiers.
+
+pip install abacist verifiers
+PYTHONPATH=examples vf-eval abacist-gsm8k --env.agent.harness.id null --model MODEL …
+"""
+
+from abacist.delivery.neighbours.verifiers_taskset import AbacistTaskset
+
+__all__ = ["AbacistTaskset"]
