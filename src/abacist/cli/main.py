@@ -33,6 +33,7 @@ VERBS = {
     "audit": Verb("abacist.cli.audit", "what can these rewards be made to pay for?"),
     "show": Verb("abacist.cli.show", "read the replies of a run, and why each was judged so"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
+    "serve": Verb("abacist.cli.serve", "hand a model to a server: transformers, vLLM, llama.cpp"),
     "doctor": Verb("abacist.cli.doctor.doctor", "look at this machine, or at a run: is all well?"),
 }
 
