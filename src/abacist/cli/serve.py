@@ -1,4 +1,4 @@
-"""``abacist serve MODEL``: hand a model over to a server that is installed, by the right command."""
+"""``abacist serve MODEL``: hand a model to a server that is installed, by the right command."""
 
 from __future__ import annotations
 
