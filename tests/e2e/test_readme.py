@@ -21,8 +21,8 @@ EXAMPLES = [
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
-def test_there_are_three_python_examples() -> None:
-    assert len(EXAMPLES) == 3
+def test_there_are_five_python_examples() -> None:
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize(

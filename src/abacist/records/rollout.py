@@ -285,7 +285,7 @@ def _row_of(rollout: Rollout, reward_names: Sequence[str]) -> dict[str, Any]:
 
 
 def storable(value: Any) -> Any:
-    """A text without halves of surrogate pairs, which no Parquet text can hold; all else as it is."""
+    """A text without halves of surrogate pairs, which no Parquet text can hold; all else as is."""
     return _LONE_SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 

@@ -164,8 +164,9 @@ def _html(block: Block) -> str:
         return f"<tr>{written}</tr>"
 
     body = "\n".join(row(cells, "td") for cells in block.rows)
-    style = ' style="margin-bottom:1em"'
-    return f"<table{style}>\n<thead>{row(block.heading, 'th')}</thead>\n<tbody>{body}</tbody>\n</table>"
+    heading = row(block.heading, "th")
+    apart = '<table style="margin-bottom:1em">'
+    return f"{apart}\n<thead>{heading}</thead>\n<tbody>{body}</tbody>\n</table>"
 
 
 def _escaped(text: str) -> str:
