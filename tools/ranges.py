@@ -85,10 +85,9 @@ def environment(end: str, folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
     pins = place / "constraints.txt"
     pins.write_text(constraints(end), encoding="utf-8")
-    install = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-    subprocess.run(
-        [*install, "--constraint", pins, "--editable", ROOT, *TEST_TOOLS], check=True, cwd=place
-    )
+    install = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    wanted = ["--constraint", str(pins), "--editable", str(ROOT), *TEST_TOOLS]
+    subprocess.run([*install, *wanted], check=True, cwd=place)
     stamp.write_text(made_of, encoding="utf-8")
     return python
 

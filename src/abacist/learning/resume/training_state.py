@@ -35,7 +35,6 @@ _COPIED = {
     "microsteps": "_step",
     "epoch_ended": "epoch_ended",
     "last_logged": "_globalstep_last_logged",
-    "first_step": "_initial_global_step",
     "first_tokens": "_initial_num_input_tokens_seen",
     "grad_norm": "last_grad_norm",
     "learning_rate": "last_learning_rate",
@@ -51,6 +50,8 @@ def capture(trainer: Any) -> State:
         "format": STATE_FORMAT,
         "step": state.global_step,
         **{name: getattr(trainer, attribute) for name, attribute in _COPIED.items()},
+        # The mean loss is over the steps since this one; before transformers 5.19 since step 0.
+        "first_step": getattr(trainer, "_initial_global_step", 0),
         "buffered": trainer._buffered_inputs if mid_buffer else None,
         "metrics": {
             mode: {name: list(values) for name, values in metrics.items()}
@@ -75,6 +76,7 @@ def restore(trainer: Any, saved: State) -> None:
     state = trainer.state
     for name, attribute in _COPIED.items():
         setattr(trainer, attribute, saved[name])
+    trainer._initial_global_step = saved["first_step"]
     trainer._buffered_inputs = _on_device(saved["buffered"], trainer.accelerator.device)
     for mode, metrics in saved["metrics"].items():
         trainer._metrics[mode] = defaultdict(list, {name: list(v) for name, v in metrics.items()})
