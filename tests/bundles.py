@@ -20,11 +20,11 @@ from abacist.learning.train import train
 Members = dict[str, bytes]
 Edit = Callable[[dict[str, Any], Members], None]
 
-SHORT = ["--max_steps", "2", "--save_steps", "1", "--save_total_limit", "5", "--warmup_steps", "1",
+SHORT = ["--max_steps", "2", "--save_steps", "1", "--save_total_limit", "5", "--warmup_steps", "0",
          "--num_train_problems", "60", "--num_heldout_problems", "10", "--eval_steps", "1",
          "--num_selection_problems", "4", "--num_consistency_problems", "3",
          "--per_device_train_batch_size", "16", "--num_generations", "4",
-         "--max_completion_length", "64", "--learning_rate", "1e-2"]  # fmt: skip
+         "--max_completion_length", "64", "--learning_rate", "3e-3"]  # fmt: skip
 
 
 def short_run(folder: Path, *flags: str) -> Path:

@@ -378,8 +378,8 @@ def test_a_token_at_a_boundary_counts_as_a_tie_and_one_beside_it_does_not() -> N
 
     def beyond(uniform: float, token: int, **how: Any) -> float:
         reply = _reply([token], torch.tensor([uniform], dtype=torch.float64))
-        gaps = verify_replay._gaps(reply, [0], logits, sampling, how.get("narrow", False))
-        return gaps.beyond[0]
+        gaps = verify_replay._gaps(reply, [0], logits, sampling)
+        return (gaps.beyond_wide if how.get("narrow") else gaps.beyond)[0]
 
     assert beyond(0.3, 1) <= 0 and beyond(0.25 - 5e-6, 1) <= 0 and beyond(0.5 + 5e-6, 1) <= 0
     assert beyond(0.25 - 5e-5, 1) > 0 and beyond(0.5 + 5e-5, 1) > 0
@@ -392,7 +392,7 @@ def test_greedy_scores_tie_within_the_bound_and_not_beyond_it() -> None:
 
     def beyond(token: int) -> float:
         reply = _reply([token], None)
-        return verify_replay._gaps(reply, [0], logits, None, False).beyond[0]
+        return verify_replay._gaps(reply, [0], logits, None).beyond[0]
 
     assert beyond(2) <= 0 < beyond(1)
     logits[0, 2] = 0.0

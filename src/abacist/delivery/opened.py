@@ -113,10 +113,9 @@ def lay_out(path: Path, contents: Contents, folder: Path, check: Check) -> Opene
     try:
         return Opened(contents, folder, run, run.read_manifest(), run.read_settings())
     except RunError as error:
-        raise RunError(
-            f"{path}: nothing can be checked: {error.message.replace(str(folder) + '/', '')}",
-            error.hint,
-        ) from error
+        why = " ".join(error.message.replace(f"{folder}/", "").split())[:300]
+        hint = "It is not a bundle as `abacist bundle` writes it. Fetch it again."
+        raise RunError(f"{path}: nothing can be checked: {why}", hint) from error
 
 
 def _has_aliases(text: bytes) -> bool:

@@ -16,6 +16,7 @@ Shapes: N replies, T tokens of the longest completion, V vocabulary entries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,7 @@ class Tally:
     tokens: int = 0
     same: int = 0
     near: int = 0
+    wide: int = 0  # of those near, within the bound of narrower numbers only
 
     @property
     def sentence(self) -> str:
@@ -63,7 +65,9 @@ class Tally:
         return (
             f"{self.replies:,} replies replayed: {self.same_replies:,} token for token, "
             f"{self.near_replies:,} but for ties, {wrong:,} not ({self.tokens:,} tokens: "
-            f"{self.same:,} the same, {self.near:,} at a tie, {different:,} different)"
+            f"{self.same:,} the same, {self.near - self.wide:,} at a tie, "
+            + (f"{self.wide:,} within the bound of narrower numbers, " if self.wide else "")
+            + f"{different:,} different)"
         )
 
 
@@ -93,8 +97,8 @@ def replay(
     sound.sort(key=lambda pair: len(pair[0].recorded.completion_ids))
     for batch in _batches(sound, _vocabulary(policy)):
         for (reply, ids), logits_TV in zip(batch, _logits(policy, batch), strict=True):
-            gaps = _gaps(reply, ids, logits_TV, sampling, is_narrow)
-            _judge(policy, reply, gaps, tally, check)
+            gaps = _gaps(reply, ids, logits_TV, sampling)
+            _judge(policy, reply, gaps, tally, check, is_narrow)
         progress(sum(len(reply.recorded.completion_ids) for reply, _ in batch))
     return tally
 
@@ -189,23 +193,25 @@ def _logits(policy: Policy, batch: Sequence[_Pair]) -> Iterator[torch.Tensor]:
 class _Gaps:
     """Per token: what the replay chooses, and how far the recorded one is from being chosen.
 
-    ``beyond`` is 0 or less where the recorded token is within the tolerance.
+    ``beyond`` is 0 or less where the recorded token is within the tolerance of float32,
+    ``beyond_wide`` where it is within the bound of narrower numbers.
     """
 
     chosen: list[int]
     beyond: list[float]
+    beyond_wide: list[float]
 
 
 def _gaps(
-    reply: Reply, ids: list[int], logits_TV: torch.Tensor, sampling: Sampling | None, narrow: bool
+    reply: Reply, ids: list[int], logits_TV: torch.Tensor, sampling: Sampling | None
 ) -> _Gaps:
     recorded_T = torch.tensor(list(reply.recorded.completion_ids), device=logits_TV.device)
     if sampling is None or reply.uniforms is None:
         chosen_T = logits_TV.argmax(dim=-1)
         best_T = logits_TV.amax(dim=-1)
         gap_T = best_T - logits_TV.gather(1, recorded_T[:, None])[:, 0]
-        beyond_T = gap_T - (2 * NARROW_LOGPROB if narrow else SCORE_TOLERANCE)
-        return _Gaps(chosen_T.tolist(), beyond_T.tolist())
+        wide_T = gap_T - 2 * NARROW_LOGPROB
+        return _Gaps(chosen_T.tolist(), (gap_T - SCORE_TOLERANCE).tolist(), wide_T.tolist())
     if sampling.repetition_penalty != 1:
         logits_TV = _penalised(logits_TV, ids, recorded_T, sampling.repetition_penalty)
     cumulative_TV = cumulative(logits_TV, sampling)
@@ -217,13 +223,13 @@ def _gaps(
     high_T = cumulative_TV.gather(1, recorded_T[:, None])[:, 0]
     low_T = cumulative_TV.gather(1, (recorded_T - 1).clamp(min=0)[:, None])[:, 0]
     low_T = torch.where(recorded_T > 0, low_T, torch.zeros_like(low_T))
-    if narrow:
-        # What the boundaries can be, at most, where every log-probability is off by the bound.
-        factor = float(torch.tensor(NARROW_LOGPROB).exp())
-        low_T = torch.maximum(low_T / factor, 1 - (1 - low_T) * factor)
-        high_T = torch.minimum(high_T * factor, 1 - (1 - high_T) / factor)
     beyond_T = torch.maximum(low_T - uniforms_T, uniforms_T - high_T) - UNIFORM_TOLERANCE
-    return _Gaps(chosen_T.tolist(), beyond_T.tolist())
+    # What the boundaries can be, at most, where every log-probability is off by the bound.
+    factor = math.exp(NARROW_LOGPROB)
+    low_T = torch.maximum(low_T / factor, 1 - (1 - low_T) * factor)
+    high_T = torch.minimum(high_T * factor, 1 - (1 - high_T) / factor)
+    wide_T = torch.maximum(low_T - uniforms_T, uniforms_T - high_T) - UNIFORM_TOLERANCE
+    return _Gaps(chosen_T.tolist(), beyond_T.tolist(), wide_T.tolist())
 
 
 def _penalised(
@@ -238,16 +244,19 @@ def _penalised(
     return torch.stack(rows)
 
 
-def _judge(policy: Policy, reply: Reply, gaps: _Gaps, tally: Tally, check: Check) -> None:
+def _judge(
+    policy: Policy, reply: Reply, gaps: _Gaps, tally: Tally, check: Check, is_narrow: bool
+) -> None:
     written = list(reply.recorded.completion_ids)
     different, near = [], 0
-    for at, (token, chosen, beyond) in enumerate(
-        zip(written, gaps.chosen, gaps.beyond, strict=True)
-    ):
-        if token == chosen:
+    for at, token in enumerate(written):
+        if token == gaps.chosen[at]:
             tally.same += 1
-        elif beyond <= 0:
+        elif gaps.beyond[at] <= 0:
             near += 1
+        elif is_narrow and gaps.beyond_wide[at] <= 0:
+            near += 1
+            tally.wide += 1
         else:
             different.append(at)
     tally.near += near

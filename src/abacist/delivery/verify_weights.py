@@ -30,7 +30,7 @@ from abacist.policy.decoding.generation import streams_of
 from abacist.policy.decoding.token_sampling import Sampling, uniforms_of
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
-from abacist.policy.source import find, read_json
+from abacist.policy.source import Source, find, read_json
 
 BASE = "base"
 # About what is computed without being asked for more: some minutes on a core.
@@ -104,7 +104,7 @@ def check_replays(
         check.is_incomplete = True
         check.not_checked.append("training rollouts: the bundle has none that can be replayed")
     try:
-        base = find(model or _named_base(opened))
+        base = find(model or _named_base(opened), revision=_revision(opened, model))
     except AbacistError as error:
         check.is_incomplete = True
         check.looked_at = "nothing was replayed"
@@ -126,7 +126,7 @@ def check_replays(
             continue
         watcher.stage(f"Loading {_words(role)}")
         try:
-            policy = _load(opened, role, there, base.name, device, dtype)
+            policy = _load(opened, role, there, base, _revision(opened, model), device, dtype)
         except ModelError as error:
             check.fault(f"weights of {role}", "", "weights that can be loaded", error.message)
             continue
@@ -164,8 +164,8 @@ def _sum_up(check: Check, tallies: Mapping[str, Tally], is_narrow: bool) -> None
     check.notes = [f"{name}: {tally.sentence}" for name, tally in tallies.items()]
     if is_narrow and tallies:
         check.notes.append(
-            "the run computed in narrower numbers than float32: a token counts as a tie where its "
-            "log-probability need not differ by more than the bound in docs/verify.md"
+            "the run's weights are in narrower numbers than float32: a token beyond a tie passes "
+            "where log-probabilities need not differ by more than the bound in docs/verify.md"
         )
 
 
@@ -198,6 +198,12 @@ def _named_base(opened: Opened) -> str:
     return str(opened.settings.get("model_name_or_path", "tiny"))
 
 
+def _revision(opened: Opened, model: str | None) -> str | None:
+    """That of the run's own base; another model, named by whoever verifies, is as it is."""
+    revision = opened.settings.get("model_revision")
+    return None if model is not None or revision is None else str(revision)
+
+
 def _of_verdict(opened: Opened) -> list[_Job]:
     """The replies before training are the base model's, those after the trained model's."""
     jobs = []
@@ -226,6 +232,9 @@ def _of_verdict(opened: Opened) -> list[_Job]:
 def _of_training(opened: Opened, check: Check) -> list[_Job]:
     """The rollouts of the steps right after a checkpoint, with their uniform numbers."""
     settings = opened.settings
+    if settings.get("chat_template_kwargs"):
+        check.not_checked.append("training rollouts: their prompts had chat_template_kwargs")
+        return []
     asked = [name for name in _OTHER_ENGINES if settings.get(name)]
     if asked or settings.get("use_fast_path") is False:
         what = ", ".join(asked) or "use_fast_path false"
@@ -369,7 +378,8 @@ def _load(
     opened: Opened,
     role: str,
     there: Mapping[str, Mapping[str, Path]],
-    base: str,
+    base: Source,
+    revision: str | None,
     device: str,
     dtype: str,
 ) -> Policy:
@@ -377,18 +387,18 @@ def _load(
     # In float32: narrower numbers would add their own rounding to the run's.
     how: Any = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
     if role == BASE:
-        return load_policy(base, **how)
+        return load_policy(base.name, revision=revision, **how)
     folder = opened.folder / "loading" / role
     folder.mkdir(parents=True, exist_ok=True)
-    source = find(base)
     for name, path in there[role].items():
         if not (folder / name).exists():
             (folder / name).symlink_to(path.resolve())
     if "adapter_model.safetensors" in there[role]:
-        name = base
-        if source.is_adapter:
-            name = str(read_json(source.folder / "adapter_config.json")["base_model_name_or_path"])
-        config = _plain_adapter(opened) | {"base_model_name_or_path": name}
+        named: Any = {"base_model_name_or_path": base.name, "revision": revision}
+        if base.is_adapter:
+            own = read_json(base.folder / "adapter_config.json")
+            named = {name: own.get(name) for name in named}
+        config = _plain_adapter(opened) | named
         (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         return load_policy(str(folder), **how)
     for name in ("config.json", "generation_config.json"):
@@ -397,7 +407,7 @@ def _load(
     if len(there[role]) > 1:
         _write_weight_map(folder, there[role])
     for pattern in _TOKENIZER:
-        for path in source.folder.glob(pattern):
+        for path in base.folder.glob(pattern):
             shutil.copyfile(path, folder / path.name)
     return load_policy(str(folder), **how)
 
