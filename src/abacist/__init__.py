@@ -37,6 +37,10 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from abacist.api import ask as ask
+    from abacist.api import compare as compare
+    from abacist.api import evaluate as evaluate
+    from abacist.api import train as train
     from abacist.errors import AbacistError as AbacistError
     from abacist.learning.arguments import GRPOConfig as GRPOConfig
     from abacist.learning.resume.resuming import load_run as load_run
@@ -52,10 +56,6 @@ if TYPE_CHECKING:
     from abacist.task.rewards import soft_format as soft_format
     from abacist.task.rewards import strict_format as strict_format
     from abacist.task.rewards import xml_count as xml_count
-    from abacist.view.api import ask as ask
-    from abacist.view.api import compare as compare
-    from abacist.view.api import evaluate as evaluate
-    from abacist.view.api import train as train
 
 _HOME = {
     "AbacistError": "abacist.errors",
@@ -63,11 +63,11 @@ _HOME = {
     "GRPOTrainer": "abacist.learning.trainer",
     "Problem": "abacist.task.problems",
     "Rollout": "abacist.records.rollout",
-    "ask": "abacist.view.api",
+    "ask": "abacist.api",
     "audit": "abacist.task.audit.audit",
-    "compare": "abacist.view.api",
+    "compare": "abacist.api",
     "correctness": "abacist.task.rewards",
-    "evaluate": "abacist.view.api",
+    "evaluate": "abacist.api",
     "integer": "abacist.task.rewards",
     "load_problems": "abacist.task.problems",
     "load_run": "abacist.learning.resume.resuming",
@@ -75,7 +75,7 @@ _HOME = {
     "same_answer": "abacist.task.answers",
     "soft_format": "abacist.task.rewards",
     "strict_format": "abacist.task.rewards",
-    "train": "abacist.view.api",
+    "train": "abacist.api",
     "xml_count": "abacist.task.rewards",
 }
 # What is seen of the results of these functions. Results hold data, and no layer below the view may

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import abacist
+from abacist import api
 from abacist.errors import AbacistError, RewardError, UsageError
 from abacist.learning.resume.resuming import Run
 from abacist.learning.tracking import Silent
@@ -23,7 +24,6 @@ from abacist.proof.ask import Answers
 from abacist.proof.comparison.compare import compare
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import Rollout, StopReason
-from abacist.view import api
 from abacist.view.results import result_frame, result_plot, result_text
 from evaluated import GOOD, WRONG, evaluation, problem
 

@@ -156,7 +156,7 @@ def a_training(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "abacist.learning.config", load_config=load_config, full_help=lambda: "all two hundred"
     )
     stand_in("abacist.learning.train", train=train_model)
-    monkeypatch.setattr(train, "write_page", lambda run: run / "report.html")
+    stand_in("abacist.delivery.ending", write_page_and_card=lambda run: run / "report.html")
     stand_in(
         "abacist.view.verdict",
         verdict_text=lambda *judged, width: f"It learned: {judged}",
@@ -174,19 +174,6 @@ def test_train_hands_its_flags_on_and_ends_with_the_next_command(
     assert "It learned: ('a comparison', None, None)" in out
     assert "abacist ask 'runs/a b' \"How many figs has Tom's aunt?\"\n" in out
     assert "runs/a b/report.html" in out and "abacist show 'runs/a b'\n" in out
-
-
-def test_a_fault_of_the_page_costs_no_verdict(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from abacist.view.report import writing
-
-    def fails(*_: Any) -> None:
-        raise RuntimeError("no fonts\nand a second line")
-
-    monkeypatch.setattr(writing, "write_report", fails)
-    assert train.write_page(tmp_path) is None
-    assert capsys.readouterr().err == "The report was not written: no fonts\n"
 
 
 @pytest.mark.parametrize(

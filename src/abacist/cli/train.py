@@ -7,16 +7,14 @@ Only the recipe and the flags that steer this file are read here. Everything els
 from __future__ import annotations
 
 import shlex
-import sys
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from abacist.cli import console
 from abacist.cli.flags import render
-from abacist.errors import UsageError, first_line
+from abacist.errors import UsageError
 from abacist.learning.helptext import TRAIN_FLAGS, recipe_names
 
 if TYPE_CHECKING:
@@ -57,6 +55,7 @@ def run(argv: list[str]) -> int:
     request = read_request(argv)
     with console.stdout_for(result_only=request.as_json) as stdout:
         console.say_starting()
+        from abacist.delivery.ending import write_page_and_card
         from abacist.learning.config import load_config
         from abacist.learning.train import train
         from abacist.view.live import Live
@@ -73,8 +72,7 @@ def run(argv: list[str]) -> int:
         compared = result.comparison
         if request.as_json:
             verdict = verdict_json(compared, *sampled) if compared else None
-            write_card(result.path)
-            report = write_page(result.path)
+            report = write_page_and_card(result.path)
             told = {"run": result.path, "verdict": verdict, "report": report}
             console.print_json(told, stdout)
         else:
@@ -84,8 +82,7 @@ def run(argv: list[str]) -> int:
             in_short, *_ = text.split("\n\n")
             if len(text.split("\n")) > LINES_IN_VIEW:  # its first sentence has left the screen
                 print(f"\nIn short:\n{in_short}")
-            write_card(result.path)
-            if (report := write_page(result.path)) is not None:
+            if (report := write_page_and_card(result.path)) is not None:
                 print(f"\nLook at it in a browser: {report}")
                 run = shlex.quote(str(result.path))
                 print(f"or read its replies here: {console.program()} show {run}")
@@ -93,34 +90,6 @@ def run(argv: list[str]) -> int:
             heldout = result.before.problems if result.before else ()
             print(f"  {next_command(str(result.path), [p.question for p in heldout])}")
     return 0
-
-
-def write_page(run: Path) -> Path | None:
-    """The report of a run that has ended, written into it; None, with a line that says why, where
-    that fails, for whatever reason: the run and its verdict are whole without it."""
-    from abacist.records.rundir import RunDir
-    from abacist.view.report.writing import default_path, write_report
-
-    page, ended = default_path([run]), RunDir(run).manifest_path
-    try:
-        # A finished run that is asked to resume is left as it is.
-        if not page.exists() or page.stat().st_mtime_ns < ended.stat().st_mtime_ns:
-            write_report([run], page)
-    except Exception as error:
-        print(f"The report was not written: {first_line(error)}", file=sys.stderr)
-        return None
-    return page
-
-
-def write_card(run: Path) -> None:
-    """The model card of a run that has ended, written into it; a line says why, where that fails:
-    the run and its verdict are whole without it."""
-    from abacist.delivery.card import write_run_card
-
-    try:
-        write_run_card(run)
-    except Exception as error:
-        print(f"The model card was not written: {first_line(error)}", file=sys.stderr)
 
 
 def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -> int:

@@ -101,7 +101,12 @@ def train(
     else:
         config = config_of(recipe, given)
     with _shown(progress, watcher) as told:
-        return run(config, told)
+        trained = run(config, told)
+    if not trained.stopped:
+        from abacist.delivery.ending import write_page_and_card
+
+        write_page_and_card(trained.path)
+    return trained
 
 
 def evaluate(
