@@ -527,7 +527,8 @@ PIECES = [
     "GRPOTrainer(", ")", "GRPOConfig(", "reward_funcs=", "[", "]", "{", "}", "lambda x: x", "\n",
     "    ", "def f(x):\n", "if x:\n", "x = ", "x", "**x", "*x", "f'{x!r:>{y}}'", "1", "10**99",
     "'a'", "load_dataset('a')", ".map(f)", "class A(B):\n", "return ", ", ", "args=", "%pip\n",
-    "!ls", "@", "global x\n", "x[0]", "x.y", "x.y = 3\n", " + ", "for x in f():\n", "from trl import *\n",
+    "!ls", "@", "global x\n", "x[0]", "x.y", "x.y = 3\n", " + ", "for x in f():\n",
+    "from trl import *\n",
 ]  # fmt: skip
 
 
