@@ -47,10 +47,9 @@ def test_the_harness_asks_what_we_ask_to_the_letter(
     docs = list(task.test_docs())
     assert len(docs) == len(PROBLEMS)
     for doc, problem in zip(docs, PROBLEMS, strict=True):
-        seen: list[Any] = []
-        task.fewshot_context(
+        seen = task.fewshot_context(
             doc, len(shots), apply_chat_template=True, fewshot_as_multiturn=True,
-            chat_template=lambda messages, **_: seen.extend(messages) or "",
+            chat_template=lambda messages, **_: messages,
         )  # fmt: skip
         expected = build_messages(
             problem.question, system_prompt=system_prompt, shots=Shots(shots),

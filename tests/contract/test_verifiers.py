@@ -49,17 +49,18 @@ class Handler(BaseHTTPRequestHandler):
         content = body["messages"][-1]["content"]
         if isinstance(content, list):
             content = "".join(part["text"] for part in content)
-        reply = {
-            "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+        chunk = {
+            "id": "1", "object": "chat.completion.chunk", "created": 0, "model": body["model"],
             "choices": [{
                 "index": 0, "finish_reason": "stop",
-                "message": {"role": "assistant", "content": REPLIES[content]},
+                "delta": {"role": "assistant", "content": REPLIES[content]},
             }],
             "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         }  # fmt: skip
-        data = json.dumps(reply).encode()
+        assert body["stream"]
+        data = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n".encode()
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/event-stream")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -113,7 +114,8 @@ def test_verifiers_pays_what_we_pay(server: Server, tmp_path: Path) -> None:
         "vf-eval", "abacist-gsm8k", "--env.agent.harness.id", "null", "--model", "local",
         "--client.base-url", f"http://127.0.0.1:{server.server_port}/v1",
         "--client.api-key-var", "NO_KEY", "--env.taskset.split", "heldout",
-        "--env.taskset.num-problems", "5", "--output-dir", str(tmp_path),
+        "--env.taskset.num-problems", "5", "--output-dir", str(tmp_path), "--no-push",
+        "--no-rich", "--env.agent.runtime.type", "subprocess",
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "examples")])
     done = subprocess.run(
@@ -123,7 +125,7 @@ def test_verifiers_pays_what_we_pay(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (file,) = tmp_path.rglob("traces.jsonl")
     traces = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(server.asked) == len(PROBLEMS)
+    assert len(server.asked) == len(PROBLEMS), traces  # no reply was asked for twice
     seen = {}
     for trace in traces:
         for one in trace.get("traces", [trace]):

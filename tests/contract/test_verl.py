@@ -1,8 +1,8 @@
 """Our data and reward as verl uses them.
 
-Where verl is installed (it wants torch and ray; an environment of its own), its own data set, loader
-of reward functions and reward managers run them. Without it, what they do is done here: the schema
-is read as they read it, and the function is called with their keywords.
+Where verl is installed (it wants ray and torch; an environment of its own), its own data set, its
+loader of reward functions and its reward manager run them. Without it, what they do is done here:
+the schema is read as they read it, and the function is called with their keywords.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 
 from offline import OFFLINE
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+PAGE = (ROOT / "docs" / "neighbours.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 # What each of them must have said. abacist_gsm8k.py is for verifiers, and has a test of its own.
 SAID = {
     "plain_trl.py": "reward by step: [",
@@ -19,6 +23,10 @@ SAID = {
     "custom_data.py": "held out, for example:",
     "few_shot.py": "--- assistant\n<reasoning>\n",
 }
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **OFFLINE, "PYTHONPATH": str(ROOT / "src")}
 
 
 def test_every_example_is_tried() -> None:
@@ -30,8 +38,7 @@ def test_every_example_is_tried() -> None:
 def test_an_example_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / name],
-        cwd=tmp_path, env={**os.environ, **OFFLINE}, capture_output=True, text=True,
-        encoding="utf-8",
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert SAID[name] in done.stdout
@@ -43,3 +50,19 @@ def test_the_reward_of_an_example_is_one_that_train_takes(tmp_path: Path) -> Non
     (reward,) = load_reward_funcs([f"{EXAMPLES / 'custom_reward.py'}:shows_work"])
     replies = [[{"content": f"<reasoning>\n{work}\n</reasoning>"}] for work in ("1 + 1 = 2", "so")]
     assert reward(prompts=["", ""], completions=replies, answer=["2", "2"]) == [0.2, 0.0]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_what_the_page_of_neighbours_shows_runs_and_writes(block: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-"], input=block, cwd=tmp_path, env=environment(), capture_output=True,
+        text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_page_names_files_that_are_there() -> None:
+    for name in re.findall(r"\w+\.py", PAGE):
+        if name not in ("grpo_demo.py", "NAME_rewards.py"):
+            assert (EXAMPLES / name).is_file(), name

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abacist.cli.main import main
+from abacist.delivery.importing import importing
 from abacist.delivery.importing.importing import Imported, import_gist
 from abacist.delivery.importing.notes import Kind
 from abacist.delivery.importing.reader import Reader
@@ -527,7 +528,8 @@ PIECES = [
     "GRPOTrainer(", ")", "GRPOConfig(", "reward_funcs=", "[", "]", "{", "}", "lambda x: x", "\n",
     "    ", "def f(x):\n", "if x:\n", "x = ", "x", "**x", "*x", "f'{x!r:>{y}}'", "1", "10**99",
     "'a'", "load_dataset('a')", ".map(f)", "class A(B):\n", "return ", ", ", "args=", "%pip\n",
-    "!ls", "@", "global x\n", "x[0]", "x.y", "x.y = 3\n", " + ", "for x in f():\n", "from trl import *\n",
+    "!ls", "@", "global x\n", "x[0]", "x.y", "x.y = 3\n", " + ", "for x in f():\n",
+    "from trl import *\n",
 ]  # fmt: skip
 
 
@@ -560,8 +562,6 @@ def test_no_script_that_has_a_trainer_raises_anything_else(text: str) -> None:
 
 
 def import_gist_text(text: str) -> None:
-    from abacist.delivery.importing import importing
-
     file = script_of(text, Path("script.py"))
     importing._imported(file, False, None, None)
 
@@ -580,6 +580,23 @@ def test_what_exists_is_left_alone(tmp_path: Path) -> None:
     assert {path.name for path in written} == {"mine.yaml", "mine_shots.jsonl", "mine_rewards.py"}
     with pytest.raises(RunError, match="exists"):
         found.write(config)
+
+
+def test_a_write_that_fails_in_the_middle_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = import_gist(GISTS / "data_class.py")
+    original = importing.write_aside
+
+    def full(path: Path, data: bytes) -> None:
+        if path.suffix == ".yaml":
+            raise OSError(28, "No space left on device")
+        original(path, data)
+
+    monkeypatch.setattr(importing, "write_aside", full)
+    with pytest.raises(RunError, match=r"mine\.yaml cannot be written: No space left"):
+        found.write(tmp_path / "mine.yaml")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_script_itself_is_never_written_over(tmp_path: Path) -> None:
