@@ -87,6 +87,19 @@ def test_a_resume_with_another_state_is_told_from_an_exact_one(
     assert {"adapter_model.safetensors", "metrics.jsonl"} <= set(differences(whole, resumed))
 
 
+def test_a_trainer_that_counts_from_step_0_has_a_state_too(model: Path, tmp_path: Path) -> None:
+    # transformers before 5.19: the trainer has no first step of its own.
+    from abacist.learning.resume.training_state import capture, restore
+
+    trainer = make_trainer(by_name("lora"), model, tmp_path / "run", **STEPS | {"max_steps": 1})
+    trainer.train()
+    vars(trainer).pop("_initial_global_step", None)
+    saved = capture(trainer)
+    assert saved["first_step"] == 0
+    restore(trainer, saved)
+    assert trainer._initial_global_step == 0
+
+
 def test_a_stop_inside_a_step_takes_the_step_back_and_loses_nothing(
     model: Path, tmp_path: Path
 ) -> None:
