@@ -40,7 +40,11 @@ def result_page(result: Result) -> list[Block]:
         return answers_page(result)
     if isinstance(result, Audit):
         return audit_page(result)
+    from abacist.view.report.page import PAGE_NAME  # with matplotlib: only where it is named
+
     where = f"The run is in {visible(str(result.path))}."
+    if (result.path / PAGE_NAME).exists():
+        where += f" Its page, to be opened in a browser, is {PAGE_NAME} in it."
     if result.stopped:
         return [f"Stopped by {visible(result.stopped)}.", where]
     if result.comparison is None:
