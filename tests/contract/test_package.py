@@ -50,7 +50,12 @@ def build(source: Path, kind: str, into: Path) -> Path:
     code = f"import setuptools.build_meta as b; b.build_{kind}({str(into)!r})"
     before = set(into.iterdir())
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (made,) = set(into.iterdir()) - before

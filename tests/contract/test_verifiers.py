@@ -120,11 +120,11 @@ def test_verifiers_pays_what_we_pay(server: Server, tmp_path: Path) -> None:
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "examples")])
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": path, "NO_KEY": "none"}, cwd=tmp_path,
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, encoding="utf-8", timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (file,) = tmp_path.rglob("traces.jsonl")
-    traces = [json.loads(line) for line in file.read_text().splitlines()]
+    traces = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert len(server.asked) == len(PROBLEMS), traces  # no reply was asked for twice
     seen = {}
     for trace in traces:

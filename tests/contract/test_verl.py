@@ -74,7 +74,7 @@ def test_what_exists_is_left_alone_and_empty_splits_are_refused(tmp_path: Path) 
     with pytest.raises(AbacistError, match="holds no problems"):
         write_verl_data(tmp_path, {"train": TRAIN, "test": []})
     assert not list(tmp_path.iterdir())
-    (tmp_path / "train.parquet").write_text("mine")
+    (tmp_path / "train.parquet").write_text("mine", encoding="utf-8")
     with pytest.raises(AbacistError, match="exists"):
         write_verl_data(tmp_path, {"test": HELDOUT, "train": TRAIN})
     assert [path.name for path in tmp_path.iterdir()] == ["train.parquet"]

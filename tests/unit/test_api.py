@@ -159,7 +159,9 @@ def test_what_has_no_plot_says_so(tmp_path: Path) -> None:
 def test_a_run_that_has_logged_nothing_can_be_drawn_or_says_why_not(tmp_path: Path) -> None:
     with pytest.raises(AbacistError, match="holds no run"):
         result_plot(Run(tmp_path, None, None, None, None, None))
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward": NaN, "loss": 1}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "reward": NaN, "loss": 1}\n', encoding="utf-8"
+    )
     assert result_plot(Run(tmp_path, None, None, None, None, None))._repr_png_()
 
 

@@ -86,7 +86,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
         question, gold = f"Ada has {n} eggs and finds {n + 3}. How many are there?", 2 * n + 3
         solution = f"{n} + {n + 3} = {gold}\n#### {gold}"
         rows.append({"question": question, "answer": solution})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
@@ -112,7 +112,7 @@ def test_a_script_becomes_a_configuration_that_trains_a_step(
     if "eval_steps" in values(found):
         given += ["--eval_strategy", "no"]
     run = train(load_config(None, str(config), given))
-    metrics = (run.path / "metrics.jsonl").read_text().splitlines()
+    metrics = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert any("reward" in json.loads(line) for line in metrics)
 
 
@@ -443,7 +443,9 @@ def test_a_reward_that_cannot_be_taken_out_is_named_with_what_it_lacks(
 
 
 def test_a_module_beside_the_script_is_named_by_its_file(tmp_path: Path) -> None:
-    (tmp_path / "judges.py").write_text("def mine(completions, **k): return [0.0]\n")
+    (tmp_path / "judges.py").write_text(
+        "def mine(completions, **k): return [0.0]\n", encoding="utf-8"
+    )
     before = "from judges import mine"
     found = imported(script(before, rewards="[right, mine]"), tmp_path)
     assert values(found)["reward_funcs"][1] == f"{tmp_path.resolve()}/judges.py:mine"
@@ -572,7 +574,7 @@ def import_gist_text(text: str) -> None:
 def test_what_exists_is_left_alone(tmp_path: Path) -> None:
     found = import_gist(GISTS / "data_class.py")
     config = tmp_path / "mine.yaml"
-    (tmp_path / "mine_rewards.py").write_text("# mine\n")
+    (tmp_path / "mine_rewards.py").write_text("# mine\n", encoding="utf-8")
     with pytest.raises(RunError, match=r"mine_rewards\.py exists"):
         found.write(config)
     assert [path.name for path in tmp_path.iterdir()] == ["mine_rewards.py"]
@@ -604,14 +606,14 @@ def test_the_script_itself_is_never_written_over(tmp_path: Path) -> None:
     found = imported(script(), tmp_path)
     with pytest.raises(RunError, match="exists"):
         found.write(path, overwrite=True)
-    assert path.read_text() == script()
+    assert path.read_text(encoding="utf-8") == script()
 
 
 def test_the_file_says_the_line_of_each_setting_and_reads_back(tmp_path: Path) -> None:
     found = import_gist(GISTS / "one_file.py")
     config = tmp_path / "it.yaml"
     found.write(config)
-    text = config.read_text()
+    text = config.read_text(encoding="utf-8")
     assert "learning_rate: 5.0e-06  # line 103\n" in text
     assert yaml.safe_load(text) == values(found)
 

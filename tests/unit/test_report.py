@@ -579,7 +579,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_by_its_name_before_anythin
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "read", None)
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for target in (tmp_path / "file" / "page.html", Path("/proc/page.html")):
         with pytest.raises(UsageError, match=f"{target} cannot be written"):
             write_report([tmp_path], target)

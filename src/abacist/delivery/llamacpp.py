@@ -52,7 +52,12 @@ def find_runtime(named: str | None) -> Runtime | None:
     python = named or sys.executable
     try:
         done = subprocess.run(
-            [python, "-c", _SAY_VERSION], capture_output=True, text=True, timeout=120, check=False
+            [python, "-c", _SAY_VERSION],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
         )
         said, complaint = done.stdout.strip(), done.stderr.strip()
     except (OSError, subprocess.SubprocessError) as error:
@@ -133,6 +138,7 @@ def _run(runtime: Runtime, folder: Path, total: int, tell: Callable[[int, int], 
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
+            encoding="utf-8",
         )
         try:
             assert process.stdout is not None
