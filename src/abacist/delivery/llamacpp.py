@@ -52,7 +52,13 @@ def find_runtime(named: str | None) -> Runtime | None:
     python = named or sys.executable
     try:
         done = subprocess.run(
-            [python, "-c", _SAY_VERSION], capture_output=True, text=True, timeout=120, check=False
+            [python, "-c", _SAY_VERSION],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
         )
         said, complaint = done.stdout.strip(), done.stderr.strip()
     except (OSError, subprocess.SubprocessError) as error:
@@ -133,6 +139,8 @@ def _run(runtime: Runtime, folder: Path, total: int, tell: Callable[[int, int], 
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         try:
             assert process.stdout is not None
