@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from abacist.errors import UsageError
 from abacist.learning.config import Config, load_config
 from abacist.learning.helptext import recipe_names
-from abacist.learning.inherited import followers
+from abacist.learning.inherited import followers, prompt_of, run_to_continue
 from abacist.learning.task import load_task
 from abacist.proof.ask import Prompting
 from abacist.records.provenance import MANIFEST_FORMAT, MANIFEST_VERSION
@@ -192,3 +193,12 @@ def test_a_run_whose_settings_are_damaged_is_named(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", "a: [\n")
     with pytest.raises(UsageError, match=r"config\.yaml"):
         load_config(None, None, ["--model_name_or_path", str(run)])
+
+
+def test_an_export_that_is_trained_further_brings_its_prompt(tmp_path: Path) -> None:
+    settings = {"system_prompt": "Think.", "num_shots": "0", "max_completion_length": 40}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert run_to_continue(str(tmp_path)) is None  # any folder with a config.yaml is no export
+    (tmp_path / "abacist.json").write_text('{"format": "abacist-export"}', encoding="utf-8")
+    run = run_to_continue(str(tmp_path))
+    assert run is not None and prompt_of(run, settings)["system_prompt"] == "Think."

@@ -55,9 +55,10 @@ def find_runtime(named: str | None) -> Runtime | None:
             [python, "-c", _SAY_VERSION],
             capture_output=True,
             text=True,
-            encoding="utf-8",
             timeout=120,
             check=False,
+            encoding="utf-8",
+            errors="replace",
         )
         said, complaint = done.stdout.strip(), done.stderr.strip()
     except (OSError, subprocess.SubprocessError) as error:
@@ -139,6 +140,7 @@ def _run(runtime: Runtime, folder: Path, total: int, tell: Callable[[int, int], 
             stderr=said,
             text=True,
             encoding="utf-8",
+            errors="replace",
         )
         try:
             assert process.stdout is not None
