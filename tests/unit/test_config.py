@@ -261,3 +261,11 @@ def test_the_weights_of_a_recipe_are_of_its_rewards_only() -> None:
     assert weights("--reward_funcs", "correctness") is None
     both = ("--reward_funcs", "correctness", "integer", "--reward_weights", "1", "3")
     assert weights(*both) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("false", "none"), ("True", "group"), ("batch", "batch")]
+)
+def test_scale_rewards_in_words_is_what_trl_computes_with(given: str, kept: str) -> None:
+    config = load_config("tiny", None, ["--scale_rewards", given])
+    assert config.training.scale_rewards == kept

@@ -89,8 +89,8 @@ class Imported:
                 write_aside(path, text.encode("utf-8", "backslashreplace"))
                 written += [path] if new else []
         except OSError as error:
-            for path in written:
-                path.unlink(missing_ok=True)
+            for other in written:
+                other.unlink(missing_ok=True)
             raise RunError(f"{path} cannot be written: {error.strerror}.", "Choose -o FILE.") from (
                 error
             )
