@@ -130,7 +130,7 @@ def test_functions_are_known_by_a_name_of_their_own() -> None:
     assert names[3].endswith(("test_keywords.py:brief", "test_keywords.brief"))
     found = load_reward_funcs(names, 5.0, config.functions)
     assert [one.__name__ for one in found[5:]] == ["lambda", "paid", "brief", "lambda_2"]
-    assert found[-1](completions=["a"]) == [1.0]
+    assert found[-1](prompts=["p"], completions=["a"]) == [1.0]
 
 
 def test_rewards_of_ours_keep_their_names() -> None:
