@@ -96,7 +96,9 @@ def versions(python: Path) -> dict[str, str]:
     """The installed versions of the core dependencies."""
     names = [requirement.name for requirement in core_dependencies()]
     code = "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))"
-    told = subprocess.run([python, "-c", code, *names], check=True, capture_output=True, text=True)
+    told = subprocess.run(
+        [python, "-c", code, *names], check=True, capture_output=True, text=True, encoding="utf-8"
+    )
     return dict(zip(names, told.stdout.split(), strict=True))
 
 

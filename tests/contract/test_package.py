@@ -50,7 +50,12 @@ def build(source: Path, kind: str, into: Path) -> Path:
     code = f"import setuptools.build_meta as b; b.build_{kind}({str(into)!r})"
     before = set(into.iterdir())
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (made,) = set(into.iterdir()) - before
@@ -122,11 +127,6 @@ def test_the_versions_of_constraints_are_within_the_declared_ranges() -> None:
     for requirement in DECLARED:
         pinned = PINNED.get(requirement.name.lower().replace("_", "-"))
         assert pinned is None or requirement.specifier.contains(pinned), requirement
-
-
-def test_every_core_dependency_is_pinned_in_constraints() -> None:
-    core = {r.name.lower().replace("_", "-") for r in map(Requirement, PROJECT["dependencies"])}
-    assert core - set(PINNED) == set()
 
 
 def test_no_lower_bound_is_below_what_the_core_packages_ask_for() -> None:
