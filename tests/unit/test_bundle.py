@@ -253,6 +253,21 @@ def test_a_whole_model_is_not_in_the_bundle_and_is_found_by_its_sum(tmp_path: Pa
     assert {check.name: check for check in found.checks}["replay"].numbers["all"]["replies"] == 15
 
 
+def test_steps_that_begin_an_epoch_are_replayed_like_any_other(tmp_path: Path) -> None:
+    # 8 problems, 4 a step: the third step begins the second epoch, and its data loader draws first.
+    run = short_run(
+        tmp_path / "epochs", "--num_train_problems", "8", "--max_steps", "3",
+        "--num_heldout_problems", "2", "--num_consistency_problems", "0", "--eval_strategy", "no",
+        "--num_selection_problems", "0", "--gradient_accumulation_steps", "2",
+        "--per_device_train_batch_size", "8",
+    )  # fmt: skip
+    made = bundle(run, tmp_path / "x.bundle.zip")
+    draws = [entry["draws_before"] for entry in archive.read(made.path).index["replays"]]
+    assert draws == [1, 0, 1]
+    found = verify(Request(made.path, replies=2**31))
+    assert found.holds and found.is_complete
+
+
 # Hostile files.
 
 

@@ -223,7 +223,7 @@ TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
     "the end of a reply cut off": (
         edit_rows(ROLLOUTS, _cut_last_token), True, r"replay: .*completion_ids: .*stop token"),
     "two rollouts exchanged": (
-        edit_rows(STEP, _swap_replies), True, r"replay: .*step 2, group 0, member 0, token 1"),
+        edit_rows(STEP, _swap_replies), True, r"replay: .*step 2, group 0, member 0, token \d+"),
     "a reward": (
         edit_rows(FIRST, _set("reward_correctness", lambda paid: 2.0 - paid)), False,
         r"training: .*step-000001.*group 0, member 0, reward correctness: claimed"),

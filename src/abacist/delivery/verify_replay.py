@@ -60,10 +60,17 @@ class Tally:
     @property
     def sentence(self) -> str:
         """In words."""
+        return f"{self.replies:,} replies replayed: {self.short}"
+
+    @property
+    def short(self) -> str:
+        """The same without how many replies there were."""
         wrong = self.replies - self.same_replies - self.near_replies
         different = self.tokens - self.same - self.near
+        if self.same == self.tokens and not wrong:
+            return f"all {self.replies:,} token for token ({self.tokens:,} tokens)"
         return (
-            f"{self.replies:,} replies replayed: {self.same_replies:,} token for token, "
+            f"{self.same_replies:,} token for token, "
             f"{self.near_replies:,} but for ties, {wrong:,} not ({self.tokens:,} tokens: "
             f"{self.same:,} the same, {self.near - self.wide:,} at a tie, "
             + (f"{self.wide:,} within the bound of narrower numbers, " if self.wide else "")

@@ -161,7 +161,7 @@ def _sum_up(check: Check, tallies: Mapping[str, Tally], is_narrow: bool) -> None
             setattr(whole, name, getattr(whole, name) + getattr(tally, name))
     check.looked_at = whole.sentence if tallies else "nothing was replayed"
     check.numbers = {"all": vars(whole), **{name: vars(one) for name, one in tallies.items()}}
-    check.notes = [f"{name}: {tally.sentence}" for name, tally in tallies.items()]
+    check.notes = [f"{name}: {tally.short}" for name, tally in tallies.items()]
     if is_narrow and tallies:
         check.notes.append(
             "the run's weights are in narrower numbers than float32: a token beyond a tie passes "
