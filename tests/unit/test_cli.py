@@ -236,3 +236,15 @@ def test_train_without_held_out_problems_says_that_there_is_no_verdict(
 def test_help_all_is_trls(a_training: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help_all"]) == 0
     assert capsys.readouterr().out == "all two hundred\n"
+
+
+def test_a_positional_may_stand_behind_the_flags() -> None:
+    from abacist.cli import ask, compare, report
+
+    read = ask._parser().read
+    assert read(["tiny", "--json", "How many?"]).question == "How many?"
+    assert read(["--seed", "3", "tiny", "--num_samples", "2", "-"]).question == "-"
+    assert report._parser().read(["a", "--json", "b"]).runs == ["a", "b"]
+    assert compare._parser().read(["a", "--json", "b"]).evaluations == ["a", "b"]
+    with pytest.raises(UsageError, match="does not take 'c'"):
+        read(["tiny", "--json", "How many?", "c"])

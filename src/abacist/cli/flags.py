@@ -87,7 +87,8 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """The options in ``argv``. Raises :class:`UsageError` for anything wrong with them."""
-        options, unknown = self.parse_known_args(argv)
+        # Intermixed: a question may stand behind the flags, as in `ask RUN --json "…"`.
+        options, unknown = self.parse_known_intermixed_args(argv)
         if unknown:
             guess = nearest(unknown[0], self._option_string_actions)
             if guess and unknown[0].startswith("-"):

@@ -107,8 +107,8 @@ def _parser() -> Parser:
         "does not hold: the file, the item, what was claimed, what was found.",
         "exit codes: 0 all holds, 1 something does not, 3 nothing is wrong but the weights to "
         "replay were missing\n\nexamples:\n  abacist verify tiny-001.bundle.zip\n"
-        "  abacist verify qwen.bundle.zip --model ~/models/Qwen2.5-1.5B-Instruct --replies 32\n"
-        "  abacist verify full.bundle.zip --weights runs/full-001 --dataset_name openai/gsm8k",
+        "  abacist verify qwen.bundle.zip --model models/Qwen2.5 --replies 32\n"
+        "  abacist verify full.bundle.zip --weights runs/full-001 --dataset_name my.jsonl",
     )
     add = parser.add_argument
     add("bundle", metavar="BUNDLE", type=Path, help="the file")
