@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from abacist.delivery.bundle import VERDICT_FOLDERS, order_faults
 from abacist.delivery.findings import Check
@@ -13,8 +12,7 @@ from abacist.delivery.opened import Opened
 from abacist.delivery.verify_training import named
 from abacist.errors import AbacistError, RunError
 from abacist.learning.arguments import ScriptArguments
-from abacist.learning.config import Config
-from abacist.learning.task import Task, load_task
+from abacist.learning.task import Task, task_of
 from abacist.records.provenance import data_fingerprint
 from abacist.records.rollout import question_of
 from abacist.records.seen import TRAIN, Seen
@@ -87,10 +85,9 @@ def _task(opened: Opened, dataset_name: str) -> Task:
     if opened.has("run/shots.jsonl") and settings.get("shots_file"):
         settings["shots_file"] = str(opened.run.shots_path)
     seed = opened.settings.get("seed", opened.manifest.get("seed"))
-    training = SimpleNamespace(seed=int(seed or 0), do_eval="eval_steps" in opened.settings)
+    selects = "eval_steps" in opened.settings
     try:
-        config = SimpleNamespace(script=ScriptArguments(**settings), training=training)
-        return load_task(cast(Config, config))
+        return task_of(ScriptArguments(**settings), seed=int(seed or 0), selects=selects)
     except (TypeError, ValueError) as error:
         raise RunError(f"the settings do not say how ({error}).") from error
 

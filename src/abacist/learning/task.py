@@ -60,9 +60,26 @@ class Task:
 
 def load_task(config: Config) -> Task:
     """Problems of the three splits, the system prompt and the worked examples."""
-    script, seed = config.script, config.training.seed
+    return task_of(
+        config.script,
+        seed=config.training.seed,
+        selects=config.training.do_eval,
+        data=None if config.data is None else [json.loads(line) for line in config.data],
+    )
+
+
+def task_of(
+    script: ScriptArguments,
+    *,
+    seed: int,
+    selects: bool,
+    data: list[dict[str, Any]] | None = None,
+) -> Task:
+    """As :func:`load_task`, by the settings that decide it alone.
+
+    ``selects`` is whether there is a selection split; ``data`` are rows that were given themselves.
+    """
     generated = script.dataset_name == "generated"
-    data = None if config.data is None else [json.loads(line) for line in config.data]
 
     def load(split: str, limit: int | None) -> list[Problem]:
         if limit == 0:
@@ -89,7 +106,6 @@ def load_task(config: Config) -> Task:
         found = load(split, limit)
         return [one for one in found if normalise_question(one.question) not in shown]
 
-    selects = config.training.do_eval
     return Task(
         train=problems,
         selection=load_new("selection", script.num_selection_problems) if selects else [],
