@@ -90,7 +90,7 @@ def test_a_wrong_keyword_is_refused_in_one_line(keywords: dict[str, Any], said: 
     assert said in caught.value.message and "\n" not in caught.value.message
 
 
-@pytest.mark.parametrize("recipe", [3, ["tiny"], brief], ids=repr)
+@pytest.mark.parametrize("recipe", [3, ["tiny"], brief], ids=["number", "list", "function"])
 def test_what_is_no_recipe_is_told_what_it_is(recipe: object) -> None:
     with pytest.raises(UsageError, match="not a recipe"):
         config_of(recipe, {})
