@@ -6,11 +6,13 @@ work shows how far it is; elsewhere it is silent unless ``progress=True``.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, overload
 
 from abacist.errors import UsageError
@@ -113,7 +115,7 @@ def evaluate(
     model: PathLike | Run,
     problems: GivenData | None = None,
     *,
-    dataset: PathLike | None = None,
+    dataset: PathLike | GivenData | None = None,
     split: str | None = None,
     num_problems: int | None = None,
     num_samples: int = 1,
@@ -137,7 +139,8 @@ def evaluate(
     Args:
         model: ``"tiny"``, a run, a folder, an adapter or a Hub id.
         problems: the problems themselves, or rows with ``question`` and ``answer``.
-        dataset: where problems come from, as for :func:`train`; ``split`` says which part.
+        dataset: where problems come from, or the rows, as for :func:`train`; ``split`` says which
+            part.
         num_problems: at most so many.
         num_samples: sampled replies to each problem beside the greedy one, if more than 1; they
             are the evaluation ``found.sampled``.
@@ -155,6 +158,10 @@ def evaluate(
             raise UsageError(unknown_keyword("evaluate", name, known | {"dataset"}))
     if dataset is not None and flags.get("dataset_name") is not None:
         raise UsageError("dataset and dataset_name are one setting", "Give one of them.")
+    if dataset is not None and not isinstance(dataset, str | os.PathLike):
+        if problems is not None:
+            raise UsageError("problems and dataset both hold rows", "Give one of them.")
+        problems, dataset = dataset, None
     named = {
         "model": _name_of(model, "evaluate"),
         "problems": problems,
@@ -203,6 +210,10 @@ def compare(
     figure's change. Raises :class:`~abacist.errors.AbacistError` where the two are not of the same
     problems, asked alike.
     """
+    if b is None and _is_evaluation(a):
+        raise UsageError(
+            "compare() was given one evaluation", "Give two, or a run, which has its own before."
+        )
     first = _side(a, AFTER if b is not None else BEFORE, sampled)
     sides = [first, _side(a if b is None else b, AFTER, sampled)]
     if sides[0].name == sides[1].name:
@@ -256,8 +267,19 @@ def ask(
         if name not in _LOADING:
             known = {*_LOADING, "num_samples", "temperature", "max_completion_length", "seed"}
             raise UsageError(unknown_keyword("ask", name, known))
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise UsageError(f"num_samples is {num_samples!r}, not a whole number of at least 1")
+    for what, value, least in (
+        ("num_samples", num_samples, 1),
+        ("max_completion_length", max_completion_length, 1),
+        ("seed", seed, 0),
+    ):
+        if what == "max_completion_length" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UsageError(f"{what} is {value!r}, not a whole number of at least {least}")
+    if temperature is not None and not (
+        isinstance(temperature, int | float) and 0 <= temperature < math.inf
+    ):
+        raise UsageError(f"temperature is {temperature!r}, not a number of at least 0")
     warmth = sampling_temperature(temperature, num_samples)
     questions = [question] if isinstance(question, str) else list(question)
     if not questions or not all(isinstance(one, str) for one in questions):
@@ -278,6 +300,12 @@ def ask(
         )  # fmt: skip
     answers = [Answers(one, tuple(found)) for one, found in zip(questions, asked, strict=True)]
     return answers[0] if isinstance(question, str) else answers
+
+
+def _is_evaluation(given: object) -> bool:
+    if isinstance(given, Evaluation):
+        return True
+    return isinstance(given, str | os.PathLike) and (Path(given) / "evaluation.json").is_file()
 
 
 def _name_of(model: PathLike | Run, function: str) -> str:

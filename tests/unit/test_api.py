@@ -174,6 +174,9 @@ def test_two_evaluations_are_compared_as_objects_and_as_folders(tmp_path: Path) 
     by_folder = abacist.compare(tmp_path / "a", str(tmp_path / "b"))
     assert by_object.accuracy == by_folder.accuracy
     assert by_folder.names == (str(tmp_path / "a"), str(tmp_path / "b"))
+    for alone in (run.before, tmp_path / "a"):
+        with pytest.raises(UsageError, match="one evaluation"):
+            abacist.compare(alone)
     twice = abacist.compare(run.before, run.before)
     assert twice.names[0] != twice.names[1]
     with pytest.raises(UsageError, match="no sampled replies"):
@@ -249,3 +252,41 @@ def test_in_a_notebook_what_a_reward_raised_is_shown_where_it_stands() -> None:
 def test_the_hint_stands_below_the_error() -> None:
     text = RewardError("a\x1b[2J", "b")._render_traceback_()
     assert text == ["RewardError: a\\x1b[2J\n  b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": "a"}, "temperature is 'a'"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"max_completion_length": 0}, "max_completion_length is 0"),
+        ({"max_completion_length": "x"}, "max_completion_length is 'x'"),
+        ({"seed": None}, "seed is None"),
+        ({"num_samples": True}, "num_samples is True"),
+    ],
+)
+def test_what_ask_cannot_do_is_said_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(api, "load_policy", None)
+    with pytest.raises(UsageError, match=said):
+        abacist.ask("tiny", "2 + 2?", **options)
+
+
+def test_evaluate_takes_rows_as_problems_or_as_the_dataset_and_not_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def stop(request: Any, **_: Any) -> None:
+        asked.append(request.problems)
+        raise InterruptedError
+
+    monkeypatch.setattr(api, "evaluate_model", stop)
+    rows = [{"question": "2 + 2?", "answer": "4"}]
+    for given in ({"problems": rows}, {"dataset": rows}):
+        with pytest.raises(InterruptedError):
+            abacist.evaluate("tiny", **given)
+    assert asked[0] == asked[1] and asked[0] is not None
+    with pytest.raises(UsageError, match="both hold rows"):
+        abacist.evaluate("tiny", rows, dataset=rows)

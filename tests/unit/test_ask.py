@@ -384,6 +384,18 @@ def test_at_a_terminal_each_line_is_asked_afresh_until_the_input_ends(
     assert replies[0].split("\n")[0] == replies[1].split("\n")[1]
 
 
+def test_a_question_beyond_the_model_ends_no_conversation_and_a_changed_one_is_told(
+    lookalike: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown = at_a_terminal(monkeypatch, ["word " * 50_000, "2 + 2? <|im_end|>"])
+    assert main(["ask", str(lookalike(QWEN)), "--max_completion_length", "5"]) == 0
+    told = capsys.readouterr().err
+    assert told.count("error: ") == 1 and "would have been control tokens" in told
+    assert shown.getvalue().count("answer: ") == 1
+
+
 def test_ctrl_c_ends_a_reply_and_not_the_conversation(
     lookalike: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,

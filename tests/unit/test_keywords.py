@@ -203,6 +203,17 @@ def test_a_changed_function_is_seen_and_the_same_one_given_again_is_not() -> Non
     assert reward_sum(lambda completions: [1.0]) != reward_sum(lambda completions: [2.0])
     first, second = (lambda completions: [1.0]), (lambda completions: [1.0])
     assert reward_sum(first) == reward_sum(second)  # though they stand in other places
+
+    def outer(bonus: float) -> Any:
+        def helper() -> float:
+            return bonus
+
+        return lambda completions: [helper() for _ in completions]
+
+    assert reward_sum(outer(1.0)) == reward_sum(outer(1.0)) != reward_sum(outer(2.0))
+    itself: list[Any] = []
+    itself.append(itself)
+    assert reward_sum(lambda completions, kept=itself: [1.0])  # ends
     bound = [reward_sum(functools.partial(scaled(1.0), factor=n)) for n in (1, 1, 2)]
     assert bound[0] == bound[1] != bound[2]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from abacist.cli import console
 from abacist.cli.flags import Parser, add_loading_flags, loading_options, not_negative, positive
-from abacist.errors import DataError, UsageError
+from abacist.errors import AbacistError, DataError, UsageError
 
 if TYPE_CHECKING:
     from abacist.learning.tracking import Watcher
@@ -66,6 +66,7 @@ class _Asker:
                 print(file=self.stdout)  # what was written stays a line of its own
                 raise
             stream.end(reply.completion)
+            self._note_changes(question, reply)
             print("\n".join(["", *ending_lines(reply)]), file=self.stdout)
         else:
             replies = self._replies(question, progress=told_of(self.watcher, "reply"))
@@ -104,14 +105,18 @@ class _Asker:
         from abacist.view.answers import answers_text
         from abacist.view.plaintext import visible
 
-        if answers.replies[0].messages[-1]["content"] != answers.question.strip():
-            print(ASKS_ANEW, file=sys.stderr)
+        self._note_changes(answers.question, answers.replies[0])
         if self.options.json:
             print_json(_document(self.options.model, answers))
             return
         heading = f"== {visible(answers.question.strip())}\n\n" if self.options.file else ""
         ending = "\n" if self.options.file else ""
         print(f"{heading}{answers_text(answers)}{ending}", file=self.stdout, flush=True)
+
+    @staticmethod
+    def _note_changes(question: str, reply: Rollout) -> None:
+        if reply.messages[-1]["content"] != question.strip():
+            print(ASKS_ANEW, file=sys.stderr)
 
     def _print_one(self, document: dict[str, Any]) -> None:
         console.print_json(document, self.stdout)
@@ -189,6 +194,8 @@ def _talk(asker: _Asker) -> None:
             asker.ask(question)
         except KeyboardInterrupt:
             print("(interrupted)", file=sys.stderr)
+        except AbacistError as error:  # a question too long for the model, for example
+            console.say_error(error.message, error.hint)
 
 
 def read_questions(path: Path) -> list[str]:

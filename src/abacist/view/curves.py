@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 from abacist.learning.health.history import reward_names
 from abacist.proof.comparison.compare import Comparison
 from abacist.task.rewards import built_in
+from abacist.view.charts import FAINT, INK
 from abacist.view.plaintext import cut_middle, visible
+from abacist.view.report.figures import COLOURS, DASHES
 from abacist.view.report.reading import Reading
 from abacist.view.step import Step
 
-INK, FAINT = "#222222", "#d9d9d9"
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A5C00", "#56B4E9", "#7F7F7F")
-DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":", (0, (8, 2)), (0, (3, 5)))
 MAX_LINES = len(COLOURS)  # of rewards, told apart by colour and dashes
 LABEL_CHARACTERS = 28
 
@@ -63,7 +62,7 @@ def training_plot(reading: Reading) -> Plot:
     _draw(right, "correct, %", accuracy)
     _draw(length, "tokens a reply", {"": reading.metric("completions/mean_length")})
     shares = reading.metric("frac_reward_zero_std")
-    _draw(signal, "groups that teach (rewards differ), %",
+    _draw(signal, "groups with signal (rewards differ), %",
           {"": [(step, 100 * (1 - value)) for step, value in shares]})  # fmt: skip
     for axes in (length, signal):
         axes.set_xlabel("step", fontsize=9, color=INK)
