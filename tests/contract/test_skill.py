@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "skills" / "abacist" / "SKILL.md").read_text(encoding="utf-8")
 SHOWN = {
     verb: json.loads(block)
-    for verb, block in re.findall(r"^```json (\w+)\n(.*?)^```", TEXT, re.M | re.S)
+    for verb, block in re.findall(r"^```json ([\w-]+)\n(.*?)^```", TEXT, re.M | re.S)
 }
 COMMAND = re.compile(r"`abacist ([a-z][\w-]*)")
 FLAG = re.compile(r"`(--\w+)")
@@ -84,6 +84,21 @@ def test_the_json_it_shows_is_what_the_verb_prints(
     ended = main([verb, *(a_run if flag == "RUN" else flag for flag in flags), "--json"])
     assert code is None or ended == code
     assert missing(SHOWN[verb], json.loads(capsys.readouterr().out)) == []
+
+
+def test_the_json_of_what_leaves_a_run_is_what_is_printed(
+    short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = str(short_run), str(tmp_path / "a.bundle.zip")
+    script = str(ROOT / "tests" / "gists" / "one_file.py")
+    for verb, *flags in (
+        ["export", run, "--to", "adapter", "-o", str(tmp_path / "out"), "--num_problems", "2"],
+        ["bundle", run, "-o", file],
+        ["verify", file, "--replies", "2"],
+        ["import-gist", script, "-o", str(tmp_path / "gist.yaml")],
+    ):
+        assert main([verb, *flags, "--json"]) == 0, verb
+        assert missing(SHOWN[verb], json.loads(capsys.readouterr().out)) == [], verb
 
 
 def test_the_verdict_it_shows_is_what_a_training_ends_with() -> None:
