@@ -111,3 +111,26 @@ def test_fewer_bits_are_held_to_their_bounds(equal: int, kl: float, is_fine: boo
     if not is_fine:
         with pytest.raises(ModelError, match="not the trained policy"):
             same_policy.refuse_other(proof)
+
+
+@pytest.mark.parametrize(
+    ("kl", "untrained", "is_fine"),
+    [
+        (4e-4, 1e-3, True),
+        (5e-4, 1e-3, False),
+        (1e-3, 1e-3, False),
+        (1e-3, None, True),
+        (0.0, 0.0, True),  # nothing was learned, and nothing was rounded
+        (1e-9, 0.0, False),
+        (1e-9, float("nan"), False),
+    ],
+)
+def test_rounding_that_takes_half_of_what_was_learned_is_refused(
+    kl: float, untrained: float | None, is_fine: bool
+) -> None:
+    found = Agreement(10, 10, 0, 1000, 1000, 0, 0.1, 0.001, kl)
+    proof = Proof("a test", False, found, None, untrained)
+    assert (proof.fault is None) == is_fine
+    if not is_fine:
+        with pytest.raises(ModelError, match="float32 or as an adapter"):
+            same_policy.refuse_other(proof)

@@ -42,6 +42,8 @@ LOGP_BOUND = 1e-4
 # Of files in fewer bits:
 EQUAL_BOUND = 0.95
 KL_BOUND = 0.02
+TRAINING_BOUND = 0.5
+"""Rounding may move the policy by less than this share of the divergence that training made."""
 
 
 @dataclass(frozen=True)
@@ -238,9 +240,22 @@ class Proof:
             return f"{100 * found.equal_share:.2f} % of the tokens are equal, of {EQUAL_BOUND:.0%}"
         if not found.kl_a_token <= KL_BOUND:
             return f"the divergence is {found.kl_a_token:.1e} a token, more than {KL_BOUND:g}"
+        if (reason := self._lost_training()) is not None:
+            return reason
         if self.answers is not None and self.answers.accuracy.is_worse:
             return "it answers fewer problems right than the trained policy, by the paired test"
         return None
+
+    def _lost_training(self) -> str | None:
+        """Whether the artefact is as far from the trained policy as its base is, or half as far."""
+        moved, trained = self.agreement.kl_a_token, self.untrained_kl
+        if trained is None or moved == 0 or moved < trained * TRAINING_BOUND:
+            return None
+        return (
+            f"rounding moved the policy by a KL of {moved:.1e} a token, and training by "
+            f"{trained:.1e}: about as far, so little of what was learned would be left. A run that "
+            "learned this little is exported in float32 or as an adapter only"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Figures, paired test and bounds as an object."""
@@ -258,7 +273,11 @@ def bounds(is_exact: bool) -> dict[str, float]:
     """What an artefact must keep, by name."""
     if is_exact:
         return {"equal_replies": 1.0, "tie": TIE, "largest_logp_difference": LOGP_BOUND}
-    return {"equal_tokens": EQUAL_BOUND, "kl_a_token": KL_BOUND}
+    return {
+        "equal_tokens": EQUAL_BOUND,
+        "kl_a_token": KL_BOUND,
+        "share_of_untrained_kl": TRAINING_BOUND,
+    }
 
 
 def paired(trained: Evaluation, exported: Evaluation) -> Comparison:
@@ -272,5 +291,10 @@ def refuse_other(proof: Proof) -> None:
         raise ModelError(
             f"The export is not the trained policy, as {proof.reader} reads it: {proof.fault}. "
             f"{proof.agreement.sentence()}.",
-            "Nothing was kept. Take a wider --dtype; if it is float32 already, report this.",
+            "Nothing was kept. "
+            + (
+                "Nothing was rounded, so this is a fault of Abacist: please report it."
+                if proof.is_exact
+                else "Take a wider --dtype (float32 rounds nothing), or --to adapter."
+            ),
         )
