@@ -211,7 +211,7 @@ def _proof_section(kind: str, dtype: str, proofs: Sequence[Proof], notes: Sequen
 
 def proof_sentence(proof: Proof) -> str:
     """What was found by one reader, in a few sentences."""
-    text = f"As {proof.reader} reads it: {proof.agreement.sentence()}."
+    text = f"Loaded by {proof.reader}: {proof.agreement.sentence()}."
     if proof.untrained_kl is not None:
         text += f" What training changed is a KL of {proof.untrained_kl:.1e} a token."
     if proof.answers is not None:
