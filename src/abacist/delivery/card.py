@@ -155,8 +155,7 @@ def _front_matter(facts: RunFacts, kind: str) -> str:
     if base is not None and base != BUILT_IN:
         found["base_model"] = base
         found["base_model_relation"] = _RELATIONS.get(kind, "adapter" if is_adapter else "finetune")
-    if licence.name is not None:
-        found["license"] = licence.name
+    found |= licence.front_matter()
     if "/" in source and not is_local(source):
         found["datasets"] = [source]
     return f"---\n{yaml.safe_dump(found, sort_keys=True, allow_unicode=True)}---"

@@ -33,17 +33,34 @@ _NOTICE = (
     "Llama {version} is licensed under the Llama {version} Community License, Copyright © Meta "
     "Platforms, Inc. All Rights Reserved.\n"
 )
+_ON_THE_HUB = frozenset(
+    """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m
+    bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause
+    bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0
+    cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
+    cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0
+    epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0
+    gpl-3.0 grok2-community h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2
+    llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1
+    open-mdw openrail openrail++ osl-3.0 pddl postgresql unlicense unknown wtfpl zlib
+    """.split()
+)
+"""The licences that a model card may name; another one is ``other``, with a name of its own."""
 _CARDS_LONGEST = 1_000_000
 
 
 @dataclass(frozen=True)
 class Licence:
     """``public_base`` is the base's name for others, None if only a folder here is known;
-    ``name`` the licence as the Hub calls it, None if unknown; ``why`` how it is known."""
+    ``name`` the licence as the Hub calls it, or by its own name where the Hub knows none, None if
+    unknown; ``why`` how it is known; ``link`` where its text is, if that is stated."""
 
     public_base: str | None
     name: str | None
     why: str
+    link: str | None = None
 
     @classmethod
     def of(cls, base: Source, public_name: str | None, tokenizer: Any) -> Licence:
@@ -53,7 +70,8 @@ class Licence:
         public = public_name or (None if is_local(base.name) else base.name)
         stated = _stated(base.folder)
         if stated is not None:
-            return cls(public, stated, "its model card says so")
+            name, link = stated
+            return cls(public, name, "its model card says so", link)
         short = (public or base.folder.name).rpartition("/")[2].lower()
         for pattern, licence in _BY_NAME:
             if re.match(pattern, short):
@@ -61,6 +79,20 @@ class Licence:
         if _is_llama_3(tokenizer):
             return cls(public, "llama3.2", "its tokenizer is Llama 3's")
         return cls(public, None, "nothing here says")
+
+    def front_matter(self) -> dict[str, str]:
+        """What the head of a card on the Hub says of the licence; nothing where it is unknown."""
+        if self.name is None:
+            return {}
+        if self.name in _ON_THE_HUB:
+            return {"license": self.name}
+        found = {"license": "other", "license_name": self.name}
+        link = self.link or "LICENSE"
+        if "://" in link:
+            found["license_link"] = link
+        elif self.public_base not in (None, BUILT_IN):  # a file beside the base
+            found["license_link"] = f"https://huggingface.co/{self.public_base}/blob/main/{link}"
+        return found
 
     @property
     def llama_version(self) -> str | None:
@@ -108,8 +140,8 @@ class Licence:
             (folder / "NOTICE").write_text(text, encoding="utf-8")
 
 
-def _stated(folder: Path) -> str | None:
-    """The licence that the model card in ``folder`` states, if there is one."""
+def _stated(folder: Path) -> tuple[str, str | None] | None:
+    """The licence that the model card in ``folder`` states, if there is one, and its link."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         head = text[:_CARDS_LONGEST].split("---")
@@ -119,7 +151,10 @@ def _stated(folder: Path) -> str | None:
     if not isinstance(found, dict):
         return None
     licence = found.get("license_name") if found.get("license") == "other" else found.get("license")
-    return licence.lower() if isinstance(licence, str) and licence.isprintable() else None
+    if not isinstance(licence, str) or not licence.isprintable():
+        return None
+    link = found.get("license_link")
+    return licence.lower(), link if isinstance(link, str) and link.isprintable() else None
 
 
 def _is_llama_3(tokenizer: Any) -> bool:
