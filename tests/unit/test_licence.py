@@ -129,3 +129,15 @@ def test_a_licence_of_its_own_keeps_its_name_and_link(lookalike: Lookalike, tmp_
         "license_name": "their-own",
         "license_link": "https://huggingface.co/a/b/blob/main/TERMS.md",
     }
+
+
+def test_the_first_llama_3_has_words_of_its_own(tmp_path: Path) -> None:
+    found = Licence("meta-llama/Meta-Llama-3-8B", "llama3", "")
+    assert "Built with Meta Llama 3." in "\n".join(found.lines())
+    with pytest.raises(UsageError, match="begins with Llama-3") as raised:
+        found.refuse_name("me/Llama-Maths")
+    assert "me/Llama-3-Llama-Maths" in raised.value.hint
+    found.refuse_name("me/Llama-3-Maths")
+    assert found.title("run") == "Llama-3-run" and found.title("Llama 3 run") == "Llama 3 run"
+    found.write_notice(tmp_path)
+    assert "Meta Llama 3 is licensed" in (tmp_path / "NOTICE").read_text("utf-8")

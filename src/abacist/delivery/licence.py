@@ -30,8 +30,8 @@ _BY_NAME = (
 )
 _LLAMA = {"llama3": "3", "llama3.1": "3.1", "llama3.2": "3.2", "llama3.3": "3.3"}
 _NOTICE = (
-    "Llama {version} is licensed under the Llama {version} Community License, Copyright © Meta "
-    "Platforms, Inc. All Rights Reserved.\n"
+    "{family} is licensed under the {family} Community License, Copyright © Meta Platforms, Inc. "
+    "All Rights Reserved.\n"
 )
 _ON_THE_HUB = frozenset(
     """
@@ -101,29 +101,42 @@ class Licence:
 
     def title(self, run_id: str) -> str:
         """A name for what was trained, that the licence allows."""
-        prefix = "Llama-" if self.llama_version and not run_id.startswith("Llama") else ""
-        return f"{prefix}{run_id}"
+        return run_id if self._allows(run_id) else f"{self._first_words}-{run_id}"
+
+    @property
+    def _first_words(self) -> str:
+        """What a name has to begin with: that of Llama 3.0 asks for its number too."""
+        return "Llama-3" if self.llama_version == "3" else "Llama"
+
+    def _allows(self, name: str) -> bool:
+        begins = name.replace(" ", "-")
+        return self.llama_version is None or begins.startswith(self._first_words)
+
+    @property
+    def _family(self) -> str:
+        """What Meta's licence calls the models: "Meta Llama 3" is the first of its line."""
+        return "Meta Llama 3" if self.llama_version == "3" else f"Llama {self.llama_version}"
 
     def refuse_name(self, repository: str) -> None:
         """Raise UsageError for a repository name that the base's licence forbids."""
         name = repository.rpartition("/")[2]
-        if self.llama_version and not name.startswith("Llama"):
+        if not self._allows(name):
             raise UsageError(
-                f"the Llama {self.llama_version} licence asks that a model derived from it is "
-                f"called Llama something, and {repository!r} is not ({self.why})",
-                f"Call it {repository.rpartition('/')[0] or 'you'}/Llama-{name}.",
+                f"the {self._family} licence asks that the name of a model derived from it begins "
+                f"with {self._first_words}, and {repository!r} does not ({self.why})",
+                f"Call it {repository.rpartition('/')[0] or 'you'}/{self._first_words}-{name}.",
             )
 
     def lines(self) -> list[str]:
         """What the licence is and asks, for a model card."""
         if self.llama_version:
-            version = self.llama_version
+            built = "Built with Meta Llama 3" if self.llama_version == "3" else "Built with Llama"
             return [
-                f"Built with Llama. {_NOTICE.format(version=version).strip()}",
+                f"{built}. {_NOTICE.format(family=self._family).strip()}",
                 "",
-                f"The base is under the Llama {version} Community License: whoever passes this on "
-                "keeps its name beginning with “Llama”, shows “Built with Llama”, and passes on "
-                "the licence and the file NOTICE.",
+                f"The base is under the {self._family} Community License: whoever passes this on "
+                f"keeps its name beginning with “{self._first_words}”, shows “{built}”, and passes "
+                "on the licence and the file NOTICE.",
             ]
         if self.name is None:
             return [
@@ -136,7 +149,7 @@ class Licence:
     def write_notice(self, folder: Path) -> None:
         """Put the notice into ``folder`` that Llama's licence wants in every copy."""
         if self.llama_version:
-            text = _NOTICE.format(version=self.llama_version)
+            text = _NOTICE.format(family=self._family)
             (folder / "NOTICE").write_text(text, encoding="utf-8")
 
 
