@@ -345,7 +345,12 @@ def test_a_full_disk_leaves_nothing_half_written(
     [("merged", "float32"), ("gguf", "float32"), ("merged", "bfloat16"), ("gguf", "q8_0")],
 )
 def test_the_base_in_place_of_the_trained_policy_is_found_out(
-    to: str, dtype: str, train: Train, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    to: str,
+    dtype: str,
+    train: Train,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exporting, "merged", lambda policy: policy.model.unload())
     run = train("qwen2.5-instruct", "lora")

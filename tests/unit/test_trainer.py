@@ -218,7 +218,9 @@ def test_a_draft_card_that_fails_is_a_warning_and_never_the_end_of_a_training(
     config = TINY_BATCH | {"output_dir": str(tmp_path / "run"), "max_steps": 1}
     config |= {"save_strategy": "steps", "save_steps": 1}
     with caplog.at_level("WARNING"):
-        trained(GRPOTrainer, trl.GRPOConfig(**config), build("qwen2.5-instruct", tmp_path / "model"))
+        trained(
+            GRPOTrainer, trl.GRPOConfig(**config), build("qwen2.5-instruct", tmp_path / "model")
+        )
     assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").is_file()
     assert (tmp_path / "run" / "README.md").is_file() is not fails
     assert ("card was not written: name 'wandb'" in caplog.text) == fails
