@@ -340,13 +340,21 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 @fault("export", "what was written is not what was trained", "by how much, and nothing is kept")
-@pytest.mark.parametrize("to", ["merged", "gguf"])
+@pytest.mark.parametrize(
+    ("to", "dtype"),
+    [("merged", "float32"), ("gguf", "float32"), ("merged", "bfloat16"), ("gguf", "q8_0")],
+)
 def test_the_base_in_place_of_the_trained_policy_is_found_out(
-    to: str, train: Train, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    to: str,
+    dtype: str,
+    train: Train,
+    tmp_path: Path,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exporting, "merged", lambda policy: policy.model.unload())
     run = train("qwen2.5-instruct", "lora")
-    flags = ["--to", to, "--dtype", "float32"]
+    flags = ["--to", to, "--dtype", dtype]
     said = exported(capsys, run, tmp_path / "out", *flags, code=1)
     assert "not the trained policy" in said and not (tmp_path / "out").exists()
 

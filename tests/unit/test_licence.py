@@ -83,3 +83,61 @@ def test_a_llamas_card_and_copy_carry_the_notice(lookalike: Lookalike, tmp_path:
     other.mkdir()
     of(lookalike, "qwen2.5-instruct", "Qwen/Qwen2.5-1.5B").write_notice(other)
     assert not list(other.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("found", "head"),
+    [
+        (Licence("a/b", "apache-2.0", ""), {"license": "apache-2.0"}),
+        (Licence("a/b", "llama3.2", ""), {"license": "llama3.2"}),
+        (Licence("a/b", None, ""), {}),
+        (
+            Licence("Qwen/Qwen2.5-3B", "qwen-research", ""),
+            {
+                "license": "other",
+                "license_name": "qwen-research",
+                "license_link": "https://huggingface.co/Qwen/Qwen2.5-3B/blob/main/LICENSE",
+            },
+        ),
+        (
+            Licence("a/b", "their-own", "", "https://example.org/terms"),
+            {
+                "license": "other",
+                "license_name": "their-own",
+                "license_link": "https://example.org/terms",
+            },
+        ),
+        (Licence(None, "qwen", ""), {"license": "other", "license_name": "qwen"}),
+    ],
+)
+def test_a_card_names_a_licence_that_the_hub_knows_or_calls_it_other(
+    found: Licence, head: dict[str, str]
+) -> None:
+    assert found.front_matter() == head
+
+
+def test_a_licence_of_its_own_keeps_its_name_and_link(lookalike: Lookalike, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(lookalike("qwen2.5-instruct"), folder)
+    (folder / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: Their-Own\nlicense_link: TERMS.md\n---\n", "utf-8"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = Licence.of(Source("a/b", folder, "a/b", is_adapter=False), None, tokenizer)
+    assert found.front_matter() == {
+        "license": "other",
+        "license_name": "their-own",
+        "license_link": "https://huggingface.co/a/b/blob/main/TERMS.md",
+    }
+
+
+def test_the_first_llama_3_has_words_of_its_own(tmp_path: Path) -> None:
+    found = Licence("meta-llama/Meta-Llama-3-8B", "llama3", "")
+    assert "Built with Meta Llama 3." in "\n".join(found.lines())
+    with pytest.raises(UsageError, match="begins with Llama-3") as raised:
+        found.refuse_name("me/Llama-Maths")
+    assert "me/Llama-3-Llama-Maths" in raised.value.hint
+    found.refuse_name("me/Llama-3-Maths")
+    assert found.title("run") == "Llama-3-run" and found.title("Llama 3 run") == "Llama 3 run"
+    found.write_notice(tmp_path)
+    assert "Meta Llama 3 is licensed" in (tmp_path / "NOTICE").read_text("utf-8")

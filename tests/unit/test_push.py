@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +20,16 @@ APACHE = Licence("Qwen/Qwen2.5-0.5B", "apache-2.0", "by its name")
 
 
 class Hub:
-    """Keeps what it is told; ``breaks`` names the call that fails."""
+    """Keeps what it is told; ``breaks`` names the call that fails, ``public`` the repositories
+    that were there before."""
 
-    def __init__(self, breaks: str = "") -> None:
+    def __init__(self, breaks: str = "", public: tuple[str, ...] = ()) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.breaks = breaks
+        self.public = public
+
+    def repo_info(self, name: str, repo_type: str) -> SimpleNamespace:
+        return SimpleNamespace(private=name not in self.public)
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> str:
@@ -41,6 +47,18 @@ def test_an_export_is_uploaded_whole_and_private_if_asked(tmp_path: Path) -> Non
     (made, how), (uploaded, what) = hub.calls
     assert made == "create_repo" and how["private"] is True and how["repo_type"] == "model"
     assert uploaded == "upload_folder" and what["folder_path"] == str(tmp_path)
+
+
+def test_nothing_private_goes_to_a_repository_that_everybody_sees(tmp_path: Path) -> None:
+    hub = Hub(public=("me/maths", "me/maths-rollouts"))
+    run = RunDir(made_run(tmp_path / "run"))
+    with pytest.raises(UsageError, match="me/maths is on the Hub already"):
+        push_folder(Push("me/maths", private=True), tmp_path, hub)
+    with pytest.raises(UsageError, match="me/maths-rollouts is on the Hub already"):
+        push_rollouts(Push("me/maths", private=True), run, APACHE, hub)
+    assert {name for name, _ in hub.calls} == {"create_repo"}
+    push_folder(Push("me/maths"), tmp_path, hub)  # nobody asked for a private one
+    assert hub.calls[-1][0] == "upload_folder"
 
 
 def test_rollouts_become_a_data_set_with_a_card(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from abacist.errors import RunError
-from abacist.records.lock import RunLock, _identity
+from abacist.records.lock import RunLock, _identity, may_run
 from abacist.records.provenance import build_manifest, data_fingerprint, scrub_argv
 from abacist.records.rundir import RunDir, write_aside, write_json
 from abacist.records.secrets import REDACTED, names_a_secret
@@ -326,3 +326,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
     assert caught.value.filename == "deep/x"  # and not the neighbour that was being written
     assert Path("deep/x").read_bytes() == b"old"
     assert contents(tmp_path / "deep") == {"x"}
+
+
+def test_a_process_that_may_run_is_told_from_one_that_cannot() -> None:
+    dead = next(n for n in range(4_000_000, 4_194_000) if not Path(f"/proc/{n}").exists())
+    assert may_run(os.getpid()) and may_run(os.getppid()) and may_run(1)
+    assert not may_run(dead) and not may_run(10**30)

@@ -74,26 +74,32 @@ def test_the_divergence_of_two_distributions_is_kullback_and_leiblers() -> None:
     assert float(same_policy._divergence(p.log(), p.log())[0]) == 0.0
 
 
-def read(best: list[int], lead: float = 1.0, logp: float = -0.1) -> Read:
-    count = len(best)
-    kept = torch.zeros(count, 1, dtype=torch.long)
-    logps = torch.full((count, 1), logp, dtype=torch.double)
-    leads, written = torch.full((count,), lead), torch.full((count,), logp)
-    return Read(kept, logps, torch.tensor(best), leads, written)
+def read(best: list[int], logps: list[float] | None = None) -> Read:
+    """What a policy makes of a reply of ``best`` tokens; ``logps`` are those of tokens 0, 1, …"""
+    count, logps = len(best), logps or [-0.1]
+    kept = torch.arange(len(logps)).expand(count, -1)
+    logps_CK = torch.tensor(logps).double().expand(count, -1)
+    written = torch.full((count,), max(logps)).double()
+    return Read(kept, logps_CK, torch.tensor(best), written)
 
 
 def test_a_token_at_a_tie_is_counted_apart_and_one_beyond_it_is_not() -> None:
-    tied = agreement([read([1, 2], lead=5e-5)], [read([1, 3])], [[1, 2]])
+    def of(second: float, instead: int) -> Agreement:
+        logps = [-0.9, -0.9 - second, -3.0]
+        return agreement([read([0, 0], logps)], [read([0, instead], logps)], [[0, 0]])
+
+    tied = of(5e-5, instead=1)
     assert (tied.equal_tokens, tied.tied_tokens, tied.tied_replies) == (1, 1, 1)
     assert Proof("a test", True, tied, None).fault is None
-    beyond = agreement([read([1, 2], lead=2e-4)], [read([1, 3])], [[1, 2]])
-    assert (beyond.equal_tokens, beyond.tied_tokens, beyond.equal_replies) == (1, 0, 0)
-    assert "differ beyond a tie" in str(Proof("a test", True, beyond, None).fault)
+    # The first two are a tie; the third of them is none, nor one that was not kept.
+    for beyond in (of(2e-4, instead=1), of(5e-5, instead=2), of(5e-5, instead=77)):
+        assert (beyond.equal_tokens, beyond.tied_tokens, beyond.equal_replies) == (1, 0, 0)
+        assert "differ beyond a tie" in str(Proof("a test", True, beyond, None).fault)
 
 
 @pytest.mark.parametrize(("difference", "is_fine"), [(0.9e-4, True), (1.1e-4, False)])
 def test_float32_is_held_to_its_log_probabilities(difference: float, is_fine: bool) -> None:
-    found = agreement([read([1], logp=-0.1)], [read([1], logp=-0.1 - difference)], [[1]])
+    found = agreement([read([1], [-0.1])], [read([1], [-0.1 - difference])], [[1]])
     assert (Proof("a test", True, found, None).fault is None) == is_fine
 
 
@@ -110,4 +116,27 @@ def test_fewer_bits_are_held_to_their_bounds(equal: int, kl: float, is_fine: boo
     assert (proof.fault is None) == is_fine
     if not is_fine:
         with pytest.raises(ModelError, match="not the trained policy"):
+            same_policy.refuse_other(proof)
+
+
+@pytest.mark.parametrize(
+    ("kl", "untrained", "is_fine"),
+    [
+        (4e-4, 1e-3, True),
+        (5e-4, 1e-3, False),
+        (1e-3, 1e-3, False),
+        (1e-3, None, True),
+        (0.0, 0.0, True),  # nothing was learned, and nothing was rounded
+        (1e-9, 0.0, False),
+        (1e-9, float("nan"), False),
+    ],
+)
+def test_rounding_that_takes_half_of_what_was_learned_is_refused(
+    kl: float, untrained: float | None, is_fine: bool
+) -> None:
+    found = Agreement(10, 10, 0, 1000, 1000, 0, 0.1, 0.001, kl)
+    proof = Proof("a test", False, found, None, untrained)
+    assert (proof.fault is None) == is_fine
+    if not is_fine:
+        with pytest.raises(ModelError, match="float32 or as an adapter"):
             same_policy.refuse_other(proof)

@@ -100,3 +100,35 @@ def test_leavings_of_a_process_that_was_killed_are_cleared_and_of_a_live_one_are
         assert (tmp_path / "x" / "model.bin").read_text("utf-8") == "old"
         raise ValueError
     assert contents(tmp_path) == sorted([f".x.{os.getppid()}.tmp", "x"])
+
+
+def test_an_error_between_the_two_renames_leaves_the_old_export_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    with staged(target, overwrite=False) as folder:
+        fill(folder, "old")
+    real = Path.rename
+
+    def fails(self: Path, to: Path) -> Path:
+        if to == target and not self.name.endswith(".replaced.tmp"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output"), staged(target, overwrite=True) as folder:
+        fill(folder)
+    assert contents(tmp_path) == ["x"] and (target / "model.bin").read_text("utf-8") == "old"
+
+
+@pytest.mark.parametrize("place", [".", "../here", "~/here"])
+def test_a_place_is_understood_however_it_is_written(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with staged(Path(place), overwrite=False) as folder:
+        fill(folder)
+    assert contents(here) == ["abacist.json", "model.bin"] and contents(tmp_path) == ["here"]

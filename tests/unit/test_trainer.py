@@ -203,3 +203,25 @@ def test_plain_text_prompts_of_a_strangers_data_are_kept_too(tmp_path: Path) -> 
     rollout = read_rollouts(tmp_path / "run" / "rollouts")[0]
     assert rollout.messages[0]["role"] == "user" and rollout.gold is None
     assert rollout.is_correct is None and rollout.problem_id is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_draft_card_that_fails_is_a_warning_and_never_the_end_of_a_training(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if fails:
+
+        def raises(*args: Any, **kwargs: Any) -> None:
+            raise NameError("name 'wandb' is not defined\nand more")
+
+        monkeypatch.setattr(trl.trainer.base_trainer, "generate_model_card", raises)
+    config = TINY_BATCH | {"output_dir": str(tmp_path / "run"), "max_steps": 1}
+    config |= {"save_strategy": "steps", "save_steps": 1}
+    with caplog.at_level("WARNING"):
+        trained(
+            GRPOTrainer, trl.GRPOConfig(**config), build("qwen2.5-instruct", tmp_path / "model")
+        )
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "README.md").is_file() is not fails
+    assert ("card was not written: name 'wandb'" in caplog.text) == fails
+    assert "and more" not in caplog.text

@@ -7,12 +7,14 @@ data set that has only a path is said to be local.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
 
 from abacist.delivery.commands import Command, commands_for
 from abacist.delivery.licence import Licence
@@ -32,7 +34,13 @@ from abacist.task.rewards import is_built_in_name
 
 CARD_NAME = "README.md"
 MARK = "<!-- written by abacist: an edited card is left alone once this line is gone -->"
-_BLANKS = ("[More Information Needed]", "This model is a fine-tuned version of")
+# What transformers asks whoever edits its draft to remove, and the whole shape of TRL's draft.
+_TRANSFORMERS_DRAFT = "<!-- This model card has been generated automatically according to the"
+_TRL_DRAFT = re.compile(
+    r"# Model Card for [^\n]*\n+This model is a fine-tuned version of [^\n]*\n"
+    r"It has been trained using \[TRL\]\(https://github\.com/huggingface/trl\)\.\n"
+)
+_TRL_HEADINGS = {"Quick start", "Training procedure", "Framework versions", "Citations"}
 _RELATIONS = {"merged": "finetune", "gguf": "quantized", "ollama": "quantized"}
 _SETTINGS = (
     "max_steps", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -107,7 +115,24 @@ def base_of(folder: Path, settings: Mapping[str, Any]) -> Any:
 
 def _is_ours_or_blank(path: Path) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace")
-    return MARK in text or any(words in text for words in _BLANKS)
+    if MARK in text or _TRANSFORMERS_DRAFT in text:
+        return True
+    body = _without_front_matter(text)
+    if _TRL_DRAFT.match(body):
+        headings = [line.lstrip("# ") for line in body.splitlines() if line.startswith("#")]
+        # Code and citations in it may begin with a "#" too, but TRL's do not.
+        return set(headings[1:]) <= _TRL_HEADINGS
+    peft_draft = ModelCard.from_template(ModelCardData()).text.strip()
+    rest = body.removeprefix(peft_draft)
+    return (
+        rest != body
+        and re.fullmatch(r"\s*(### Framework versions\s+- PEFT \S+\s*)?", rest) is not None
+    )
+
+
+def _without_front_matter(text: str) -> str:
+    head, fence, body = text.removeprefix("---").partition("\n---\n")
+    return (body if text.startswith("---") and fence else text).strip()
 
 
 def export_card(
@@ -155,8 +180,7 @@ def _front_matter(facts: RunFacts, kind: str) -> str:
     if base is not None and base != BUILT_IN:
         found["base_model"] = base
         found["base_model_relation"] = _RELATIONS.get(kind, "adapter" if is_adapter else "finetune")
-    if licence.name is not None:
-        found["license"] = licence.name
+    found |= licence.front_matter()
     if "/" in source and not is_local(source):
         found["datasets"] = [source]
     return f"---\n{yaml.safe_dump(found, sort_keys=True, allow_unicode=True)}---"
@@ -202,8 +226,8 @@ def _proof_section(kind: str, dtype: str, proofs: Sequence[Proof], notes: Sequen
     bound = (
         f"all greedy replies equal but for ties, log-probabilities within {LOGP_BOUND:.0e}"
         if exact
-        else f"at least {EQUAL_BOUND:.0%} of the tokens equal, at most {KL_BOUND:g} nats a token, "
-        "and accuracy not worse by the paired test"
+        else f"at least {EQUAL_BOUND:.0%} of the tokens equal, at most {KL_BOUND:g} nats a token "
+        "and less than half of what training changed, where that is known, and accuracy not worse by the paired test"
     )
     lines.append(f"An export beyond these bounds fails: {bound}.")
     return "\n\n".join([*lines, *notes])
@@ -211,11 +235,9 @@ def _proof_section(kind: str, dtype: str, proofs: Sequence[Proof], notes: Sequen
 
 def proof_sentence(proof: Proof) -> str:
     """What was found by one reader, in a few sentences."""
-    text = f"As {proof.reader} reads it: {proof.agreement.sentence()}."
+    text = f"Loaded by {proof.reader}: {proof.agreement.sentence()}."
     if proof.untrained_kl is not None:
         text += f" What training changed is a KL of {proof.untrained_kl:.1e} a token."
-        if proof.agreement.kl_a_token > proof.untrained_kl / 2:
-            text += " Rounding moved the policy by as much: take float32, or train for longer."
     if proof.answers is not None:
         pair = proof.answers.accuracy
         text += (

@@ -127,7 +127,7 @@ def export(request: ExportRequest, watcher: Watcher | None = None) -> Exported:
     watcher = watcher or Silent()
     quiet_libraries()
     origin = open_origin(request)
-    target = request.output_dir or default_target(origin, request.to)
+    target = (request.output_dir or default_target(origin, request.to)).expanduser().resolve()
     refuse_taken(target, overwrite=request.overwrite)
     dtype = dtype_of(request, origin)
     if request.push is not None:

@@ -119,7 +119,6 @@ def read(
                 tokens_CK,
                 torch.from_numpy(logps[part]),
                 torch.from_numpy(best[part]),
-                torch.zeros(len(tokens_CK)),
                 torch.from_numpy(written[part]),
             )
         )

@@ -64,13 +64,15 @@ def push_folder(push: Push, folder: Path, api: Any = None) -> str:
     """Upload a finished export and return its address. Raises AbacistError if the Hub refuses."""
     api = api or huggingface_hub.HfApi()
     try:
-        url = api.create_repo(push.name, private=push.private, repo_type="model", exist_ok=True)
+        url = _made(push, push.name, "model", api)
         api.upload_folder(
             repo_id=push.name,
             folder_path=str(folder),
             repo_type="model",
             commit_message="Export by Abacist",
         )
+    except AbacistError:
+        raise
     except Exception as error:
         raise _failed(push.name, error, f"The export is whole, in {folder}.") from error
     return str(url)
@@ -85,7 +87,7 @@ def push_rollouts(push: Push, run: RunDir, licence: Licence, api: Any = None) ->
     refuse_no_rollouts(run)
     name = push.name + ROLLOUTS_SUFFIX
     try:
-        url = api.create_repo(name, private=push.private, repo_type="dataset", exist_ok=True)
+        url = _made(push, name, "dataset", api)
         api.upload_file(
             path_or_fileobj=rollouts_card(run, push.name, licence).encode(),
             path_in_repo="README.md",
@@ -100,9 +102,26 @@ def push_rollouts(push: Push, run: RunDir, licence: Licence, api: Any = None) ->
             repo_type="dataset",
             commit_message="Rollouts, by Abacist",
         )
+    except AbacistError:
+        raise
     except Exception as error:
         raise _failed(name, error, "The model is there already.") from error
     return str(url)
+
+
+def _made(push: Push, name: str, kind: str, api: Any) -> Any:
+    """Create the repository ``name`` unless it is there; returns its address.
+
+    Raises UsageError if it has to be private and is not: one that exists keeps who may see it.
+    """
+    url = api.create_repo(name, private=push.private, repo_type=kind, exist_ok=True)
+    if push.private and not api.repo_info(name, repo_type=kind).private:
+        raise UsageError(
+            f"--private: {name} is on the Hub already, for everybody to see; nothing was uploaded "
+            "to it",
+            "Make it private in its settings there, or push to another name.",
+        )
+    return url
 
 
 def refuse_no_rollouts(run: RunDir) -> None:
@@ -117,8 +136,7 @@ def rollouts_card(run: RunDir, model: str, licence: Licence) -> str:
         "configs": [{"config_name": "default", "data_files": "data/*.parquet"}],
         "tags": ["grpo", "gsm8k", "rollouts", "abacist"],
     }
-    if licence.name is not None:
-        head["license"] = licence.name
+    head |= licence.front_matter()
     return (
         f"---\n{yaml.safe_dump(head)}---\n\n"
         f"# Rollouts of {licence.title(run.run_id)}\n\n"

@@ -9,8 +9,9 @@ from its files and
   (Kullback-Leibler divergence of the trained policy from the exported one, in nats).
 
 Both are computed in float32 on the same machine, so what differs is what the files hold. A
-distribution is kept as its :data:`KEPT_TOKENS` most likely tokens and the rest as one: a divergence
-computed on that is never larger than the true one, and smaller by no more than the rest weighs.
+distribution is kept as its :data:`KEPT_TOKENS` most likely tokens and the rest as one. A divergence
+computed on that is never larger than the true one; what it misses is the weight of the rest times
+the divergence of the two distributions within the rest.
 
 Shapes: C tokens of a reply, K kept tokens, V vocabulary entries.
 """
@@ -35,25 +36,27 @@ from abacist.proof.evaluation import Evaluation
 KEPT_TOKENS = 64
 ROWS = 16  # replies read at a time; what their prompts have in common is read once
 TIE = 1e-4
-"""Two tokens whose log-probabilities differ by less are a tie: either is the greedy one."""
+"""Two tokens whose log-probabilities in the trained policy differ by less are a tie: either is the
+greedy one."""
 
 # Bounds. Of float32 files:
 LOGP_BOUND = 1e-4
 # Of files in fewer bits:
 EQUAL_BOUND = 0.95
 KL_BOUND = 0.02
+TRAINING_BOUND = 0.5
+"""Rounding may move the policy by less than this share of the divergence that training made."""
 
 
 @dataclass(frozen=True)
 class Read:
     """What a model makes of one reply: for each of its C tokens the K most likely tokens of the
-    trained policy with their log-probabilities, the likeliest token, its lead over the second,
-    and the log-probability of the token that stands there."""
+    trained policy, the most likely first, with their log-probabilities in this model; the token
+    that is likeliest in this model; and the log-probability of the token that stands there."""
 
     kept_CK: Tensor
     logps_CK: Tensor
     best_C: Tensor
-    lead_C: Tensor
     written_C: Tensor
 
 
@@ -105,20 +108,19 @@ def read_replies(
     rows = rows_of(policy, replies)
     found: list[Read] = []
     for number, (logits_CV, (_, reply)) in enumerate(zip(_logits(policy, rows), rows, strict=True)):
-        logps_CV = torch.log_softmax(logits_CV.double(), dim=-1)
+        # On the CPU, since not every device has float64.
+        logps_CV = torch.log_softmax(logits_CV.cpu().double(), dim=-1)
         if kept is None:
             kept_CK = logps_CV.topk(min(KEPT_TOKENS, logps_CV.shape[-1])).indices
         else:
-            kept_CK = kept[number].kept_CK.to(logps_CV.device)
-        top = logps_CV.topk(2)
-        written = torch.tensor(reply, device=logps_CV.device)[:, None]
+            kept_CK = kept[number].kept_CK
+        written = torch.tensor(reply, dtype=torch.long)[:, None]
         found.append(
             Read(
-                kept_CK.cpu(),
-                logps_CV.gather(1, kept_CK).cpu(),
-                top.indices[:, 0].cpu(),
-                (top.values[:, 0] - top.values[:, 1]).cpu(),
-                logps_CV.gather(1, written)[:, 0].cpu(),
+                kept_CK,
+                logps_CV.gather(1, kept_CK),
+                logps_CV.argmax(dim=-1),
+                logps_CV.gather(1, written)[:, 0],
             )
         )
         tell(number + 1, len(rows))
@@ -174,7 +176,7 @@ def agreement(
     divergence = 0.0
     for one, other, ids in zip(trained, exported, written, strict=True):
         same_C = other.best_C == torch.tensor(ids)
-        tied_C = ~same_C & (one.lead_C < TIE)
+        tied_C = ~same_C & _is_tied(one, other.best_C)
         tokens += len(ids)
         equal_tokens += int(same_C.sum())
         tied_tokens += int(tied_C.sum())
@@ -196,6 +198,13 @@ def agreement(
     )
 
 
+def _is_tied(trained: Read, token_C: Tensor) -> Tensor:
+    """Whether each token is within a tie of the trained policy's most likely one, [C]."""
+    is_it_CK = trained.kept_CK == token_C[:, None]
+    near_CK = trained.logps_CK.max(dim=1, keepdim=True).values - trained.logps_CK < TIE
+    return (is_it_CK & near_CK).any(dim=1)
+
+
 def _divergence(trained_CK: Tensor, exported_CK: Tensor) -> Tensor:
     """KL [C] of two distributions, of each its kept tokens and the rest as one."""
     p, q = trained_CK.exp(), exported_CK.exp()
@@ -208,7 +217,10 @@ def _divergence(trained_CK: Tensor, exported_CK: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found of one artefact by one reader.
+    """What was found of one artefact, loaded by one ``reader``.
+
+    llama.cpp computes what it loads itself. What transformers or PEFT loads is computed by the
+    forward that computed the trained policy (``policy.scoring`` where it knows the family).
 
     ``untrained_kl`` is the divergence of the policy before training, where there is one to ask: how
     much training changed, to see how little of that rounding took away.
@@ -238,9 +250,22 @@ class Proof:
             return f"{100 * found.equal_share:.2f} % of the tokens are equal, of {EQUAL_BOUND:.0%}"
         if not found.kl_a_token <= KL_BOUND:
             return f"the divergence is {found.kl_a_token:.1e} a token, more than {KL_BOUND:g}"
+        if (reason := self._lost_training()) is not None:
+            return reason
         if self.answers is not None and self.answers.accuracy.is_worse:
             return "it answers fewer problems right than the trained policy, by the paired test"
         return None
+
+    def _lost_training(self) -> str | None:
+        """Whether the artefact is as far from the trained policy as its base is, or half as far."""
+        moved, trained = self.agreement.kl_a_token, self.untrained_kl
+        if trained is None or moved == 0 or moved < trained * TRAINING_BOUND:
+            return None
+        return (
+            f"rounding moved the policy by a KL of {moved:.1e} a token, and training by "
+            f"{trained:.1e}: about as far, so little of what was learned would be left. A run that "
+            "learned this little is exported in float32 or as an adapter only"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Figures, paired test and bounds as an object."""
@@ -258,7 +283,11 @@ def bounds(is_exact: bool) -> dict[str, float]:
     """What an artefact must keep, by name."""
     if is_exact:
         return {"equal_replies": 1.0, "tie": TIE, "largest_logp_difference": LOGP_BOUND}
-    return {"equal_tokens": EQUAL_BOUND, "kl_a_token": KL_BOUND}
+    return {
+        "equal_tokens": EQUAL_BOUND,
+        "kl_a_token": KL_BOUND,
+        "share_of_untrained_kl": TRAINING_BOUND,
+    }
 
 
 def paired(trained: Evaluation, exported: Evaluation) -> Comparison:
@@ -270,7 +299,12 @@ def refuse_other(proof: Proof) -> None:
     """Raise ModelError if what was exported is not the trained policy."""
     if proof.fault is not None:
         raise ModelError(
-            f"The export is not the trained policy, as {proof.reader} reads it: {proof.fault}. "
+            f"The export is not the trained policy, loaded by {proof.reader}: {proof.fault}. "
             f"{proof.agreement.sentence()}.",
-            "Nothing was kept. Take a wider --dtype; if it is float32 already, report this.",
+            "Nothing was kept. "
+            + (
+                "Nothing was rounded, so this is a fault of Abacist: please report it."
+                if proof.is_exact
+                else "Take a wider --dtype (float32 rounds nothing), or --to adapter."
+            ),
         )

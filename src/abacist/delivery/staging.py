@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from abacist.errors import RunError, first_line
+from abacist.records.lock import may_run
 from abacist.records.provenance import EXPORT_FORMAT, EXPORT_NAME
 from abacist.records.seen import read_object
 
@@ -44,9 +45,11 @@ def staged(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises RunError as :func:`refuse_taken` does, and where the disk is full.
     """
+    target = target.expanduser().resolve()  # "." and ".." have no name to put another beside
     refuse_taken(target, overwrite=overwrite)
     made = _missing_above(target)
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_dead(target)
@@ -54,11 +57,9 @@ def staged(target: Path, *, overwrite: bool) -> Iterator[Path]:
         yield aside
         _to_disk(aside)
         refuse_taken(target, overwrite=overwrite)  # again: minutes have passed
-        replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced.tmp")
         if target.exists():
             target.rename(replaced)
         aside.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
     except Exception as error:
         if _is_full_disk(error):
             raise RunError(
@@ -71,6 +72,9 @@ def staged(target: Path, *, overwrite: bool) -> Iterator[Path]:
             ) from error
         raise
     finally:
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)  # the new one was not moved there
+        shutil.rmtree(replaced, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
@@ -85,22 +89,12 @@ def _clear_dead(target: Path) -> None:
     """Remove what exports to ``target`` were writing whose process is gone."""
     for path in target.parent.glob(f".{target.name}.*.tmp"):
         number = path.name.removeprefix(f".{target.name}.").split(".")[0]
-        if not number.isdecimal() or _is_alive(int(number)):
+        if not number.isdecimal() or may_run(int(number)):
             continue
         if path.name.endswith(".replaced.tmp") and not target.exists():
             path.rename(target)  # it died between the two renames
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _to_disk(folder: Path) -> None:

@@ -105,14 +105,21 @@ def _is_alive(owner: dict[str, Any], *, trust_host: bool) -> bool:
     if pid == os.getpid():
         return trust_host and owner == _identity(pid)
     if sys.platform == "win32":
+        return True
+    return may_run(pid) and owner.get("started") in (None, _start_of(pid))
+
+
+def may_run(pid: int) -> bool:
+    """Whether there may be a process with this id here: False only where there is none for sure."""
+    if sys.platform == "win32":
         return True  # there, os.kill with any signal ends the process: no harmless way to ask
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number beyond C's
         return False
     except OSError:
         pass  # it exists and belongs to someone else
-    return owner.get("started") in (None, _start_of(pid))
+    return True
 
 
 def _start_of(pid: int) -> str | None:

@@ -110,6 +110,17 @@ class ResumableTrainer(FastTrainer):
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(final))
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As in ``trl.GRPOTrainer``, but a card that cannot be written is a warning.
+
+        TRL writes a draft with every checkpoint, and asks trackers about their runs for it: wandb
+        installed while the process runs is enough to make it raise. No training is worth a draft.
+        """
+        try:
+            super().create_model_card(*args, **kwargs)
+        except Exception as error:
+            self.say(f"TRL's draft of a model card was not written: {first_line(error)}")
+
     def _complete(self, folder: Path, run: Path) -> None:
         """Add what stands once in a checkpoint, whatever the number of processes, and seal it."""
         if self.args.sync_ref_model:
