@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -396,7 +397,11 @@ ODD = {
     "weights outside": lambda index, members: index["weights"].update(
         final=[{"name": "../../x", "sha256": "0" * 64}]
     ),
+    "replays that are none": lambda index, members: index.update(replays=[3]),
 }
+# Weights go by a role, and the folder that they are loaded from once went by it too.
+HOSTILE_ROLES = ["../../evil", "/tmp/abacist-evil", "checkpoint-1/../../../evil", "checkpoint-\u0661",
+                 "checkpoint-1\n", "", ".", "base", "final/"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -409,6 +414,35 @@ def test_odd_contents_are_faults_or_refused_and_never_a_crash(
     except AbacistError as error:
         assert "\n" not in error.message
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.bundle.zip"]
+
+
+@pytest.mark.parametrize("role", HOSTILE_ROLES)
+def test_weights_of_an_odd_role_are_a_fault_and_nothing_is_written_for_them(
+    role: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(index: dict[str, Any], members: Members) -> None:
+        index["weights"][role] = index["weights"].pop("checkpoint-1")
+        index["replays"][1]["checkpoint"] = role
+
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a" / "b"))
+    before = sorted(tmp_path.rglob("*"))
+    file = tampered(made, tmp_path / "x.bundle.zip", rename, anew=True)
+    found = verify(Request(file, replies=1))
+    assert not {check.name: check for check in found.checks}["replay"].holds
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, file])
+    assert not Path("/tmp/abacist-evil").exists()
+
+
+def test_a_replay_by_an_odd_role_alone_is_a_fault(made: Path, tmp_path: Path) -> None:
+    file = tampered(
+        made,
+        tmp_path / "x.bundle.zip",
+        lambda index, members: index["replays"][0].update(checkpoint="../../evil"),
+        anew=True,
+    )
+    found = verify(Request(file, replies=1))
+    assert not {check.name: check for check in found.checks}["replay"].holds
 
 
 def test_the_commands_say_what_they_did(
