@@ -10,6 +10,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from abacist.delivery import bundle as bundling
 from abacist.delivery.bundle import bundle, portable
 from abacist.delivery.verify import Request, verify
 from abacist.errors import AbacistError, RunError
-from bundles import Members, edit_json, short_run, tampered, zipped
+from abacist.records.rollout import read_rollouts, write_rollouts
+from bundles import Members, edit_json, edit_rows, short_run, tampered, zipped
 
 pytestmark = pytest.mark.slow
 
@@ -166,6 +168,37 @@ def test_a_run_of_every_kind_is_bundled_with_a_note_and_holds(
     found = verify(Request(made.path, replies=3))
     assert found.holds, [fault for check in found.checks for fault in check.faults]
     assert found.is_complete is is_complete
+
+
+def test_a_run_that_was_renamed_holds_and_so_does_one_resumed_under_its_new_name(
+    run: Path, tmp_path: Path
+) -> None:
+    renamed = run.rename(tmp_path / "my best run")
+    made = bundle(renamed, tmp_path / "x.zip")
+    assert archive.read(made.path).index["run"]["run_id"] == "tiny-001"
+    found = verify(Request(made.path, replies=0))
+    assert found.holds, [fault for check in found.checks for fault in check.faults]
+    for path in [*renamed.glob("evals/after*/*.parquet"), renamed / "rollouts/step-000002.parquet"]:
+        write_rollouts(path, [replace(one, run_id="my best run") for one in read_rollouts(path)])
+    made = bundle(renamed, tmp_path / "y.zip")
+    index = archive.read(made.path).index["run"]
+    assert (index["run_id"], index["earlier_run_ids"]) == ("my best run", ["tiny-001"])
+    found = verify(Request(made.path, replies=0))
+    assert found.holds, [fault for check in found.checks for fault in check.faults]
+
+
+def test_replies_of_another_run_are_no_part_of_this_one(made: Path, tmp_path: Path) -> None:
+    for name in ("run/rollouts/step-000001.parquet", "run/evals/after/rollouts.parquet"):
+        for rows in (slice(2, 3), slice(None)):  # one row, or all of a file
+
+            def other(them: list[dict[str, Any]], rows: slice = rows) -> None:
+                for row in them[rows]:
+                    row["run_id"] = "tiny-002"
+
+            file = tampered(made, tmp_path / "x.bundle.zip", edit_rows(name, other), anew=True)
+            found = verify(Request(file, replies=0))
+            faults = [fault for check in found.checks for fault in check.faults]
+            assert faults and all("run_id" in fault.item for fault in faults)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ models stay where they are. Directories of this machine and secrets are left out
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from abacist.delivery import archive
@@ -106,7 +108,7 @@ def bundle(path: Path, output: Path | None = None, *, overwrite: bool = False) -
     weights, sources = _weights_table(parts, trains)
     index = {
         "run": {
-            "run_id": run.run_id,
+            **_run_ids(parts, run),
             "finished": bool(manifest.get("finished")),
             "trains": trains,
             "base": portable(str(settings.get("model_name_or_path", "tiny"))),
@@ -158,6 +160,24 @@ def without_secrets_in(path: Path) -> bytes:
     text = data.decode("utf-8", "replace")
     cleaned = without_secrets(text)
     return data if cleaned == text else cleaned.encode("utf-8", "replace")
+
+
+def _run_ids(parts: _Parts, run: RunDir) -> dict[str, Any]:
+    """What the run is called in its rollouts. Its directory may have been renamed or copied since,
+    and a run that was resumed after that has several names, of which the last is its own."""
+    found: dict[str, None] = {}
+    for name, data in sorted(parts.members.items(), key=lambda member: _when(member[0])):
+        if name.endswith(".parquet"):
+            column = pq.read_table(io.BytesIO(data), columns=["run_id"])["run_id"]
+            found |= dict.fromkeys(sorted(map(str, column.unique().to_pylist())))
+    ids = list(found) or [run.run_id]
+    return {"run_id": ids[-1], **({"earlier_run_ids": ids[:-1]} if len(ids) > 1 else {})}
+
+
+def _when(name: str) -> tuple[int, list[int]]:
+    """Orders the members that hold rollouts by when they were written."""
+    part = 0 if "/before" in name else 2 if "/after" in name else 1
+    return part, [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _json(value: Any) -> bytes:
