@@ -21,7 +21,7 @@ import pytest
 from abacist.cli.main import main
 from abacist.delivery import archive
 from abacist.delivery import bundle as bundling
-from abacist.delivery.bundle import bundle, portable
+from abacist.delivery.bundle import bundle, cleaned, portable
 from abacist.delivery.verify import Request, verify
 from abacist.errors import AbacistError, RunError
 from abacist.records.rollout import read_rollouts, write_rollouts
@@ -97,6 +97,65 @@ def test_nothing_of_the_machine_and_no_secret_is_in_it(
 )
 def test_directories_go_and_names_stay(text: str, left: str) -> None:
     assert portable({"a": [text, 1, None]}) == {"a": [left, 1, None]}
+
+
+PROSE = [
+    "Think within <think>...</think>, then <answer>...</answer>.",
+    "/no_think Answer in metres/second.",
+    r"Use LaTeX: \text{a}\text{b}, \frac{1}{2}\cdot\sqrt{3}.",
+    "Use + - * / (, ) and /answer/with/slashes.",
+    "~/ or C:\\x\\y: a drive",
+]
+
+
+@pytest.mark.parametrize("prompt", PROSE)
+def test_a_prompt_is_kept_word_for_word(prompt: str) -> None:
+    settings = {"system_prompt": prompt, "shots_file": "/home/me/shots.jsonl", "seed": 3,
+                "chat_template_kwargs": {"style": prompt}, "model_name_or_path": "/srv/m/qwen",
+                "lora_target_modules": r"model\.layers\.\d+\.q_proj", "reward_funcs": ["/a/b.py:f"],
+                "model_init_kwargs": {"cache_dir": "/home/me/cache"}}  # fmt: skip
+    assert cleaned(settings) == settings | {
+        "shots_file": "shots.jsonl", "model_name_or_path": "qwen", "reward_funcs": ["b.py:f"],
+        "model_init_kwargs": {"cache_dir": "cache"},
+    }  # fmt: skip
+    manifest = {"task": {"system_prompt": prompt}, "argv": ["/home/me/bin/abacist"]}
+    assert cleaned(manifest) == manifest | {"argv": ["abacist"]}
+
+
+def test_a_prompt_loses_its_secrets_all_the_same() -> None:
+    assert "hf_abc" not in cleaned({"system_prompt": "</think> hf_abcdefghijklmnop"})["system_prompt"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_prompt_looks_like_paths_holds(tmp_path: Path) -> None:
+    flags = ("--system_prompt", " ".join(PROSE[:4]), "--max_steps", "1", "--save_steps", "1",
+             "--num_heldout_problems", "2", "--num_consistency_problems", "0",
+             "--eval_strategy", "no", "--num_selection_problems", "0")  # fmt: skip
+    made = bundle(short_run(tmp_path / "prose", *flags), tmp_path / "x.bundle.zip")
+    found = verify(Request(made.path, replies=2))
+    assert found.holds, [fault for check in found.checks for fault in check.faults]
+
+
+def test_what_a_failed_reward_said_and_what_was_logged_lose_their_directories(
+    run: Path, tmp_path: Path
+) -> None:
+    fault = "brief failed: [Errno 2] no /srv/private/words.txt, hf_abcdefghijklmnop"
+    for name, part in (("after/evaluation.json", "evaluation"), ("verdict.json", "after")):
+        path = run / "evals" / name
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document[part]["conditions"] = {"rewards": fault}
+        path.write_text(json.dumps(document), encoding="utf-8")
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "note": "see /srv/private/words.txt"}\n{"torn')
+    made = bundle(run, tmp_path / "x.zip")
+    members = archive.read(made.path).members
+    for name, data in members.items():
+        assert b"/srv/private" not in data and b"abcdefghijklmnop" not in data, name
+    assert b"no words.txt" in members["run/evals/after/evaluation.json"]
+    assert b"no words.txt" in members["run/evals/verdict.json"]
+    was = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    assert members["run/metrics.jsonl"].split(b"\n")[:5] == was[:5]
+    assert verify(Request(made.path, replies=0)).holds
 
 
 # Runs of every kind.
