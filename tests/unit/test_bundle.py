@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ import pytest
 from abacist.cli.main import main
 from abacist.delivery import archive
 from abacist.delivery import bundle as bundling
-from abacist.delivery.bundle import bundle, portable
+from abacist.delivery.bundle import bundle, cleaned, portable
 from abacist.delivery.verify import Request, verify
 from abacist.errors import AbacistError, RunError
-from bundles import Members, edit_json, short_run, tampered, zipped
+from abacist.records.rollout import read_rollouts, write_rollouts
+from bundles import Members, edit_json, edit_rows, short_run, tampered, zipped
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +99,65 @@ def test_directories_go_and_names_stay(text: str, left: str) -> None:
     assert portable({"a": [text, 1, None]}) == {"a": [left, 1, None]}
 
 
+PROSE = [
+    "Think within <think>...</think>, then <answer>...</answer>.",
+    "/no_think Answer in metres/second.",
+    r"Use LaTeX: \text{a}\text{b}, \frac{1}{2}\cdot\sqrt{3}.",
+    "Use + - * / (, ) and /answer/with/slashes.",
+    "~/ or C:\\x\\y: a drive",
+]
+
+
+@pytest.mark.parametrize("prompt", PROSE)
+def test_a_prompt_is_kept_word_for_word(prompt: str) -> None:
+    settings = {"system_prompt": prompt, "shots_file": "/home/me/shots.jsonl", "seed": 3,
+                "chat_template_kwargs": {"style": prompt}, "model_name_or_path": "/srv/m/qwen",
+                "lora_target_modules": r"model\.layers\.\d+\.q_proj", "reward_funcs": ["/a/b.py:f"],
+                "model_init_kwargs": {"cache_dir": "/home/me/cache"}}  # fmt: skip
+    assert cleaned(settings) == settings | {
+        "shots_file": "shots.jsonl", "model_name_or_path": "qwen", "reward_funcs": ["b.py:f"],
+        "model_init_kwargs": {"cache_dir": "cache"},
+    }  # fmt: skip
+    manifest = {"task": {"system_prompt": prompt}, "argv": ["/home/me/bin/abacist"]}
+    assert cleaned(manifest) == manifest | {"argv": ["abacist"]}
+
+
+def test_a_prompt_loses_its_secrets_all_the_same() -> None:
+    assert "hf_abc" not in cleaned({"system_prompt": "</think> hf_abcdefghijklmnop"})["system_prompt"]
+
+
+@pytest.mark.slow
+def test_a_run_whose_prompt_looks_like_paths_holds(tmp_path: Path) -> None:
+    flags = ("--system_prompt", " ".join(PROSE[:4]), "--max_steps", "1", "--save_steps", "1",
+             "--num_heldout_problems", "2", "--num_consistency_problems", "0",
+             "--eval_strategy", "no", "--num_selection_problems", "0")  # fmt: skip
+    made = bundle(short_run(tmp_path / "prose", *flags), tmp_path / "x.bundle.zip")
+    found = verify(Request(made.path, replies=2))
+    assert found.holds, [fault for check in found.checks for fault in check.faults]
+
+
+def test_what_a_failed_reward_said_and_what_was_logged_lose_their_directories(
+    run: Path, tmp_path: Path
+) -> None:
+    fault = "brief failed: [Errno 2] no /srv/private/words.txt, hf_abcdefghijklmnop"
+    for name, part in (("after/evaluation.json", "evaluation"), ("verdict.json", "after")):
+        path = run / "evals" / name
+        document = json.loads(path.read_text(encoding="utf-8"))
+        document[part]["conditions"] = {"rewards": fault}
+        path.write_text(json.dumps(document), encoding="utf-8")
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "note": "see /srv/private/words.txt"}\n{"torn')
+    made = bundle(run, tmp_path / "x.zip")
+    members = archive.read(made.path).members
+    for name, data in members.items():
+        assert b"/srv/private" not in data and b"abcdefghijklmnop" not in data, name
+    assert b"no words.txt" in members["run/evals/after/evaluation.json"]
+    assert b"no words.txt" in members["run/evals/verdict.json"]
+    was = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    assert members["run/metrics.jsonl"].split(b"\n")[:5] == was[:5]
+    assert verify(Request(made.path, replies=0)).holds
+
+
 # Runs of every kind.
 
 
@@ -165,6 +227,37 @@ def test_a_run_of_every_kind_is_bundled_with_a_note_and_holds(
     found = verify(Request(made.path, replies=3))
     assert found.holds, [fault for check in found.checks for fault in check.faults]
     assert found.is_complete is is_complete
+
+
+def test_a_run_that_was_renamed_holds_and_so_does_one_resumed_under_its_new_name(
+    run: Path, tmp_path: Path
+) -> None:
+    renamed = run.rename(tmp_path / "my best run")
+    made = bundle(renamed, tmp_path / "x.zip")
+    assert archive.read(made.path).index["run"]["run_id"] == "tiny-001"
+    found = verify(Request(made.path, replies=0))
+    assert found.holds, [fault for check in found.checks for fault in check.faults]
+    for path in [*renamed.glob("evals/after*/*.parquet"), renamed / "rollouts/step-000002.parquet"]:
+        write_rollouts(path, [replace(one, run_id="my best run") for one in read_rollouts(path)])
+    made = bundle(renamed, tmp_path / "y.zip")
+    index = archive.read(made.path).index["run"]
+    assert (index["run_id"], index["earlier_run_ids"]) == ("my best run", ["tiny-001"])
+    found = verify(Request(made.path, replies=0))
+    assert found.holds, [fault for check in found.checks for fault in check.faults]
+
+
+def test_replies_of_another_run_are_no_part_of_this_one(made: Path, tmp_path: Path) -> None:
+    for name in ("run/rollouts/step-000001.parquet", "run/evals/after/rollouts.parquet"):
+        for rows in (slice(2, 3), slice(None)):  # one row, or all of a file
+
+            def other(them: list[dict[str, Any]], rows: slice = rows) -> None:
+                for row in them[rows]:
+                    row["run_id"] = "tiny-002"
+
+            file = tampered(made, tmp_path / "x.bundle.zip", edit_rows(name, other), anew=True)
+            found = verify(Request(file, replies=0))
+            faults = [fault for check in found.checks for fault in check.faults]
+            assert faults and all("run_id" in fault.item for fault in faults)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +489,11 @@ ODD = {
     "weights outside": lambda index, members: index["weights"].update(
         final=[{"name": "../../x", "sha256": "0" * 64}]
     ),
+    "replays that are none": lambda index, members: index.update(replays=[3]),
 }
+# Weights go by a role, and the folder that they are loaded from once went by it too.
+HOSTILE_ROLES = ["../../evil", "/tmp/abacist-evil", "checkpoint-1/../../../evil", "checkpoint-\u0661",
+                 "checkpoint-1\n", "", ".", "base", "final/"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -409,6 +506,35 @@ def test_odd_contents_are_faults_or_refused_and_never_a_crash(
     except AbacistError as error:
         assert "\n" not in error.message
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.bundle.zip"]
+
+
+@pytest.mark.parametrize("role", HOSTILE_ROLES)
+def test_weights_of_an_odd_role_are_a_fault_and_nothing_is_written_for_them(
+    role: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rename(index: dict[str, Any], members: Members) -> None:
+        index["weights"][role] = index["weights"].pop("checkpoint-1")
+        index["replays"][1]["checkpoint"] = role
+
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "a" / "b"))
+    before = sorted(tmp_path.rglob("*"))
+    file = tampered(made, tmp_path / "x.bundle.zip", rename, anew=True)
+    found = verify(Request(file, replies=1))
+    assert not {check.name: check for check in found.checks}["replay"].holds
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, file])
+    assert not Path("/tmp/abacist-evil").exists()
+
+
+def test_a_replay_by_an_odd_role_alone_is_a_fault(made: Path, tmp_path: Path) -> None:
+    file = tampered(
+        made,
+        tmp_path / "x.bundle.zip",
+        lambda index, members: index["replays"][0].update(checkpoint="../../evil"),
+        anew=True,
+    )
+    found = verify(Request(file, replies=1))
+    assert not {check.name: check for check in found.checks}["replay"].holds
 
 
 def test_the_commands_say_what_they_did(

@@ -12,6 +12,7 @@ models stay where they are. Directories of this machine and secrets are left out
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from abacist.delivery import archive
@@ -43,6 +45,12 @@ VERDICT_FOLDERS = ("before", "after", "before-sampled", "after-sampled")
 STREAM_BYTES = 5056  # the state of torch's generator on the CPU
 _SEED = 0  # of what is sampled here; whoever verifies draws the replies to replay anew
 _COPIED = ("metrics.jsonl", "timings.jsonl", "seen.json", "shots.jsonl")
+_LOGGED = {"metrics.jsonl", "timings.jsonl"}
+# Settings, and entries of the manifest, whose value may be a path. All others are left as they
+# are, secrets apart: a prompt may well hold "</think>", "metres/second" or LaTeX.
+_PATHS = {"argv", "source", "dataset_name", "model", "deepspeed", "recipe", "rewards",
+          "reward_funcs", "forced"}  # fmt: skip
+_PATH_SUFFIXES = ("_path", "_dir", "_file", "_folder", "_config")
 _NEEDED_TO_LOAD = ("config.json", "generation_config.json")
 # A directory of this machine within a longer text.
 _DIRECTORIES = re.compile(r"(?<![\w.:/\\~-])(?:~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])+")
@@ -88,10 +96,12 @@ def bundle(path: Path, output: Path | None = None, *, overwrite: bool = False) -
         raise RunError(f"{target}: exists already.", "Name another with -o, or add --overwrite.")
     parts = _Parts()
     parts.members["run/config.yaml"] = _portable_yaml(run.config_path, settings)
-    parts.members["run/manifest.json"] = _json(portable(manifest))
+    parts.members["run/manifest.json"] = _json(cleaned(manifest))
     for name in _COPIED:
         if (run.path / name).is_file():
             parts.members[f"run/{name}"] = without_secrets_in(run.path / name)
+    for name in _LOGGED & {name.removeprefix("run/") for name in parts.members}:
+        parts.members[f"run/{name}"] = _portable_lines(parts.members[f"run/{name}"])
     _add_verdict(run, manifest, parts)
     _add_replays(run, parts)
     _add_rollouts(run, parts)
@@ -106,7 +116,7 @@ def bundle(path: Path, output: Path | None = None, *, overwrite: bool = False) -
     weights, sources = _weights_table(parts, trains)
     index = {
         "run": {
-            "run_id": run.run_id,
+            **_run_ids(parts, run),
             "finished": bool(manifest.get("finished")),
             "trains": trains,
             "base": portable(str(settings.get("model_name_or_path", "tiny"))),
@@ -152,12 +162,77 @@ def portable(value: Any) -> Any:
     return _DIRECTORIES.sub("", text)
 
 
+def cleaned(value: Any) -> Any:
+    """``value``, nested settings or a manifest, without secrets, and :func:`portable` where a path
+    may stand.
+
+    >>> cleaned({"system_prompt": "</think> m/s", "shots_file": "/home/me/shots.jsonl"})
+    {'system_prompt': '</think> m/s', 'shots_file': 'shots.jsonl'}
+    """
+    if isinstance(value, Mapping):
+        return {
+            key: portable(item) if _may_be_path(str(key)) else cleaned(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [cleaned(item) for item in value]
+    return without_secrets(value) if isinstance(value, str) else value
+
+
+def _may_be_path(name: str) -> bool:
+    return name in _PATHS or name.endswith(_PATH_SUFFIXES)
+
+
+def _portable_lines(data: bytes) -> bytes:
+    """JSON lines of which the texts are :func:`portable`; a line without any stays as it is."""
+    lines = []
+    for line in data.split(b"\n"):
+        try:
+            row = json.loads(line)
+            clean = portable(row)
+        except (ValueError, RecursionError):  # torn: whoever reads it passes it over too
+            row = clean = None
+        lines.append(line if clean == row else json.dumps(clean).encode())
+    return b"\n".join(lines)
+
+
+def _portable_conditions(path: Path) -> bytes:
+    """An evaluation or a verdict. Its conditions may quote what a failed reward said, with paths
+    and secrets; all else is questions, replies and figures, and stays."""
+    document = read_object(path)
+    clean = {
+        key: value | {"conditions": portable(value["conditions"])}
+        if isinstance(value, dict) and value.get("conditions")
+        else value
+        for key, value in document.items()
+    }
+    return path.read_bytes() if clean == document else _json(clean)
+
+
 def without_secrets_in(path: Path) -> bytes:
     """A text file's bytes; if it holds a secret, without it."""
     data = path.read_bytes()
     text = data.decode("utf-8", "replace")
-    cleaned = without_secrets(text)
-    return data if cleaned == text else cleaned.encode("utf-8", "replace")
+    clean = without_secrets(text)
+    return data if clean == text else clean.encode("utf-8", "replace")
+
+
+def _run_ids(parts: _Parts, run: RunDir) -> dict[str, Any]:
+    """What the run is called in its rollouts. Its directory may have been renamed or copied since,
+    and a run that was resumed after that has several names, of which the last is its own."""
+    found: dict[str, None] = {}
+    for name, data in sorted(parts.members.items(), key=lambda member: _when(member[0])):
+        if name.endswith(".parquet"):
+            column = pq.read_table(io.BytesIO(data), columns=["run_id"])["run_id"]
+            found |= dict.fromkeys(sorted(map(str, column.unique().to_pylist())))
+    ids = list(found) or [run.run_id]
+    return {"run_id": ids[-1], **({"earlier_run_ids": ids[:-1]} if len(ids) > 1 else {})}
+
+
+def _when(name: str) -> tuple[int, list[int]]:
+    """Orders the members that hold rollouts by when they were written."""
+    part = 0 if "/before" in name else 2 if "/after" in name else 1
+    return part, [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _json(value: Any) -> bytes:
@@ -166,10 +241,10 @@ def _json(value: Any) -> bytes:
 
 
 def _portable_yaml(path: Path, settings: Mapping[str, Any]) -> bytes:
-    cleaned = portable(settings)
-    if cleaned == settings:
+    clean = cleaned(settings)
+    if clean == settings:
         return path.read_bytes()
-    return yaml.safe_dump(cleaned, sort_keys=True, allow_unicode=True).encode()
+    return yaml.safe_dump(clean, sort_keys=True, allow_unicode=True).encode()
 
 
 def _add_verdict(run: RunDir, manifest: Mapping[str, Any], parts: _Parts) -> None:
@@ -179,11 +254,11 @@ def _add_verdict(run: RunDir, manifest: Mapping[str, Any], parts: _Parts) -> Non
         files = [folder / "evaluation.json", folder / "rollouts.parquet"]
         if all(file.is_file() for file in files):
             read_rollouts(files[1])  # a damaged one is named here, not by a stranger
-            for file in files:
-                parts.members[f"run/evals/{name}/{file.name}"] = file.read_bytes()
+            parts.members[f"run/evals/{name}/{files[0].name}"] = _portable_conditions(files[0])
+            parts.members[f"run/evals/{name}/{files[1].name}"] = files[1].read_bytes()
     verdict = run.evals_dir / "verdict.json"
     if verdict.is_file() and "run/evals/after/evaluation.json" in parts.members:
-        parts.members["run/evals/verdict.json"] = verdict.read_bytes()
+        parts.members["run/evals/verdict.json"] = _portable_conditions(verdict)
     else:
         why = "the run is finished" if manifest.get("finished") else "the run was not finished"
         parts.notes.append(f"There is no verdict in it ({why}): nothing is claimed about accuracy.")
@@ -293,12 +368,12 @@ def _add_loading(run: RunDir, parts: _Parts) -> str:
     folders = [run.path, *(run.path / role for role in parts.weights if role != "final")]
     for folder in folders:
         if (file := folder / "adapter_config.json").is_file():
-            parts.members["run/adapter_config.json"] = _json(portable(read_object(file)))
+            parts.members["run/adapter_config.json"] = _json(cleaned(read_object(file)))
             return "lora"
     for folder in folders:
         for name in _NEEDED_TO_LOAD:
             if (file := folder / name).is_file():
-                parts.members[f"run/{name}"] = _json(portable(read_object(file)))
+                parts.members[f"run/{name}"] = _json(cleaned(read_object(file)))
         if "run/config.json" in parts.members:
             break
     return "full"

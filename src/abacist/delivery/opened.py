@@ -53,6 +53,15 @@ class Opened:
         """Whether the bundle has this member."""
         return name in self.contents.members
 
+    @property
+    def run_ids(self) -> list[str]:
+        """What the run is called in its rollouts; several names if it was renamed and resumed."""
+        run = self.index.get("run")
+        run = run if isinstance(run, Mapping) else {}
+        earlier = run.get("earlier_run_ids")
+        return [str(one) for one in [*(earlier if isinstance(earlier, list) else []),
+                                     *([run["run_id"]] if "run_id" in run else [])]]  # fmt: skip
+
     def rollout_names(self) -> list[str]:
         """The members that hold training rollouts, in the order of their steps."""
         names = [name for name in self.contents.members if name.startswith("run/rollouts/")]

@@ -101,7 +101,6 @@ def _check_rollouts(
     opened: Opened, name: str, step: int, rollouts: list[Rollout], paid: Paid, check: Check
 ) -> None:
     size = _group_size(opened)
-    run_id = opened.index.get("run", {}).get("run_id")
     if not rollouts or len(rollouts) % size:
         check.fault(name, "rows", f"groups of {size}", f"{len(rollouts)} replies")
         return
@@ -112,8 +111,7 @@ def _check_rollouts(
         place = (first + at // size, at % size)
         check.same(name, f"row {at + 1}, place", (one.group, one.member), place)
         check.same(name, f"{item}, split", one.split, "train")
-        if run_id is not None:
-            check.same(name, f"{item}, run_id", one.run_id, run_id)
+        check_run_id(opened, name, one, rollouts[0], check)
         check.same(name, f"{item}, messages", one.messages, rollouts[at - at % size].messages)
         check.same(name, f"{item}, gold", one.gold, rollouts[at - at % size].gold)
         check_reading(name, one, check)
@@ -142,6 +140,15 @@ def item_of(rollout: Rollout) -> str:
     if rollout.split == "train":
         return f"step {rollout.step}, group {rollout.group}, member {rollout.member}"
     return f"problem {str(rollout.problem_id)[:60]}, reply {rollout.member + 1}"
+
+
+def check_run_id(opened: Opened, name: str, one: Rollout, first: Rollout, check: Check) -> None:
+    """A file's rows are of one run, and that is the bundle's. A run that was renamed and resumed
+    has several names, and the bundle lists them."""
+    ids = opened.run_ids
+    if one.run_id != first.run_id or one.run_id not in ids:
+        wanted = first.run_id if first.run_id in ids else " or ".join(ids[:4]) or "named in the index"
+        check.fault(name, f"{item_of(one)}, run_id", one.run_id, wanted)
 
 
 def check_reading(name: str, one: Rollout, check: Check) -> None:

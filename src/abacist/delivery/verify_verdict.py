@@ -10,7 +10,7 @@ from typing import Any
 from abacist.delivery.bundle import VERDICT_FOLDERS
 from abacist.delivery.findings import Check
 from abacist.delivery.opened import Opened
-from abacist.delivery.verify_training import check_reading, item_of, named
+from abacist.delivery.verify_training import check_reading, check_run_id, item_of, named
 from abacist.errors import AbacistError
 from abacist.policy.decoding.generation import Completion
 from abacist.proof.ask import Prompting
@@ -93,6 +93,7 @@ def _judged(opened: Opened, kind: str, evaluation: Evaluation, check: Check) -> 
             check.same(file, f"{item}, member", one.member, member)
             check.same(file, f"{item}, group", one.group, start // size)
             check.same(file, f"{item}, split", one.split, "heldout")
+            check_run_id(opened, file, one, evaluation.rollouts[0], check)
             check_reading(file, one, check)
             for name, value in rewards_of_one.items():
                 check.same(file, f"{item}, reward {name}", one.rewards.get(name), value)

@@ -12,6 +12,7 @@ import json
 import random
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ _PLAIN = {
 }  # fmt: skip
 _MOST_RANKS = 4096
 _MODULE = re.compile(r"[\w.-]{1,200}")
+_ROLE = re.compile(r"final|checkpoint-[0-9]{1,9}")  # what a bundle may call weights
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja",
               "added_tokens.json", "tekken.json")  # fmt: skip
 # Settings under which TRL, and not our engine, wrote the rollouts of training.
@@ -182,7 +184,8 @@ def _roles(opened: Opened) -> dict[str, list[dict[str, Any]]]:
     table = opened.index.get("weights")
     roles = {}
     for role, files in (table if isinstance(table, dict) else {}).items():
-        good = isinstance(files, list) and all(
+        good = isinstance(files, list) and _ROLE.fullmatch(role)
+        good = good and all(
             isinstance(one, dict)
             and re.fullmatch(r"[0-9a-f]{64}", str(one.get("sha256")))
             and re.fullmatch(r"(?:adapter_)?model[\w.-]*\.safetensors", str(one.get("name")))
@@ -190,7 +193,7 @@ def _roles(opened: Opened) -> dict[str, list[dict[str, Any]]]:
         )
         if not good:
             raise RunError("bundle.json: its table of weights is malformed.")
-        roles[str(role)] = files
+        roles[role] = files
     return roles
 
 
@@ -245,6 +248,8 @@ def _of_training(opened: Opened, check: Check) -> list[_Job]:
     for entry in entries if isinstance(entries, list) else []:
         name, stream = str(entry.get("rollouts")), str(entry.get("stream"))
         role = str(entry.get("checkpoint"))
+        if not _ROLE.fullmatch(role):
+            raise RunError("bundle.json: its list of replays is malformed.")
         if not opened.has(name) or not opened.has(stream):
             check.fault("bundle.json", f"replay of {role}", f"{name} and {stream}", "not both")
             continue
@@ -388,11 +393,10 @@ def _load(
     how: Any = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
     if role == BASE:
         return load_policy(base.name, revision=revision, **how)
-    folder = opened.folder / "loading" / role
-    folder.mkdir(parents=True, exist_ok=True)
+    # No name that a stranger chose: the bundle's words are not part of any path that is written.
+    folder = Path(tempfile.mkdtemp(prefix="loading-", dir=opened.folder))
     for name, path in there[role].items():
-        if not (folder / name).exists():
-            (folder / name).symlink_to(path.resolve())
+        (folder / name).symlink_to(path.resolve())
     if "adapter_model.safetensors" in there[role]:
         named: Any = {"base_model_name_or_path": base.name, "revision": revision}
         if base.is_adapter:
