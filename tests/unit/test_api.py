@@ -104,13 +104,15 @@ def test_a_script_is_silent_unless_it_asks_and_a_terminal_is_told(monkeypatch, c
 def test_a_call_is_one_training_by_its_configuration(monkeypatch) -> None:
     seen = []
 
-    def training(config: Any, watcher: Any) -> str:
+    run = SimpleNamespace(stopped="so that no page is written")
+
+    def training(config: Any, watcher: Any) -> SimpleNamespace:
         seen.append(config)
-        return "a run"
+        return run
 
     monkeypatch.setattr("abacist.learning.train.train", training)
     config = api.config_of("tiny", {"max_steps": 3})
-    assert abacist.train(config) == abacist.train("tiny", max_steps=3, progress=False) == "a run"
+    assert abacist.train(config) == abacist.train("tiny", max_steps=3, progress=False) == run
     assert seen[0].to_yaml() == seen[1].to_yaml()
     abacist.train("tiny", save_steps=5)
     assert seen[2].training.save_steps == 5

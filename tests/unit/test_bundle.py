@@ -123,7 +123,9 @@ def test_a_prompt_is_kept_word_for_word(prompt: str) -> None:
 
 
 def test_a_prompt_loses_its_secrets_all_the_same() -> None:
-    assert "hf_abc" not in cleaned({"system_prompt": "</think> hf_abcdefghijklmnop"})["system_prompt"]
+    assert (
+        "hf_abc" not in cleaned({"system_prompt": "</think> hf_abcdefghijklmnop"})["system_prompt"]
+    )
 
 
 @pytest.mark.slow

@@ -17,16 +17,22 @@ def write_page_and_card(run: Path) -> Path | None:
     Where one of them fails, for whatever reason, a line on stderr says why, and None stands for
     the report: the run and its verdict are whole without them.
     """
+    ended = RunDir(run).manifest_path
     try:
-        write_run_card(run)
+        if _is_older(run / "README.md", ended):
+            write_run_card(run)
     except Exception as error:
         print(f"The model card was not written: {first_line(error)}", file=sys.stderr)
-    page, ended = default_path([run]), RunDir(run).manifest_path
+    page = default_path([run])
     try:
-        # A finished run that is asked to resume is left as it is.
-        if not page.exists() or page.stat().st_mtime_ns < ended.stat().st_mtime_ns:
+        if _is_older(page, ended):
             write_report([run], page)
     except Exception as error:
         print(f"The report was not written: {first_line(error)}", file=sys.stderr)
         return None
     return page
+
+
+def _is_older(file: Path, ended: Path) -> bool:
+    """Whether a file is from before the run's end: a finished run that is resumed keeps its own."""
+    return not file.exists() or file.stat().st_mtime_ns < ended.stat().st_mtime_ns

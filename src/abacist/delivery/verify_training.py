@@ -147,7 +147,9 @@ def check_run_id(opened: Opened, name: str, one: Rollout, first: Rollout, check:
     has several names, and the bundle lists them."""
     ids = opened.run_ids
     if one.run_id != first.run_id or one.run_id not in ids:
-        wanted = first.run_id if first.run_id in ids else " or ".join(ids[:4]) or "named in the index"
+        wanted = (
+            first.run_id if first.run_id in ids else " or ".join(ids[:4]) or "named in the index"
+        )
         check.fault(name, f"{item_of(one)}, run_id", one.run_id, wanted)
 
 
