@@ -562,6 +562,106 @@ def test_a_reward_that_cannot_be_taken_out_is_named_with_what_it_lacks(
         imported(script(before, rewards=f"[{reward}]"), tmp_path)
 
 
+NEEDS = "def mine(completions, **k): return [{reads} for c in completions]"
+
+
+@pytest.mark.parametrize(
+    ("before", "reads", "paid"),
+    [
+        ("W = (1, 2)", "float(W == (1, 2))", 1.0),
+        ("W = {1, 2}", "float(W == {2, 1})", 1.0),
+        ("W = float('inf')", "float(len(c) < W)", 1.0),
+        ("W = -float('inf')", "float(len(c) < W)", 0.0),
+        ("import math\nW = math.pi", "W", 3.141592653589793),
+        ("W = [1.5, {'a': (1,)}]", "W[1]['a'][0]", 1),
+        ("x = 5", "sum(x for x in [1]) + x", 6),
+        ("x = 5", "(lambda y: x + y)(1)", 6),
+        ("a, b = 1, 2", "a + b", 3),
+        ("W = [1]\ndef add(): W.append(2); return len(W)", "add()", 2),
+        ("def max(a, b): return 7", "max(1, 2)", 7),
+        ("W = frozenset(['a'])", "len(W)", 1),
+    ],
+)
+def test_a_constant_is_taken_out_as_it_is_written(
+    before: str, reads: str, paid: float, tmp_path: Path
+) -> None:
+    found = imported(script(f"{before}\n{NEEDS.format(reads=reads)}", rewards="[mine]"), tmp_path)
+    module: dict[str, Any] = {}
+    exec(found.files["_rewards.py"], module)
+    assert module["mine"](["x"]) == [paid]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "W = []\nfor n in range(3): W.append(n)",
+        "W = []\nfor n in range(3): W += [n]",
+        "W = [3, 1]\nW.sort()", "W = [3, 1]\nW.remove(3)", "W = [3, 1]\nW.pop()",
+        "W = {}\nw = 'a'\nW[w] = 1", "W = {}\ndel W['a']", "W = {'a': []}\nW['a'].append(1)",
+        "W = []\nV = W\nV.append(1)", "import random\nW = [1, 2]\nrandom.shuffle(W)",
+        "W = [[1]]\nfor one in W: one.append(2)", "W = {1}\nW.add(2)", "W = {1}\nW |= {2}",
+        "def fill(them): them.append(1)\nW = []\nfill(W)",
+        "W = []\ndef fill(): W.append(1)\nfill()",
+        "W = 1\ndef change():\n    global W\n    W = 2\nchange()",
+        "try:\n    import quick\n    W = True\nexcept ImportError:\n    W = False",
+        "W = 0\nfor n in range(3): W = n", "W = 0\nwhile W < 3: W = W + 1",
+        "N = 1\nW = [N]\nN = 2", "W = [one for one in 'ab']", "W = 1\ndel W",
+        "with open('x') as file: W = 3",
+    ],
+)  # fmt: skip
+def test_a_value_that_the_script_may_change_is_not_taken_out(before: str, tmp_path: Path) -> None:
+    text = script(f"{before}\n{NEEDS.format(reads='len([W])')}", rewards="[right, mine]")
+    found = imported(text, tmp_path)
+    assert "_rewards.py" not in found.files
+    assert "mine: it needs `" in notes(found, Kind.LEFT_OUT)
+
+
+def test_two_rewards_of_one_factory_do_not_become_one(tmp_path: Path) -> None:
+    before = (
+        "def make(limit):\n    def mine(completions, **k):\n"
+        "        return [float(len(c) < limit) for c in completions]\n    return mine"
+    )
+    found = imported(script(before, rewards="[make(3), make(500)]"), tmp_path)
+    module: dict[str, Any] = {}
+    exec(found.files["_rewards.py"], module)
+    assert module["mine"](["four"]) == [0.0]
+    assert "stands for several values" in notes(found, Kind.LEFT_OUT)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "@launch()\ndef mine(completions, **k): return [0.0]",
+        "@launch\ndef mine(completions, **k): return [0.0]",
+        "def mine(completions, n=launch(), **k): return [0.0]",
+        "def mine(completions, *, n=[launch()], **k): return [0.0]",
+        "def mine(completions: launch(), **k): return [0.0]",
+        "def mine(completions, **k) -> launch(): return [0.0]",
+        "def mine(completions, n=[launch() for _ in 'a'], **k): return [0.0]",
+        "def mine(completions, n=(lambda: launch())(), **k): return [0.0]",
+        "import re\nW = re.compile(launch())\ndef mine(completions, **k): return [len(W)]",
+        "W = set([launch()])\ndef mine(completions, **k): return [len(W)]",
+        "W = dict(a=launch())\ndef mine(completions, **k): return [len(W)]",
+        "from collections import Counter\nW = Counter(x for x in launch())\n"
+        "def mine(completions, **k): return [len(W)]",
+        "def set(x): return [launch()]\nW = set('a')\ndef mine(completions, **k): return [len(W)]",
+        "re = launch\nW = re.compile('a')\ndef mine(completions, **k): return [len(W)]",
+        "@launch\ndef help(): return 0.0\ndef mine(completions, **k): return [help()]",
+        "mine = lambda completions, n=launch(), **k: [0.0]",
+        "W = frozenset('a' * 10 ** 10)\ndef mine(completions, **k): return [len(W)]",
+    ],
+)
+def test_importing_the_written_file_runs_nothing_of_the_script(before: str, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    run = f"def launch(*a):\n    open({str(mark)!r}, 'w')\n    return lambda f=0: f\n"
+    other = "\ndef other(completions, **k): return [launch() for c in completions]"
+    found = imported(script(run + before + other, rewards="[right, other, mine]"), tmp_path)
+    exec(found.files["_rewards.py"], {})
+    assert not mark.exists()
+    assert "line" in notes(found, Kind.LEFT_OUT)
+    assert not any("mine" in str(one) for one in values(found)["reward_funcs"])
+
+
 def test_a_module_beside_the_script_is_named_by_its_file(tmp_path: Path) -> None:
     (tmp_path / "judges.py").write_text(
         "def mine(completions, **k): return [0.0]\n", encoding="utf-8"
