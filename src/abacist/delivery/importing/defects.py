@@ -55,8 +55,9 @@ def _of_reward(looks: Looks, found: Recognised | None, draft: Draft) -> None:
         for line in looks.digits[:1]:
             draft.wrong(line, "isdigit() rejects -5 and 1,450, and accepts ²")
     if found.name == "correctness":
-        draft.wrong(looks.gold_equals[0], "right or wrong by equality of texts: $42, 42.0, 1,000, "
-                    "**42** and \\boxed{42} are wrong")  # fmt: skip
+        line = looks.shape.line if looks.shape else looks.function.node.lineno
+        draft.wrong(line, "right or wrong by equality of texts: $42, 42.0, 1,000, **42** "
+                    " and \\boxed{42} are wrong")  # fmt: skip
     if found.name in ("correctness", "integer"):
         opening = [(text, line) for text, line in looks.splits_at if not text.startswith("</")]
         for text, line in opening[:1]:
@@ -66,7 +67,7 @@ def _of_reward(looks: Looks, found: Recognised | None, draft: Draft) -> None:
             )
             if all(note.text != said for note in draft.notes):
                 draft.wrong(line, said)
-    if found.name == "xml_count" and 0.001 in looks.paid:
+    if found.name == "xml_count" and looks.shape and looks.shape.has_penalty:
         line = looks.counted[-1][1] if looks.counted else looks.function.node.lineno
         draft.wrong(line, "its penalty counts the whole reply where the final line break is "
                     "missing, and has no bound: the shortest wrong reply wins")  # fmt: skip

@@ -12,14 +12,28 @@ import builtins
 import copy
 from dataclasses import dataclass, field
 
+from abacist.delivery.importing.constants import (
+    bindings_of,
+    changed_at,
+    free_names,
+    is_safe,
+    literal,
+    runs_when_defined,
+)
 from abacist.delivery.importing.scriptfile import ScriptFile
-from abacist.delivery.importing.values import Binding, Class, Function, Made, Symbol, is_plain
+from abacist.delivery.importing.values import (
+    Binding,
+    Class,
+    Function,
+    Instance,
+    Made,
+    Symbol,
+    Unknown,
+    is_plain,
+)
 from abacist.task.rewards import is_built_in_name
 
 MAX_PARTS = 200
-# Calls that are safe where a module is imported: they make a value and do nothing else.
-_SAFE_CALLS = {"re.compile", "set", "frozenset", "dict", "tuple", "list", "fractions.Fraction",
-               "decimal.Decimal", "collections.Counter", "regex.compile"}  # fmt: skip
 
 
 class CannotTake(Exception):
@@ -39,14 +53,16 @@ class RewardFile:
     module_names: dict[str, Binding]
     imports: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)
+    names: dict[tuple[int, int], str] = field(default_factory=dict)
     packages: set[str] = field(default_factory=set)
 
     def take(self, function: Function) -> str:
         """Add a reward; returns the name to call it by. Raises CannotTake, with nothing added."""
         before = (list(self.imports), dict(self.parts), dict(self.names), set(self.packages))
         try:
-            return self._function(function, is_reward=True)
+            name = self._function(function, is_reward=True)
+            self._check(function.node.lineno)
+            return name
         except CannotTake:
             self.imports, self.parts, self.names, self.packages = before
             raise
@@ -63,15 +79,28 @@ class RewardFile:
             [head, *([imports, ""] if imports else []), "\n\n".join(self.parts.values()), ""]
         )
 
+    def _check(self, line: int) -> None:
+        """Every name is bound, and Python compiles it."""
+        try:
+            compile(self.text(), "rewards.py", "exec", dont_inherit=True)
+            missing = {one for one in free_names(self.text()) if not hasattr(builtins, one)}
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise CannotTake(f"what it needs is no module ({error})", line) from None
+        if missing:
+            raise CannotTake(f"it needs `{min(missing)}`, which cannot be taken out", line)
+
     def _function(self, function: Function, *, is_reward: bool = False) -> str:
-        if id(function.node) in self.names:
-            return self.names[id(function.node)]
+        key = (id(function.node), id(function.scope))  # each call of a factory makes another
+        if key in self.names:
+            return self.names[key]
         name = function.name
         if is_reward and (is_built_in_name(name) or name in self.parts):
             name = f"script_{name}"
         if name in self.parts:
             raise CannotTake(f"another {name} is needed too", function.node.lineno)
-        self.names[id(function.node)] = name
+        if what := runs_when_defined(function.node, self.module_names):
+            raise CannotTake(what, function.node.lineno)
+        self.names[key] = name
         if len(self.names) > MAX_PARTS:
             raise CannotTake("it needs too much of the script", function.node.lineno)
         self._needs(function)
@@ -113,35 +142,50 @@ class RewardFile:
             if made != name and not value.is_lambda:
                 raise CannotTake(f"`{name}` is another name of `{made}`", line)
             if value.is_lambda:
-                self.parts.setdefault(name, f"{name} = {made}\n")
+                self._part(name, f"{name} = {made}\n", line)
         elif isinstance(value, Class):
             self._class(name, value, line)
-        elif name in self.parts:
-            return
-        elif isinstance(value, Made):
-            self._made(name, value, found, line)
-        elif is_plain(value):
-            self.parts[name] = f"{name} = {value!r}\n"
-        elif isinstance(value, Symbol):
-            self.parts[name] = f"{name} = {value.dotted}\n"
-        else:
+        elif isinstance(value, Unknown | Instance):
             where = getattr(found.node, "lineno", line)
             raise CannotTake(f"it needs `{name}`, which {_why(value)}", where)
+        else:
+            self._constant(name, found, line)
 
-    def _made(self, name: str, value: Made, found: Binding, line: int) -> None:
+    def _constant(self, name: str, found: Binding, line: int) -> None:
+        """A value as the script writes it, unless the script may change it afterwards."""
+        is_module = self.module_names.get(name) is found
+        binders, uncertain = bindings_of(name, self.script.tree, is_module=is_module)
+        if uncertain is not None:
+            raise CannotTake(f"it needs `{name}`, whose value depends on what runs", uncertain)
+        if (text := literal(found.value)) is not None:
+            self._part(name, f"{name} = {text}\n", line)
+            return
         node = found.node
-        if (
-            value.dotted not in _SAFE_CALLS
-            or not isinstance(node, ast.Call)
-            or value.node is not node
+        where = getattr(node, "lineno", line)
+        if not is_module or len(binders) != 1 or not _binds_alone(binders[0], node):
+            raise CannotTake(f"it needs `{name}`, which only a run of the script makes", where)
+        taken = {one for one, _ in self.names}
+        if (at := changed_at(name, self.script.tree, taken)) is not None:
+            raise CannotTake(f"it needs `{name}`, which the script may change", at)
+        is_known = is_plain(found.value)
+        if not is_known and not isinstance(found.value, Made | Symbol):
+            raise CannotTake(f"it needs `{name}`, which only a run of the script makes", where)
+        if not isinstance(node, ast.expr) or not is_safe(
+            node, self.module_names, is_known=is_known
         ):
-            raise CannotTake(f"it needs `{name}`, which only a run of the script makes", value.line)
-        free = [one for one in _free_names(ast.Lambda(_no_arguments(), node)) if one[0] != name]
-        self.parts.pop(name, None)
-        for inner, at in free:
-            if inner in self.module_names:
-                self._binding(inner, self.module_names[inner], at)
-        self.parts[name] = f"{name} = {ast.unparse(node)}\n"
+            raise CannotTake(f"it needs `{name}`, which only a run of the script makes", where)
+        for inner, at in _free_names(ast.Lambda(_no_arguments(), node)):
+            if inner not in self.module_names or inner == name:
+                continue
+            others, _ = bindings_of(inner, self.script.tree, is_module=True)
+            if len(others) > 1:
+                raise CannotTake(f"it needs `{inner}`, which stands for several values", at)
+            self._binding(inner, self.module_names[inner], at)
+        self._part(name, f"{name} = {ast.unparse(node)}\n", line)
+
+    def _part(self, name: str, text: str, line: int) -> None:
+        if self.parts.setdefault(name, text) != text:
+            raise CannotTake(f"`{name}` stands for several values", line)
 
     def _class(self, name: str, value: Class, line: int) -> None:
         raise CannotTake(f"it needs the class `{name}`", value.node.lineno)
@@ -192,32 +236,24 @@ def _taking_columns(given: ast.arguments) -> ast.arguments:
     return changed
 
 
-def _free_names(node: ast.AST) -> list[tuple[str, int]]:
+def _binds_alone(statement: ast.AST, value: ast.AST) -> bool:
+    """Whether a statement is ``NAME = VALUE`` of this value."""
+    match statement:
+        case ast.Assign(targets=[ast.Name()]) | ast.AnnAssign(target=ast.Name()):
+            return statement.value is value
+    return False
+
+
+def _free_names(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> list[tuple[str, int]]:
     """Names that a function reads and does not bind itself, with the first line of each."""
-    bound: set[str] = set()
-    read: dict[str, int] = {}
-    declared: set[str] = set()
+    try:
+        names = free_names(ast.unparse(node))
+    except (SyntaxError, RecursionError) as error:
+        raise CannotTake(f"it does not stand by itself ({error})", node.lineno) from None
+    lines: dict[str, int] = {}
     for one in ast.walk(node):
-        match one:
-            case ast.Global(names=names) | ast.Nonlocal(names=names):
-                declared.update(names)
-                for name in names:
-                    read.setdefault(name, one.lineno)
-            case ast.Name(id=name, ctx=ast.Load()):
-                read.setdefault(name, one.lineno)
-            case ast.Name(id=name):
-                bound.add(name)
-            case ast.arg(arg=name):
-                bound.add(name)
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) if one is not node:
-                bound.add(name)
-            case ast.ClassDef(name=name):
-                bound.add(name)
-            case ast.ExceptHandler(name=str() as name):
-                bound.add(name)
-            case ast.Import(names=names) | ast.ImportFrom(names=names):
-                bound.update((n.asname or n.name).partition(".")[0] for n in names)  # type: ignore[union-attr]
-            case ast.MatchAs(name=str() as name):
-                bound.add(name)
-    own = {node.name} if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else set()
-    return [(name, line) for name, line in read.items() if name not in (bound - declared) | own]
+        if isinstance(one, ast.Name) and one.id in names:
+            lines.setdefault(one.id, one.lineno)
+    return [
+        (name, lines.get(name, 0)) for name in sorted(names, key=lambda n: (lines.get(n, 0), n))
+    ]

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from abacist.delivery.importing.reader import Reader
+from abacist.delivery.importing.reward_shapes import DIGITS, TAG, Shape, shape_of
 from abacist.delivery.importing.values import Binding, Function, Made, Scope, Symbol, Unknown
-from abacist.task.reply import TAGS
 
 MAX_FOLLOWED = 30
 
-TAG = re.compile(r"</?([A-Za-z][\w-]{0,40})>")
 OUR_TAG_NAMES = {"reasoning", "answer"}
 # What TRL gives to every reward function; any other parameter is a column.
 _TRLS = {
@@ -27,13 +26,6 @@ _TRLS = {
     "kwargs",
 }  # fmt: skip
 _MATCHING = {"match", "search", "fullmatch", "findall", "finditer"}
-_DIGITS = {"isdigit", "isnumeric", "isdecimal"}
-_HISTORIC = {
-    "strict_format": r"^<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\n$",
-    "soft_format": r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>",
-}
-#: What each of ours pays at the most where it pays all or nothing.
-MAXIMA = {"correctness": 2.0, "integer": 0.5, "strict_format": 0.5, "soft_format": 0.5}
 GIST_NAMES = {
     "correctness": "correctness_reward_func",
     "integer": "int_reward_func",
@@ -74,18 +66,14 @@ class Looks:
     """What the text of a function, and of those it calls, shows."""
 
     function: Function
-    functions: list[Function] = field(default_factory=list)
     patterns: list[Pattern] = field(default_factory=list)
     texts: list[tuple[str, int]] = field(default_factory=list)
     counted: list[tuple[str, int]] = field(default_factory=list)
     digits: list[int] = field(default_factory=list)
-    gold_equals: list[int] = field(default_factory=list)
     splits_at: list[tuple[str, int]] = field(default_factory=list)
     evaluates: list[int] = field(default_factory=list)
-    reads_int: bool = False
-    uses_gold: bool = False
     uses_foreign: bool = False
-    paid: list[float] = field(default_factory=list)
+    shape: Shape | None = None
 
     @property
     def tags(self) -> set[str]:
@@ -114,9 +102,8 @@ def look_at(function: Function, reader: Reader) -> Looks:
         if id(one.node) in known:
             continue
         known.add(id(one.node))
-        looks.functions.append(one)
-        waiting += _look(one, looks, reader, is_reward=one is function)
-    looks.paid = _paid(function, reader)
+        waiting += _look(one, looks, reader)
+    looks.shape = shape_of(function, columns_of(function), reader)
     return looks
 
 
@@ -129,68 +116,20 @@ def columns_of(function: Function) -> list[str]:
 
 def recognise(looks: Looks) -> Recognised | None:
     """Which of our rewards it is, or None for one of the script's own."""
-    if looks.uses_foreign or looks.evaluates:
+    shape = looks.shape
+    if looks.uses_foreign or looks.evaluates or shape is None:
         return None
-    name = _kind(looks)
-    if name is None:
-        return None
-    is_ours = looks.tags <= OUR_TAG_NAMES
-    if name == "xml_count":
-        quarter = max((value for value in looks.paid if 0.05 <= value <= 1), default=0.125)
-        is_historic = quarter == 0.125 and _has_penalty(looks)
-        return Recognised(name, quarter / 0.125, is_historic, is_ours)
-    steps = sorted(set(looks.paid))
-    if len(steps) != 2:
-        return None
-    weight = (steps[1] - steps[0]) / MAXIMA[name]
-    is_historic = steps == [0.0, MAXIMA[name]] and _is_historic(name, looks)
-    return Recognised(name, weight, is_historic, is_ours)
+    return Recognised(shape.name, shape.weight, shape.is_historic, looks.tags <= OUR_TAG_NAMES)
 
 
-def _kind(looks: Looks) -> str | None:
-    counted = {tag[0] for text, _ in looks.counted for tag in TAG.finditer(text)}
-    if len(counted) >= 3 and not looks.uses_gold:
-        return "xml_count"
-    both = [one for one in looks.patterns if len(set(TAG.findall(one.text))) > 1]
-    if both and not looks.uses_gold and not looks.digits:
-        breaks = "\n" in both[0].text or r"\n" in both[0].text
-        return "strict_format" if both[0].is_whole and breaks else "soft_format"
-    if looks.gold_equals:
-        return "correctness"
-    if (looks.digits or looks.reads_int) and not looks.uses_gold:
-        return "integer"
-    return None
-
-
-def _is_historic(name: str, looks: Looks) -> bool:
-    if name in _HISTORIC:
-        (first, *others) = looks.patterns
-        plain = first.text.replace("\n", r"\n")
-        return (
-            plain == _HISTORIC[name]
-            and first.method == "match"
-            and not first.is_dotall
-            and (not others)
-        )
-    ends = {text for text, _ in looks.splits_at}
-    return ends == {"<answer>", "</answer>"} and not looks.patterns
-
-
-def _has_penalty(looks: Looks) -> bool:
-    return 0.001 in looks.paid and {text.strip("\n") for text, _ in looks.counted} == set(TAGS)
-
-
-def _look(one: Function, looks: Looks, reader: Reader, *, is_reward: bool) -> list[Function]:
+def _look(one: Function, looks: Looks, reader: Reader) -> list[Function]:
     """Add what one function shows; returns the script's functions that it names."""
-    golds = set(columns_of(one)) if is_reward else set()
     scope, called = _inner_scope(one, reader), []
-    gold_names = set(golds)
     for node in _nodes(one.node):
         match node:
             case ast.Constant(value=str() as text) if TAG.search(text):
                 looks.texts.append((text, node.lineno))
             case ast.Name(id=name) if isinstance(node.ctx, ast.Load):
-                looks.uses_gold |= name in golds
                 found = scope.find(name)
                 if found is not None and isinstance(found.value, Function):
                     called.append(found.value)
@@ -200,19 +139,8 @@ def _look(one: Function, looks: Looks, reader: Reader, *, is_reward: bool) -> li
                 elif found is not None and isinstance(found.value, Symbol):
                     top = found.value.dotted.partition(".")[0]
                     looks.uses_foreign |= top not in ("re", "regex", "typing", "math")
-            case ast.comprehension(target=target, iter=source):
-                gold_names |= _names_bound_to_gold(target, source, gold_names)
-            case ast.For(target=target, iter=source):
-                gold_names |= _names_bound_to_gold(target, source, gold_names)
             case ast.Call():
                 _look_at_call(node, looks, reader, scope)
-    for node in _nodes(one.node):
-        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq):
-            sides = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-            if sides & gold_names:
-                looks.gold_equals.append(node.lineno)
-        if isinstance(node, ast.Subscript) and _is_gold_of_kwargs(node):
-            looks.uses_gold = True
     return called
 
 
@@ -238,7 +166,6 @@ def _look_at_call(node: ast.Call, looks: Looks, reader: Reader, scope: Scope) ->
     func = node.func
     if isinstance(func, ast.Name):
         looks.evaluates += [node.lineno] if func.id in ("eval", "exec") else []
-        looks.reads_int |= func.id == "int"
         looks.uses_foreign |= func.id in ("float", "open", "abs")
         return
     if not isinstance(func, ast.Attribute):
@@ -248,7 +175,7 @@ def _look_at_call(node: ast.Call, looks: Looks, reader: Reader, scope: Scope) ->
         looks.counted.append((first, node.lineno))
     elif func.attr in ("split", "partition", "rpartition") and isinstance(first, str):
         looks.splits_at += [(first, node.lineno)] if TAG.search(first) else []
-    elif func.attr in _DIGITS:
+    elif func.attr in DIGITS:
         looks.digits.append(node.lineno)
     elif func.attr in _MATCHING:
         _look_at_match(node, func, first, looks, reader, scope)
@@ -276,34 +203,6 @@ def _flag_nodes(call: ast.AST) -> list[ast.expr]:
     return [*call.args[1:], *(one.value for one in call.keywords if one.arg == "flags")]
 
 
-def _names_bound_to_gold(target: ast.AST, source: ast.AST, golds: set[str]) -> set[str]:
-    """Loop variables that stand for golds: of ``for r, a in zip(texts, answer)`` it is ``a``."""
-    if isinstance(source, ast.Name) and source.id in golds and isinstance(target, ast.Name):
-        return {target.id}
-    if not isinstance(source, ast.Call) or not isinstance(target, ast.Tuple):
-        return set()
-    parts: list[ast.AST] = list(target.elts)
-    is_counted = isinstance(source.func, ast.Name) and source.func.id == "enumerate"
-    if is_counted and len(parts) == 2 and source.args:
-        return _names_bound_to_gold(parts[1], source.args[0], golds)
-    return {
-        part.id
-        for part, one in zip(parts, source.args, strict=False)
-        if isinstance(part, ast.Name)
-        and any(isinstance(name, ast.Name) and name.id in golds for name in ast.walk(one))
-    }
-
-
-def _is_gold_of_kwargs(node: ast.Subscript) -> bool:
-    key = node.slice
-    return (
-        isinstance(node.value, ast.Name)
-        and node.value.id in ("kwargs", "columns", "kw")
-        and isinstance(key, ast.Constant)
-        and isinstance(key.value, str)
-    )
-
-
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a function's body in order, nested ones included, docstrings left out."""
     body = node.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else [node]
@@ -311,59 +210,3 @@ def _nodes(node: ast.AST) -> Iterator[ast.AST]:
         is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
         if not is_docstring:
             yield from ast.walk(statement)
-
-
-def _paid(function: Function, reader: Reader) -> list[float]:
-    """The numbers that a reward may pay for one completion."""
-    found: list[float] = []
-    for one in [function, *_helpers(function)]:
-        scope = _inner_scope(one, reader)
-        for node in _nodes(one.node):
-            spots: list[ast.expr] = []
-            match node:
-                case ast.IfExp():
-                    spots = [node.body, node.orelse]
-                case ast.Return(value=ast.expr() as value):
-                    spots = [value]
-                case ast.Call(func=ast.Attribute(attr="append")):
-                    spots = list(node.args)
-                case ast.AugAssign() | ast.Assign():
-                    spots = [*_factors(node.value)]
-                case ast.ListComp(elt=ast.BinOp()):
-                    spots = [*_factors(node.elt)]
-                case ast.BinOp(op=ast.Mult()) if not isinstance(node.left, ast.List):
-                    spots = [node.left, node.right]
-            for spot in spots:
-                value = reader.value(spot, scope)
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    found.append(float(value))
-    return _with_nothing(found, function)
-
-
-def _with_nothing(found: list[float], function: Function) -> list[float]:
-    """``2.0 * (a == b)`` pays 0 too, though no 0 stands there."""
-    multiplies = any(
-        isinstance(node, ast.BinOp)
-        and isinstance(node.op, ast.Mult)
-        and any(isinstance(part, ast.Compare | ast.Call) for part in (node.left, node.right))
-        for node in _nodes(function.node)
-    )
-    return [*found, 0.0] if multiplies else found
-
-
-def _factors(node: ast.expr) -> Iterator[ast.expr]:
-    if isinstance(node, ast.BinOp):
-        yield from (node.left, node.right)
-    else:
-        yield node
-
-
-def _helpers(function: Function) -> list[Function]:
-    """Functions of the script's that it calls and that return a number, as count_xml does."""
-    found = []
-    for node in _nodes(function.node):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            binding = function.scope.find(node.func.id)
-            if binding is not None and isinstance(binding.value, Function):
-                found.append(binding.value)
-    return found[:MAX_FOLLOWED]
