@@ -494,8 +494,8 @@ ODD = {
     "replays that are none": lambda index, members: index.update(replays=[3]),
 }
 # Weights go by a role, and the folder that they are loaded from once went by it too.
-HOSTILE_ROLES = ["../../evil", "/tmp/abacist-evil", "checkpoint-1/../../../evil", "checkpoint-\u0661",
-                 "checkpoint-1\n", "", ".", "base", "final/"]  # fmt: skip
+HOSTILE_ROLES = ["../../evil", "/tmp/abacist-evil", "checkpoint-1/../../../evil",
+                 "checkpoint-\u0661", "checkpoint-1\n", "", ".", "base", "final/"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD)

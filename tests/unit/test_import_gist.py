@@ -858,3 +858,92 @@ def test_an_unknown_value_is_no_value() -> None:
     assert isinstance(reader.module.names["x"].value, Unknown)
     assert isinstance(reader.module.names["f"].value, Function)
     assert read_script(GISTS / "one_file.py").where(3) == "line 3"
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "left_out"),
+    [
+        ('load_dataset("openai/gsm8k", "main")["train"].select(range(0, 1000, 10))', 100, ""),
+        ('load_dataset("openai/gsm8k", "main")["train"].select(range(20, 50))', 30, ""),
+        ('load_dataset("openai/gsm8k", "main")["train"].take(64)', 64, ""),
+        ('load_dataset("openai/gsm8k", "main")["train"].repeat(3)', None, "repeat: what it does"),
+        ('load_dataset("openai/gsm8k", "main", split="train", revision="abc")', None, "revision=…"),
+        ('load_dataset("openai/gsm8k", "main", split="train[:100]+test")', 100, "several splits"),
+    ],
+)
+def test_of_the_data_all_is_carried_over_or_named(
+    rows: str, limit: int | None, left_out: str, tmp_path: Path
+) -> None:
+    found = imported(script(before=f"rows = {rows}"), tmp_path)
+    assert values(found).get("num_train_problems") == limit
+    assert left_out in notes(found, Kind.LEFT_OUT)
+
+
+def test_abacists_own_settings_are_not_a_scripts_to_give(tmp_path: Path) -> None:
+    given = "overwrite=True, force=True, allow_hackable_rewards=True, num_heldout_problems=0"
+    found = imported(script(arguments=given), tmp_path)
+    assert not {"overwrite", "force", "allow_hackable_rewards", "num_heldout_problems"} & set(
+        values(found)
+    )
+    assert notes(found, Kind.LEFT_OUT).count("TRL has no such setting") == 4
+
+
+def test_dictionaries_are_settings_too(tmp_path: Path) -> None:
+    given = 'chat_template_kwargs={"enable_thinking": False}, lr_scheduler_kwargs=dict(a=(1, 2))'
+    found = values(imported(script(arguments=given), tmp_path))
+    assert found["chat_template_kwargs"] == {"enable_thinking": False}
+    assert found["lr_scheduler_kwargs"] == {"a": [1, 2]}
+
+
+def test_a_batch_that_cannot_be_known_is_not_judged(tmp_path: Path) -> None:
+    given = "per_device_train_batch_size=int(input()), num_generations=16"
+    found = imported(script(arguments=given), tmp_path)
+    assert "holds no whole groups" not in notes(found, Kind.WRONG)
+    assert values(found)["per_device_train_batch_size"] == 16
+
+
+def test_what_trl_took_by_default_is_named_and_kept_by_a_faithful_import(tmp_path: Path) -> None:
+    found = imported(script(arguments="temperature=0.7"), tmp_path)
+    changed = notes(found, Kind.CHANGED)
+    assert "loss_type is not set: TRL's default was grpo and is dapo now" in changed
+    assert "temperature" not in changed and "beta" not in values(found)
+    kept = values(imported(script(arguments="temperature=0.7"), tmp_path, faithful=True))
+    assert (kept["beta"], kept["loss_type"], kept["temperature"]) == (0.04, "grpo", 0.7)
+
+
+def test_only_what_is_wrong_is_blamed(tmp_path: Path) -> None:
+    before = """
+def texts(completions):
+    return [one[0]["content"] for one in completions]
+
+def unpaid(completions, **columns):
+    return [0.0 for _ in texts(completions)]
+
+WEIGHTS = load(revision="0123456789abcdef0123456789abcdef01234567")
+KEY = "0123456789abcdef0123456789abcdef01234568"
+"""
+    told = notes(imported(script(before=before), tmp_path), Kind.WRONG)
+    assert "unpaid is defined and not paid" in told and "texts is defined" not in told
+    assert told.count("revoke it") == 1
+
+
+def test_weights_of_another_number_than_the_rewards_are_named(tmp_path: Path) -> None:
+    found = imported(script(arguments="reward_weights=[1.0, 2.0]"), tmp_path)
+    assert "2 reward_weights for 1 rewards: TRL refuses that" in notes(found, Kind.WRONG)
+
+
+def test_a_reward_of_a_module_is_trls_only_if_it_comes_from_trl(tmp_path: Path) -> None:
+    theirs = "from trl.rewards import accuracy_reward\n"
+    found = imported(script(before=theirs, rewards="[accuracy_reward]"), tmp_path)
+    assert values(found)["reward_funcs"] == ["correctness"]
+    another = "from rewards import accuracy_reward\n"
+    with pytest.raises(UsageError, match="not beside the script"):
+        imported(script(before=another, rewards="[accuracy_reward]"), tmp_path)
+
+
+def test_a_format_cannot_ask_for_gigabytes() -> None:
+    for text in ('"{0:{1}}".format("a", 2000000000)', '"{:2000000000}".format("a")'):
+        reader = Reader(ast.parse(f"x = {text}"))
+        assert isinstance(reader.module.names["x"].value, Unknown)
+    narrow = Reader(ast.parse('x = "{:>4}|{}".format("a", 1)'))
+    assert narrow.module.names["x"].value == "   a|1"

@@ -131,7 +131,7 @@ def _is_ours_or_blank(path: Path) -> bool:
 
 
 def _without_front_matter(text: str) -> str:
-    head, fence, body = text.removeprefix("---").partition("\n---\n")
+    _, fence, body = text.removeprefix("---").partition("\n---\n")
     return (body if text.startswith("---") and fence else text).strip()
 
 
@@ -227,7 +227,8 @@ def _proof_section(kind: str, dtype: str, proofs: Sequence[Proof], notes: Sequen
         f"all greedy replies equal but for ties, log-probabilities within {LOGP_BOUND:.0e}"
         if exact
         else f"at least {EQUAL_BOUND:.0%} of the tokens equal, at most {KL_BOUND:g} nats a token "
-        "and less than half of what training changed, where that is known, and accuracy not worse by the paired test"
+        "and less than half of what training changed, where that is known, and accuracy not worse "
+        "by the paired test"
     )
     lines.append(f"An export beyond these bounds fails: {bound}.")
     return "\n\n".join([*lines, *notes])

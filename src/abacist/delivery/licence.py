@@ -45,7 +45,7 @@ _ON_THE_HUB = frozenset(
     gpl-3.0 grok2-community h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2
     llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1
     open-mdw openrail openrail++ osl-3.0 pddl postgresql unlicense unknown wtfpl zlib
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """The licences that a model card may name; another one is ``other``, with a name of its own."""
 _CARDS_LONGEST = 1_000_000

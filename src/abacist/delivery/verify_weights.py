@@ -184,7 +184,7 @@ def _roles(opened: Opened) -> dict[str, list[dict[str, Any]]]:
     table = opened.index.get("weights")
     roles = {}
     for role, files in (table if isinstance(table, dict) else {}).items():
-        good = isinstance(files, list) and _ROLE.fullmatch(role)
+        good = isinstance(files, list) and _ROLE.fullmatch(role) is not None
         good = good and all(
             isinstance(one, dict)
             and re.fullmatch(r"[0-9a-f]{64}", str(one.get("sha256")))

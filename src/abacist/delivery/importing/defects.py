@@ -18,6 +18,14 @@ from abacist.delivery.importing.values import Function, Made
 
 LOW_LORA_RATE = 1e-5
 SHORT_REPLY_TOKENS = 200
+# TRL 0.14, for which such scripts were written, took the first where they set nothing; TRL now
+# takes the second.
+CHANGED_DEFAULTS: dict[str, tuple[object, object]] = {
+    "beta": (0.04, 0.0),
+    "temperature": (0.9, 1.0),
+    "loss_type": ("grpo", "dapo"),
+    "max_completion_length": (256, 512),
+}
 
 
 def note_defects(
@@ -83,10 +91,14 @@ def _of_formats_together(seen: Sequence[tuple[Looks, Recognised | None]], draft:
 
 def _of_unused_rewards(script: Script, draft: Draft) -> None:
     used = {id(value.node) for value, _ in script.rewards if isinstance(value, Function)}
+    called = {
+        node.func.id for node in ast.walk(script.file.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }  # fmt: skip
     for function in script.reader.functions:
         node = function.node
         names = [one.arg for one in (*node.args.posonlyargs, *node.args.args)]
-        if "completions" in names and id(node) not in used:
+        if "completions" in names and id(node) not in used and function.name not in called:
             draft.wrong(node.lineno, f"{function.name} is defined and not paid: it is not in "
                         "reward_funcs")  # fmt: skip
 
@@ -119,9 +131,11 @@ def _of_training(script: Script, draft: Draft) -> None:
     if budget and isinstance(budget.value, int) and budget.value < SHORT_REPLY_TOKENS:
         draft.wrong(budget.line, f"{budget.value} tokens cut many solutions off, and what is cut "
                     "off is paid nothing")  # fmt: skip
-    if "beta" not in settings and script.config is not None:
-        draft.changed(script.config.line, "beta is not set: TRL's default was 0.04 and is 0 now, "
-                      "without a reference model")  # fmt: skip
+    if script.config is not None:
+        for name, (then, now) in CHANGED_DEFAULTS.items():
+            if name not in settings:
+                words = f"{name} is not set: TRL's default was {then} and is {now} now"
+                draft.changed(script.config.line, words)
     is_run = any(one.name == "train" and one.of is script.trainer for one in script.calls)
     if not is_run:
         draft.wrong(script.trainer.line, "trainer.train() is never called, as far as it shows")
@@ -154,8 +168,8 @@ def _of_tokenizer(script: Script, draft: Draft) -> None:
     sides = [one for one in tokenizers if one.kwargs.get("padding_side") == "right"]
     for one in sides:
         line = one.lines.get("padding_side", one.line)
-        draft.wrong(line, "padding on the right: replies are written on the left of it, behind "
-                    "padding. It is on the left here")  # fmt: skip
+        draft.wrong(line, "padding on the right: replies would be written after it. Prompts are "
+                    "padded on the left here")  # fmt: skip
     name = script.model if isinstance(script.model, str) else ""
     if (
         tokenizers

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from abacist.delivery.importing.defects import note_defects
+from abacist.delivery.importing.defects import CHANGED_DEFAULTS, note_defects
 from abacist.delivery.importing.notes import Draft, Kind, Note, Setting
 from abacist.delivery.importing.script import take_apart
 from abacist.delivery.importing.scriptfile import ScriptFile, read_script
@@ -152,11 +152,14 @@ def import_gist(
 
 
 def _imported(file: ScriptFile, faithful: bool, model: str | None, dataset: str | None) -> Imported:
-    from abacist.learning.config import known_settings
+    from dataclasses import fields
+
+    from trl import GRPOConfig
 
     script = take_apart(file)
     draft = Draft()
-    training_settings(script, frozenset(known_settings()), draft)
+    # Abacist's own settings (overwrite, force, …) are no script's to give.
+    training_settings(script, {one.name for one in fields(GRPOConfig)}, draft)
     lora_settings(script, draft, faithful=faithful)
     model_settings(script, draft, model=model)
     if "model_name_or_path" not in draft.settings:
@@ -169,6 +172,10 @@ def _imported(file: ScriptFile, faithful: bool, model: str | None, dataset: str 
     data_settings(script, draft, dataset=dataset)
     tags = prompt_settings(script, draft, faithful=faithful)
     seen = reward_settings(script, tags, draft, faithful=faithful)
+    if faithful and script.config is not None:
+        for name, (then, _) in CHANGED_DEFAULTS.items():
+            if name not in draft.settings:
+                draft.set(name, then, script.config.line, "TRL's default when it was written")
     note_defects(script, seen, draft)
     draft.set("keep_rollouts", True, None, "every reply can be read afterwards")
     first = {name: draft.settings[name] for name in _ORDER if name in draft.settings}

@@ -17,8 +17,8 @@ from abacist.delivery.importing.values import (
     Table,
     Unknown,
     done,
+    formats_narrowly,
     is_plain,
-    pads_widely,
     unknown_of,
 )
 
@@ -99,7 +99,9 @@ def of_method(
         if name not in _TEXT_METHODS or not is_plain(args) or not is_plain(kwargs):
             return [Unknown(node.lineno)]
         given = sum(len(str(one)) for one in (*args, *kwargs.values()))
-        if (len(owner) + 1) * (given + 1) > MAX_WORK or (name == "format" and pads_widely(owner)):
+        if (len(owner) + 1) * (given + 1) > MAX_WORK or (
+            name == "format" and not formats_narrowly(owner)
+        ):
             return [Unknown(node.lineno, "is too large")]
         return [done(lambda: getattr(owner, name)(*args, **kwargs), node.lineno)]
     if isinstance(owner, dict):

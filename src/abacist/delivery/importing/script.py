@@ -104,7 +104,7 @@ def take_apart(file: ScriptFile) -> Script:
         trainer=trainer,
         own_trainer=trainer.of if isinstance(trainer.of, Class) else None,
         config=config,
-        is_config_passed=isinstance(passed, Made),
+        is_config_passed=passed is not None,
         loader=loader,
         model=name,
         model_line=name_line or trainer.lines.get("model", trainer.line),
@@ -213,6 +213,8 @@ def _data(given: Any, reader: Reader, calls: list[Made]) -> Data:
             data.split, data.split_line = step.args[0], step.line
         elif step.name == "select":
             data.limit, data.limit_line = _length(step), step.line
+        elif step.name == "take" and step.args and isinstance(step.args[0], int):
+            data.limit, data.limit_line = step.args[0], step.line
     data.steps = [step for step in reversed(chain) if step is not data.load]
     for step in data.steps:
         function = step.args[0] if step.args else step.kwargs.get("function")
@@ -227,8 +229,8 @@ def _length(select: Made) -> int | None:
     rows = select.args[0] if select.args else select.kwargs.get("indices")
     if isinstance(rows, Made) and rows.name == "range":
         numbers = [one for one in rows.args if isinstance(one, int)]
-        if len(numbers) == len(rows.args) and numbers:
-            return numbers[0] if len(numbers) == 1 else max(numbers[1] - numbers[0], 0)
+        if len(numbers) == len(rows.args) and 0 < len(numbers) < 4 and numbers[2:] != [0]:
+            return len(range(*numbers))
     return len(rows) if isinstance(rows, list) else None
 
 

@@ -115,7 +115,7 @@ def _training_setting(
             else:
                 draft.wrong(line, f"{name}: TRL has no such setting. {RETIRED[name]}")
     elif name not in known:
-        draft.left_out(line, f"{name}: neither TRL nor Abacist has such a setting")
+        draft.left_out(line, f"{name}: TRL has no such setting")
     elif name == "optim" and _NARROW_OPTIMIZERS.search(str(value)):
         draft.left_out(line, f"optim {value}: needs a package of its own and CUDA; AdamW is used, "
                        "whose state is small with LoRA")  # fmt: skip
@@ -127,7 +127,14 @@ def _training_setting(
         draft.left_out(line, f"run_name {value!r}: a run's folder is called after it, so only "
                        "letters, digits, dots, dashes and underscores will do")  # fmt: skip
     else:
-        draft.set(name, value, line)
+        draft.set(name, plain(value), line)
+
+
+def plain(value: Any) -> Any:
+    """A value of the script's as YAML takes it: dicts that know their lines become plain ones."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _warmup(value: Any, line: int, draft: Draft) -> None:
@@ -154,6 +161,15 @@ def _report_to(value: Any, line: int, draft: Draft) -> None:
 
 def _refuse_half_groups(script: Script, draft: Draft) -> None:
     """A batch that holds no whole groups: TRL counted it in prompts when such scripts ran."""
+    named = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
+    given = {*script.config.kwargs} if script.config is not None else set()
+    untold = [name for name in named if name in given and name not in draft.settings]
+    if untold == ["per_device_train_batch_size"] and script.config is not None:
+        of_it = script.config.lines.get(untold[0], script.config.line)
+        one_group = _number(draft, "num_generations", 8)
+        draft.set(untold[0], one_group, of_it, "one group: the script's text does not tell it")
+    if untold:
+        return  # a batch of which a part cannot be known is not judged
     size = _number(draft, "num_generations", 8)
     batch = _number(draft, "per_device_train_batch_size", 8)
     steps = _number(draft, "gradient_accumulation_steps", 1)
@@ -294,6 +310,7 @@ def _loader_settings(given: dict[str, Any], lines: dict[str, int], at: int, draf
 
 
 _MIRRORS = {  # Unsloth's copies by the beginning of their name: whose they are, and how they begin
+    "llama-3-": ("meta-llama", "Meta-Llama-3-"),
     "llama-": ("meta-llama", "Llama-"),
     "meta-llama-": ("meta-llama", "Llama-"),
     "qwen": ("Qwen", "Qwen"),
@@ -328,11 +345,17 @@ def upstream_name(name: str) -> str:
 def secrets_in(tree: ast.AST) -> list[int]:
     """Lines in which a token or key stands in a text of the script."""
     token = re.compile(r"hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|[0-9a-f]{40}")
+    # Forty hex digits are W&B's key, and also the revision of a model.
+    revisions = {
+        id(word.value) for word in ast.walk(tree)
+        if isinstance(word, ast.keyword) and word.arg and "revision" in word.arg
+    }  # fmt: skip
     return [
         node.lineno
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and len(node.value) < 200
+        and id(node) not in revisions
         and token.fullmatch(node.value)
     ]

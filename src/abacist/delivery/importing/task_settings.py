@@ -26,6 +26,16 @@ from abacist.task.reply import parse_reply
 from abacist.task.rewards import REWARD_SETS, is_built_in_name
 
 _FILES = {"json", "csv", "parquet", "arrow", "text"}
+# What is read of the data's way, or changes none of its rows.
+_READ_STEPS = frozenset(
+    {
+        "map", "select", "take", "shuffle", "[]", "cast", "with_format", "set_format",
+        "remove_columns", "select_columns", "flatten_indices",
+    }
+)  # fmt: skip
+_READ_ARGUMENTS = frozenset(
+    {"path", "name", "split", "data_files", "cache_dir", "num_proc", "token", "trust_remote_code"}
+)
 _SLICE = re.compile(r"\[:(\d+)\]")
 _TRLS_REWARDS = {
     "accuracy_reward": ("correctness", "pays nothing for <answer>42</answer>"),
@@ -75,8 +85,16 @@ def data_settings(script: Script, draft: Draft, *, dataset: str | None) -> None:
     _split(script, draft)
     _columns(script, draft)
     for step in data.steps:
-        if step.name in ("filter", "train_test_split", "shard", "flatten", "map_batches"):
+        if step.name in ("filter", "train_test_split", "shard"):
             draft.left_out(step.line, f"{step.name}(): rows are split by Abacist, and all are read")
+        elif step.name not in _READ_STEPS:
+            draft.left_out(step.line, f"{step.name}: what it does to the rows is not carried over")
+    load = data.load
+    for name, value in load.kwargs.items() if load is not None else ():
+        if load is not None and name not in _READ_ARGUMENTS and value is not None:
+            draft.left_out(
+                load.lines.get(name, load.line), f"load_dataset({name}=…): not carried over"
+            )
 
 
 def _split(script: Script, draft: Draft) -> None:
@@ -90,6 +108,9 @@ def _split(script: Script, draft: Draft) -> None:
             "anything; here on train",
         )
         base = "train"
+    if not isinstance(data.split, str | None) or "+" in split:
+        draft.left_out(data.split_line, "several splits, or one that is not told: only "
+                       f"{base or 'train'!r} is read")  # fmt: skip
     if base not in ("train", ""):
         draft.set("dataset_train_split", base, data.split_line)
     limit = int(found[1]) if (found := _SLICE.search(split)) else data.limit
@@ -321,6 +342,9 @@ def _weights(script: Script, draft: Draft) -> list[float]:
     given = draft.settings.pop("reward_weights", None)
     if given is None or not isinstance(given.value, list):
         return []
+    if script.rewards and len(given.value) != len(script.rewards):
+        draft.wrong(given.line, f"{len(given.value)} reward_weights for {len(script.rewards)} "
+                    "rewards: TRL refuses that. The rest weigh 1 here")  # fmt: skip
     return [float(one) if isinstance(one, int | float) else 1.0 for one in given.value]
 
 
@@ -332,7 +356,7 @@ def _foreign_reward(
         case Symbol():
             if value.dotted.startswith("abacist.") and is_built_in_name(value.last):
                 return value.last
-            if value.last in _TRLS_REWARDS:
+            if value.dotted.startswith("trl.") and value.last in _TRLS_REWARDS:
                 name, why = _TRLS_REWARDS[value.last]
                 draft.changed(line, f"TRL's {value.last} {why}: `{name}` is in its place")
                 return name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any
 
 MAX_DEPTH = 60  # of calls and of nested expressions
@@ -174,6 +175,15 @@ def done(do: Callable[[], Any], line: int) -> Any:
         return bounded(do(), line)
     except Exception:  # whatever operators and formats raise on values that do not fit
         return Unknown(line)
+
+
+def formats_narrowly(template: str) -> bool:
+    """Whether every width in a template of ``format`` stands in it, and is none of thousands."""
+    try:
+        specs = [spec for _, _, spec, _ in Formatter().parse(template) if spec]
+    except ValueError:
+        return False
+    return not any("{" in spec or pads_widely(spec) for spec in specs)
 
 
 def pads_widely(spec: str) -> bool:
