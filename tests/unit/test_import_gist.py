@@ -947,3 +947,11 @@ def test_a_format_cannot_ask_for_gigabytes() -> None:
         assert isinstance(reader.module.names["x"].value, Unknown)
     narrow = Reader(ast.parse('x = "{:>4}|{}".format("a", 1)'))
     assert narrow.module.names["x"].value == "   a|1"
+
+
+def test_the_recipe_gist_and_an_imported_one_take_the_same_steps() -> None:
+    recipe = load_config("gist", None, ["--use_cpu", "--report_to", "none"]).settings
+    found = values(import_gist(GISTS / "one_file.py", faithful=True))
+    names = ["per_device_train_batch_size", "gradient_accumulation_steps", "num_generations",
+             "beta", "temperature", "loss_type"]  # fmt: skip
+    assert [recipe.get(name) for name in names] == [found.get(name) for name in names]
