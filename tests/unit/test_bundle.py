@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from abacist.cli.main import main
 from abacist.delivery import archive
@@ -25,7 +26,7 @@ from abacist.delivery.bundle import bundle, cleaned, portable
 from abacist.delivery.verify import Request, verify
 from abacist.errors import AbacistError, RunError
 from abacist.records.rollout import read_rollouts, write_rollouts
-from bundles import Members, edit_json, edit_rows, short_run, tampered, zipped
+from bundles import Edit, Members, edit_json, edit_rows, short_run, tampered, zipped
 
 pytestmark = pytest.mark.slow
 
@@ -464,6 +465,14 @@ def _huge_table() -> bytes:
     return bytes(buffer.getvalue().to_pybytes())
 
 
+def _put_setting(name: str, value: Any) -> Edit:
+    def edit(index: dict[str, Any], members: Members) -> None:
+        settings = yaml.safe_load(members["run/config.yaml"]) | {name: value}
+        members["run/config.yaml"] = yaml.safe_dump(settings).encode()
+
+    return edit
+
+
 ODD = {
     "a member of another name": _put("run/evil.pkl", b"cos\nsystem\n"),
     "a member outside": _put("weights/evil.safetensors", b"x"),
@@ -480,8 +489,13 @@ ODD = {
         "run/adapter_config.json",
         lambda it: it.update(megatron_config={}, megatron_core="antigravity", target_modules="a*"),
     ),
-    "an adapter of another kind": edit_json(
-        "run/adapter_config.json", lambda it: it.update(peft_type="PROMPT_TUNING")
+    "an adapter of no kind": edit_json(
+        "run/adapter_config.json", lambda it: it.update(peft_type=["LORA"])
+    ),
+    "replies without end": _put_setting("max_completion_length", 10**9),
+    "an evaluation of replies without end": edit_json(
+        "run/evals/before-sampled/evaluation.json",
+        lambda it: it["evaluation"]["settings"].update(max_completion_tokens=10**9),
     ),
     "problems that are none": edit_json(
         "run/evals/after/evaluation.json", lambda it: it.update(problems=[[1]])
@@ -508,6 +522,28 @@ def test_odd_contents_are_faults_or_refused_and_never_a_crash(
     except AbacistError as error:
         assert "\n" not in error.message
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.bundle.zip"]
+
+
+def test_a_million_problems_are_not_made_for_a_stranger(made: Path, tmp_path: Path) -> None:
+    edit = _put_setting("num_train_problems", 10**9)
+    file = tampered(made, tmp_path / "x.bundle.zip", edit, anew=True)
+    data = {check.name: check for check in verify(Request(file, replies=1)).checks}["data"]
+    assert "more than 1,000,000 problems" in " ".join(data.not_checked)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"peft_type": "PROMPT_TUNING"}, {"rank_pattern": {"q_proj": 4}}, {"modules_to_save": ["x"]}],
+)
+def test_an_adapter_that_is_not_replayed_is_said_and_no_fault(
+    change: dict[str, Any], made: Path, tmp_path: Path
+) -> None:
+    edit = edit_json("run/adapter_config.json", lambda it: it.update(change))
+    file = tampered(made, tmp_path / "x.bundle.zip", edit, anew=True)
+    found = verify(Request(file, replies=1))
+    replay = {check.name: check for check in found.checks}["replay"]
+    assert replay.holds and not found.is_complete
+    assert "not replayed" in " ".join(replay.not_checked)
 
 
 @pytest.mark.parametrize("role", HOSTILE_ROLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -207,6 +210,23 @@ def _verdict(*path: str, value: Any) -> Edit:
 
 
 ROLLOUTS = AFTER + "rollouts.parquet"
+
+
+def _cut_log(index: dict[str, Any], members: Members) -> None:
+    """Everything of the second step is gone from the log."""
+    lines = members[METRICS].decode().splitlines()
+    kept = [line for line in lines if json.loads(line)["step"] == 1]
+    members[METRICS] = ("\n".join(kept) + "\n").encode()
+
+
+def _invent_a_reward(index: dict[str, Any], members: Members) -> None:
+    table = pq.read_table(io.BytesIO(members[ROLLOUTS]))
+    paid = pa.array([9.0] * table.num_rows, pa.float64())
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.append_column("reward_brilliance", paid), buffer)
+    members[ROLLOUTS] = buffer.getvalue().to_pybytes()
+
+
 # By name: the edit, whether a replay is needed to see it, and what must be named.
 TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
     "the text of a verdict reply": (
@@ -244,6 +264,33 @@ TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
     "a logged count of tokens": (
         edit_line(METRICS, 0, lambda row: row.update(num_tokens=17.0)), False,
         r"step 1, num_tokens: claimed 17, found"),
+    "a logged count that is off by one": (
+        edit_line(METRICS, 0, lambda row: row.update(num_tokens=row["num_tokens"] + 1)), False,
+        r"step 1, num_tokens: claimed"),
+    "a logged reward left out": (
+        edit_line(METRICS, 0, lambda row: row.pop("reward") and None), False,
+        r"metrics.jsonl, step 1, reward: claimed nothing"),
+    "a logged step far off": (
+        edit_line(METRICS, 0, lambda row: row.update(step=10**15)), False,
+        r"metrics.jsonl, steps 1 to 1000000000000000: claimed one line"),
+    "a logged step that is no whole number": (
+        edit_line(METRICS, 0, lambda row: row.update(step=1.0)), False,
+        r"metrics.jsonl, line 1, step: claimed 1"),
+    "the last lines of the log cut off": (
+        _cut_log, False, r"metrics.jsonl, steps 2 to 2: claimed no line"),
+    "a reward invented": (
+        _invent_a_reward, False, r"verdict: .*reward brilliance: claimed a reward"),
+    "the difficulty of a reply": (
+        edit_rows(ROLLOUTS, _set("difficulty", 9)), False, r"difficulty: claimed 9"),
+    "the seed of the run": (
+        edit_json("run/manifest.json", lambda it: it.update(seed=5)), False,
+        r"run: run/manifest.json, seed: claimed 5"),
+    "the number of held-out problems": (
+        edit_json("run/manifest.json", lambda it: it["task"]["problems"].update(heldout=999)),
+        False, r"data: run/manifest.json, task.problems.heldout: claimed 999"),
+    "the base in the index": (
+        lambda index, members: index["run"].update(base="Qwen/Qwen2.5-72B"), False,
+        r"run: bundle.json, run.base: claimed Qwen"),
     "the accuracy in the verdict": (
         _verdict("after", "figures", "correct", "value", value=0.99), False,
         r"verdict: .*verdict.json, after.figures.correct.value: claimed 0.99, found"),

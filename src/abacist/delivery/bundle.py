@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from abacist.delivery import archive
+from abacist.delivery.opened import is_known
 from abacist.errors import AbacistError, RunError
 from abacist.learning.resume import checkpoints
 from abacist.learning.resume.training_state import load_state
@@ -323,7 +324,15 @@ def _stream_of(checkpoint: Path) -> tuple[bytes, int]:
 
 def _add_rollouts(run: RunDir, parts: _Parts) -> None:
     """The rollouts of every step if they are small, else of a seeded sample of steps."""
-    files = [file for file in rollout_files(run.rollouts_dir) if _member(file) not in parts.members]
+    kept = rollout_files(run.rollouts_dir)
+    files = [
+        file for file in kept if is_known(_member(file)) and _member(file) not in parts.members
+    ]
+    if other := [file for file in kept if not is_known(_member(file))]:
+        parts.notes.append(
+            f"{len(other):,} files of rollouts/ are left out, {portable(other[0].name)} the first: "
+            "only those of a run in one process can be checked."
+        )
     room = MOST_BYTES_OF_ROLLOUTS - sum(
         len(data) for name, data in parts.members.items() if name.startswith("run/rollouts/")
     )

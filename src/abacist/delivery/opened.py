@@ -32,6 +32,11 @@ _MOST_ROWS, _MOST_VALUES, _MOST_TABLE_BYTES = 500_000, 2 * 10**8, 2**30
 _ROWS_AT_A_TIME = 16
 
 
+def is_known(name: str) -> bool:
+    """Whether a bundle may hold a member of this name."""
+    return _KNOWN.fullmatch(name) is not None
+
+
 @dataclass
 class Opened:
     """A bundle that was laid out. ``run`` looks like the run's folder, without its weights."""
@@ -109,7 +114,7 @@ def lay_out(path: Path, contents: Contents, folder: Path, check: Check) -> Opene
     Raises RunError if the settings or the manifest cannot be read: nothing can be checked then.
     """
     for name, data in contents.members.items():
-        if not _KNOWN.fullmatch(name):
+        if not is_known(name):
             check.fault(name, "", "nothing of this name", f"a file of {len(data):,} bytes")
             continue
         place = folder / name

@@ -14,7 +14,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ def verify(request: Request, watcher: Watcher | None = None) -> Verification:
     found.checks.append(files)
     with tempfile.TemporaryDirectory(prefix="abacist-verify-") as folder:
         opened = lay_out(request.bundle, contents, Path(folder), files)
+        _add(found, "run", lambda: _check_run(opened, found.run), opened, watcher)
         _add(found, "training", lambda: check_training(opened), opened, watcher)
         _add(found, "verdict", lambda: check_verdict(opened), opened, watcher)
         _add(found, "splits", lambda: check_splits(opened), opened, watcher)
@@ -150,12 +151,28 @@ def verify(request: Request, watcher: Watcher | None = None) -> Verification:
 
 
 _STAGES = {
+    "run": "Reading what is said of the run",
     "training": "Recomputing rewards, advantages and metrics",
     "verdict": "Recomputing the verdict",
     "splits": "Looking at the splits",
     "data": "Loading the data again",
     "replay": "Replaying replies",
 }
+
+
+def _check_run(opened: Opened, run: dict[str, Any]) -> Check:
+    """What the index and the manifest say of the run, against its settings and one another."""
+    check = Check("run")
+    check.looked_at = "what index and manifest say of it, against its settings"
+    index, manifest = archive.INDEX_NAME, opened.manifest
+    check.same(index, "run.finished", run.get("finished"), bool(manifest.get("finished")))
+    version = (manifest.get("versions") or {}).get("abacist")
+    check.same(index, "run.made_with", run.get("made_with"), version)
+    base = str(opened.settings.get("model_name_or_path", "tiny"))
+    check.same(index, "run.base", run.get("base"), base)
+    if "seed" in opened.settings and manifest.get("seed") is not None:
+        check.same("run/manifest.json", "seed", manifest["seed"], opened.settings["seed"])
+    return check
 
 
 def _add(
@@ -173,10 +190,9 @@ def _add(
         check = Check(name, "not to its end")
         said = f"malformed ({type(error).__name__}: {first_line(error)})"
         check.fault("bundle", name, "something to check", said)
-    for fault in check.faults:  # where it was laid out is nobody's business
-        if str(opened.folder) in fault.found:
-            plain = fault.found.replace(f"{opened.folder}/", "")
-            object.__setattr__(fault, "found", plain)
+    check.faults = [  # where it was laid out is nobody's business
+        replace(fault, found=fault.found.replace(f"{opened.folder}/", "")) for fault in check.faults
+    ]
     found.checks.append(check)
 
 

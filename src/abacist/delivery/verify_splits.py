@@ -18,6 +18,8 @@ from abacist.records.rollout import question_of
 from abacist.records.seen import TRAIN, Seen
 from abacist.task.problems import MADE_HERE, Problem
 
+_MOST_PROBLEMS = 1_000_000  # that are made or read to check a stranger's bundle
+
 
 def check_data(opened: Opened, dataset_name: str | None) -> Check:
     """Load the data again and compare it with the manifest's fingerprint and with every problem.
@@ -45,6 +47,7 @@ def check_data(opened: Opened, dataset_name: str | None) -> Check:
     check.same("run/manifest.json", "data.sha256", sum_in_manifest, data_fingerprint(problems))
     counted = (opened.manifest.get("data") or {}).get("problems")
     check.same("run/manifest.json", "data.problems", counted, len(problems))
+    _check_task(opened, task, check)
     _check_seen_is_whole(opened, task, check)
     known = {problem.problem_id: problem for problem in problems}
     count = 0
@@ -78,6 +81,16 @@ def check_data(opened: Opened, dataset_name: str | None) -> Check:
     return check
 
 
+def _check_task(opened: Opened, task: Task, check: Check) -> None:
+    """What the manifest says of the task, where it says it; early versions did not."""
+    told = opened.manifest.get("task")
+    if not isinstance(told, dict):
+        return
+    for name, value in task.to_json().items():
+        if name in told:
+            check.same_tree("run/manifest.json", told[name], value, f"task.{name}")
+
+
 def _task(opened: Opened, dataset_name: str) -> Task:
     names = {one.name for one in fields(ScriptArguments)}
     settings = {key: value for key, value in opened.settings.items() if key in names}
@@ -86,6 +99,9 @@ def _task(opened: Opened, dataset_name: str) -> Task:
         settings["shots_file"] = str(opened.run.shots_path)
     seed = opened.settings.get("seed", opened.manifest.get("seed"))
     selects = "eval_steps" in opened.settings
+    for name, value in settings.items():
+        if name.startswith("num_") and isinstance(value, int) and value > _MOST_PROBLEMS:
+            raise RunError(f"{name} is {value:,}, more than {_MOST_PROBLEMS:,} problems.")
     try:
         return task_of(ScriptArguments(**settings), seed=int(seed or 0), selects=selects)
     except (TypeError, ValueError) as error:

@@ -256,17 +256,29 @@ def _check_metrics(
         int(opened.settings.get(setting) or 1) > 1
         for setting in ("steps_per_generation", "num_iterations")
     )
-    for row in opened.lines(name):
-        if "reward" not in row or not isinstance(row.get("step"), int):
+    every = opened.settings.get("logging_steps", 10)
+    # A share of the run below 1; transformers takes 1.0 for one step.
+    every = int(every) if isinstance(every, int | float) and every >= 1 else None
+    for number, row in enumerate(opened.lines(name), start=1):
+        if "reward" not in row and "loss" not in row:  # a measurement, or the end of the training
             continue
-        step = row["step"]
-        window = list(range(before + 1, step + 1))
-        there = [batch for number in window for batch in by_step.get(number, [])]
+        step = row.get("step")
+        if isinstance(step, bool) or not isinstance(step, int) or step <= before:
+            check.fault(name, f"line {number}, step", step, f"a whole number above {before}")
+            return logged
+        if every is not None and step - before > every:
+            check.fault(name, f"steps {before + 1} to {step}", "one line", f"one every {every}")
+        window = range(before + 1, step + 1)
         is_whole = len(window) <= len(by_step) and all(number in by_step for number in window)
-        if is_whole and there and not reuses:
+        if is_whole and not reuses:
+            there = [batch for number in window for batch in by_step[number]]
             _check_line(opened, name, row, there, paid, tokens_before, check)
             logged += 1
         before, tokens_before = step, row.get("num_tokens") or 0.0
+    # The step in work when a run was killed has rollouts and no line.
+    last = max(by_step, default=0) - (0 if opened.manifest.get("finished") else 1)
+    if every is not None and opened.has(name) and last - before >= every:
+        check.fault(name, f"steps {before + 1} to {last}", "no line", "rollouts of them")
     return logged
 
 
@@ -283,12 +295,16 @@ def _check_line(
     for key in values[0]:
         # TRL logs the mean over the generations since it last did.
         found = sum(one[key] for one in values) / len(values)
-        if key in row:
-            claimed = float("nan") if row[key] is None else row[key]
-            check.same(name, f"step {row['step']}, {key}", claimed, found)
+        if key not in row:
+            check.fault(name, f"step {row['step']}, {key}", None, found)
+            continue
+        claimed = float("nan") if row[key] is None else row[key]
+        check.same(name, f"step {row['step']}, {key}", claimed, found)
     if "num_tokens" in row:
         new = sum(one.prompt_tokens + len(one.completion_ids) for b in batches for one in b)
-        check.same(name, f"step {row['step']}, num_tokens", row["num_tokens"], tokens_before + new)
+        if row["num_tokens"] != tokens_before + new:  # a count: nothing is rounded
+            item = f"step {row['step']}, num_tokens"
+            check.fault(name, item, row["num_tokens"], tokens_before + new)
 
 
 def _metrics_of(batch: Sequence[Rollout], paid: Paid, opened: Opened) -> dict[str, float]:

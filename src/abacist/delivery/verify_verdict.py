@@ -97,7 +97,11 @@ def _judged(opened: Opened, kind: str, evaluation: Evaluation, check: Check) -> 
             check_reading(file, one, check)
             for name, value in rewards_of_one.items():
                 check.same(file, f"{item}, reward {name}", one.rewards.get(name), value)
+            check.same(file, f"{item}, difficulty", one.difficulty, problem.difficulty)
+            check.same(file, f"{item}, advantage", one.advantage, None)
             if is_whole:
+                for name in sorted(one.rewards.keys() - rewards_of_one.keys()):
+                    check.fault(file, f"{item}, reward {name}", "a reward", "none of its run")
                 check.same(file, f"{item}, reward", one.reward, paying.total(rewards_of_one))
             answer = parse_reply(one.completion).answer
             judged.append(
@@ -106,7 +110,7 @@ def _judged(opened: Opened, kind: str, evaluation: Evaluation, check: Check) -> 
                     gold=gold,
                     read_answer=answer,
                     is_correct=None if gold is None else same_answer(answer, gold),
-                    rewards={**one.rewards, **rewards_of_one},
+                    rewards=rewards_of_one if is_whole else {**one.rewards, **rewards_of_one},
                 )
             )
     anew = replace(evaluation, rollouts=tuple(judged))

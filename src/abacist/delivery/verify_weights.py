@@ -43,6 +43,7 @@ _PLAIN = {
     "use_dora": bool, "fan_in_fan_out": bool, "bias": str, "init_lora_weights": bool,
 }  # fmt: skip
 _MOST_RANKS = 4096
+_MOST_TOKENS = 131_072  # of a reply: uniform numbers are drawn for so many
 _MODULE = re.compile(r"[\w.-]{1,200}")
 _ROLE = re.compile(r"final|checkpoint-[0-9]{1,9}")  # what a bundle may call weights
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja",
@@ -129,6 +130,11 @@ def check_replays(
         watcher.stage(f"Loading {_words(role)}")
         try:
             policy = _load(opened, role, there, base, _revision(opened, model), device, dtype)
+        except _OtherAdapter as error:
+            names = ", ".join(job.name for job in mine)
+            check.not_checked.append(f"{names}: {error.message}")
+            check.is_incomplete = True
+            continue
         except ModelError as error:
             check.fault(f"weights of {role}", "", "weights that can be loaded", error.message)
             continue
@@ -223,6 +229,8 @@ def _of_verdict(opened: Opened) -> list[_Job]:
         if evaluation is None:
             continue
         settings = evaluation.settings
+        if not 0 < settings.max_completion_tokens <= _MOST_TOKENS:
+            raise RunError(f"The bundle's max_completion_tokens of evals/{kind} is too large.")
         sampling = Sampling(settings.temperature) if settings.temperature > 0 else None
         role = "final" if kind.startswith("after") else BASE
         job = _Job(name, role, settings.max_completion_tokens, sampling)
@@ -255,6 +263,8 @@ def _of_training(opened: Opened, check: Check) -> list[_Job]:
             continue
         rollouts = opened.rollouts(name)
         budget = int(settings.get("max_completion_length") or 256)
+        if not 0 < budget <= _MOST_TOKENS:
+            raise RunError(f"The bundle's max_completion_length is {budget:,}.")
         uniforms = _uniforms(opened.contents.members[stream], entry, len(rollouts), budget)
         job = _Job(
             f"training rollouts of step {entry.get('step')}",
@@ -427,11 +437,17 @@ def _write_weight_map(folder: Path, files: Mapping[str, Path]) -> None:
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
+class _OtherAdapter(ModelError):
+    """An adapter of a kind that is not replayed: nothing is wrong with it."""
+
+
 def _plain_adapter(opened: Opened) -> dict[str, Any]:
     """The adapter's settings, of which only those are taken that say nothing but its shape."""
     given = opened.document("run/adapter_config.json")
-    if not isinstance(given, dict) or given.get("peft_type") != "LORA":
-        raise ModelError("The bundle's adapter is not a LoRA.", "Others cannot be verified yet.")
+    if not isinstance(given, dict) or not isinstance(given.get("peft_type"), str):
+        raise ModelError("The bundle's adapter_config.json is that of no adapter.")
+    if given["peft_type"] != "LORA":
+        raise _OtherAdapter("an adapter that is no LoRA is not replayed")
     targets = given.get("target_modules")
     good = targets == "all-linear" or (
         isinstance(targets, list)
@@ -446,7 +462,9 @@ def _plain_adapter(opened: Opened) -> dict[str, Any]:
     odd = [name for name in ("rank_pattern", "alpha_pattern", "modules_to_save", "megatron_config",
                              "layer_replication", "trainable_token_indices", "target_parameters")
            if given.get(name)]  # fmt: skip
-    if not good or odd or not 0 < kept.get("r", 0) <= _MOST_RANKS:
-        what = ", ".join(odd) or "its ranks or the modules it is on"
+    if not good or not 0 < kept.get("r", 0) <= _MOST_RANKS:
+        what = "its ranks or the modules it is on"
         raise ModelError(f"The bundle's adapter cannot be loaded from a stranger: {what}.")
+    if odd:
+        raise _OtherAdapter(f"a LoRA with {', '.join(odd)} is not replayed")
     return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": targets, **kept}
