@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -116,8 +117,12 @@ def test_every_command_says_whether_it_was_tried() -> None:
         found = commands_for(kind, "/a place/x")
         assert found and all(one.tried for one in found)
         for one in found:
-            if one.what in ("vLLM", "Ollama", "lm-eval", "llama.cpp"):
+            if one.what.split(",")[0] in ("vLLM", "Ollama", "lm-eval", "llama.cpp"):
                 assert "not tried" in one.tried
+    odd = """a "b" $HOME `c` it's"""
+    command = next(c for c in commands_for("run", odd) if c.what == "PEFT").text
+    program = shlex.split(command.replace("\\`", "`").replace("\\$", "$"))[-1]
+    assert repr(odd) in program
     (runtime,) = (c for c in commands_for("gguf", "x", by_llamacpp=True) if c.what == "llama.cpp")
     assert "library was run" in runtime.tried and "not tried" in runtime.tried
 

@@ -22,7 +22,7 @@ from abacist.delivery.prompt_record import is_local, prompt_facts
 from abacist.delivery.same_policy import EQUAL_BOUND, KL_BOUND, LOGP_BOUND, Proof
 from abacist.errors import AbacistError
 from abacist.policy.loading import load_chat
-from abacist.policy.source import BUILT_IN, find, is_built_in, read_json
+from abacist.policy.source import BUILT_IN, Source, find, is_built_in, read_json
 from abacist.proof.ask import Prompting
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.comparison.sentence import bracket, headline, p_words, percent, points
@@ -104,7 +104,7 @@ def write_run_card(path: Path) -> Path | None:
     return target
 
 
-def base_of(folder: Path, settings: Mapping[str, Any]) -> Any:
+def base_of(folder: Path, settings: Mapping[str, Any]) -> Source:
     """The model that the run in ``folder`` began with, as it is found now."""
     name = str(settings.get("model_name_or_path") or "")
     if (folder / "adapter_config.json").exists():

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -25,6 +26,11 @@ class Command:
         return f"{self.text}\n      # {self.what}: {self.tried}"
 
 
+def _in_double_quotes(place: str) -> str:
+    """A text of Python that may stand within double quotes of a shell."""
+    return re.sub(r'(["$`\\])', r"\\\1", repr(place))
+
+
 IN_TESTS = "run in Abacist's tests"
 NOT_TRIED = "not tried by us"
 
@@ -39,24 +45,21 @@ def commands_for(kind: str, place: str, *, by_llamacpp: bool = False) -> list[Co
             Command(
                 "PEFT",
                 'python -c "from peft import AutoPeftModelForCausalLM as A; '
-                f"print(A.from_pretrained('{place}'))\"",
+                f'print(A.from_pretrained({_in_double_quotes(place)}))"',
                 IN_TESTS,
             ),
-            Command(
-                "vLLM",
-                f"vllm serve BASE_MODEL --enable-lora --lora-modules trained={quoted}",
-                NOT_TRIED,
-            ),
+            # It names the base, the rank and the template to vLLM.
+            Command("vLLM", f"abacist serve {quoted}", f"vLLM itself {NOT_TRIED}"),
         ]
     if kind in ("merged", "full run"):
         return [
             asked,
             Command("vLLM", f"vllm serve {quoted}", NOT_TRIED),
-            Command("transformers", f"transformers serve --force-model {quoted}", NOT_TRIED),
+            Command("transformers", f"transformers serve {quoted}", NOT_TRIED),
             Command(
-                "lm-eval",
-                f"lm_eval --model hf --model_args pretrained={quoted} --tasks gsm8k "
-                "--apply_chat_template",
+                "lm-eval, with our task (docs/neighbours.md writes it)",
+                f"lm_eval --model hf --model_args pretrained={quoted} --tasks abacist_gsm8k "
+                "--include_path task --apply_chat_template --fewshot_as_multiturn true",
                 NOT_TRIED,
             ),
         ]
@@ -66,7 +69,7 @@ def commands_for(kind: str, place: str, *, by_llamacpp: bool = False) -> list[Co
         Command(
             "transformers' reader",
             'python -c "from transformers import AutoModelForCausalLM as A; '
-            f"print(A.from_pretrained('{place}', gguf_file='model.gguf'))\"",
+            f"print(A.from_pretrained({_in_double_quotes(place)}, gguf_file='model.gguf'))\"",
             "its reader was run by this export",
         ),
         Command("llama.cpp", f"llama-server -m {file} --jinja", f"the program {NOT_TRIED}; "

@@ -41,7 +41,7 @@ from abacist.learning.tracking import Silent, Watcher, told_of
 from abacist.policy.chat import Chat
 from abacist.policy.decoding.generation import generate
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
-from abacist.policy.source import BUILT_IN, find, is_built_in, stored_tensors
+from abacist.policy.source import Source, find, stored_tensors
 from abacist.proof.ask import Prompting
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
@@ -140,7 +140,7 @@ def export(request: ExportRequest, watcher: Watcher | None = None) -> Exported:
     watcher.stage(f"Loading {request.run}")
     policy = load_exact(origin.model, request)
     chat = policy.chat
-    licence = Licence.of(find(policy.base_name), request.base_model, chat.tokenizer)
+    licence = Licence.of(base_source(origin), request.base_model, chat.tokenizer)
     if request.push is not None:
         push.refuse_by_licence(request.push, request.to, licence)
     if request.to == "adapter" and not isinstance(policy.model, PeftModel):
@@ -234,18 +234,8 @@ def dtype_of(request: ExportRequest, origin: Origin) -> str:
         return request.dtype
     if request.to == "adapter":
         return "float32"
-    model = find(origin.model)
-    base = model
-    if model.is_adapter:
-        config = json.loads((model.folder / "adapter_config.json").read_text("utf-8"))
-        recorded = str(config.get("base_model_name_or_path"))
-        base = find(BUILT_IN if is_built_in(recorded) else recorded)
-    elif (name := origin.settings.get("model_name_or_path")) and isinstance(name, str):
-        # All weights are kept in float32 while they are trained: the base's dtype is the start's.
-        with contextlib.suppress(ModelError):
-            base = find(name)
-            if base.is_adapter:
-                base = model
+    # All weights are kept in float32 while they are trained: the base's dtype is the start's.
+    base = base_source(origin)
     stored = {dtype for _, dtype, shape in stored_tensors(base.folder) if len(shape) > 1}
     found = {_STORED.get(dtype, "float32") for dtype in stored}
     return found.pop() if len(found) == 1 else "float32"
@@ -448,9 +438,27 @@ def load_gguf(folder: Path, chat: Chat, config: Any) -> Policy:
             is_same = one == other
         if not is_same:
             raise ModelError(f"The GGUF file says {name} {other} where the model has {one}.")
+    one, other = config.rope_parameters["rope_theta"], found.rope_parameters["rope_theta"]
+    if abs(one - other) > 1e-6 * abs(one):
+        raise ModelError(f"The GGUF file says rope_theta {other} where the model has {one}.")
     network.requires_grad_(False)
     network.eval()
     return Policy(network, chat, [], str(folder), str(folder), folder)
+
+
+def base_source(origin: Origin) -> Source:
+    """The model that training began with; what was trained itself where that is gone.
+
+    Raises ModelError for an adapter whose base cannot be found.
+    """
+    model = find(origin.model)
+    try:
+        base = card.base_of(model.folder, origin.settings)
+    except ModelError:
+        if model.is_adapter:
+            raise
+        return model
+    return model if base.is_adapter else base
 
 
 _SAME_SETTINGS = (
