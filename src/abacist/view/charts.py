@@ -18,7 +18,7 @@ from abacist.proof.statistics import Interval
 from abacist.records.rundir import write_aside
 
 if TYPE_CHECKING:
-    from abacist.view.curves import Plot
+    from abacist.view.plot import Plot
 
 INK, FAINT = "#222222", "#d9d9d9"
 # Colour and marker of each series; Okabe and Ito's palette.
@@ -69,7 +69,7 @@ def difficulty_plot(
     page: str = "white",
 ) -> Plot:
     """The plot as a figure of matplotlib, its text and lines in the colours given."""
-    from abacist.view.curves import canvas
+    from abacist.view.plot import canvas
 
     rows = greedy.by_difficulty()
     figure = canvas(max(7.6, 1.05 * len(rows) + 3.6), 4.6)

@@ -6,18 +6,15 @@ the look of :mod:`abacist.view.charts`.
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from abacist.learning.health.history import reward_names
 from abacist.proof.comparison.compare import Comparison
 from abacist.task.rewards import built_in
 from abacist.view.charts import FAINT, INK
 from abacist.view.plaintext import cut_middle, visible
+from abacist.view.plot import Plot, canvas
 from abacist.view.report.figures import COLOURS, DASHES
 from abacist.view.report.reading import Reading
 from abacist.view.step import Step
@@ -26,22 +23,6 @@ MAX_LINES = len(COLOURS)  # of rewards, told apart by colour and dashes
 LABEL_CHARACTERS = 28
 
 Points = list[tuple[int, float]]
-
-
-class Plot(Figure):
-    """A matplotlib figure that a notebook shows, whatever backend is chosen there, if any."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-
-def canvas(width: float, height: float) -> Plot:
-    """An empty plot of so many inches, on white."""
-    figure = Plot(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def training_plot(reading: Reading) -> Plot:

@@ -22,8 +22,9 @@ from abacist.records.rollout import (
 )
 from abacist.records.rundir import RunDir, read_json_lines
 from abacist.task.audit.findings import Finding
-from abacist.view.curves import Plot, comparison_plot, training_plot
+from abacist.view.curves import comparison_plot, training_plot
 from abacist.view.notebook import Result, result_page
+from abacist.view.plot import Plot
 from abacist.view.sheet import WIDTH, as_text
 
 if TYPE_CHECKING:

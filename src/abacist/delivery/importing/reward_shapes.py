@@ -13,8 +13,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from abacist.delivery.importing.matching import match_of
 from abacist.delivery.importing.reader import Reader
-from abacist.delivery.importing.values import Function, Made
+from abacist.delivery.importing.values import Function
 from abacist.task.reply import TAGS
 
 MAX_NODES = 2_000  # of an expression whose names are written out
@@ -70,31 +71,6 @@ class _Each:
 
 
 _Env = dict[str, "ast.expr | _Each | None"]  # None: a value that cannot be written out
-
-
-@dataclass
-class Match:
-    """A pattern that is matched: text, method, flags, and the expression it is matched on."""
-
-    text: str
-    method: str
-    flags: str
-    on: ast.expr | None
-
-    @property
-    def is_dotall(self) -> bool:
-        """Whether its dots match line breaks."""
-        return (
-            bool(re.search(r"\b(DOTALL|S)\b", self.flags))
-            or "(?s" in self.text
-            or "[\\s\\S]" in self.text
-        )
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it must match the whole reply."""
-        begins = self.text.startswith(("^", r"\A")) or self.method in ("match", "fullmatch")
-        return self.method == "fullmatch" or (begins and self.text.endswith(("$", r"\Z")))
 
 
 def shape_of(function: Function, columns: Sequence[str], reader: Reader) -> Shape | None:
@@ -520,34 +496,6 @@ class _WrittenOut(ast.NodeTransformer):
 
     visit_Lambda = visit_ListComp = visit_SetComp = visit_DictComp = _refuse
     visit_GeneratorExp = visit_NamedExpr = visit_Await = visit_Yield = visit_YieldFrom = _refuse
-
-
-def match_of(node: ast.expr, reader: Reader, function: Function) -> Match | None:
-    """The pattern that a call matches, by ``re`` or compiled, and what it is matched on."""
-    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-        return None
-    owner = reader.value(node.func.value, function.scope)
-    if isinstance(owner, Made) and owner.name == "compile" and owner.args:
-        text, flags, args = owner.args[0], _flags(owner.node, 1), node.args
-    else:
-        named = ast.unparse(node.func.value)
-        if named not in ("re", "regex") or not node.args:
-            return None
-        text, flags, args = (
-            reader.value(node.args[0], function.scope),
-            _flags(node, 2),
-            node.args[1:],
-        )
-    if not isinstance(text, str) or len(text) >= MAX_NODES:
-        return None
-    return Match(text, node.func.attr, flags, args[0] if args else None)
-
-
-def _flags(call: ast.AST, first: int) -> str:
-    if not isinstance(call, ast.Call):
-        return ""
-    given = [*call.args[first:], *(one.value for one in call.keywords if one.arg == "flags")]
-    return " ".join(ast.unparse(one) for one in given)
 
 
 def _name(text: str) -> ast.Name:
