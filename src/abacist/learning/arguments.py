@@ -44,6 +44,9 @@ class ModelConfig:
     model_name_or_path: str = field(default="tiny", metadata=text_of("model_name_or_path"))
     model_revision: str | None = field(default=None, metadata=text_of("model_revision"))
     dtype: str = field(default="auto", metadata=text_of("dtype"))
+    float32_matmul_precision: Literal["highest", "high", "medium"] = field(
+        default="highest", metadata=text_of("float32_matmul_precision")
+    )
     device: str = field(default="auto", metadata=text_of("device"))
     attn_implementation: str = field(default="auto", metadata=text_of("attn_implementation"))
     use_peft: bool = field(default=True, metadata=text_of("use_peft"))

@@ -39,6 +39,7 @@ from abacist.learning.trackers.run_identity import RunIdentity
 from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy.choices import explain_matmul_precision, float32_matmul_precision
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
@@ -69,6 +70,7 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
         # until all that the run needs is known to be there.
         run = resuming.open_run(config, watcher) if is_resumed else RunDir.reserve(**place(config))
         held.enter_context(run)
+        held.enter_context(float32_matmul_precision(config.model.float32_matmul_precision))
         task, rewards, policy = load_parts(config, watcher)
         trackers = held.enter_context(trackers_of(config, run, watcher))
         held.enter_context(stops)
@@ -97,7 +99,8 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
     refuse_too_large(config)
     policy = load_trainable(config)
     refuse_broken_weights(policy.model, config.model.model_name_or_path)
-    for choice in policy.choices:
+    precision = explain_matmul_precision(config.model.float32_matmul_precision, policy.model)
+    for choice in [*policy.choices, *([precision] if precision else [])]:
         watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
     check_fit(config, task, policy)
     return task, rewards, policy

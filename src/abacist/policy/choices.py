@@ -6,8 +6,10 @@ refused with a :class:`ModelError`, never silently replaced.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +20,7 @@ from transformers.modeling_flash_attention_utils import (
 from transformers.utils import is_flash_attn_2_available, is_kernels_available
 
 from abacist.errors import ModelError, first_line
+from abacist.policy.kernels import build
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HALF = (torch.bfloat16, torch.float16)
@@ -85,6 +88,35 @@ def choose_dtype(
     else:
         why = "exact on a CPU"
     return dtype, Choice("dtype", str(dtype).removeprefix("torch."), why)
+
+
+@contextlib.contextmanager
+def float32_matmul_precision(asked: str) -> Iterator[None]:
+    """PyTorch's setting of this name within the block: ``highest``, ``high`` or ``medium``."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(asked)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def explain_matmul_precision(asked: str, model: torch.nn.Module) -> Choice | None:
+    """What ``float32_matmul_precision`` means for ``model``, on a CPU; None: the default."""
+    weight = next(model.parameters())
+    if asked == "highest" or weight.device.type != "cpu":
+        return None
+    if asked == "high":
+        why = "on a CPU the same as highest"
+    elif weight.dtype != torch.bfloat16:
+        why = "our kernels compute as with highest, because the weights are not held in bfloat16"
+    elif (missing := build.unsupported_reason()) is not None:
+        why = f"up to PyTorch, because there are no kernels: {missing}"
+    elif not build.can_multiply_pairs():
+        why = "the same as highest here: this processor has no AVX512_BF16"
+    else:
+        why = "products with the frozen weights round their input to bfloat16, sums are float32"
+    return Choice("float32_matmul_precision", asked, why)
 
 
 def choose_attention(

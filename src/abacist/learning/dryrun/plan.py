@@ -44,6 +44,7 @@ from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
 from abacist.learning.task import Task
 from abacist.learning.tracking import Silent, Watcher, refuse_incomplete, told_of
 from abacist.learning.train import load_parts, make_trainer, place, refuse_several_processes
+from abacist.policy.choices import float32_matmul_precision
 from abacist.policy.loading import quiet_libraries
 from abacist.records.rundir import RunDir
 
@@ -152,6 +153,11 @@ def plan(
     refuse_several_processes()
     quiet_libraries()
     RunDir.check(**place(config))
+    with float32_matmul_precision(config.model.float32_matmul_precision):
+        return _planned(config, watcher, num_problems)
+
+
+def _planned(config: Config, watcher: Watcher, num_problems: int) -> Plan:
     task, rewards, policy = load_parts(config, watcher)
     with tempfile.TemporaryDirectory(prefix="abacist-plan-") as folder:
         run = RunDir(Path(folder) / "run")

@@ -77,7 +77,8 @@ def description() -> str | None:
     if not isinstance(found := _kernels(), _Kernels):
         return None
     threads = "OpenMP" if found.library.kernels_threads() else "one thread, without OpenMP"
-    return f"{found.compiler}: {found.library.kernels_lanes()} numbers at a time, {threads}"
+    pairs = ", bfloat16 in pairs" if found.library.multiplies_pairs() else ""
+    return f"{found.compiler}: {found.library.kernels_lanes()} numbers at a time{pairs}, {threads}"
 
 
 def supports(*tensors: torch.Tensor) -> bool:
@@ -92,6 +93,7 @@ def widens(weight: torch.Tensor) -> bool:
     """Whether products with ``weight`` are computed in float32 though it is held in bfloat16.
 
     A number in bfloat16 is widened as it is read, which is exact: half the memory, nothing rounded.
+    Only :func:`multiplies_pairs` changes that.
     """
     return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and library() is not None
 
@@ -99,6 +101,21 @@ def widens(weight: torch.Tensor) -> bool:
 def supports_weight(weight: torch.Tensor) -> bool:
     """Whether the kernels compute in float32 with ``weight``, held in float32 or in bfloat16."""
     return supports(weight) or widens(weight)
+
+
+def multiplies_pairs() -> bool:
+    """Whether products with weights held in bfloat16 round their input to bfloat16 as well.
+
+    Sums stay in float32. That is twice as fast, and what ``medium`` of
+    ``torch.set_float32_matmul_precision`` allows; see :func:`can_multiply_pairs`.
+    """
+    return torch.get_float32_matmul_precision() == "medium" and can_multiply_pairs()
+
+
+def can_multiply_pairs() -> bool:
+    """Whether there are kernels, and the processor multiplies bfloat16 (AVX512_BF16)."""
+    found = library()
+    return found is not None and bool(found.multiplies_pairs())
 
 
 def threads(work: float) -> int:

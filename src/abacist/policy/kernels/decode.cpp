@@ -29,16 +29,16 @@ static int64_t most_ranks(const Network& network) {
     return most;
 }
 
-template <typename Number>
+template <typename Packed, typename Number>
 static void pack(const Number* weight, int64_t outputs, int64_t inputs, int64_t before,
-                 int64_t width, int64_t lane, Number* packed, int threads) {
+                 int64_t width, int64_t lane, Packed* packed, int threads) {
     const int64_t first = before / width, end = (before + outputs + width - 1) / width;
 #pragma omp parallel for num_threads(threads)
     for (int64_t panel = first; panel < end; panel++) {
         const int64_t start = std::max(panel * width, before) - before;
         const int64_t count = std::min((panel + 1) * width - before, outputs) - start;
         lay_out(weight + start * inputs, inputs, 1, count, inputs,
-                packed + panel * inputs * PANEL + lane + (before + start) % width);
+                packed + panel * depth_of<Packed>(inputs) * PANEL + lane + (before + start) % width);
     }
 }
 
@@ -47,10 +47,14 @@ extern "C" {
 int64_t panel_outputs() { return PANEL; }
 
 // Packs weight [outputs, inputs] into the panels of `packed`, behind `before` outputs of other
-// weights. Each panel takes `width` outputs, from lane `lane` on. Both hold Bfloat16 or float.
+// weights. Each panel takes `width` outputs, from lane `lane` on. Both hold Bfloat16 or float; of
+// Bfloat16, panels may hold pairs.
 void pack(const void* weight, int64_t outputs, int64_t inputs, int64_t before, int64_t width,
-          int64_t lane, void* packed, int64_t bfloat16, int threads) {
-    if (bfloat16)
+          int64_t lane, void* packed, int64_t bfloat16, int64_t in_pairs, int threads) {
+    if (bfloat16 && in_pairs)
+        pack(static_cast<const Bfloat16*>(weight), outputs, inputs, before, width, lane,
+             static_cast<Pair*>(packed), threads);
+    else if (bfloat16)
         pack(static_cast<const Bfloat16*>(weight), outputs, inputs, before, width, lane,
              static_cast<Bfloat16*>(packed), threads);
     else

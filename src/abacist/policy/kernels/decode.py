@@ -66,6 +66,7 @@ class _Product(ctypes.Structure):
         ("outputs", _Count),
         ("gated", ctypes.c_bool),
         ("bfloat16", ctypes.c_bool),
+        ("in_pairs", ctypes.c_bool),
         ("inner", _Address),
         ("outer", _Address),
         ("of_vectors", _Address),
@@ -143,7 +144,9 @@ class Packed:
         width = panel // 2 if gated else panel
         panels = -(-self.outputs // width)
         ranks = sum(len(adapter.inner) for of_weight in adapters for adapter in of_weight)
-        self._packed = torch.zeros(panels, inputs, panel, dtype=dtype)
+        in_pairs = dtype == torch.bfloat16 and build.multiplies_pairs()
+        # A pair is two numbers wide; behind an odd number of inputs it is half empty.
+        self._packed = torch.zeros(panels, -(-inputs // 2) * 2 if in_pairs else inputs, panel, dtype=dtype)
         self._bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             self._bias = torch.zeros(panels, 1, panel)
@@ -160,7 +163,7 @@ class Packed:
         before = rank = 0
         for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             lane = number * width if gated else 0
-            _pack(weight, before, width, lane, self._packed)
+            _pack(weight, before, width, lane, self._packed, in_pairs)
             if bias is not None and self._bias is not None:
                 _pack(bias[:, None].float(), before, width, lane, self._bias)
             if self._outer is not None:
@@ -183,6 +186,7 @@ class Packed:
             self.outputs,
             gated,
             dtype == torch.bfloat16,
+            in_pairs,
             None if self._inner is None else self._inner.structure.packed,
             None if self._outer is None else self._outer.data_ptr(),
             self._of_vectors.data_ptr(),
@@ -317,7 +321,14 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> 
     return chosen
 
 
-def _pack(weight: torch.Tensor, before: int, width: int, lane: int, into: torch.Tensor) -> None:
+def _pack(
+    weight: torch.Tensor,
+    before: int,
+    width: int,
+    lane: int,
+    into: torch.Tensor,
+    in_pairs: bool = False,
+) -> None:
     """Copy ``weight`` [O, I] into the panels ``into``, behind ``before`` outputs of others."""
     weight = weight.contiguous()
     kernels: Any = library()
@@ -330,6 +341,7 @@ def _pack(weight: torch.Tensor, before: int, width: int, lane: int, into: torch.
         _Count(lane),
         _address(into),
         _Count(weight.dtype == torch.bfloat16),
+        _Count(in_pairs),
         threads(20.0 * weight.numel()),  # bound by memory
     )
 

@@ -82,8 +82,8 @@ static void attend_prompt(const float* keys, const float* values, int64_t tokens
     in_blocks<TILE_ROWS<1>>(count, [&](int64_t start, int64_t rows) {
         for (int64_t i = 0; i < size; i += LANES) {
             alignas(sizeof(Vec)) float sums[TILE_ROWS<1> * LANES];
-            tile_of<1, false>(rows, sums, LANES, {scores + start, 1, LANES}, values + i, size,
-                              tokens);
+            tile_of<1, false>(rows, sums, LANES, Scalars{scores + start, 1, LANES}, values + i,
+                              size, tokens);
             for (int64_t m = 0; m < rows; m++)
                 store(attended[start + m] + i, load(sums + m * LANES));
         }
@@ -124,8 +124,8 @@ static void attend_own(const float* keys, const float* values, int64_t tokens, i
     in_blocks<TILE_ROWS<1>>(group, [&](int64_t start, int64_t rows) {
         for (int64_t i = 0; i < size; i += LANES) {
             alignas(sizeof(Vec)) float sums[TILE_ROWS<1> * LANES];
-            tile_of<1, false>(rows, sums, LANES, {scores + start * width, width, 1}, values + i,
-                              size, tokens);
+            tile_of<1, false>(rows, sums, LANES, Scalars{scores + start * width, width, 1},
+                              values + i, size, tokens);
             for (int64_t m = 0; m < rows; m++) {
                 float* const to = attended + (start + m) * size + i;
                 store(to, load(to) + load(sums + m * LANES));

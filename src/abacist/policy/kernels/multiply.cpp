@@ -17,23 +17,23 @@ constexpr int64_t INPUTS_AT_ONCE = 4096;
 constexpr int64_t PACKED_AT_ONCE = 64;
 
 // Packs the panels of `count` outputs of `weight`: to [panels, inputs, PANEL], padded with zeros.
-template <typename Number>
+template <typename Number, typename Packed>
 static void pack_group(const Number* weight, int64_t output_step, int64_t input_step, int64_t count,
-                       int64_t inputs, float* to) {
-    const int64_t panels = (count + PANEL - 1) / PANEL;
+                       int64_t inputs, Packed* to) {
+    const int64_t panels = (count + PANEL - 1) / PANEL, depth = depth_of<Packed>(inputs);
     if (count % PANEL)
-        std::fill_n(to + (panels - 1) * inputs * PANEL, inputs * PANEL, 0.0f);
+        std::fill_n(to + (panels - 1) * depth * PANEL, depth * PANEL, Packed{});
     const int64_t at_once = output_step == 1 ? PACKED_AT_ONCE : inputs;
     for (int64_t from = 0; from < inputs; from += at_once)
         for (int64_t panel = 0; panel < panels; panel++)
             lay_out(weight + panel * PANEL * output_step + from * input_step, output_step,
                     input_step, std::min<int64_t>(PANEL, count - panel * PANEL),
-                    std::min(at_once, inputs - from), to + (panel * inputs + from) * PANEL);
+                    std::min(at_once, inputs - from), to + (panel * depth + depth_of<Packed>(from)) * PANEL);
 }
 
 // y [rows, outputs] = (or +=) x [rows, inputs] times weight [outputs, inputs] transposed, plus the
-// bias. x and weight have any strides; y has none.
-template <typename Number>
+// bias. x and weight have any strides; y has none. The weights are packed as `Packed`.
+template <typename Packed, typename Number>
 static void multiply_any(Scalars x, const Number* weight, int64_t output_step, int64_t input_step,
                          const float* bias, float* y, int64_t rows, int64_t inputs, int64_t outputs,
                          bool adds, int threads) {
@@ -47,10 +47,13 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
     const int64_t groups = few ? least : (least + threads - 1) / threads * threads;
 #pragma omp parallel num_threads(threads)
     {
-        static thread_local std::vector<float> memory;
-        memory.resize(GROUP_PANELS * PANEL * (std::min(inputs, INPUTS_AT_ONCE) + GROUP_ROWS));
-        float* const sums = memory.data();
-        float* const packed = sums + GROUP_PANELS * PANEL * GROUP_ROWS;
+        static thread_local std::vector<float> sums_memory;
+        static thread_local std::vector<Packed> packed_memory;
+        sums_memory.resize(GROUP_PANELS * PANEL * GROUP_ROWS);
+        packed_memory.resize(GROUP_PANELS * PANEL *
+                             depth_of<Packed>(std::min(inputs, INPUTS_AT_ONCE)));
+        float* const sums = sums_memory.data();
+        Packed* const packed = packed_memory.data();
 #pragma omp for schedule(static)
         for (int64_t piece = 0; piece < groups * parts; piece++) {
             const int64_t group = piece / parts, part = piece % parts;
@@ -113,17 +116,24 @@ void multiply_row(const float* x, const Bfloat16* weight, const float* bias, flo
         y[output] = dot(x, weight + output * inputs, inputs) + (bias ? bias[output] : 0);
 }
 
-// multiply_any; weight holds float or, if `bfloat16`, Bfloat16.
+// Whether this processor multiplies numbers in bfloat16.
+int multiplies_pairs() { return MULTIPLIES_PAIRS; }
+
+// multiply_any; weight holds float or, if `bfloat16`, Bfloat16, which is multiplied in pairs if
+// `in_pairs`.
 void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, const void* weight,
                   int64_t output_step, int64_t input_step, const float* bias, float* y,
                   int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int64_t bfloat16,
-                  int threads) {
+                  int64_t in_pairs, int threads) {
     const Scalars from = {x, x_row_step, x_input_step};
-    if (bfloat16)
-        multiply_any(from, static_cast<const Bfloat16*>(weight), output_step, input_step, bias, y,
+    if (bfloat16 && in_pairs)
+        multiply_any<Pair>(from, static_cast<const Bfloat16*>(weight), output_step, input_step,
+                           bias, y, rows, inputs, outputs, adds, threads);
+    else if (bfloat16)
+        multiply_any<float>(from, static_cast<const Bfloat16*>(weight), output_step, input_step, bias, y,
                      rows, inputs, outputs, adds, threads);
     else
-        multiply_any(from, static_cast<const float*>(weight), output_step, input_step, bias, y,
+        multiply_any<float>(from, static_cast<const float*>(weight), output_step, input_step, bias, y,
                      rows, inputs, outputs, adds, threads);
 }
 

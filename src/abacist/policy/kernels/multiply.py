@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from abacist.policy.kernels.build import library, threads
+from abacist.policy.kernels.build import library, multiplies_pairs, threads
 
 
 def multiply(
@@ -31,6 +31,7 @@ def multiply(
         ctypes.c_void_p(y.data_ptr()),
         *map(ctypes.c_int64, (*x.shape, len(weight), to is not None)),
         ctypes.c_int64(weight.dtype == torch.bfloat16),
+        ctypes.c_int64(multiplies_pairs()),
         threads(2.0 * x.numel() * len(weight)),
     )
     return y

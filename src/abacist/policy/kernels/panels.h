@@ -6,6 +6,8 @@
 //     panel 0: outputs 0 to PANEL - 1 of input 0, the same outputs of input 1, ...
 //     panel 1: outputs PANEL to 2 PANEL - 1 of input 0, ...
 //
+// Of weights in pairs, a panel is [pairs of inputs, PANEL].
+//
 // So the inner loop reads the weights front to back, and once: with the few dozen rows of decoding,
 // reading the weights is what takes the time.
 #pragma once
@@ -13,8 +15,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "pairs.h"
 #include "pointwise.h"
-#include "tiles.h"
 #include "transpose.h"
 
 constexpr int PANEL_VECTORS = 2;
@@ -43,6 +45,46 @@ static inline void lay_out(const From* from, int64_t output_step, int64_t input_
             assign(to[k * PANEL + output], from[output * output_step + k * input_step]);
 }
 
+// The same from Bfloat16 to pairs of inputs: to [pairs, PANEL].
+static inline void lay_out(const Bfloat16* from, int64_t output_step, int64_t input_step,
+                           int64_t count, int64_t inputs, Pair* to) {
+    const auto widened_bits = [](const Bfloat16* at) {
+        HalfVec halves;
+        memcpy(&halves, at, sizeof halves);
+        return __builtin_convertvector(halves, UIntVec);
+    };
+    const int64_t whole = inputs / 2;
+    int64_t rows = 0, columns = 0;
+    if (output_step == 1) {
+        rows = count / LANES * LANES;
+        columns = whole;
+        for (int64_t k = 0; k < whole; k++)
+            for (int64_t output = 0; output < rows; output += LANES) {
+                const Bfloat16* const first = from + 2 * k * input_step + output;
+                store(to + k * PANEL + output,
+                      widened_bits(first) | widened_bits(first + input_step) << 16);
+            }
+    } else if (input_step == 1 && output_step % 2 == 0) {
+        // Two neighbours in memory are a pair: transposed as words of the size of a float.
+        rows = count / LANES * LANES;
+        columns = whole / LANES * LANES;
+        transpose(reinterpret_cast<float*>(to), PANEL, reinterpret_cast<const float*>(from),
+                  output_step / 2, rows, columns);
+    }
+    for (int64_t output = 0; output < count; output++)
+        for (int64_t k = output < rows ? columns : 0; k < pairs_of(inputs); k++) {
+            const Bfloat16* const first = from + output * output_step + 2 * k * input_step;
+            const uint32_t second = k < whole ? first[input_step].bits : 0;
+            to[k * PANEL + output].bits = first->bits | second << 16;
+        }
+}
+
+// How many numbers or pairs an output has.
+template <typename Number>
+static inline int64_t depth_of(int64_t inputs) {
+    return std::is_same_v<Number, Pair> ? pairs_of(inputs) : inputs;
+}
+
 // Panels are multiplied in groups, with some rows and some inputs at a time, so that what is read
 // again lies in the nearest cache that can hold it: the inputs of the rows and the sums in the
 // second, a piece of a panel in the first.
@@ -50,39 +92,56 @@ constexpr int64_t GROUP_PANELS = 256 / PANEL;
 constexpr int64_t GROUP_ROWS = 96;
 constexpr int64_t GROUP_INPUTS = 512;
 constexpr int64_t FEW_ROWS = 16;  // whose inputs stay in the caches whole; then panels are read on
+constexpr int64_t MOST_ROUNDED = GROUP_ROWS * GROUP_INPUTS;  // numbers of x in pairs at a time
 
-// The sums of a group: of each panel [rows, vectors * LANES]. A sum is taken in the order of the inputs, whatever the pieces.
+// The sums of a group: of each panel [rows, vectors * LANES]. A sum is taken in the order of the
+// inputs, whatever the pieces.
 template <int vectors, typename Number>
 static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* panels,
                            int64_t panel_count, int64_t inputs) {
     constexpr int64_t width = vectors * LANES;
+    constexpr bool in_pairs = std::is_same_v<Number, Pair>;
     const bool are_few = rows <= FEW_ROWS;
-    const int64_t at_once = are_few ? std::max<int64_t>(inputs, 1) : GROUP_INPUTS;
+    const auto multiply_piece = [&](auto some, int64_t panel, const auto* piece, int64_t depth,
+                                    bool is_first) {
+        in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
+            float* const to = sums + (panel * rows + start) * width;
+            const auto tile_x = some.from_row(start);
+            if (is_first)
+                tile_of<vectors, false>(count, to, width, tile_x, piece, PANEL, depth);
+            else
+                tile_of<vectors, true>(count, to, width, tile_x, piece, PANEL, depth);
+        });
+    };
+    const int64_t few_at_once = in_pairs ? MOST_ROUNDED / FEW_ROWS : std::max<int64_t>(inputs, 1);
+    const int64_t at_once = are_few ? few_at_once : GROUP_INPUTS;
     for (int64_t from = 0; from == 0 || from < inputs; from += at_once) {  // no inputs: zeros
-        const int64_t depth = std::min(at_once, inputs - from);
+        const int64_t some_inputs = std::min(at_once, inputs - from);
+        const int64_t depth = depth_of<Number>(some_inputs);
         const Scalars some = {x.at + from * x.column, x.row, x.column};
+        const auto piece_of = [&](int64_t panel) {
+            return panels + (panel * depth_of<Number>(inputs) + depth_of<Number>(from)) * PANEL;
+        };
+        if constexpr (in_pairs) {
+            alignas(sizeof(Vec)) Pair rounded[MOST_ROUNDED / 2];  // once for all panels
+            round_to_pairs(rounded, some, rows, some_inputs);
+            for (int64_t panel = 0; panel < panel_count; panel++)
+                multiply_piece(Strided<Pair>{rounded, depth, 1}, panel, piece_of(panel), depth,
+                               from == 0);
+            continue;
+        }
         for (int64_t panel = 0; panel < panel_count; panel++) {
-            const auto multiply_by = [&](const auto* piece) {
-                in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
-                    float* const to = sums + (panel * rows + start) * width;
-                    const Scalars tile_x = some.from_row(start);
-                    if (from > 0)
-                        tile_of<vectors, true>(count, to, width, tile_x, piece, PANEL, depth);
-                    else
-                        tile_of<vectors, false>(count, to, width, tile_x, piece, PANEL, depth);
-                });
-            };
-            const Number* const piece = panels + (panel * inputs + from) * PANEL;
             if constexpr (std::is_same_v<Number, Bfloat16>) {
                 if (!are_few) {  // widened once for all tiles
                     alignas(sizeof(Vec)) float wide[GROUP_INPUTS * PANEL];
                     for (int64_t i = 0; i < depth * PANEL; i += LANES)
-                        store(wide + i, load(piece + i));
-                    multiply_by(static_cast<const float*>(wide));
+                        store(wide + i, load(piece_of(panel) + i));
+                    multiply_piece(some, panel, static_cast<const float*>(wide), depth, from == 0);
                     continue;
                 }
             }
-            multiply_by(piece);
+            if constexpr (!in_pairs)
+                multiply_piece(some, panel, piece_of(panel), depth, from == 0);
         }
     }
 }
@@ -144,11 +203,12 @@ static void finish_panel(const float* sums, int64_t rows, const float* bias, int
 
 // A packed product, with or without LoRA; must match `_Product` in decode.py.
 struct Product {
-    const void* packed;  // panels of float, or of Bfloat16
+    const void* packed;  // panels of float, of Bfloat16, or of Pair
     const float* bias;   // in the packed order, padded to whole panels; or null
     int64_t inputs, outputs;
     bool gated;  // SwiGLU: panels hold LANES outputs of the gate, then the same ones of up
     bool bfloat16;
+    bool in_pairs;  // then `bfloat16` too
     // LoRA, where `ranks` is not 0: panels of A [inputs, PANEL], over the ranks of all adapters; of
     // B, scaled [ranks, PANEL]; and what each vector of each panel needs of them.
     const float *inner, *outer;
@@ -165,7 +225,7 @@ struct Product {
 
     // The product with A: [rows, inputs] -> [rows, ranks].
     Product inner_product() const {
-        return {inner, nullptr, inputs, ranks, false, false, nullptr, nullptr, nullptr, 0};
+        return {inner, nullptr, inputs, ranks, false, false, false, nullptr, nullptr, nullptr, 0};
     }
 
     // The panels from `first` to `end` of y [rows, outputs] = x [rows, inputs] W' + bias
@@ -173,7 +233,10 @@ struct Product {
     // makes of x.
     void apply(const float* x, int64_t rows, const float* inner_x, const float* residual, float* y,
                int64_t first, int64_t end) const {
-        if (bfloat16)
+        if (in_pairs)
+            apply_panels(static_cast<const Pair*>(packed), x, rows, inner_x, residual, y, first,
+                         end);
+        else if (bfloat16)
             apply_panels(static_cast<const Bfloat16*>(packed), x, rows, inner_x, residual, y, first,
                          end);
         else
@@ -192,7 +255,8 @@ struct Product {
             const int64_t count = std::min(GROUP_PANELS, end - panel);
             in_blocks<GROUP_ROWS>(rows, [&](int64_t row, int64_t some) {
                 multiply_group<PANEL_VECTORS>(sums, {x + row * inputs, inputs, 1}, some,
-                                              panels + panel * inputs * PANEL, count, inputs);
+                                              panels + panel * depth_of<Number>(inputs) * PANEL, count,
+                                              inputs);
                 for (int64_t i = 0; i < count; i++) {
                     if (ranks > 0)
                         add_lora(sums + i * some * PANEL, {inner_x + row * ranks, ranks, 1}, some,

@@ -27,19 +27,24 @@ template <int vectors>
 constexpr int TILE_ROWS = SUM_REGISTERS / (vectors == 1 ? 2 : vectors);
 
 // A matrix [rows, columns] that is read one number at a time, with any strides.
-struct Scalars {
-    const float* at;
+template <typename Number>
+struct Strided {
+    const Number* at;
     int64_t row, column;  // strides
 
-    Scalars from_row(int64_t first) const { return {at + first * row, row, column}; }
-    Scalars transposed() const { return {at, column, row}; }
+    Strided from_row(int64_t first) const { return {at + first * row, row, column}; }
+    Strided transposed() const { return {at, column, row}; }
 };
 
+using Scalars = Strided<float>;
+
+static inline Vec multiply_add(Vec total, Vec b, float a) { return total + b * a; }
+
 // sums [rows, vectors * LANES] = (or +=, if `adds`) a [rows, depth] times b [depth, ...]. b holds
-// float or Bfloat16, which is widened as it is loaded.
-template <int rows, int vectors, bool adds, typename Number>
-__attribute__((always_inline)) static inline void tile(float* sums, int64_t stride, Scalars a,
-                                                       const Number* b, int64_t b_stride,
+// float, or Bfloat16, which is widened as it is loaded; or a and b both hold Pair, see pairs.h.
+template <int rows, int vectors, bool adds, typename A, typename B>
+__attribute__((always_inline)) static inline void tile(float* sums, int64_t stride, Strided<A> a,
+                                                       const B* b, int64_t b_stride,
                                                        int64_t depth) {
     Vec total[rows][vectors];
     // All loops over the tile are unrolled explicitly. Otherwise GCC keeps the sums in memory
@@ -50,14 +55,14 @@ __attribute__((always_inline)) static inline void tile(float* sums, int64_t stri
         for (int v = 0; v < vectors; v++)
             total[m][v] = adds ? load(sums + m * stride + v * LANES) : Vec{};
     for (int64_t k = 0; k < depth; k++) {
-        Vec row[vectors];
+        decltype(load(b)) row[vectors];
 #pragma GCC unroll 12
         for (int v = 0; v < vectors; v++) row[v] = load(b + k * b_stride + v * LANES);
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) {
-            const float value = a.at[m * a.row + k * a.column];
+            const A value = a.at[m * a.row + k * a.column];
 #pragma GCC unroll 12
-            for (int v = 0; v < vectors; v++) total[m][v] += row[v] * value;
+            for (int v = 0; v < vectors; v++) total[m][v] = multiply_add(total[m][v], row[v], value);
         }
     }
 #pragma GCC unroll 12
@@ -67,8 +72,8 @@ __attribute__((always_inline)) static inline void tile(float* sums, int64_t stri
 }
 
 // The same for a number of rows, at most TILE_ROWS, that is known only at run time.
-template <int vectors, bool adds, int rows = TILE_ROWS<vectors>, typename Number>
-static inline void tile_of(int64_t wanted, float* sums, int64_t stride, Scalars a, const Number* b,
+template <int vectors, bool adds, int rows = TILE_ROWS<vectors>, typename A, typename B>
+static inline void tile_of(int64_t wanted, float* sums, int64_t stride, Strided<A> a, const B* b,
                            int64_t b_stride, int64_t depth) {
     if (wanted == rows) return tile<rows, vectors, adds>(sums, stride, a, b, b_stride, depth);
     if constexpr (rows > 1)

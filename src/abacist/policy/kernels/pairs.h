@@ -1,0 +1,72 @@
+// Pairs of bfloat16 numbers, which some processors multiply two by two and add to a float at once.
+//
+// That is twice the work of a float32 multiply-add, on half the bytes. Weights that are bfloat16 lose
+// nothing; what they are multiplied with is rounded to bfloat16 first. Sums stay in float32.
+//
+// A pair holds two consecutive inputs, the first in its lower half. Behind an odd number of inputs
+// comes a zero.
+#pragma once
+
+#include "tiles.h"
+
+struct Pair {
+    uint32_t bits;
+};
+
+#if defined(__AVX512BF16__)
+
+#include <immintrin.h>
+
+constexpr bool MULTIPLIES_PAIRS = true;
+
+static inline Vec multiply_add(Vec total, UIntVec b, Pair a) {
+    const __m512i all = _mm512_set1_epi32(static_cast<int>(a.bits));
+    return (Vec)_mm512_dpbf16_ps((__m512)total, (__m512bh)b, (__m512bh)all);
+}
+
+// Rounds 2 * LANES floats to the nearest, ties to even. NaN stays NaN.
+static inline UIntVec rounded(Vec first, Vec second) {
+    return (UIntVec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+}
+
+#else
+
+// Never called: whoever packs weights asks for MULTIPLIES_PAIRS first.
+constexpr bool MULTIPLIES_PAIRS = false;
+
+static inline Vec multiply_add(Vec total, UIntVec, Pair) { return total; }
+
+static inline UIntVec rounded(Vec, Vec) { return UIntVec{}; }
+
+#endif
+
+static inline UIntVec load(const Pair* from) {
+    UIntVec x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+static inline void store(Pair* to, UIntVec x) { memcpy(to, &x, sizeof x); }
+
+static inline int64_t pairs_of(int64_t inputs) { return (inputs + 1) / 2; }
+
+// to [rows, pairs] = x [rows, inputs], rounded.
+static inline void round_to_pairs(Pair* to, Scalars x, int64_t rows, int64_t inputs) {
+    constexpr int64_t AT_ONCE = 2 * LANES;
+    const int64_t pairs = pairs_of(inputs);
+    for (int64_t m = 0; m < rows; m++) {
+        const float* const from = x.at + m * x.row;
+        for (int64_t k = 0; k < inputs; k += AT_ONCE) {
+            const int64_t count = inputs - k < AT_ONCE ? inputs - k : AT_ONCE;
+            Pair* const here = to + m * pairs + k / 2;
+            if (count == AT_ONCE && x.column == 1) {
+                store(here, rounded(load(from + k), load(from + k + LANES)));
+                continue;
+            }
+            float some[AT_ONCE] = {};
+            for (int64_t i = 0; i < count; i++) some[i] = from[(k + i) * x.column];
+            const UIntVec both = rounded(load(some), load(some + LANES));
+            memcpy(here, &both, pairs_of(count) * sizeof(Pair));
+        }
+    }
+}
