@@ -77,7 +77,7 @@ def description() -> str | None:
     if not isinstance(found := _kernels(), _Kernels):
         return None
     threads = "OpenMP" if found.library.kernels_threads() else "one thread, without OpenMP"
-    pairs = ", bfloat16 in pairs" if found.library.multiplies_pairs() else ""
+    pairs = ", bfloat16 in pairs" if found.library.kernels_multiplies_pairs() else ""
     return f"{found.compiler}: {found.library.kernels_lanes()} numbers at a time{pairs}, {threads}"
 
 
@@ -115,7 +115,7 @@ def multiplies_pairs() -> bool:
 def can_multiply_pairs() -> bool:
     """Whether there are kernels, and the processor multiplies bfloat16 (AVX512_BF16)."""
     found = library()
-    return found is not None and bool(found.multiplies_pairs())
+    return found is not None and bool(found.kernels_multiplies_pairs())
 
 
 def threads(work: float) -> int:

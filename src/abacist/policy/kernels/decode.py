@@ -146,7 +146,9 @@ class Packed:
         ranks = sum(len(adapter.inner) for of_weight in adapters for adapter in of_weight)
         in_pairs = dtype == torch.bfloat16 and build.multiplies_pairs()
         # A pair is two numbers wide; behind an odd number of inputs it is half empty.
-        self._packed = torch.zeros(panels, -(-inputs // 2) * 2 if in_pairs else inputs, panel, dtype=dtype)
+        self._packed = torch.zeros(
+            panels, -(-inputs // 2) * 2 if in_pairs else inputs, panel, dtype=dtype
+        )
         self._bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             self._bias = torch.zeros(panels, 1, panel)

@@ -11,6 +11,8 @@ const char* kernels_digest() { return KERNELS_DIGEST; }
 
 int kernels_lanes() { return LANES; }
 
+int kernels_multiplies_pairs() { return MULTIPLIES_PAIRS; }
+
 // The number of threads; 0 without OpenMP; -1 if two OpenMP libraries are loaded, so that one
 // starts the threads and another numbers them.
 int kernels_threads() {

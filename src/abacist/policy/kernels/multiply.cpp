@@ -116,9 +116,6 @@ void multiply_row(const float* x, const Bfloat16* weight, const float* bias, flo
         y[output] = dot(x, weight + output * inputs, inputs) + (bias ? bias[output] : 0);
 }
 
-// Whether this processor multiplies numbers in bfloat16.
-int multiplies_pairs() { return MULTIPLIES_PAIRS; }
-
 // multiply_any; weight holds float or, if `bfloat16`, Bfloat16, which is multiplied in pairs if
 // `in_pairs`.
 void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, const void* weight,

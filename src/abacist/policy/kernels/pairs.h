@@ -13,11 +13,9 @@ struct Pair {
     uint32_t bits;
 };
 
-#if defined(__AVX512BF16__)
+#if MULTIPLIES_PAIRS
 
 #include <immintrin.h>
-
-constexpr bool MULTIPLIES_PAIRS = true;
 
 static inline Vec multiply_add(Vec total, UIntVec b, Pair a) {
     const __m512i all = _mm512_set1_epi32(static_cast<int>(a.bits));
@@ -31,12 +29,28 @@ static inline UIntVec rounded(Vec first, Vec second) {
 
 #else
 
-// Never called: whoever packs weights asks for MULTIPLIES_PAIRS first.
-constexpr bool MULTIPLIES_PAIRS = false;
+// The same by plain arithmetic, for tests: no faster than float32, so it is not used unasked.
+static inline Vec multiply_add(Vec total, UIntVec b, Pair a) {
+    const Bfloat16 first = {static_cast<uint16_t>(a.bits)};
+    const Bfloat16 second = {static_cast<uint16_t>(a.bits >> 16)};
+    total += (Vec)(b << 16) * widened(first);
+    return total + (Vec)(b & 0xFFFF0000u) * widened(second);
+}
 
-static inline Vec multiply_add(Vec total, UIntVec, Pair) { return total; }
-
-static inline UIntVec rounded(Vec, Vec) { return UIntVec{}; }
+static inline UIntVec rounded(Vec first, Vec second) {
+    const auto upper_half = [](Vec x) {
+        const UIntVec bits = (UIntVec)x, odd = bits >> 16 & 1;
+        const UIntVec nearest = bits + 0x7FFF + odd;
+        return (UIntVec)(x == x ? (Vec)nearest : (Vec)(bits | 0x400000)) >> 16;  // NaN stays NaN
+    };
+    const UIntVec low = upper_half(first), high = upper_half(second);
+    UIntVec pairs;  // of neighbours: of `first` in the lower half of the vector, then of `second`
+    for (int i = 0; i < LANES / 2; i++) {
+        pairs[i] = low[2 * i] | low[2 * i + 1] << 16;
+        pairs[LANES / 2 + i] = high[2 * i] | high[2 * i + 1] << 16;
+    }
+    return pairs;
+}
 
 #endif
 

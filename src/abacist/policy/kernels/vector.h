@@ -15,6 +15,13 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 
+// Whether it multiplies pairs of bfloat16 numbers, see pairs.h.
+#if defined(__AVX512BF16__)
+#define MULTIPLIES_PAIRS 1
+#else
+#define MULTIPLIES_PAIRS 0
+#endif
+
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntVec __attribute__((vector_size(4 * LANES)));
 typedef uint32_t UIntVec __attribute__((vector_size(4 * LANES)));
