@@ -1,6 +1,7 @@
 """One GRPO step of a real model on a CPU: this checkout against others, taking turns.
 
     python bench/real_step.py MODEL [--against PATH ...] [--pairs 3] [--threads 1]
+                              [--float32_matmul_precision medium]
 
 MODEL is a local folder. Each measurement is a process of its own, so that its peak memory is its
 own, and every second round is in reverse order. All do the same work: 4 prompts with worked
@@ -32,9 +33,10 @@ from abacist.policy.loading import default_lora, load_policy, quiet_libraries
 from abacist.policy.scoring.score import score
 
 PROMPTS, GENERATIONS, SHARED_TOKENS, OWN_TOKENS, REPLY_TOKENS = 4, 8, 520, 60, 112
-folder, dtype, threads, checkpointing, train_replies = json.loads(sys.argv[1])
+folder, dtype, threads, checkpointing, train_replies, precision = json.loads(sys.argv[1])
 quiet_libraries()
 torch.set_num_threads(threads)
+torch.set_float32_matmul_precision(precision)
 network = load_policy(folder, dtype=dtype, lora=default_lora(r=32, alpha=64)).model
 if checkpointing:
     network.gradient_checkpointing_enable({"use_reentrant": False})
@@ -72,13 +74,13 @@ print(json.dumps({
 """
 
 
-def measure(sources: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure(sources: Path, precision: str, args: argparse.Namespace) -> dict[str, Any]:
     """One step of the checkout in ``sources``, in a process of its own."""
     settings = [str(args.model.resolve()), args.dtype, args.threads, args.checkpointing]
     threads = {"OMP_NUM_THREADS": str(args.threads)}
     environment = {**os.environ, **threads, "PYTHONPATH": str(sources / "src")}
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, json.dumps([*settings, args.train_replies])],
+        [sys.executable, "-c", WORKER, json.dumps([*settings, args.train_replies, precision])],
         env=environment,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -106,13 +108,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="auto", help="how the weights are held")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument(
+        "--float32_matmul_precision", default="highest", help="of this checkout; others: highest"
+    )
     parser.add_argument("--train_replies", type=int, default=8, help="of the 8 of each group")
     args = parser.parse_args()
     checkouts = {"this checkout": HERE, **{str(path): path for path in args.against}}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(args.pairs):
         for name in sorted(checkouts, reverse=bool(number % 2)):
-            found[name].append(measure(checkouts[name], args))
+            precision = args.float32_matmul_precision if checkouts[name] == HERE else "highest"
+            found[name].append(measure(checkouts[name], precision, args))
             print(f"round {number + 1}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     own = found["this checkout"]
     for name, steps in found.items():

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <vector>
 
 #include "pairs.h"
 #include "pointwise.h"
@@ -92,7 +93,10 @@ constexpr int64_t GROUP_PANELS = 256 / PANEL;
 constexpr int64_t GROUP_ROWS = 96;
 constexpr int64_t GROUP_INPUTS = 512;
 constexpr int64_t FEW_ROWS = 16;  // whose inputs stay in the caches whole; then panels are read on
-constexpr int64_t MOST_ROUNDED = GROUP_ROWS * GROUP_INPUTS;  // numbers of x in pairs at a time
+// Numbers of x in pairs at a time. Up to 64 rows, as in decoding, the weights come from memory, and
+// are best read on; with more rows they were packed just now, and lie in the caches.
+constexpr int64_t MOST_ROUNDED = 64 * 8192;
+constexpr int64_t MOST_ROUNDED_OF_MANY = GROUP_ROWS * 1024;
 
 // The sums of a group: of each panel [rows, vectors * LANES]. A sum is taken in the order of the
 // inputs, whatever the pieces.
@@ -113,8 +117,12 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
                 tile_of<vectors, true>(count, to, width, tile_x, piece, PANEL, depth);
         });
     };
-    const int64_t few_at_once = in_pairs ? MOST_ROUNDED / FEW_ROWS : std::max<int64_t>(inputs, 1);
-    const int64_t at_once = are_few ? few_at_once : GROUP_INPUTS;
+    int64_t at_once = are_few ? std::max<int64_t>(inputs, 1) : GROUP_INPUTS;
+    if constexpr (in_pairs) {  // pieces of about one size, of an even number of inputs
+        const int64_t most = rows <= 64 ? MOST_ROUNDED : MOST_ROUNDED_OF_MANY;
+        const int64_t pieces = 1 + inputs * rows / most;
+        at_once = (inputs / pieces + 2) / 2 * 2;
+    }
     for (int64_t from = 0; from == 0 || from < inputs; from += at_once) {  // no inputs: zeros
         const int64_t some_inputs = std::min(at_once, inputs - from);
         const int64_t depth = depth_of<Number>(some_inputs);
@@ -123,8 +131,10 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
             return panels + (panel * depth_of<Number>(inputs) + depth_of<Number>(from)) * PANEL;
         };
         if constexpr (in_pairs) {
-            alignas(sizeof(Vec)) Pair rounded[MOST_ROUNDED / 2];  // once for all panels
-            round_to_pairs(rounded, some, rows, some_inputs);
+            static thread_local std::vector<Pair> memory;
+            memory.resize(MOST_ROUNDED / 2 + GROUP_ROWS);
+            Pair* const rounded = memory.data();
+            round_to_pairs(rounded, some, rows, some_inputs);  // once for all panels
             for (int64_t panel = 0; panel < panel_count; panel++)
                 multiply_piece(Strided<Pair>{rounded, depth, 1}, panel, piece_of(panel), depth,
                                from == 0);
