@@ -12,14 +12,14 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from peft import get_peft_model
+from peft import PrefixTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BatchEncoding, GenerationConfig
 from transformers.modeling_flash_attention_utils import FLASH_ATTN_KERNEL_FALLBACK
 from transformers.trainer_utils import align_special_tokens
 from trl import GRPOConfig, GRPOTrainer
 
 import lookalikes
-from abacist.policy.loading import Policy, default_lora, load_policy
+from abacist.policy.loading import Policy, default_lora, load_policy, prefix_is_lost
 
 Fold = Callable[[str], Path]
 KINDS = lookalikes.KINDS
@@ -57,6 +57,24 @@ def trainer(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> GRPOTra
             chat_template_kwargs=policy.chat.chat_template_kwargs,
         ),
     )
+
+
+# peft and transformers (loading.py: prefix_is_lost)
+
+
+def test_a_learned_prefix_changes_what_is_generated_just_where_it_is_not_refused(
+    lookalike: Fold,
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(lookalike("qwen2.5-instruct")).eval()
+    ids = torch.tensor([[10, 11, 12, 13]])
+    asked = {"input_ids": ids, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    before = model.generate(**asked)
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    learned = get_peft_model(model, config).eval()
+    torch.manual_seed(3)
+    for weight in learned.prompt_encoder.parameters():
+        torch.nn.init.normal_(weight, std=3.0)
+    assert prefix_is_lost(config) == torch.equal(learned.generate(**asked), before)
 
 
 # trl (chat.py: encode, stop_ids, pad_id, decode)

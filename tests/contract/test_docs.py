@@ -110,3 +110,39 @@ def test_the_citation_names_this_version_and_the_paper_of_the_method() -> None:
     assert cited["version"] == project["version"] and cited["license"] == project["license"]
     papers = [one["value"] for work in cited["references"] for one in work["identifiers"]]
     assert "arXiv:2402.03300" in papers
+
+
+# With an extra, pip takes the package that is installed; without one, or to upgrade, it asks the
+# index, where a stranger may have the name.
+_FROM_INDEX = re.compile(
+    r"""pip\ install\b(?=[^\n]*[\ '"`]abacist(?![\w\[./:-])|[^\n]*--upgrade[^\n]*abacist)""",
+    re.VERBOSE,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_told"),
+    [
+        ("pip install abacist verifiers", True),
+        ("%pip install --quiet abacist", True),
+        ("pip install --upgrade 'abacist[wandb]'", True),
+        ("pip install 'abacist[wandb]'", False),
+        ("pip install . verifiers", False),
+        ("pip install -e '.[dev]' && abacist train", False),
+        ("pip install ./abacist-0.1.0-py3-none-any.whl", False),
+    ],
+)
+def test_what_asks_the_index_is_told_from_what_does_not(text: str, is_told: bool) -> None:
+    assert bool(_FROM_INDEX.search(text.partition("&&")[0])) is is_told
+
+
+def test_nothing_says_to_install_from_an_index_what_is_published_on_none() -> None:
+    places = [*PAGES, *ROOT.glob("examples/*.py"), *ROOT.glob("notebooks/*.ipynb")]
+    places += (ROOT / "src").rglob("*.py")
+    said = [
+        f"{place.relative_to(ROOT)}: {line.strip()}"
+        for place in places
+        for line in place.read_text(encoding="utf-8").split("\n")
+        if _FROM_INDEX.search(line)
+    ]
+    assert said == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def test_the_json_it_shows_is_what_the_verb_prints(
 def test_the_json_of_what_leaves_a_run_is_what_is_printed(
     short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, file = str(short_run), str(tmp_path / "a.bundle.zip")
+    # A copy: who asks a run's held-out problems leaves a line in it.
+    run = str(shutil.copytree(short_run, tmp_path / short_run.name))
+    file = str(tmp_path / "a.bundle.zip")
     script = str(ROOT / "tests" / "gists" / "one_file.py")
     for verb, *flags in (
         ["export", run, "--to", "adapter", "-o", str(tmp_path / "out"), "--num_problems", "2"],

@@ -20,6 +20,7 @@ from abacist.delivery.staging import staged
 from abacist.policy.loading import load_policy
 from abacist.policy.source import BUILT_IN_FOLDER
 from abacist.proof.ask import Prompting
+from abacist.records.openings import EVAL, EXPORT, OPENINGS_NAME, read_openings
 from faults import fault
 
 pytestmark = pytest.mark.e2e
@@ -172,6 +173,14 @@ def test_an_export_is_evaluated_on_the_held_out_problems_of_its_run(
     kept = json.loads((tiny / "evals" / "after" / "evaluation.json").read_text("utf-8"))
     assert found["greedy"]["counts"] == kept["evaluation"]["counts"]
     assert found["greedy"]["figures"]["correct"] == kept["evaluation"]["figures"]["correct"]
+    # Who looks at them notes it in the run; a copy that lies elsewhere belongs to no run.
+    noted, faults = read_openings(tiny / OPENINGS_NAME)
+    assert faults == [] and noted[-1].purpose == EXPORT and noted[-1].of_the_verdict == 6
+    assert main(["eval", str(tiny), "--num_problems", "6", "--json"]) == 0
+    noted, faults = read_openings(tiny / OPENINGS_NAME)
+    assert faults == [] and (noted[-1].purpose, noted[-1].of_the_verdict) == (EVAL, 6)
+    assert noted[-1].checkpoint == "final" and noted[-1].evaluation is not None
+    assert (tiny / noted[-1].evaluation / "evaluation.json").is_file()
 
 
 def test_a_run_of_the_built_in_model_is_loaded_by_peft_alone(tiny: Path) -> None:

@@ -28,7 +28,7 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(*args: Any) -> None:
+    def measured(*args: Any, **how: Any) -> None:
         raise AssertionError("the base was measured before the run was refused")
 
     monkeypatch.setattr(HeldoutEvaluation, "measure", measured)

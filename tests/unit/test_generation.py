@@ -19,7 +19,7 @@ from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.decoding.progress import Decoded
 from abacist.policy.decoding.token_sampling import Sampling
 from abacist.policy.families import FastPart
-from abacist.policy.loading import Policy, default_lora, load_policy
+from abacist.policy.loading import Policy, default_lora, load_policy, prefix_is_lost
 from abacist.records.rollout import StopReason
 
 Fold = Callable[[str], Path]
@@ -221,6 +221,8 @@ def test_what_an_adapter_learned_to_put_before_the_text_does_not_depend_on_the_b
 ) -> None:
     torch.manual_seed(3)
     config = kind(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    if prefix_is_lost(config):
+        pytest.skip("PEFT's prefix has no effect with this transformers, and is refused")
     model = get_peft_model(copy.deepcopy(network.model), config).eval()
     for weight in model.prompt_encoder.parameters():
         torch.nn.init.normal_(weight, std=3.0)  # enough for its place to matter

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from abacist.errors import ModelError
-from abacist.policy import choices, source
+from abacist.policy import choices, loading, source
 from abacist.policy.choices import choose_attention, choose_device, choose_dtype
 from abacist.policy.loading import Policy, default_lora, load_policy
 from abacist.policy.source import find
@@ -356,6 +357,19 @@ def test_a_damaged_or_foreign_adapter_is_refused(
     file.rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match="Pickles can run code"):
         load_policy(str(adapter))
+
+
+def test_a_learned_prefix_that_would_be_passed_over_is_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = AutoModelForCausalLM.from_pretrained(tiny)
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    get_peft_model(network, config).save_pretrained(tmp_path / "prefix")
+    if not loading.prefix_is_lost(config):
+        assert load_policy(str(tmp_path / "prefix"), device="cpu").context_tokens
+        monkeypatch.setattr(loading, "prefix_is_lost", lambda config: True)
+    with pytest.raises(ModelError, match=r"'.*prefix' is a learned prefix, which transformers 5"):
+        load_policy(str(tmp_path / "prefix"), device="cpu")
 
 
 def test_an_adapter_takes_no_second_adapter(tiny: Path, tmp_path: Path) -> None:

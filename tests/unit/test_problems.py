@@ -9,8 +9,8 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -459,8 +459,9 @@ def test_a_data_set_that_offline_mode_withholds_names_the_variable_that_was_set(
 def test_what_the_hub_answers_about_a_data_set_is_told_apart(
     kind: type[HfHubHTTPError], status: int, says: str, way_on: str
 ) -> None:
-    request = httpx.Request("GET", "https://hub.example/api/datasets/lab/sums")
-    answered = kind("proxy\nand more", response=httpx.Response(status, request=request))
+    # huggingface_hub 2 answers with another library's class than 1 did: no test is about which.
+    response: Any = types.SimpleNamespace(status_code=status, headers={}, request=None)
+    answered = kind("proxy\nand more", response=response)
     message, hint = fault(answered, "lab/sums", "data set", "v9")
     assert says in message and way_on in hint and "\n" not in message
 

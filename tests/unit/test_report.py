@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from abacist.errors import RunError, UsageError
 from abacist.proof.comparison.compare import compare
+from abacist.records.openings import AFTER, EVAL, KEEPS_OPENINGS, Opening, note_opening
 from abacist.records.rollout import read_rollout_table, write_rollouts
+from abacist.records.rundir import write_json
 from abacist.task.reply import parse_reply
 from abacist.view.report import writing
 from abacist.view.report.attribution import attribute, groups_of
@@ -138,6 +140,24 @@ def test_hostile_replies_are_text_and_add_no_element(tmp_path: Path, html: str) 
 def test_the_name_of_a_folder_is_text(tmp_path: Path, name: str) -> None:
     html = page([read(made_run(tmp_path / name, steps=2))])
     assert name in " ".join(outline(html).text)
+
+
+def test_the_page_says_how_often_the_held_out_problems_were_opened_and_if_that_record_was_changed(
+    tmp_path: Path,
+) -> None:
+    run = made_run(tmp_path / "run")
+    assert "run's record" not in page([read(run)])  # it has none from its beginning
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    write_json(run / "manifest.json", manifest | {KEEPS_OPENINGS: True})
+    assert any("openings.jsonl is gone" in remark for remark in read(run).remarks)
+    for step in (4, 4):
+        note_opening(run, Opening("heldout", AFTER, 20, "final", step, 20, "evals/after"))
+    assert "put to the trained model once, after 4 steps of training" in page([read(run)])
+    note_opening(run, Opening("heldout", EVAL, 20, "final", 4, 20))
+    assert "put to the trained model 2 times: after 4 steps" in page([read(run)])
+    lines = (run / "openings.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "openings.jsonl").write_bytes(lines[0] + lines[2])
+    assert any("openings.jsonl was changed, line 2" in remark for remark in read(run).remarks)
 
 
 def test_a_killed_run_says_where_it_is_and_has_no_verdict(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import RunError
@@ -85,6 +87,43 @@ def test_a_resume_with_another_state_is_told_from_an_exact_one(
     case = by_name("lora")
     resumed = resume_from(case, model, whole, 2, tmp_path / "run", **STEPS)
     assert {"adapter_model.safetensors", "metrics.jsonl"} <= set(differences(whole, resumed))
+
+
+def test_every_adapter_comes_out_of_a_checkpoint_as_it_went_in_whichever_ones_transformers_loads(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # transformers before 5.23 passes over the trained adapter where TRL's reference lies beside it.
+    case, short = by_name("kl from an adapter"), STEPS | {"max_steps": 2}
+    run = complete(case, model, tmp_path / "run", **short)
+    again = make_trainer(case, model, tmp_path / "again", **short)
+    assert set(again.model.peft_config) == {"default", "ref"}
+    with torch.no_grad():
+        for name, weight in again.model.named_parameters():
+            if "lora_" in name:
+                weight.fill_(7.0)
+    monkeypatch.setattr(
+        transformers.Trainer, "_load_from_checkpoint", lambda self, folder, model=None: None
+    )
+    again._load_from_checkpoint(str(run / "checkpoint-2"))
+    for name, place in (("default", run / "checkpoint-2"), ("ref", run / "checkpoint-2" / "ref")):
+        saved = load_file(place / "adapter_model.safetensors")
+        loaded = get_peft_model_state_dict(again.model, adapter_name=name)
+        assert saved.keys() == loaded.keys()
+        assert all(torch.equal(loaded[key], saved[key]) for key in saved)
+
+
+def test_a_checkpoint_that_lacks_a_trained_weight_is_not_resumed(
+    model: Path, tmp_path: Path
+) -> None:
+    case, short = by_name("lora"), STEPS | {"max_steps": 1}
+    checkpoint = complete(case, model, tmp_path / "run", **short) / "checkpoint-1"
+    file = checkpoint / "adapter_model.safetensors"
+    weights = load_file(file)
+    lost = weights.popitem()[0].removesuffix(".weight")
+    save_file(weights, file, {"format": "pt"})
+    again = make_trainer(case, model, tmp_path / "again", **short)
+    with pytest.raises(RunError, match=f"lacks 1 of the weights that are trained, such as {lost}"):
+        again._load_from_checkpoint(str(checkpoint))
 
 
 def test_a_trainer_that_counts_from_step_0_has_a_state_too(model: Path, tmp_path: Path) -> None:

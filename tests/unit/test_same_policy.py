@@ -12,6 +12,7 @@ from abacist.delivery.same_policy import Agreement, Proof, Read, agreement, read
 from abacist.errors import ModelError
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy, load_policy
+from abacist.policy.scoring import teacher_forced
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.task.problems import load_problems
@@ -47,7 +48,7 @@ def test_batched_reading_equals_the_models_own_forward(
     """Rows of different lengths, whose prompts begin alike, against one row after another."""
     assert unsupported_reason(policy.model, FastPart.SCORING) is None
     packed = read_replies(policy, replies, nothing)
-    monkeypatch.setattr(same_policy, "unsupported_reason", lambda model, part: "not here")
+    monkeypatch.setattr(teacher_forced, "unsupported_reason", lambda model, part: "not here")
     plain = read_replies(policy, replies, nothing, packed)
     for one, other in zip(packed, plain, strict=True):
         torch.testing.assert_close(one.written_C, other.written_C, atol=1e-4, rtol=0)

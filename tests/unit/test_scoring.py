@@ -195,7 +195,8 @@ def test_values_and_gradients_are_those_of_stock_trl(family: str, tuning: str, n
     model = make(family, tuning)
     assert unsupported(model) is None
     logps, entropies, gradient = compare(model, batch_of(name))
-    assert max(logps, entropies) < 1e-5
+    assert logps < 1e-5
+    assert entropies < 2e-5  # of up to 6 nats: how a CPU rounds moves them by more than 1e-5
     assert gradient < 1e-5
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from abacist.delivery.bundle import Bundle, bundle
 from abacist.delivery.findings import alike
 from abacist.delivery.verify import Request, Verification, verify
 from abacist.errors import UsageError
+from abacist.records.openings import EVAL, Opening, note_opening
 from bundles import Edit, Members, edit_json, edit_line, edit_rows, tampered
 from made_runs import rollout
 
@@ -35,6 +38,7 @@ AFTER, BEFORE = "run/evals/after/", "run/evals/before/"
 STEP = "run/rollouts/step-000002.parquet"  # written by checkpoint-1
 FIRST = "run/rollouts/step-000001.parquet"
 METRICS, VERDICT = "run/metrics.jsonl", "run/evals/verdict.json"
+OPENINGS = "run/openings.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,9 @@ def test_every_check_looked_at_something(sound: Verification) -> None:
     assert numbers["verdict"]["replies"] == 44
     assert numbers["data"]["problems"] == 74
     assert numbers["splits"]["opened_once"] is True
+    assert numbers["splits"]["openings"] == 7
+    said = {check.name: check.notes for check in sound.checks}["splits"]
+    assert "put to the trained model once, after 2 steps" in " ".join(said)
     assert numbers["splits"]["selection_steps"] == [1, 2]
 
 
@@ -200,6 +207,37 @@ def _hide_an_evaluation(index: dict[str, Any], members: Members) -> None:
         next(entry for entry in it if entry["split"] == "selection")))(index, members)  # fmt: skip
 
 
+def _without_opening(number: int, *, anew: bool) -> Edit:
+    """One line of the record of openings gone; ``anew``: the chain of hashes made again."""
+
+    def edit(index: dict[str, Any], members: Members) -> None:
+        lines = members[OPENINGS].splitlines()
+        del lines[number]
+        members[OPENINGS] = _chained(lines) if anew else b"".join(line + b"\n" for line in lines)
+
+    return edit
+
+
+def _chained(lines: list[bytes]) -> bytes:
+    """The lines with the hash in each of the one before, as if they had always been these."""
+    previous, made = None, []
+    for line in lines:
+        made.append(json.dumps(json.loads(line) | {"previous": previous}, sort_keys=True).encode())
+        previous = hashlib.sha256(made[-1]).hexdigest()[:16]
+    return b"".join(line + b"\n" for line in made)
+
+
+def _other_opening(number: int, name: str, value: Any) -> Edit:
+    """Another value in a line of the record, and the chain of hashes made again."""
+
+    def edit(index: dict[str, Any], members: Members) -> None:
+        lines = members[OPENINGS].splitlines()
+        lines[number] = json.dumps(json.loads(lines[number]) | {name: value}).encode()
+        members[OPENINGS] = _chained(lines)
+
+    return edit
+
+
 def _verdict(*path: str, value: Any) -> Edit:
     def change(document: Any) -> None:
         for name in path[:-1]:
@@ -313,6 +351,30 @@ TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
         r"splits: opened.json, evals/after, date: claimed 2020-01-01"),
     "a date to come": (
         _date("evals/after-sampled", "2199-01-01T00:00:00Z"), False, r"date: .*a day to come"),
+    "an opening taken out": (
+        _without_opening(3, anew=False), False,
+        r"splits: run/openings.jsonl, line 4: claimed to follow .*altered or removed"),
+    "the date of an opening": (
+        edit_line(OPENINGS, 0, lambda it: it.update(time="2026-01-01T00:00:00Z")), False,
+        r"splits: run/openings.jsonl, line 2: claimed to follow"),
+    "the opening of the verdict, with a chain anew": (
+        _without_opening(5, anew=True), False,
+        r"splits: run/openings.jsonl, evals/after: claimed every opening, found no line"),
+    "an opening of the selection split, with a chain anew": (
+        _without_opening(4, anew=True), False,
+        r"splits: run/openings.jsonl, selection after step 2: .* found no line of this one"),
+    "the opening of the training split, with a chain anew": (
+        _without_opening(2, anew=True), False, r"openings.jsonl, training: .* found no line"),
+    "how many problems were asked": (
+        _other_opening(5, "problems", 9), False,
+        r"openings.jsonl, line 6, .*: claimed 9, found 10"),
+    "an opening of a day to come": (
+        _other_opening(6, "time", "2199-01-01T00:00:00Z"), False, r"line 7, time: .*day to come"),
+    "an opening that was not made": (
+        _other_opening(4, "step", 7), False, r"line 5, step: claimed 7, found no such measurement"),
+    "the record of openings": (
+        lambda index, members: members.pop(OPENINGS) and None, False,
+        r"splits: run/openings.jsonl: claimed the record that the manifest names"),
     "a measurement hidden": (_hide_an_evaluation, False, r"opened.json, selection, steps"),
     "the record of what was seen": (_trained_on_the_test, False, r"run/seen.json, train"),
     "the temperature": (_yaml("temperature: 1.0", "temperature: 0.6"), True,
@@ -364,6 +426,47 @@ def test_what_is_tampered_with_is_named_by_its_file_where_the_sums_stay(
     assert {member for member, _, _ in contents.altered} == differing
     # An edit of the index alone shows by the fingerprint.
     assert differing or contents.fingerprint != made.fingerprint
+
+
+def test_a_run_from_before_openings_were_noted_is_verified_and_said_to_have_no_record(
+    made: Bundle, tmp_path: Path
+) -> None:
+    def as_before(index: dict[str, Any], members: Members) -> None:
+        del members[OPENINGS]
+        edit_json("run/manifest.json", lambda it: it.pop("keeps_openings"))(index, members)
+
+    file = tampered(made.path, tmp_path / "x.bundle.zip", as_before, anew=True)
+    found = verify(Request(file, replies=0))
+    splits = {check.name: check for check in found.checks}["splits"]
+    assert found.holds and splits.numbers["opened_once"] is True
+    assert "before Abacist kept such a record" in " ".join(splits.not_checked)
+    assert "by the evaluations that the run's folder holds" in " ".join(splits.notes)
+
+
+def test_a_later_look_at_the_verdicts_problems_shows_although_its_evaluation_is_gone(
+    short_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(short_run, tmp_path / "tiny-001"))
+    note_opening(run, Opening("heldout", EVAL, 10, "checkpoint-1", 1, 10, "evals/peek-001"))
+    found = verify(Request(bundle(run, tmp_path / "x.bundle.zip").path, replies=0))
+    splits = {check.name: check for check in found.checks}["splits"]
+    assert found.holds and splits.numbers["opened_once"] is False
+    assert "2 times: " in splits.notes[0] and "abacist eval of checkpoint-1" in splits.notes[0]
+
+
+def test_an_evaluation_that_has_no_line_in_the_record_is_named(
+    short_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(short_run, tmp_path / "tiny-001"))
+    shutil.copytree(run / "evals" / "after", run / "evals" / "peek-001")
+    shutil.copytree(run / "evals" / "after", run / "evals" / "mine" / "sampled")
+    found = verify(Request(bundle(run, tmp_path / "x.bundle.zip").path, replies=0))
+    said = faults_of(found)
+    assert "openings.jsonl, evals/peek-001: claimed every opening, found no line" in said
+    assert "openings.jsonl, evals/mine/sampled: claimed every opening" in said
+    note_opening(run, Opening("heldout", EVAL, 10, "final", 2, 10, "evals/peek-001"))
+    note_opening(run, Opening("heldout", EVAL, 10, "final", 2, 10, "evals/mine"))
+    assert verify(Request(bundle(run, tmp_path / "y.bundle.zip").path, replies=0)).holds
 
 
 def test_only_the_published_fingerprint_tells_of_a_date_that_nothing_contradicts(

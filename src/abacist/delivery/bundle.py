@@ -2,7 +2,8 @@
 
 The file holds the settings, the manifest, the metrics, the verdict with every reply behind it, the
 rollouts of steps that came right after a checkpoint (so that the weights that wrote them exist)
-with the random stream they were drawn from, and the record of when each split was opened. Weights
+with the random stream they were drawn from, and the record of when each split was opened: the run's
+own, and by the dates of its files. Weights
 are named by their SHA-256: small adapters are inside, large ones lie beside the file, and whole
 models stay where they are. Directories of this machine and secrets are left out.
 
@@ -33,10 +34,11 @@ from abacist.delivery.opened import is_known
 from abacist.errors import AbacistError, RunError
 from abacist.learning.resume import checkpoints
 from abacist.learning.resume.training_state import load_state
+from abacist.records.openings import asked_keys
 from abacist.records.rollout import Rollout, read_rollouts, rollout_files
 from abacist.records.rundir import RunDir, read_json_lines
 from abacist.records.secrets import without_secrets
-from abacist.records.seen import question_key, read_object
+from abacist.records.seen import read_object
 
 SUFFIX = ".bundle.zip"
 MOST_REPLAYED_STEPS = 4
@@ -45,7 +47,7 @@ MOST_BYTES_OF_WEIGHTS_INSIDE = 4 * 2**20
 VERDICT_FOLDERS = ("before", "after", "before-sampled", "after-sampled")
 STREAM_BYTES = 5056  # the state of torch's generator on the CPU
 _SEED = 0  # of what is sampled here; whoever verifies draws the replies to replay anew
-_COPIED = ("metrics.jsonl", "timings.jsonl", "seen.json", "shots.jsonl")
+_COPIED = ("metrics.jsonl", "timings.jsonl", "openings.jsonl", "seen.json", "shots.jsonl")
 _LOGGED = {"metrics.jsonl", "timings.jsonl"}
 # Settings, and entries of the manifest, whose value may be a path. All others are left as they
 # are, secrets apart: a prompt may well hold "</think>", "metres/second" or LaTeX.
@@ -467,10 +469,10 @@ def _opened(run: RunDir) -> list[dict[str, Any]]:
         {"split": "selection", "by": "metrics.jsonl", "step": step, "date": None}
         for step in selection
     ]
-    verdict = _questions(run.evals_dir / "before") or _questions(run.evals_dir / "after")
+    verdict = asked_keys(run.evals_dir / "before") or asked_keys(run.evals_dir / "after")
     for path in sorted(run.evals_dir.glob("**/evaluation.json")):
         folder = path.parent
-        asked = _questions(folder)
+        asked = asked_keys(folder)
         settings = (read_object(path).get("evaluation") or {}).get("settings") or {}
         found.append(
             {
@@ -516,7 +518,7 @@ def order_faults(opened: Iterable[Mapping[str, Any]], timings: Path) -> list[tup
         if dates[later] < dates[earlier]:
             must = f"a date not before that of {earlier}, {_written(dates[earlier])}"
             faults.append((later, _written(dates[later]), must))
-    seconds = _training_seconds(timings)
+    seconds = training_seconds(timings)
     if seconds and "evals/before" in dates and "evals/after" in dates and not faults:
         passed = (dates["evals/after"] - dates["evals/before"]).total_seconds()
         if passed < seconds - 2:
@@ -525,7 +527,7 @@ def order_faults(opened: Iterable[Mapping[str, Any]], timings: Path) -> list[tup
     return faults
 
 
-def _training_seconds(timings: Path) -> float:
+def training_seconds(timings: Path) -> float:
     """The seconds of all steps that were made, by ``timings.jsonl``."""
     try:
         rows, _ = read_json_lines(timings)
@@ -544,11 +546,6 @@ def _date(path: Path) -> str | None:
 
 def _written(date: datetime) -> str:
     return date.isoformat().replace("+00:00", "Z")
-
-
-def _questions(folder: Path) -> set[str]:
-    problems = read_object(folder / "evaluation.json").get("problems") or []
-    return {question_key(str(one.get("question"))) for one in problems if isinstance(one, dict)}
 
 
 def _split_in(folder: Path) -> str | None:

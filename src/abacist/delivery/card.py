@@ -276,7 +276,7 @@ def _loading_section(facts: RunFacts, commands: Sequence[Command]) -> list[str]:
     lines = [f"- {command.what} ({command.tried}): `{command.text}`" for command in commands]
     note = []
     if facts.licence.public_base == BUILT_IN:
-        note = ["The base is the model that comes with Abacist: `pip install abacist` brings it."]
+        note = ["The base is the model that comes with Abacist, which must be installed for it."]
     return ["\n".join(lines), *note]
 
 

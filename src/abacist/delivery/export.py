@@ -35,6 +35,7 @@ from abacist.delivery.same_policy import (
 from abacist.delivery.staging import refuse_taken, staged
 from abacist.errors import ModelError, RunError, UsageError
 from abacist.learning.eval import Request, load_data
+from abacist.learning.openings import note_asked
 from abacist.learning.resume import checkpoints
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
@@ -45,6 +46,7 @@ from abacist.policy.source import Source, find, stored_tensors
 from abacist.proof.ask import Prompting
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
+from abacist.records.openings import EXPORT
 from abacist.records.provenance import (
     EXPORT_FORMAT,
     EXPORT_NAME,
@@ -158,6 +160,8 @@ def export(request: ExportRequest, watcher: Watcher | None = None) -> Exported:
     is_exact = dtype == "float32" or request.to == "adapter"
     written = "float32" if is_exact else dtype
     problems = problems_of(request, origin)
+    data = request.dataset_name
+    note_asked(origin.model, problems, watcher, split="heldout", purpose=EXPORT, data=data)
     trained = ask_trained(policy, origin, problems, request, watcher, is_exact=is_exact)
     with staged(target, overwrite=request.overwrite) as folder:
         watcher.stage(f"Writing {request.to} in {written}")

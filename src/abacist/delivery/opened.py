@@ -22,8 +22,8 @@ _VERDICT = r"(?:before|after)(?:-sampled)?"
 # What a bundle may hold. Nothing else is written to the disk of whoever verifies.
 _KNOWN = re.compile(
     r"opened\.json|streams/checkpoint-\d{1,9}\.bin|weights/[0-9a-f]{64}\.safetensors|run/(?:"
-    r"config\.yaml|manifest\.json|metrics\.jsonl|timings\.jsonl|seen\.json|shots\.jsonl|"
-    r"adapter_config\.json|config\.json|generation_config\.json|evals/verdict\.json|"
+    r"config\.yaml|manifest\.json|metrics\.jsonl|timings\.jsonl|openings\.jsonl|seen\.json|"
+    r"shots\.jsonl|adapter_config\.json|config\.json|generation_config\.json|evals/verdict\.json|"
     rf"evals/{_VERDICT}/(?:evaluation\.json|rollouts\.parquet)|"
     r"rollouts/step-\d{6,9}(?:-part\d{1,6})?\.parquet)"
 )

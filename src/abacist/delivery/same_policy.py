@@ -19,7 +19,7 @@ Shapes: C tokens of a reply, K kept tokens, V vocabulary entries.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,14 +27,12 @@ import torch
 from torch import Tensor
 
 from abacist.errors import ModelError
-from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy
-from abacist.policy.scoring.score import completion_logits
+from abacist.policy.scoring.teacher_forced import reply_logits
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.evaluation import Evaluation
 
 KEPT_TOKENS = 64
-ROWS = 16  # replies read at a time; what their prompts have in common is read once
 TIE = 1e-4
 """Two tokens whose log-probabilities in the trained policy differ by less are a tie: either is the
 greedy one."""
@@ -106,25 +104,23 @@ def read_replies(
     it they are those of ``policy``. ``tell`` hears how many replies of how many are read.
     """
     rows = rows_of(policy, replies)
-    found: list[Read] = []
-    for number, (logits_CV, (_, reply)) in enumerate(zip(_logits(policy, rows), rows, strict=True)):
+    found: dict[int, Read] = {}
+    for number, logits_CV in reply_logits(policy, rows):
         # On the CPU, since not every device has float64.
         logps_CV = torch.log_softmax(logits_CV.cpu().double(), dim=-1)
         if kept is None:
             kept_CK = logps_CV.topk(min(KEPT_TOKENS, logps_CV.shape[-1])).indices
         else:
             kept_CK = kept[number].kept_CK
-        written = torch.tensor(reply, dtype=torch.long)[:, None]
-        found.append(
-            Read(
-                kept_CK,
-                logps_CV.gather(1, kept_CK),
-                logps_CV.argmax(dim=-1),
-                logps_CV.gather(1, written)[:, 0],
-            )
+        written = torch.tensor(rows[number][1], dtype=torch.long)[:, None]
+        found[number] = Read(
+            kept_CK,
+            logps_CV.gather(1, kept_CK),
+            logps_CV.argmax(dim=-1),
+            logps_CV.gather(1, written)[:, 0],
         )
-        tell(number + 1, len(rows))
-    return found
+        tell(len(found), len(rows))
+    return [found[number] for number in range(len(rows))]
 
 
 def rows_of(policy: Policy, replies: Evaluation) -> list[tuple[list[int], list[int]]]:
@@ -133,38 +129,6 @@ def rows_of(policy: Policy, replies: Evaluation) -> list[tuple[list[int], list[i
         (policy.chat.encode(reply.messages), list(reply.completion_ids))
         for reply in replies.rollouts
     ]
-
-
-def _logits(policy: Policy, rows: Sequence[tuple[list[int], list[int]]]) -> Iterator[Tensor]:
-    """The logits [C, V] that predict each token of each reply."""
-    model = policy.model
-    if unsupported_reason(model, FastPart.SCORING) is not None:
-        with torch.inference_mode():
-            for prompt, reply in rows:
-                ids = torch.tensor([prompt + reply], device=model.device)
-                logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-                yield logits.float()
-        return
-    for start in range(0, len(rows), ROWS):
-        batch = rows[start : start + ROWS]
-        before = max(len(prompt) for prompt, _ in batch)
-        width = max(len(reply) for _, reply in batch)
-        ids = torch.zeros(len(batch), before + width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, (prompt, reply) in enumerate(batch):
-            part = slice(before - len(prompt), before + len(reply))
-            ids[row, part] = torch.tensor(prompt + reply)
-            mask[row, part] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        waiting: dict[int, list[Tensor]] = {}
-        for places, logits in completion_logits(model, ids, mask, width):
-            for row in (places // width).unique().tolist():
-                waiting.setdefault(row, []).append(logits[places // width == row])
-            # Replies come one after another: all but the last one here are whole.
-            for row in sorted(waiting)[:-1]:
-                yield torch.cat(waiting.pop(row))
-        for row in sorted(waiting):
-            yield torch.cat(waiting.pop(row))
 
 
 def agreement(

@@ -11,15 +11,14 @@ lies within :data:`UNIFORM_TOLERANCE` of the recorded token's share, or where tw
 :data:`SCORE_TOLERANCE`; such tokens are counted apart. For runs in narrower numbers than float32
 the bound is :data:`NARROW_LOGPROB` in the log-probabilities instead.
 
-Shapes: N replies, T tokens of the longest completion, V vocabulary entries.
+Shapes: T tokens of a completion, V vocabulary entries.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -27,12 +26,12 @@ from abacist.delivery.findings import Check
 from abacist.errors import AbacistError
 from abacist.policy.decoding.token_sampling import Sampling, cumulative, penalise_repetition
 from abacist.policy.loading import Policy
+from abacist.policy.scoring.teacher_forced import reply_logits, vocabulary_of
 from abacist.records.rollout import Rollout
 
 UNIFORM_TOLERANCE = 1e-5
 SCORE_TOLERANCE = 1e-4
 NARROW_LOGPROB = 0.25
-_MOST_TOKENS, _MOST_LOGITS = 8192, 2**26  # of one forward
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,12 @@ def replay(
         if _is_sound(policy, reply, ids, max_completion_tokens, check):
             sound.append((reply, ids))
         tally.tokens += len(reply.recorded.completion_ids)
-    sound.sort(key=lambda pair: len(pair[0].recorded.completion_ids))
-    for batch in _batches(sound, _vocabulary(policy)):
-        for (reply, ids), logits_TV in zip(batch, _logits(policy, batch), strict=True):
-            gaps = _gaps(reply, ids, logits_TV, sampling)
-            _judge(policy, reply, gaps, tally, check, is_narrow)
-        progress(sum(len(reply.recorded.completion_ids) for reply, _ in batch))
+    rows = [(ids, list(reply.recorded.completion_ids)) for reply, ids in sound]
+    for number, logits_TV in reply_logits(policy, rows, by_transformers=True):
+        reply, ids = sound[number]
+        gaps = _gaps(reply, ids, logits_TV, sampling)
+        _judge(policy, reply, gaps, tally, check, is_narrow)
+        progress(len(reply.recorded.completion_ids))
     return tally
 
 
@@ -122,7 +121,7 @@ def _is_sound(
 
     if len(ids) != recorded.prompt_tokens:
         fault("prompt_tokens", recorded.prompt_tokens, len(ids))
-    if not all(0 <= index < _vocabulary(policy) for index in written):
+    if not all(0 <= index < vocabulary_of(policy) for index in written):
         fault("completion_ids", "tokens", "ids beyond the vocabulary")
         return False
     if len(written) != recorded.completion_tokens:
@@ -147,53 +146,6 @@ def _is_sound(
 def _storable(text: str) -> str:
     """As a Parquet file keeps it."""
     return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-
-
-def _vocabulary(policy: Policy) -> int:
-    model: Any = policy.model
-    return int(model.get_input_embeddings().weight.shape[0])
-
-
-_Pair = tuple[Reply, list[int]]
-
-
-def _batches(pairs: Sequence[_Pair], vocabulary: int) -> Iterator[list[_Pair]]:
-    batch: list[_Pair] = []
-    longest = written = 0
-    for pair in pairs:
-        tokens = len(pair[0].recorded.completion_ids)
-        longest, written = max(longest, len(pair[1]) + tokens), max(written, tokens + 1)
-        rows = len(batch) + 1
-        if batch and (rows * longest > _MOST_TOKENS or rows * written * vocabulary > _MOST_LOGITS):
-            yield batch
-            batch, longest, written = [], len(pair[1]) + tokens, tokens + 1
-        batch.append(pair)
-    if batch:
-        yield batch
-
-
-def _logits(policy: Policy, batch: Sequence[_Pair]) -> Iterator[torch.Tensor]:
-    """The logits [T, V] before each recorded token of each reply, on the CPU where it computes."""
-    model: Any = policy.model
-    rows = [[*ids, *reply.recorded.completion_ids[:-1]] for reply, ids in batch]
-    longest = max(map(len, rows))
-    kept = max(len(reply.recorded.completion_ids) for reply, _ in batch)
-    input_ids = torch.full((len(rows), longest), policy.chat.pad_id)
-    mask = torch.zeros_like(input_ids)
-    for number, row in enumerate(rows):  # padded on the left: all end at the same place
-        input_ids[number, longest - len(row) :] = torch.tensor(row)
-        mask[number, longest - len(row) :] = 1
-    device = policy.device
-    with torch.inference_mode():
-        output = model(
-            input_ids=input_ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0).to(device),
-            logits_to_keep=kept,
-            use_cache=False,
-        ).logits
-        for number, (reply, _) in enumerate(batch):
-            yield output[number, -len(reply.recorded.completion_ids) :].float()
 
 
 @dataclass(frozen=True)

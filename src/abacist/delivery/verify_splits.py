@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from abacist.delivery.bundle import VERDICT_FOLDERS, order_faults
+from abacist.delivery.bundle import VERDICT_FOLDERS
 from abacist.delivery.findings import Check
 from abacist.delivery.opened import Opened
+from abacist.delivery.verify_openings import check_openings
 from abacist.delivery.verify_training import named
 from abacist.errors import AbacistError, RunError
 from abacist.learning.arguments import ScriptArguments
@@ -167,62 +167,8 @@ def check_splits(opened: Opened) -> Check:
         if check.holds
         else f"{len(verdict):,} verdict problems against what was trained on"
     )
-    _check_opened(opened, check)
+    check_openings(opened, check)
     return check
-
-
-def _check_opened(opened: Opened, check: Check) -> None:
-    """The record of when each split was opened: its counts, its order, and what it says."""
-    record = opened.document("opened.json") if opened.has("opened.json") else None
-    if not isinstance(record, list) or not all(isinstance(entry, dict) for entry in record):
-        check.fault("opened.json", "", "the record of when each split was opened", "none")
-        return
-    for what, claimed, found in order_faults(record, opened.run.timings_path):
-        check.fault("opened.json", f"{what}, date", claimed, found)
-    by = {entry.get("by"): entry for entry in record}
-    for entry in record:
-        if (date := entry.get("date")) is not None:
-            when = datetime.fromisoformat(str(date))
-            if when > datetime.now(UTC) + timedelta(days=1):
-                check.fault("opened.json", f"{entry.get('by')}, date", date, "a day to come")
-    for kind in VERDICT_FOLDERS:
-        if (evaluation := _evaluation(opened, kind)) is not None:
-            entry = by.get(f"evals/{kind}")
-            problems = entry and entry.get("problems")
-            check.same("opened.json", f"evals/{kind}, problems", problems, len(evaluation.problems))
-    steps = [row["step"] for row in opened.lines("run/metrics.jsonl") if "eval_accuracy" in row]
-    told = [entry.get("step") for entry in record if entry.get("split") == "selection"]
-    check.same("opened.json", "selection, steps", told, steps)
-    ours = {f"evals/{kind}" for kind in VERDICT_FOLDERS}
-    others = sorted(
-        str(entry.get("by"))
-        for entry in record
-        if entry.get("by") not in ours and entry.get("of_the_verdict")
-    )
-    after = by.get("evals/after", {})
-    is_once = "evals/after" in by and not others
-    check.numbers |= {"opened_once": is_once, "opened": record, "selection_steps": steps}
-    if "evals/after" not in by:
-        check.notes.append("the trained model was never measured on the held-out problems")
-    elif is_once:
-        date = f", on {after['date']}" if after.get("date") else ""
-        check.notes.append(
-            "by the run's own record the held-out problems were put to the trained model once, "
-            f"after training{date}" + _selection_words(steps)
-        )
-    else:
-        check.notes.append(
-            f"by the run's own record the held-out problems were opened {len(others)} more "
-            f"time{'s' if len(others) > 1 else ''}: {', '.join(others)[:200]}"
-            + _selection_words(steps)
-        )
-
-
-def _selection_words(steps: list[Any]) -> str:
-    if not steps:
-        return ""
-    times = "once" if len(steps) == 1 else f"{len(steps)} times"
-    return f"; the selection split was measured {times} during training"
 
 
 def _evaluation(opened: Opened, kind: str) -> Any:

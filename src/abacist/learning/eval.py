@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from abacist.errors import DataError, UsageError
+from abacist.learning.openings import note_asked
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
@@ -34,6 +35,7 @@ from abacist.proof.native import (
 )
 from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
+from abacist.records.openings import EVAL
 from abacist.records.provenance import data_fingerprint, package_versions
 from abacist.records.rundir import RunDir
 from abacist.records.seen import Seen
@@ -149,7 +151,15 @@ class Data:
     split: str
     perturbed: str = ""
     reading: Mapping[str, Any] = field(default_factory=dict)
+    is_own: bool = False  # the run's own, of which a split was held out
     overlap: Overlap = field(default_factory=Overlap)
+
+    @property
+    def name(self) -> str | None:
+        """What they are of; None for the run's own data as it is."""
+        if self.perturbed:
+            return f"{self.source} with other numbers"
+        return None if self.is_own else self.source
 
     @property
     def sentence(self) -> str:
@@ -214,6 +224,16 @@ def evaluate_model(
         watcher.note(f"  kept in {folder.path}; if stopped, the same command goes on from there")
         if folder.resumed:
             watcher.note("  resuming the unfinished evaluation there")
+        note_asked(
+            request.model,
+            data.problems,
+            watcher,
+            split=data.split,
+            purpose=EVAL,
+            data=data.name,
+            folder=folder.path,
+            is_resumed=folder.resumed,
+        )
 
         def ask(kind: str, **how: Any) -> Evaluation:
             replies = len(data.problems) * int(how.get("num_samples", 1))
@@ -420,7 +440,7 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
                 f"{source}: none of {asked} problems could be given other numbers.",
                 "That needs worked solutions with calculator annotations, as GSM8K's.",
             )
-    return Data(problems, source, split, perturbed, reading, overlap)
+    return Data(problems, source, split, perturbed, reading, is_own, overlap)
 
 
 def _kept_data(model: str, source: str) -> Path | None:

@@ -13,6 +13,7 @@ from abacist.learning.tracking import Watcher, told_of
 from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.policy.loading import Policy
 from abacist.proof.evaluate import Evaluation, evaluate
+from abacist.records.openings import AFTER, BEFORE, FINAL, SELECTION, Opening, note_opening
 from abacist.records.rundir import RunDir
 from abacist.task.problems import Problem
 
@@ -39,11 +40,12 @@ class HeldoutEvaluation:
     """How long the latest :meth:`measure` took."""
 
     def measure(
-        self, policy: Policy, when: str, share: str = ""
+        self, policy: Policy, when: str, share: str = "", *, step: int
     ) -> tuple[Evaluation | None, Evaluation | None]:
         """Greedy replies to all held-out problems, sampled ones to some; kept in ``evals/``.
 
-        Both are one piece of work in what the watcher is told. ``share`` says how much of the run
+        ``when`` is ``before`` or ``after``, ``step`` how many steps the policy was trained. Both
+        kinds are one piece of work in what the watcher is told; ``share`` says how much of the run
         that is.
         """
         heldout = self.task.heldout
@@ -59,6 +61,7 @@ class HeldoutEvaluation:
             self.config.settings, self.watcher.note, given=self.config.functions
         )
         how = {"split": "heldout", "rewards": rewards, "reward_weights": weights}
+        self._note_opening(when, len(heldout), step)
         greedy = self._evaluate(
             policy,
             heldout,
@@ -77,6 +80,7 @@ class HeldoutEvaluation:
         sampled = None
         if repeated:
             lengths = [reply.completion_tokens for reply in greedy.rollouts]
+            self._note_opening(when, len(repeated), step, "-sampled")
             done = Decoded.all_ended(lengths, self.config.max_completion_tokens)
             sampled = self._evaluate(
                 policy,
@@ -90,8 +94,16 @@ class HeldoutEvaluation:
         self.measured_seconds = time.monotonic() - began
         return greedy, sampled
 
-    def selection(self, policy: Policy) -> dict[str, float]:
-        """Greedy accuracy and format on the selection split, for ``--eval_steps``."""
+    def _note_opening(self, when: str, count: int, step: int, kind: str = "") -> None:
+        purpose, weights = (BEFORE, "checkpoint-0") if when == "before" else (AFTER, FINAL)
+        opened = Opening("heldout", purpose, count, weights, step, count, f"evals/{when}{kind}")
+        note_opening(self.run.path, opened)
+
+    def selection(self, policy: Policy, step: int) -> dict[str, float]:
+        """Greedy accuracy and format on the selection split after ``step``: ``--eval_steps``."""
+        count = len(self.task.selection)
+        opened = Opening("selection", SELECTION, count, f"checkpoint-{step}", step)
+        note_opening(self.run.path, opened)
         tell = told_of(self.watcher, "selection problems")
         found = self._evaluate(policy, self.task.selection, tell, split="selection", rewards=[])
         return {name: found.figures[figure].value for name, figure in SELECTION_METRICS.items()}

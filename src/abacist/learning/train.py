@@ -27,6 +27,7 @@ from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.heldout import HeldoutEvaluation
+from abacist.learning.openings import NotesTraining
 from abacist.learning.resume import resuming
 from abacist.learning.resume.resuming import Run
 from abacist.learning.resume.stopping import StopNow, StopRequests
@@ -44,6 +45,7 @@ from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
 from abacist.proof.comparison.compare import compare
+from abacist.records.openings import KEEPS_OPENINGS
 from abacist.records.provenance import build_manifest
 from abacist.records.rundir import RunDir, write_aside
 from abacist.task.prompts import save_shots
@@ -139,7 +141,7 @@ def _train_in(
         | {"trust_remote_code": config.training.trust_remote_code}
         | {"control": config.script.control}
         | {"dtype": str(policy.model.dtype).removeprefix("torch.")}
-        | {"recipe": config.recipe, "task": task.to_json()}
+        | {"recipe": config.recipe, "task": task.to_json(), KEEPS_OPENINGS: True}
         | resuming.fingerprints(policy.model, rewards)
     )
     made_of["versions"]["CPU kernels"] = build.description()
@@ -170,7 +172,7 @@ def _train_in(
     share = cost.share_of_measuring() if cost else ""
     # The trainer has seeded the generators, and training begins where it left them.
     seeded = random_state()
-    before, sampled_before = known or heldout.measure(policy, "before", share)
+    before, sampled_before = known or heldout.measure(policy, "before", share, step=0)
     set_random_state(seeded)
     watcher.stage(f"Training: {len(task.train)} problems, groups of {trainer.num_generations}")
     for line in paths:
@@ -182,6 +184,7 @@ def _train_in(
     guard = Guard.of(config, policy.model, watcher)
     trackers.attach(trainer)
     guard.attach(trainer)
+    trainer.add_callback(NotesTraining(run.path, len(task.train)))
     trainer.stops, trainer.say = stops, lambda text: watcher.note(f"  {text}")
     trainer.train(resuming.checkpoint_to_resume(config, run, watcher) if is_resumed else None)
     guard.check()
@@ -189,7 +192,8 @@ def _train_in(
     trainer.save_state()
     stops.end_of_training()
     policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
-    after, sampled_after = heldout.measure(policy, "after", share)
+    steps = trainer.state.global_step
+    after, sampled_after = heldout.measure(policy, "after", share, step=steps)
     comparison = None
     if before and after:
         comparison = compare(before, after, control=config.script.control)
@@ -301,7 +305,9 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
             train_dataset=Dataset.from_list(task.rows(task.train)),
             eval_dataset=selection,
             processing_class=policy.chat.tokenizer,
-            evaluator=lambda model: heldout.selection(replace(policy, model=model)),
+            evaluator=lambda model: heldout.selection(
+                replace(policy, model=model), trainer.state.global_step
+            ),
             callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
         )
     if config.model.dtype == "auto" and (line := fastpath.hold_in_float32(trainer)) is not None:

@@ -7,6 +7,7 @@ a folder, or a PEFT adapter, whose base is found by the name that the adapter re
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import warnings
 from dataclasses import dataclass, fields
@@ -17,7 +18,14 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -307,6 +315,7 @@ def _load_adapter(
 ) -> PeftModel:
     try:
         config = PeftConfig.from_pretrained(str(adapter.folder))
+        _refuse_lost_prefix(config, adapter)
         if isinstance(config, LoraConfig):
             config = _PortableLora.of(config, base.portable_name)
             config.base_model_name_or_path = str(base.folder)
@@ -316,6 +325,8 @@ def _load_adapter(
         )
         with safe_open(adapter.folder / "adapter_model.safetensors", "pt") as stored:
             missing = sorted(get_peft_model_state_dict(wrapped).keys() - set(stored.keys()))
+    except ModelError:
+        raise
     except Exception as error:
         raise _unloadable(adapter, error) from error
     if missing:
@@ -325,6 +336,27 @@ def _load_adapter(
             "The copy is damaged, or the adapter belongs to another base model.",
         )
     return wrapped
+
+
+def prefix_is_lost(config: PeftConfig) -> bool:
+    """Whether what such an adapter learned has no effect on transformers' ``generate``.
+
+    PEFT 0.21 gives a learned prefix to the model as ``past_key_values``. From transformers 5.24 on
+    ``generate`` has its own, empty cache beside it, as ``cache``, and the model takes that one.
+    """
+    known = inspect.signature(transformers.GenerationMixin.prepare_inputs_for_generation).parameters
+    kinds = (PeftType.PREFIX_TUNING, PeftType.CARTRIDGE)
+    return config.peft_type in kinds and "past_key_values" not in known
+
+
+def _refuse_lost_prefix(config: PeftConfig, adapter: Source) -> None:
+    if prefix_is_lost(config):
+        raise ModelError(
+            f"The adapter '{adapter.name}' is a learned prefix, which transformers "
+            f"{transformers.__version__} passes over when it generates: PEFT hands it over by a "
+            "name that is no longer read.",
+            "Install 'transformers<5.24' to use it.",
+        )
 
 
 def _unloadable(source: Source, error: Exception) -> ModelError:

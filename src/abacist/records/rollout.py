@@ -238,7 +238,7 @@ def _read_file(path: Path, columns: Collection[str] | None = None) -> pa.Table:
         raise RunError(
             f"{path}: written in rollout format {newest}, this Abacist reads up to "
             f"{SCHEMA_VERSION}.",
-            "Update Abacist: pip install --upgrade abacist.",
+            "Install a newer Abacist.",
         )
     return _checked(table, path)
 

@@ -31,8 +31,8 @@ class RunDir:
 
     ::
 
-        config.yaml  manifest.json  seen.json  metrics.jsonl  timings.jsonl  trackers.json
-        rollouts/*.parquet  evals/  checkpoint-N/  and the trained model at the root
+        config.yaml  manifest.json  seen.json  openings.jsonl  metrics.jsonl  timings.jsonl
+        trackers.json  rollouts/*.parquet  evals/  checkpoint-N/  and the trained model at the root
 
     As a context manager it gives the lock back at the end.
     """
@@ -43,6 +43,7 @@ class RunDir:
         self.shots_path = path / "shots.jsonl"  # the worked examples of its prompt, if it has any
         self.data_path = path / "data.jsonl"  # its problems, if they were given in Python
         self.manifest_path = path / "manifest.json"  # what made it: see `records.provenance`
+        self.openings_path = path / "openings.jsonl"  # when each split was opened, and what for
         self.metrics_path = path / "metrics.jsonl"  # an object a logged step
         self.timings_path = path / "timings.jsonl"  # clock readings: all else can be byte-equal
         self.trackers_path = path / "trackers.json"  # what W&B and Trackio call it, if it is there

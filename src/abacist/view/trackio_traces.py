@@ -76,13 +76,14 @@ def log_traces(run_dir: Path, project: str, say: Callable[[str], None] | None = 
 
 
 def _trackio() -> Any:
-    hint = "pip install --upgrade 'abacist[trackio]'"
     if importlib.util.find_spec("trackio") is None:
-        raise UsageError("Trackio is not installed", hint)
+        raise UsageError("Trackio is not installed", "pip install 'abacist[trackio]'")
     import trackio
 
     if not hasattr(trackio, "Trace"):
-        raise UsageError(f"Trackio {trackio.__version__} has no traces", hint)
+        raise UsageError(
+            f"Trackio {trackio.__version__} has no traces", "pip install --upgrade trackio"
+        )
     if trackio.context_vars.current_run.get() is not None:
         # Trackio would end it: a process has one run at a time.
         raise UsageError("a Trackio run is open in this process", "trackio.finish() ends it.")

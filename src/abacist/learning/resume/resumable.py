@@ -24,6 +24,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from accelerate.logging import get_logger
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 from trl.trainer.utils import RepeatSampler
@@ -308,6 +309,8 @@ class ResumableTrainer(FastTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if isinstance(self.model, PeftModel) and not self.is_fsdp_enabled:
+            training_state.load_adapters(self.model, Path(resume_from_checkpoint))
         reference = Path(resume_from_checkpoint) / REFERENCE_NAME
         if self.args.sync_ref_model and reference.exists():
             weights = safetensors.torch.load_file(reference)

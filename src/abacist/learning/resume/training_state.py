@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
 
 from abacist.errors import RunError, first_line
 
@@ -39,6 +41,31 @@ _COPIED = {
     "grad_norm": "last_grad_norm",
     "learning_rate": "last_learning_rate",
 }
+
+
+def load_adapters(model: PeftModel, checkpoint: Path) -> None:
+    """Give every adapter of ``model`` the weights that it has in ``checkpoint``.
+
+    PEFT saves the adapter ``default`` in the folder itself and any other, such as TRL's reference
+    ``ref``, in a folder of its name. transformers before 5.23 loads only the latter where there are
+    any, and the trained adapter would go on from its first weights.
+
+    Raises RunError if the checkpoint lacks a weight that is trained.
+    """
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    for adapter in model.peft_config:
+        folder = checkpoint if adapter == "default" else checkpoint / adapter
+        weights = load_file(folder / "adapter_model.safetensors")
+        loaded: Any = set_peft_model_state_dict(model, weights, adapter_name=adapter)
+        # The other adapters, and what the base model holds, are missing here by design.
+        missing = trained.intersection(loaded.missing_keys)
+        lacking = sorted(name for name in missing if f".{adapter}" in name)
+        if lacking:
+            raise RunError(
+                f"{folder} lacks {len(lacking)} of the weights that are trained, such as "
+                f"{lacking[0]}.",
+                "Resume with the run's own adapter shape, or from a checkpoint before this one.",
+            )
 
 
 def capture(trainer: Any) -> State:

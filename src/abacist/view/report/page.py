@@ -35,6 +35,7 @@ from abacist.proof.comparison.sentence import (
     points,
 )
 from abacist.proof.comparison.sides import AFTER, BEFORE
+from abacist.records.openings import openings_in_words
 from abacist.records.secrets import scrubbed, without_secrets
 from abacist.task.reply import TAGS
 from abacist.view import evaltext, verdict
@@ -229,6 +230,8 @@ def _section(reading: Reading, number: int, styles: Styles) -> RunSection:
         section.notes = evaltext.NOTES
     elif not reading.steps:
         section.lines = ["There is nothing to judge yet."]
+    if reading.openings and AFTER in evaluations:
+        section.lines.append(f"By the run's record, {openings_in_words(reading.openings)}.")
     if reading.steps:
         section.lines.append(_how_far(reading))
     return section

@@ -25,6 +25,7 @@ from abacist.proof.comparison.compare import NO_CONTROL, Comparison, compare
 from abacist.proof.comparison.sides import AFTER, BEFORE
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.unfinished import SAMPLED_FOLDER
+from abacist.records.openings import KEEPS_OPENINGS, Opening, read_openings
 from abacist.records.rollout import read_sound_rollouts, rollout_schema
 from abacist.records.rundir import RunDir, read_json_lines
 
@@ -61,6 +62,7 @@ class Reading:
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     comparison: Comparison | None = None
     diagnoses: tuple[Diagnosis, ...] = ()
+    openings: tuple[Opening, ...] = ()  # each time a split was opened; none before this was noted
     remarks: tuple[str, ...] = ()
     # What a reader calls the evaluations, by their key; a comparison of two runs says it otherwise.
     sources: Mapping[str, str] = field(
@@ -146,9 +148,10 @@ def read(path: Path) -> Reading:
             "Name the output directory of a training, such as runs/tiny-001.",
         )
     control = str(settings.get("control", NO_CONTROL))
+    openings = _openings(run, manifest, remarks)
     return Reading(
         path, kind, manifest, settings, steps, measured, _seconds(run), rollouts, evaluations,
-        _comparison(evaluations, control, remarks), _diagnoses(steps, measured, settings),
+        _comparison(evaluations, control, remarks), _diagnoses(steps, measured, settings), openings,
         tuple([*_state(run, kind, manifest, settings, steps), *remarks]),
     )  # fmt: skip
 
@@ -252,6 +255,22 @@ def _evaluations(run: RunDir, remarks: list[str]) -> dict[str, Evaluation]:
         except AbacistError as error:
             remarks.append(f"The evaluation {name!r} is left out: {error.message}")
     return found
+
+
+def _openings(run: RunDir, manifest: Mapping[str, Any], remarks: list[str]) -> tuple[Opening, ...]:
+    """The record of when each split was opened, if the run has one from its beginning."""
+    if not manifest.get(KEEPS_OPENINGS):
+        return ()
+    try:
+        found, faults = read_openings(run.openings_path)
+    except OSError as error:
+        found, faults = [], [(1, "an opening", first_line(error))]
+    if not found and not faults:
+        remarks.append(f"{run.openings_path.name} is gone: when splits were opened is not known.")
+    if faults:
+        number, _, what = faults[0]
+        remarks.append(f"{run.openings_path.name} was changed, line {number}: {what}.")
+    return tuple(found)
 
 
 def _comparison(
