@@ -240,9 +240,10 @@ def test_log_probabilities_over_a_whole_vocabulary_are_exact_to_float32(
 def test_a_row_of_a_whole_vocabulary_is_weighed_to_a_sum_of_one() -> None:
     if build.library() is None:
         pytest.skip(f"there are no kernels: {build.unsupported_reason()}")
-    from abacist.policy.kernels.pointwise import softmax
+    from abacist.policy.kernels.pointwise import Softmax
 
     logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(4))
-    weights, totals, _, _ = softmax(logits.clone(), torch.zeros(3, dtype=torch.long), 1.0, False)
-    share = weights.double().sum(-1) / totals.double()
+    softmax = Softmax(torch.zeros(3, dtype=torch.long), 1.0, logits)
+    weights, _ = softmax.weigh(logits.clone(), 0)
+    share = weights.double().sum(-1) / softmax.totals.double()
     torch.testing.assert_close(share, torch.ones(3).double(), rtol=0, atol=1e-6)

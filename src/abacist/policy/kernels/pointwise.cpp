@@ -57,12 +57,16 @@ void swiglu_forward(const float* gates, const float* ups, int64_t count, float* 
     }
 }
 
-// Replaces each row of logits [rows, count] by its softmax, not yet normalised: the largest weight
-// is 1. Writes the sums of the weights, the log-probabilities of the targets, and the entropies
-// unless that pointer is null.
-void softmax(float* logits, const int64_t* targets, int64_t rows, int64_t count,
-             float inverse_temperature, float* totals, float* logps, float* entropies,
-             int threads) {
+// Takes the next part of a vocabulary into the softmax of each row: logits [rows, count] of the
+// tokens from `first` on. They are replaced by weights relative to the largest logit so far.
+//
+// `most`, `totals` and `surprises` [rows] hold that logit, the sum of the weights, and the sum of
+// their logarithms times the weights; `factors` [rows] becomes what earlier weights have to be
+// multiplied with, now that there may be a larger logit. Before the first part the totals are 0.
+// `target_logits` is written where the target is in this part.
+void softmax_part(float* logits, const int64_t* targets, int64_t first, int64_t rows, int64_t count,
+                  float inverse_temperature, float* most_so_far, double* totals, double* surprises,
+                  float* factors, float* target_logits, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         float* one = logits + row * count;
@@ -72,9 +76,18 @@ void softmax(float* logits, const int64_t* targets, int64_t rows, int64_t count,
         float most = largest(maxima);
         for (; whole < count; whole++)
             if (one[whole] > most) most = one[whole];
-        const float target = (one[targets[row]] - most) * inverse_temperature;
+        const int64_t target = targets[row] - first;
+        if (target >= 0 && target < count) target_logits[row] = one[target];
         // One float32 sum would round away what the many rare tokens of a large vocabulary add.
         double total = 0, surprise = 0;
+        factors[row] = 0;
+        if (totals[row] != 0) {  // NaN too
+            if (most_so_far[row] > most) most = most_so_far[row];
+            const double lower = (most_so_far[row] - most) * inverse_temperature;
+            factors[row] = std::exp(lower);
+            total = totals[row] * factors[row];
+            surprise = (surprises[row] + lower * totals[row]) * factors[row];
+        }
         for (int64_t start = 0; start < count; start += LOGITS_AT_ONCE) {
             Vec some = {}, some_surprise = {};
             for (int64_t i = start; i < std::min(start + LOGITS_AT_ONCE, count); i += LANES) {
@@ -90,10 +103,9 @@ void softmax(float* logits, const int64_t* targets, int64_t rows, int64_t count,
             total += sum(some);
             surprise += sum(some_surprise);
         }
-        const double log_total = std::log(total);
+        most_so_far[row] = most;
         totals[row] = total;
-        logps[row] = target - log_total;
-        if (entropies) entropies[row] = log_total - surprise / total;
+        surprises[row] = surprise;
     }
 }
 

@@ -77,29 +77,72 @@ def swiglu_gradients(grad: Tensor, gates: Tensor, ups: Tensor) -> tuple[Tensor, 
     return torch.ops.aten.silu_backward(grad * ups, gates), grad * F.silu(gates)
 
 
-def softmax(
-    logits: Tensor, targets: Tensor, inverse_temperature: float, compute_entropy: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The softmax of ``logits`` [T, V], not yet normalised; overwrites ``logits``.
+class Softmax:
+    """The softmax of rows whose logits come part by part: log-probabilities and entropies.
 
-    Returns the weights [T, V], the largest of each row being 1; their sums [T]; the log-probability
-    of each of ``targets`` [T]; and the entropies [T] of the tempered distribution, in nats, or
-    None.
+    Args:
+        targets: [T] token ids.
+        inverse_temperature: logits are multiplied by it.
+        like: a tensor on the device of the logits.
     """
-    if _supports(logits):
-        totals, logps, entropies = logits.new_empty(3, len(logits))
-        targets = targets.contiguous()
-        wanted = entropies if compute_entropy else None
-        _call("softmax", logits, targets, *logits.shape, inverse_temperature, totals, logps, wanted)
-        return logits, totals, logps, wanted
-    logits.sub_(logits.amax(dim=-1, keepdim=True)).mul_(inverse_temperature)
-    weights = logits.exp()
-    totals = weights.sum(dim=-1)
-    logps = logits.gather(-1, targets[:, None]).squeeze(-1) - totals.log()
-    if not compute_entropy:
-        return weights, totals, logps, None
-    entropies = totals.log() - logits.mul_(weights).sum(dim=-1) / totals
-    return weights, totals, logps, entropies
+
+    def __init__(self, targets: Tensor, inverse_temperature: float, like: Tensor) -> None:
+        self._targets, self._inverse_temperature = targets.contiguous(), inverse_temperature
+        shape = targets.shape
+        self._most, self._factors, self._target_logits = like.new_zeros(
+            (3, *shape), dtype=torch.float32
+        )
+        # The many rare tokens of a large vocabulary add up. Not every GPU has float64.
+        wide = torch.float64 if like.device.type == "cpu" else torch.float32
+        self._totals, self._surprises = like.new_zeros((2, *shape), dtype=wide)
+
+    def weigh(self, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Weights [T, V'] of the tokens from ``first`` on, by their ``logits``, overwritten.
+
+        Weights are relative to the largest logit so far. So those of earlier parts have to be
+        multiplied with the factors [T], which are returned too, before both are added up.
+        """
+        if _supports(logits):
+            _call(
+                "softmax_part",
+                *(logits, self._targets, first, *logits.shape, self._inverse_temperature),
+                *(self._most, self._totals, self._surprises, self._factors, self._target_logits),
+            )
+            return logits, self._factors
+        is_first = self._totals == 0
+        largest = logits.amax(dim=-1)
+        most = torch.where(is_first, largest, torch.maximum(self._most, largest))
+        here = self._targets - first
+        is_here = (here >= 0) & (here < logits.shape[1])
+        chosen = logits.gather(-1, here.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(-1)
+        self._target_logits = torch.where(is_here, chosen, self._target_logits)
+        lower = torch.where(is_first, 0, (self._most - most) * self._inverse_temperature)
+        self._factors = torch.where(is_first, 0, lower.exp())
+        logits.sub_(most[:, None]).mul_(self._inverse_temperature)
+        weights = logits.exp()
+        self._surprises += lower * self._totals
+        self._surprises *= self._factors
+        self._surprises += logits.mul_(weights).sum(dim=-1, dtype=self._totals.dtype)
+        self._totals *= self._factors
+        self._totals += weights.sum(dim=-1, dtype=self._totals.dtype)
+        self._most = most
+        return weights, self._factors
+
+    @property
+    def totals(self) -> Tensor:
+        """The sum [T] of all weights, in float32."""
+        return self._totals.float()
+
+    @property
+    def logps(self) -> Tensor:
+        """The log-probability [T] of each target, in float32."""
+        target = (self._target_logits - self._most) * self._inverse_temperature
+        return (target - self._totals.log()).float()
+
+    @property
+    def entropies(self) -> Tensor:
+        """The entropies [T] of the tempered distribution, in nats and float32."""
+        return (self._totals.log() - self._surprises / self._totals).float()
 
 
 def _supports(*tensors: Tensor) -> bool:

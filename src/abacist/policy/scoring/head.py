@@ -1,7 +1,9 @@
 """Log-probabilities from hidden states: the last matrix product, in chunks.
 
 With a vocabulary of 150,000 the logits of one step are larger than everything else in memory, and
-their gradient is as large again. Neither is ever held whole. With a frozen head (LoRA) the gradient
+their gradient is as large again. Neither is ever held whole: on a CPU a part of the vocabulary is
+taken for all tokens, so that a part of the weights serves them all and logits stay in the caches;
+elsewhere some tokens at a time. With a frozen head (LoRA) the gradient
 of a token's log-probability by its hidden state is ``(W[target] - softmax(z) @ W) / temperature``,
 which is known in the forward. So the forward keeps this one vector of H numbers for each token,
 and the backward is a multiplication by a number: two matrix products instead of three, and no
@@ -10,7 +12,8 @@ so the backward computes the logits again, chunk by chunk.
 
 Logits are rounded to the dtype they are computed in and then treated in float32, as in TRL.
 
-Shape suffixes: N scored tokens, n tokens of a chunk, H numbers of a state, V vocabulary.
+Shape suffixes: N scored tokens, n tokens of a chunk, H numbers of a state, V vocabulary, v a part
+of it.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from abacist.policy.families import compute_dtype
 from abacist.policy.kernels import pointwise
-from abacist.policy.scoring.linears import product, weight_in
+from abacist.policy.scoring.linears import product, product_added, weight_in
 
-_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**27}
-"""Logits held at once by default: 1 MB on a CPU, whose caches are small."""
+_CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+"""Logits held at once by default: 8 MB on a CPU, whose caches are small."""
+_CPU_VOCABULARY = 2048
+"""Tokens of the vocabulary at a time, on a CPU. The same for any number of rows, because the sums of a
+row, and so its result to the bit, depend on it."""
 _MIN_CHUNK_TOKENS = 128  # below that, reading the head's weights costs more than the product
 
 
@@ -55,12 +61,14 @@ def score_tokens(
         Log-probabilities [N] in float32, and entropies [N] in float32 or None.
     """
     device, dtype = hidden.device.type, compute_dtype(hidden)
+    head = _TrainedHead if weight.requires_grad and torch.is_grad_enabled() else _FrozenHead
     if chunk_tokens is None:
+        # The backward of a trained head holds the logits of a whole vocabulary.
+        width = _vocabulary_at_once(weight) if head is _FrozenHead else len(weight)
         budget = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"])
-        most = max(_MIN_CHUNK_TOKENS, budget // weight.shape[0])
+        most = max(_MIN_CHUNK_TOKENS, budget // width)
         count = max(1, math.ceil(len(hidden) / most))
         chunk_tokens = max(1, math.ceil(len(hidden) / count))  # equal chunks need the least memory
-    head = _TrainedHead if weight.requires_grad and torch.is_grad_enabled() else _FrozenHead
     with torch.autocast(device, enabled=False):
         logps, entropies = head.apply(
             hidden, weight, targets, dtype, 1.0 / temperature, compute_entropy, chunk_tokens
@@ -68,8 +76,18 @@ def score_tokens(
     return logps, entropies
 
 
+def _vocabulary_at_once(weight: Tensor) -> int:
+    return min(len(weight), _CPU_VOCABULARY) if weight.device.type == "cpu" else len(weight)
+
+
+def _parts(weight: Tensor) -> list[slice]:
+    """The vocabulary in parts."""
+    size = _vocabulary_at_once(weight)
+    return [slice(start, start + size) for start in range(0, len(weight), size)]
+
+
 def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, V] in float32."""
+    """[n, v] in float32."""
     return product(hidden.to(dtype), weight_in(dtype, weight)).float()
 
 
@@ -93,21 +111,30 @@ class _FrozenHead(torch.autograd.Function):
         slope_NH = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            # exp(z - max z) and its sum, so that softmax(z) is their quotient.
-            exps_nV, sums_n, logps_N[here], entropy_n = pointwise.softmax(
-                _logits(hidden[here], weight, dtype),
-                targets[here],
-                inverse_temperature,
-                compute_entropy,
-            )
-            if entropies_N is not None and entropy_n is not None:
-                entropies_N[here] = entropy_n
-            if slope_NH is not None:
-                expected_nH = product(exps_nV.to(dtype), weight.t()).float().div_(sums_n[:, None])
+            softmax = pointwise.Softmax(targets[here], inverse_temperature, hidden)
+            expected_nH = None  # exp(z - max z) @ W, over all parts so far
+            for part in _parts(weight):
+                logits_nv = _logits(hidden[here], weight[part], dtype)
+                exps_nv, factors_n = softmax.weigh(logits_nv, part.start)
+                if slope_NH is None:
+                    continue
+                exps_nv, back_Hv = exps_nv.to(dtype), weight[part].t()
+                if expected_nH is None:
+                    expected_nH = product(exps_nv, back_Hv).float()
+                elif dtype == torch.float32:
+                    expected_nH = product_added(
+                        exps_nv, back_Hv, expected_nH.mul_(factors_n[:, None])
+                    )
+                else:
+                    expected_nH.mul_(factors_n[:, None]).add_(product(exps_nv, back_Hv))
+                del logits_nv, exps_nv  # before the next part's are made
+            logps_N[here] = softmax.logps
+            if entropies_N is not None:
+                entropies_N[here] = softmax.entropies
+            if slope_NH is not None and expected_nH is not None:
+                expected_nH.div_(softmax.totals[:, None])
                 difference_nH = weight.index_select(0, targets[here]).float() - expected_nH
                 slope_NH[here] = difference_nH.mul_(inverse_temperature)
-                del expected_nH, difference_nH
-            del exps_nV  # before the next chunk's are made
         _finish(ctx, entropies_N)
         if slope_NH is not None:
             ctx.save_for_backward(slope_NH)
@@ -143,14 +170,12 @@ class _TrainedHead(torch.autograd.Function):
         entropies_N = torch.empty_like(logps_N) if compute_entropy else None
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            _, _, logps_N[here], entropy_n = pointwise.softmax(
-                _logits(hidden[here], cast, dtype),
-                targets[here],
-                inverse_temperature,
-                compute_entropy,
-            )
-            if entropies_N is not None and entropy_n is not None:
-                entropies_N[here] = entropy_n
+            softmax = pointwise.Softmax(targets[here], inverse_temperature, hidden)
+            for part in _parts(weight):
+                softmax.weigh(_logits(hidden[here], cast[part], dtype), part.start)
+            logps_N[here] = softmax.logps
+            if entropies_N is not None:
+                entropies_N[here] = softmax.entropies
         _finish(ctx, entropies_N)
         return logps_N, entropies_N
 
@@ -167,12 +192,10 @@ class _TrainedHead(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
-            logits = _logits(hidden[here], cast, dtype)
-            exps_nV, sums_n = pointwise.softmax(logits, targets[here], inverse_temperature, False)[
-                :2
-            ]
+            softmax = pointwise.Softmax(targets[here], inverse_temperature, hidden)
+            exps_nV, _ = softmax.weigh(_logits(hidden[here], cast, dtype), 0)
             # d logp / d z = onehot(target) - softmax(z)
-            grad_logits_nV = exps_nV.mul_((-grad[here] / sums_n)[:, None])
+            grad_logits_nV = exps_nV.mul_((-grad[here] / softmax.totals)[:, None])
             grad_logits_nV.scatter_add_(1, targets[here, None], grad[here, None])
             grad_logits_nV = grad_logits_nV.to(dtype)
             if grad_hidden is not None:
