@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.learning import fast_trainer, micro_batch_fusion
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy.kernels import build
+from abacist.policy.scoring.forward import SharedPrefix
 from abacist.policy.scoring.packing import pack
 
 Lookalike = Callable[[str], Path]
@@ -120,6 +122,7 @@ def both(
         with monkeypatch.context() as patch:
             if not is_fused:
                 patch.setattr(micro_batch_fusion, "_largest_set", lambda trainer, left: None)
+                patch.setattr(micro_batch_fusion, "_prefix_of", lambda trainer, left: None)
             trainers.append(make(folder, output, **config))
             (train or (lambda trainer: trainer.train()))(trainers[-1])
     return trainers[0], trainers[1]
@@ -160,6 +163,81 @@ def test_weights_and_logs_are_those_of_one_micro_batch_at_a_time(
     together, alone = both(folder, tmp_path, monkeypatch, **CASES[case])
     assert max(sizes) > 1
     assert_same(together, alone)
+
+
+@pytest.fixture
+def prefixes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the prefixes that were read once for several forwards."""
+    found: list[int] = []
+    compute = SharedPrefix.compute
+
+    def counted(prefix: SharedPrefix, *args: Any) -> None:
+        if not prefix._computed:
+            found.append(len(prefix.token_ids))
+        compute(prefix, *args)
+
+    monkeypatch.setattr(SharedPrefix, "compute", counted)
+    monkeypatch.setattr(micro_batch_fusion, "LEAST_PREFIX_TOKENS", 4)
+    return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])  # one micro-batch at a time, and some together
+@pytest.mark.parametrize("case", CASES)
+def test_a_prefix_read_once_for_a_step_changes_neither_weights_nor_logs(
+    case: str,
+    share: float,
+    prefixes: list[int],
+    lookalike: Lookalike,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", share)
+    settings = {"shots": 2, **CASES[case]}
+    together, alone = both(lookalike("qwen2.5-instruct"), tmp_path, monkeypatch, **settings)
+    if share == 0.0:
+        used = not settings.get("gradient_checkpointing")
+        assert bool(prefixes) == used and all(tokens > 60 for tokens in prefixes)
+    assert_same(together, alone)
+
+
+@pytest.mark.parametrize("kind", ["llama-3.2-instruct", "qwen2.5-instruct"])
+def test_a_shared_prefix_is_exact_without_kernels(
+    kind: str,
+    prefixes: list[int],
+    lookalike: Lookalike,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build, "library", lambda: None)
+    monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", 0.0)
+    together, alone = both(lookalike(kind), tmp_path, monkeypatch, shots=1)
+    assert prefixes
+    assert_same(together, alone)
+
+
+def test_a_prefix_that_prompts_do_not_begin_with_is_not_used(
+    prefixes: list[int], lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a script changes what the trainer had buffered."""
+    monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", 0.0)
+    other = SharedPrefix(range(100, 170))
+    trainers = []
+    for prefix in (other, None):
+        monkeypatch.setattr(micro_batch_fusion, "_prefix_of", lambda *_, prefix=prefix: prefix)
+        trainers.append(make(lookalike("qwen2.5-instruct"), tmp_path, shots=2))
+        trainers[-1].train()
+    assert not prefixes
+    assert torch.equal(*map(learned, trainers))
+
+
+def test_a_prefix_without_its_backward_would_be_noticed(
+    prefixes: list[int], lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", 0.0)
+    monkeypatch.setattr(SharedPrefix, "backward", lambda prefix: None)
+    together, alone = both(lookalike("qwen2.5-instruct"), tmp_path, monkeypatch, shots=2)
+    assert prefixes
+    assert float((learned(together) - learned(alone)).abs().max()) > 1e-4
 
 
 def test_under_bfloat16_the_difference_is_rounding(

@@ -186,6 +186,8 @@ class FastTrainer(trl.GRPOTrainer):
                 **multimodal,
             )
 
+        may_fuse = self._may_fuse and batch_size is None
+
         def score_rows(ids: torch.Tensor, mask: torch.Tensor, skip: torch.Tensor | None) -> Values:
             with self.accelerator.autocast():
                 return score(
@@ -196,10 +198,11 @@ class FastTrainer(trl.GRPOTrainer):
                     temperature=self.temperature,
                     compute_entropy=compute_entropy,
                     skip_rows=skip,
+                    prefix=self._fusion.prefix() if may_fuse else None,
                 )
 
         fused = None
-        if self._may_fuse and batch_size is None:
+        if may_fuse:
             fused = self._fusion.values_of(input_ids, attention_mask, self._skip_rows, score_rows)
         if fused is not None:
             logps, entropies = fused

@@ -15,6 +15,9 @@ The loss of each micro-batch stays TRL's own. With micro-batches 0, 1, 2 fused:
 By the chain rule the weights get the sum of the three gradients, whatever the loss and its scaling;
 until the last backward they get nothing of these micro-batches.
 
+Where not all micro-batches fit into one forward, what all their prompts begin with is read once for
+them (``scoring.forward.SharedPrefix``), and gets its backward behind the last.
+
 Shapes: B rows of a micro-batch, C completion width.
 """
 
@@ -31,7 +34,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from abacist.learning import fastpath
-from abacist.policy.families import FastPart
+from abacist.policy.common_prefix import common_prefix_tokens
+from abacist.policy.families import FastPart, compute_dtype_of
+from abacist.policy.model_parts import base_of
+from abacist.policy.scoring.forward import SharedPrefix
 from abacist.policy.scoring.packing import pack
 
 Values = tuple[Tensor, Tensor | None]
@@ -39,6 +45,7 @@ Values = tuple[Tensor, Tensor | None]
 Score = Callable[[Tensor, Tensor, Tensor | None], Values]
 """Of input ids and attention mask [B, P+C], and the rows [B] to skip."""
 SHARE_OF_STOCK = 1 / 3
+LEAST_PREFIX_TOKENS = 64  # for fewer, two passes through the layers are not worth it
 
 
 class MicroBatchFusion(TrainerCallback):
@@ -48,9 +55,10 @@ class MicroBatchFusion(TrainerCallback):
         self.trainer = trainer
         self._left = self._in_all = 0  # in this optimizer step, the present one included
         self._fused: _FusedBatches | None = None
+        self._prefix: SharedPrefix | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._fused = None
+        self._fused = self._prefix = None
         self._left = self._in_all = self.trainer.current_gradient_accumulation_steps
 
     @property
@@ -63,11 +71,26 @@ class MicroBatchFusion(TrainerCallback):
         """Around forward and backward of one. If that fails, what was fused with it is dropped."""
         try:
             yield
+            if self._prefix is not None and self._left <= 1:
+                self._prefix.backward()
         except BaseException:
-            self._fused = None
+            self._fused = self._prefix = None
             raise
         finally:
             self._left = max(0, self._left - 1)
+
+    def prefix(self) -> SharedPrefix | None:
+        """What all prompts of this optimizer step begin with, if they are read in several parts.
+
+        Asked at the first micro-batch that is scored, and kept for the others.
+        """
+        if self._left < 1 or not torch.is_grad_enabled():
+            return None
+        if self._left == self._in_all and self._prefix is None:
+            together = 1 if self._fused is None else len(self._fused.batches)
+            if together < self._left:
+                self._prefix = _prefix_of(self.trainer, self._left)
+        return self._prefix
 
     def values_of(
         self, input_ids: Tensor, attention_mask: Tensor, skip: Tensor | None, score: Score
@@ -169,6 +192,27 @@ def _gradient(part: Tensor) -> Tensor:
 
 def _joined(batch: Mapping[str, Any], kind: str) -> Tensor:
     return torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], dim=1)
+
+
+def _prefix_of(trainer: Any, left: int) -> SharedPrefix | None:
+    """What the prompts of the coming micro-batches begin with; None: not worth it, or not exact."""
+    at = trainer._step % trainer.args.steps_per_generation
+    coming = (trainer._buffered_inputs or [])[at : at + left]
+    base = base_of(trainer.model)
+    if (
+        len(coming) < 2
+        or fastpath.unsupported_setting(trainer, FastPart.MICRO_BATCH_FUSION)
+        or any(layer.gradient_checkpointing for layer in base.model.layers)
+        or compute_dtype_of(base) != torch.float32
+    ):
+        return None
+    prompts = {
+        tuple(ids[mask > 0].tolist())
+        for batch in coming
+        for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+    }
+    shared = common_prefix_tokens([*prompts])
+    return SharedPrefix(next(iter(prompts))[:shared]) if shared >= LEAST_PREFIX_TOKENS else None
 
 
 def _largest_set(trainer: Any, left: int) -> _FusedBatches | None:

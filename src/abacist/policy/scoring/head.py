@@ -32,8 +32,8 @@ from abacist.policy.scoring.linears import product, product_added, weight_in
 _CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
 """Logits held at once by default: 8 MB on a CPU, whose caches are small."""
 _CPU_VOCABULARY = 2048
-"""Tokens of the vocabulary at a time, on a CPU. The same for any number of rows, because the sums of a
-row, and so its result to the bit, depend on it."""
+"""Tokens of the vocabulary at a time, on a CPU. The same for any number of rows: a row's sums, and
+so its result to the bit, depend on it."""
 _MIN_CHUNK_TOKENS = 128  # below that, reading the head's weights costs more than the product
 
 
@@ -193,7 +193,7 @@ class _TrainedHead(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
             softmax = pointwise.Softmax(targets[here], inverse_temperature, hidden)
-            exps_nV, _ = softmax.weigh(_logits(hidden[here], cast, dtype), 0)
+            exps_nV = softmax.weigh(_logits(hidden[here], cast, dtype), 0)[0]
             # d logp / d z = onehot(target) - softmax(z)
             grad_logits_nV = exps_nV.mul_((-grad[here] / softmax.totals)[:, None])
             grad_logits_nV.scatter_add_(1, targets[here, None], grad[here, None])

@@ -18,11 +18,15 @@ Example, two prompts that share "S", with two completions each:
     level 2   C0  C1  C2  C3          completions; parents P0 P0 P1 P1
     packed    S P0 P1 C0 C1 C2 C3     T tokens; positions go on from the parent's end
 
+If S was read before, for several such batches (``scoring.forward.SharedPrefix``), it stays a branch
+of the tree and its tokens are left out.
+
 Shape suffixes: B rows, C completion width, T packed tokens, N scored tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,7 +101,8 @@ class Packing:
     """A batch as one packed sequence, and where its log-probabilities come from.
 
     Attributes:
-        token_ids: [T]; the levels one after another, in each the branches one after another.
+        token_ids: [T]; the levels one after another, in each the branches one after another,
+            without those of ``read_tokens``.
         position_ids: [T], as each token would have in its own row without padding.
         levels: one to three: what all prompts share, prompts, completions.
         branches: [branches, 3] on the CPU, the same tree for a kernel: each branch's first token,
@@ -106,6 +111,7 @@ class Packing:
         targets: [N], the scored tokens.
         places: [N], where their values belong in the flattened [B, C] result.
         batch_shape: (B, C).
+        read_tokens: tokens of the first branch, where they were read before; else 0.
     """
 
     token_ids: Tensor
@@ -116,6 +122,7 @@ class Packing:
     targets: Tensor
     places: Tensor
     batch_shape: tuple[int, int]
+    read_tokens: int = 0
 
     def spread(self, values_N: Tensor) -> Tensor:
         """[N] -> [B, C], 0 where nothing was scored."""
@@ -129,11 +136,14 @@ def pack(
     attention_mask: Tensor,
     completion_width: int,
     skip_rows: Tensor | None = None,
+    read: Sequence[int] = (),
 ) -> Packing | None:
     """Pack a batch [B, P+C] of left-padded prompts, then right-padded completions.
 
-    ``skip_rows`` [B] names rows to leave out. Returns None when no completion token is left.
-    Raises :class:`ValueError` when the padding is elsewhere or a scored row has no prompt.
+    ``skip_rows`` [B] names rows to leave out. ``read`` are tokens that every prompt begins with and
+    that are left out, because they were read before; ignored if a prompt does not go on behind
+    them. Returns None when no completion token is left. Raises :class:`ValueError` when the padding
+    is elsewhere or a scored row has no prompt.
     """
     ids = input_ids.cpu().numpy()
     middle = ids.shape[1] - completion_width
@@ -158,8 +168,13 @@ def pack(
     completions = [ids[row, middle : middle + completion_tokens[row]] for row in rows]
 
     # Each level is (branches, parents, depths); the last token of a completion is in none.
+    read_tokens = len(read)
+    if not all(len(p) > read_tokens and p[:read_tokens].tolist() == [*read] for p in prompts):
+        read_tokens = 0
     shared = common_prefix_tokens([tuple(prompt.tolist()) for prompt in prompts])
-    if shared * (len(prompts) - 1) < _MIN_SAVED_TOKENS:
+    if read_tokens:
+        shared = read_tokens
+    elif shared * (len(prompts) - 1) < _MIN_SAVED_TOKENS:
         shared = 0
     tree: list[tuple[list[np.ndarray], list[int], list[int]]] = []
     if shared:
@@ -182,8 +197,9 @@ def pack(
         following += count - 1
 
     device = input_ids.device
+    token_ids = np.concatenate([b for level in tree for b in level[0]])
     return Packing(
-        token_ids=_tensor(np.concatenate([b for level in tree for b in level[0]]), device),
+        token_ids=_tensor(token_ids[read_tokens:], device),
         position_ids=_tensor(
             np.concatenate(
                 [
@@ -191,15 +207,33 @@ def pack(
                     for branches, _, depths in tree
                     for branch, depth in zip(branches, depths, strict=True)
                 ]
-            ),
+            )[read_tokens:],
             device,
         ),
         levels=_levels([level[:2] for level in tree], device),
         branches=_branches([level[:2] for level in tree]),
-        predictors=_tensor(np.concatenate(predictors), device),
+        predictors=_tensor(np.concatenate(predictors) - read_tokens, device),
         targets=_tensor(np.concatenate(completions), device),
         places=_tensor(np.concatenate(places), device),
         batch_shape=(ids.shape[0], completion_width),
+        read_tokens=read_tokens,
+    )
+
+
+def pack_tokens(token_ids: Sequence[int], device: torch.device) -> Packing:
+    """One branch, of which nothing is scored."""
+    ids = np.array(token_ids)
+    tree: list[tuple[list[np.ndarray], list[int]]] = [([ids], [])]
+    nothing = torch.zeros(0, dtype=torch.int64, device=device)
+    return Packing(
+        token_ids=_tensor(ids, device),
+        position_ids=_tensor(np.arange(len(ids)), device),
+        levels=_levels(tree, device),
+        branches=_branches(tree),
+        predictors=nothing,
+        targets=nothing,
+        places=nothing,
+        batch_shape=(0, 0),
     )
 
 

@@ -27,7 +27,7 @@ from abacist.policy.choices import Choice
 from abacist.policy.families import compute_dtype_of
 from abacist.policy.model_parts import base_of
 from abacist.policy.scoring.attention_backend import AttentionBackend, HeadShape, choose_backend
-from abacist.policy.scoring.forward import hidden_states
+from abacist.policy.scoring.forward import SharedPrefix, hidden_states
 from abacist.policy.scoring.head import score_tokens
 from abacist.policy.scoring.packing import GatherRows, pack
 
@@ -42,6 +42,7 @@ def score(
     compute_entropy: bool = False,
     head_chunk_tokens: int | None = None,
     skip_rows: Tensor | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of completion tokens, as ``trl.GRPOTrainer`` defines them.
 
@@ -58,6 +59,7 @@ def score(
         head_chunk_tokens: tokens whose logits are held at once; None: chosen by the vocabulary.
         skip_rows: [B], True for rows to leave out: their values are 0 and without gradient.
             That is exact only where such a row adds nothing to the loss.
+        prefix: what prompts begin with, if several batches share its states.
 
     Returns:
         Log-probabilities [B, C] in float32 (0 where nothing was scored), differentiable by the
@@ -67,14 +69,15 @@ def score(
         ValueError: the padding is not as above, or a completion has no prompt.
     """
     causal_lm = base_of(model)
-    packing = pack(input_ids, attention_mask, logits_to_keep, skip_rows)
+    read = () if prefix is None else prefix.token_ids
+    packing = pack(input_ids, attention_mask, logits_to_keep, skip_rows, read)
 
     def forward() -> tuple[Tensor, Tensor | None]:
         if packing is None:
             zeros_BC = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
             return zeros_BC + _zero_of(causal_lm), zeros_BC if compute_entropy else None
         dtype = compute_dtype_of(causal_lm)
-        hidden_TH = hidden_states(causal_lm, packing, _backend(causal_lm, dtype), dtype)
+        hidden_TH = hidden_states(causal_lm, packing, _backend(causal_lm, dtype), dtype, prefix)
         # A prompt's last state predicts the first token of each of its completions, so its
         # gradient is a sum over them.
         logps_N, entropies_N = score_tokens(
