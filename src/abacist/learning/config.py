@@ -13,6 +13,7 @@ import argparse
 import copy
 import difflib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -305,7 +306,9 @@ def _step_in_words(config: Config) -> list[str]:
 def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
     """Choose mixed precision unless it is set: TRL's default is bf16, which needs a GPU."""
     notes = []
-    if settings.get("device") == "cpu":
+    # Without a GPU accelerate takes several processes for one, unless it is told.
+    is_one_of_several = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    if settings.get("device") == "cpu" or is_one_of_several:
         settings["use_cpu"] = True
     on_gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     settings.setdefault("dataloader_pin_memory", on_gpu)

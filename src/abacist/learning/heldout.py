@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from abacist.learning import processes
 from abacist.learning.config import Config
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.task import Task
@@ -14,6 +15,7 @@ from abacist.policy.decoding.progress import Decoded, Progress
 from abacist.policy.loading import Policy
 from abacist.proof.evaluate import Evaluation, evaluate
 from abacist.records.rundir import RunDir
+from abacist.task.custom_rewards import RewardFunc
 from abacist.task.problems import Problem
 
 VERDICT_SAMPLES = 4
@@ -29,7 +31,10 @@ SELECTION_METRICS = {
 
 @dataclass
 class HeldoutEvaluation:
-    """Evaluates a policy on the held-out and the selection split, always in the same way."""
+    """Evaluates a policy on the held-out and the selection split, always in the same way.
+
+    Several processes share the replies between them, and each gets the whole result.
+    """
 
     config: Config
     task: Task
@@ -55,9 +60,13 @@ class HeldoutEvaluation:
         what = f"{count:,} replies to {len(heldout):,} held-out problems"
         self.watcher.stage(f"Measuring {when} training: {what}" + (f", {share}" if share else ""))
         tell = told_of(self.watcher, f"{when} training")
-        rewards, weights = reported_rewards(
-            self.config.settings, self.watcher.note, given=self.config.functions
-        )
+        # A reward may cost money: one process calls it.
+        rewards: list[RewardFunc] = []
+        weights: list[float] | None = None
+        if processes.is_main():
+            rewards, weights = reported_rewards(
+                self.config.settings, self.watcher.note, given=self.config.functions
+            )
         how = {"split": "heldout", "rewards": rewards, "reward_weights": weights}
         greedy = self._evaluate(
             policy,
@@ -65,7 +74,8 @@ class HeldoutEvaluation:
             lambda found: tell(found.before(VERDICT_SAMPLES * len(repeated))),
             **how,
         )
-        greedy.save(self.run.evals_dir / when)
+        if processes.is_main():
+            greedy.save(self.run.evals_dir / when)
         if fault := greedy.conditions.get("rewards"):
             self.watcher.note(f"Warning: {fault}")
         if greedy.figures["stopped"].value == 0:
@@ -86,7 +96,8 @@ class HeldoutEvaluation:
                 num_samples=VERDICT_SAMPLES,
                 temperature=1.0,
             )
-            sampled.save(self.run.evals_dir / f"{when}-sampled")
+            if processes.is_main():
+                sampled.save(self.run.evals_dir / f"{when}-sampled")
         self.measured_seconds = time.monotonic() - began
         return greedy, sampled
 
@@ -107,6 +118,7 @@ class HeldoutEvaluation:
             max_completion_tokens=self.config.max_completion_tokens,
             batch_size=self.config.script.eval_batch_size,
             progress=progress,
+            generate=processes.generate,
             run_id=self.run.run_id,
             **how,
         )
