@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +20,13 @@ from typing import Any
 
 from abacist.cli import console
 from abacist.cli.flags import nearest
-from abacist.errors import AbacistError, UsageError, first_line
+from abacist.errors import AbacistError, ProcessLost, UsageError, first_line
 
 MULTI_CPU, SINGLE_GPU = "multi_cpu", "single_gpu"
 PROFILES = (SINGLE_GPU, "multi_gpu", "fsdp1", "fsdp2", "zero1", "zero2", "zero3", MULTI_CPU)
 # A step, and a checkpoint after it, may take minutes; accelerate's launcher would wait for 30 s.
 SHUTDOWN_SECONDS = 600
+ENDED_BY_LAUNCHER = (signal.SIGTERM, signal.SIGINT)
 _CPU_FLAGS = [
     "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
     "--main_process_port", "0",
@@ -182,8 +184,14 @@ def _launched(launch: Launch, arguments: list[str], argv: Sequence[str]) -> int:
             launch_command(asked)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        for rank, code in codes.items():
+            if code < 0 and -code not in ENDED_BY_LAUNCHER:  # it could not say so itself
+                raise ProcessLost(
+                    f"rank {rank} was ended by {signal.Signals(-code).name}, and with it the run",
+                    "Something else ended it: too little memory, or a person.",
+                ) from error
         code = int(codes.get(0) or next(iter(codes.values())))
-        return code if code > 0 else 1
+        return code if code > 0 else 128 - code
     except SignalException as stop:
         return 128 + int(stop.sigval)
     except (AbacistError, MemoryError):

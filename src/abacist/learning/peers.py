@@ -142,6 +142,8 @@ class Peers:
             error = found.as_error()
             lines = [f"error: {error.message}", *(f"  {line}" for line in error.hint.split("\n"))]
             shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a panel may have hidden the cursor
+            with suppress(Exception):  # what was printed before stands before
+                sys.stdout.flush()
             os.write(2, (shown + "\n".join(lines) + "\n").encode())
         os._exit(found.exit_code)
 
@@ -153,7 +155,8 @@ class Peers:
         is_cut_off = _is_of_a_lost_peer(error)
         found = self._wait_for_an_ending() if is_cut_off else self.look()
         # Where one process ends, a launcher ends the others by SIGTERM.
-        follows = is_cut_off or isinstance(error, Interrupted | SystemExit)
+        is_ended = isinstance(error, Interrupted | SystemExit)
+        follows = is_cut_off or (is_ended and found is not None and found.exit_code != _code(error))
         if found is not None and (found.is_lost or follows):
             error = found.as_error()
         elif is_cut_off:
@@ -172,7 +175,7 @@ class Peers:
         told = {"message": f"{type(error).__name__}: {first_line(error)}", "hint": ""}
         if isinstance(error, AbacistError):
             told = {"message": error.message, "hint": error.hint}
-        code = getattr(error, "exit_code", 1)
+        code = _code(error)
         with suppress(RuntimeError, dist.DistError):  # without a store the others end too
             self.store.set(f"ended/{self.rank}", json.dumps({**told, "exit_code": code}))
 
@@ -214,6 +217,10 @@ def watched() -> Iterator[Peers | None]:
         raise ended from error
     finally:
         peers.stop()
+
+
+def _code(error: BaseException) -> int:
+    return int(getattr(error, "exit_code", 1))
 
 
 def _is_of_a_lost_peer(error: BaseException | None) -> bool:

@@ -37,6 +37,7 @@ from abacist.learning.trackers.run_identity import RunIdentity
 from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
@@ -322,6 +323,9 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
         )
     if config.model.dtype == "auto" and (line := fastpath.hold_in_float32(trainer)) is not None:
         watcher.note(f"  {line}")
+    if fastpath.unsupported_reason(trainer, FastPart.SCORING) is None:
+        # Our forward uses every weight that is trained, so DDP need not look for one that is not.
+        training.ddp_find_unused_parameters = training.ddp_find_unused_parameters or False
     try_out(trainer, config)
     # The watcher shows progress, and metrics.jsonl keeps it; transformers would print it again.
     trainer.remove_callback(transformers.PrinterCallback)
