@@ -136,6 +136,11 @@ def _arguments(launch: Launch, number: int | None, cards: int) -> list[str]:
         )
     number = number or settings.get("num_processes")
     on_cpu = settings.get("use_cpu") or kind == "MULTI_CPU"
+    if on_cpu and kind != "FSDP":  # which is refused where it is found not to shard
+        raise UsageError(
+            f"{launch.config} is for CPUs, where accelerate's launcher starts one process only",
+            f"--accelerate_config {MULTI_CPU} --num_processes {number or 2}",
+        )
     machines = settings.get("num_machines") or 1
     if not on_cpu and machines == 1 and isinstance(number, int) and number > cards:
         raise UsageError(

@@ -289,6 +289,12 @@ def _step_in_words(config: Config) -> list[str]:
         f"a step: {problems} problems × {size} replies = {problems * size} replies "
         f"of at most {config.max_completion_tokens} tokens"
     ]
+    if training.world_size > 1:
+        share = problems * size // training.world_size
+        lines.append(
+            f"{training.world_size} processes write and train {share} replies of it each; the step "
+            f"of one process has {share} (--per_device_train_batch_size is for each)"
+        )
     if 0 < training.max_steps <= training.warmup_steps and training.warmup_steps >= 1:
         lines.append(
             f"warning: the learning rate rises over {training.warmup_steps:g} warm-up steps "

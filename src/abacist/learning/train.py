@@ -31,12 +31,19 @@ from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.resume.training_state import random_state, set_random_state
 from abacist.learning.rewards import load_rewards, refuse_hackable
 from abacist.learning.seen import seen_in
-from abacist.learning.setup_checks import LORA, refuse_unmatched_targets, setting_up, try_out
+from abacist.learning.setup_checks import (
+    LORA,
+    refuse_shards,
+    refuse_unmatched_targets,
+    setting_up,
+    try_out,
+)
 from abacist.learning.task import Task, check_fit, load_task, split_lines
 from abacist.learning.trackers.run_identity import RunIdentity
 from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy import families
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
@@ -169,6 +176,8 @@ def _train_in(
     )
     heldout = HeldoutEvaluation(config, task, run, watcher)
     trainer = make_trainer(policy, rewards, heldout)
+    looks = config.training.eval_strategy != "no"
+    refuse_shards(trainer, len(task.heldout) + looks * len(task.selection))
     if processes.is_main():
         if is_resumed:
             resuming.note_resumption(run, made_of, watcher)
@@ -307,6 +316,10 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
     # Attached, or not, by whoever trains: TRL would write before the run is begun.
     training.report_to, training.log_completions = [], False
     training.run_name = training.run_name or run.run_id
+    is_known = families.unsupported_reason(policy.model, FastPart.SCORING) is None
+    if is_known and training.ddp_find_unused_parameters is None:
+        # A forward of these families uses every weight: DDP need not look for one that is not used.
+        training.ddp_find_unused_parameters = False
     if not task.selection:  # a recipe may ask for measurements that a flag left nothing for
         training.eval_strategy = transformers.IntervalStrategy.NO
     selection = Dataset.from_list(task.rows(task.selection)) if task.selection else None
@@ -323,9 +336,6 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
         )
     if config.model.dtype == "auto" and (line := fastpath.hold_in_float32(trainer)) is not None:
         watcher.note(f"  {line}")
-    if fastpath.unsupported_reason(trainer, FastPart.SCORING) is None:
-        # Our forward uses every weight that is trained, so DDP need not look for one that is not.
-        training.ddp_find_unused_parameters = training.ddp_find_unused_parameters or False
     try_out(trainer, config)
     # The watcher shows progress, and metrics.jsonl keeps it; transformers would print it again.
     trainer.remove_callback(transformers.PrinterCallback)
