@@ -37,6 +37,7 @@ def start(*arguments: str, log: Path) -> subprocess.Popen[str]:
             stdout=file,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding="utf-8",
         )
 
 
