@@ -93,6 +93,10 @@ class TrainingError(AbacistError):
     """A training that was stopped because it could not go on soundly; what was good is kept."""
 
 
+class ProcessLost(TrainingError):
+    """Another process of a training is gone. Every process that is left says so."""
+
+
 class Interrupted(AbacistError):
     """Work that a signal ended. Its exit code is the shell's: 130 Ctrl-C, 143 SIGTERM."""
 

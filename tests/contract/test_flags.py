@@ -25,7 +25,9 @@ OWN_FIELDS = {
     for kind in (OurConfig, OurModel, OurScript)
     for field in dataclasses.fields(kind)
 }
-READ_BY_THE_VERB = {"--config", "--dry_run", "--json", "--resume"}
+READ_BY_THE_VERB = {
+    "--accelerate_config", "--config", "--dry_run", "--json", "--num_processes", "--resume",
+}  # fmt: skip
 
 
 def test_every_flag_shown_is_trls_or_ours() -> None:

@@ -15,12 +15,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
-IN_TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+GRADIENTS = SCRIPT.with_name("gradients_in_processes.py")
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
+IN_TWO = [*LAUNCHER, "--nproc_per_node=2"]
+KINDS = ("llama-3.2-instruct", "qwen2.5-instruct")
 
 
-def run(launcher: list[str], *arguments: str) -> str:
+def run(launcher: list[str], *arguments: str, script: Path = SCRIPT) -> str:
     done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), *arguments],
+        [sys.executable, *launcher, str(script), *arguments],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -46,3 +49,17 @@ def test_two_processes_choose_the_replies_that_one_would_and_end_at_its_weights(
         run(launcher, str(lookalike("qwen2.5-instruct")), str(tmp_path), "2")
     two, one = (torch.load(tmp_path / f"weights-{count}.pt") for count in (2, 1))
     assert float((two - one).abs().max()) < 1e-5
+
+
+def test_gradients_of_two_and_four_processes_are_those_of_one(
+    lookalike: Callable[[str], Path], tmp_path: Path
+) -> None:
+    models = [str(lookalike(kind)) for kind in KINDS]
+    for launcher in ([], IN_TWO, [*LAUNCHER, "--nproc_per_node=4"]):
+        run(launcher, str(tmp_path), *models, script=GRADIENTS)
+    for name in [f"{kind}-{what}" for kind in KINDS for what in ("lora", "full")]:
+        one, *others = (torch.load(tmp_path / f"{name}-{count}.pt") for count in (1, 2, 4))
+        assert max(float(gradient.abs().max()) for gradient in one.values()) > 0.01
+        for other in others:
+            assert other.keys() == one.keys()
+            assert max(float((other[key] - one[key]).abs().max()) for key in one) < 1e-5, name

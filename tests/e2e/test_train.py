@@ -185,14 +185,6 @@ def test_a_custom_reward_with_a_weight_is_paid_and_recorded(
     capsys.readouterr()
 
 
-def test_several_processes_are_refused_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["train", "--output_dir", str(tmp_path / "run")]) == 2
-    assert "one process" in capsys.readouterr().err and not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured) -> None:
     run = tmp_path / "run"

@@ -1,6 +1,6 @@
 """``make soak``: everything that docs/reliability.md promises about stops, tried at length.
 
-    PYTHONPATH=src:tests python -m soak [PART ...] [--kills N] [--sigterms N]
+    PYTHONPATH=src:tests python -m soak [PART ...] [--kills N] [--rank_kills N] [--sigterms N]
 
 Every trial is kept in runs/soak.json as soon as it is done, so a soak that is stopped goes on where
 it was. At the end its result is written to docs/reliability.md.
@@ -38,6 +38,7 @@ TITLES = {
     "matrix": "resumed after each step, in 25 configurations: equal to the last byte",
     "saves": "SIGKILL before every change that a save makes on the disk, then resumed to the end",
     "kills": "SIGKILL at a random moment, then resumed to the end",
+    "ranks": "one of two processes killed by SIGKILL: the other ends, then resumed to the end",
     "sigterm": "SIGTERM at a random moment: saved, exit 143, then resumed to the end",
     "damage": "each file of a checkpoint emptied, zeroed, halved, missing, one bit flipped",
     "faults": "every fault of the table above",
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(TITLES))
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs at random moments")
     parser.add_argument("--sigterms", type=int, default=20, help="SIGTERMs at random moments")
+    parser.add_argument("--rank_kills", type=int, default=20, help="runs on two processes")
     parser.add_argument("--ledger", type=Path, default=ROOT / "runs" / "soak.json")
     options = parser.parse_args(argv)
     unknown = [part for part in options.parts if part not in TITLES]
@@ -81,7 +83,8 @@ def trials_of(part: str, options: argparse.Namespace, folder: Path) -> Trials:
     elif part == "faults":
         yield "all", injected_faults
     else:
-        module = importlib.import_module("soak.damage" if part == "damage" else "soak.kills")
+        own = {"damage": "soak.damage", "ranks": "soak.ranks"}
+        module = importlib.import_module(own.get(part, "soak.kills"))
         yield from getattr(module, part)(folder / "shared", options)
 
 

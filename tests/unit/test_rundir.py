@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from abacist.errors import RunError
-from abacist.records.lock import RunLock, _identity, may_run
+from abacist.records.lock import RunLock, identity, may_run
 from abacist.records.provenance import build_manifest, data_fingerprint, scrub_argv
 from abacist.records.rundir import RunDir, write_aside, write_json
 from abacist.records.secrets import REDACTED, names_a_secret
@@ -183,7 +183,7 @@ def test_without_kernel_locks_the_named_process_decides(
     path = finished_run(Path("out"))
     if not kernel_locks:
         monkeypatch.setattr("abacist.records.lock._flock", lambda descriptor: None)
-    alive = _identity(os.getppid())
+    alive = identity(os.getppid())
     lock_file = path / "run.lock"
 
     def is_free(owner: object) -> bool:

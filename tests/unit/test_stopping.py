@@ -119,3 +119,26 @@ def test_an_interrupted_run_has_the_exit_code_of_its_signal() -> None:
         Interrupted("stopped", "", number).exit_code for number in (signal.SIGINT, signal.SIGTERM)
     ]
     assert codes == [130, 143]
+
+
+def test_several_processes_stop_where_they_ask_each_other_and_nowhere_else() -> None:
+    heard_elsewhere = [0, 0]
+
+    def agreed(*numbers: int) -> tuple[int, ...]:
+        return tuple(map(max, numbers, heard_elsewhere))
+
+    with StopRequests(agreed=agreed) as stops, stops.deferred():
+        with stops.at_once():
+            signal.raise_signal(signal.SIGTERM)  # the others are elsewhere: it waits
+        with pytest.raises(StopNow) as mine, stops.at_once():
+            pytest.fail("it went on although a signal was heard")
+        stops.requested = None
+        stops.check()
+        heard_elsewhere[0] = signal.SIGINT
+        with pytest.raises(StopNow) as theirs:
+            stops.check()
+        heard_elsewhere[:] = [0, 1]
+        with pytest.raises(StopNow) as hours:
+            stops.check()
+    stops_by = [one.value.signal_number for one in (mine, theirs, hours)]
+    assert stops_by == [signal.SIGTERM, signal.SIGINT, None]

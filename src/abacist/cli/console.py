@@ -38,7 +38,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from abacist.errors import AbacistError
+from abacist.errors import AbacistError, ProcessLost
 from abacist.records.secrets import without_secrets
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -61,7 +61,8 @@ def run(verb: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except AbacistError as error:
-        say_error(error.message, error.hint)
+        if _speaks(error):
+            say_error(error.message, error.hint)
         return error.exit_code
     except SystemExit as stop:  # argparse after --help, SIGTERM, or a library that gives up
         if isinstance(stop.code, str):
@@ -87,6 +88,11 @@ def run(verb: Callable[[], int]) -> int:
             signal.signal(signal.SIGTERM, previous)
 
 
+def _speaks(error: AbacistError) -> bool:
+    """Of several processes the first of each machine speaks, and all where one was lost."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, ProcessLost)
+
+
 def _terminated(signal_number: int, frame: object) -> NoReturn:
     raise SystemExit(TERMINATED)
 
@@ -96,13 +102,20 @@ def say_error(message: str, hint: str = "") -> None:
     from abacist.view.plaintext import visible  # loads rich: only once there is an error
 
     label = "\x1b[1;31merror:\x1b[0m" if has_colours(sys.stderr) else "error:"
-    hint = _COMMAND.sub(lambda _: program(), hint)
+    hint = as_typed(hint)
     lines = [message, *(f"  {line}" for line in hint.split("\n") if hint)]
     print(label, without_secrets(visible("\n".join(lines))), file=sys.stderr)
 
 
+def as_typed(text: str) -> str:
+    """``text`` with the name of this program in commands as the user types it."""
+    return _COMMAND.sub(lambda _: program(), text)
+
+
 def program() -> str:
     """How to type this program's name where the user stands: the way it was started."""
+    if launched_as := os.environ.get("ABACIST_PROGRAM"):  # by `abacist train --accelerate_config`
+        return launched_as
     started = Path(sys.argv[0])
     if started.parts[-2:] == ("abacist", "__main__.py"):
         return "python -m abacist"

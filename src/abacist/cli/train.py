@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from abacist.cli import console
 from abacist.cli.flags import render
+from abacist.cli.launch import Launch, hand_over, take_launch
 from abacist.errors import UsageError
 from abacist.learning.helptext import TRAIN_FLAGS, recipe_names
 
@@ -32,7 +33,8 @@ NO_VERDICT = "There is no verdict: no problems were held out (--num_heldout_prob
 class Request:
     """What was asked for: ``flags`` is the rest of the line, for ``learning.config``.
 
-    ``dry_run_problems`` is how many problems a dry run asks; None trains.
+    ``dry_run_problems`` is how many problems a dry run asks; None trains. ``launch`` is how several
+    processes are to be started.
     """
 
     recipe: str | None
@@ -40,6 +42,7 @@ class Request:
     flags: list[str]
     as_json: bool
     dry_run_problems: int | None = None
+    launch: Launch | None = None
 
 
 def run(argv: list[str]) -> int:
@@ -53,21 +56,31 @@ def run(argv: list[str]) -> int:
         print(full_help())
         return 0
     request = read_request(argv)
+    if request.launch is not None:
+        rest = list(argv)
+        take_launch(rest)
+        if (code := hand_over(request.launch, rest)) is not None:
+            return code
     with console.stdout_for(result_only=request.as_json) as stdout:
         console.say_starting()
         from abacist.delivery.ending import write_page_and_card
+        from abacist.learning import processes
         from abacist.learning.config import load_config
         from abacist.learning.train import train
         from abacist.view.live import Live
         from abacist.view.verdict import verdict_json, verdict_text
 
+        processes.refuse_missing_cards()
         config = load_config(request.recipe, request.config_path, request.flags)
         if request.dry_run_problems is not None:
             return say_plan(config, request.dry_run_problems, request.as_json, stdout)
         with Live() as watcher:
             result = train(config, watcher=watcher)
+        if not processes.is_main():
+            return 0
         if result.stopped:
-            return say_stopped(str(result.path), result.stopped, request.as_json, stdout)
+            resume = processes.command_to_resume(result.path)
+            return say_stopped(str(result.path), result.stopped, resume, request.as_json, stdout)
         sampled = (result.sampled_before, result.sampled_after)
         compared = result.comparison
         if request.as_json:
@@ -107,9 +120,9 @@ def say_plan(config: Config, num_problems: int, as_json: bool, stdout: TextIO) -
     return 0 if found.fits else 1
 
 
-def say_stopped(run_path: str, why: str, as_json: bool, stdout: TextIO) -> int:
+def say_stopped(run_path: str, why: str, resume: str, as_json: bool, stdout: TextIO) -> int:
     """A run that stopped in time, as asked, is no failure: say how it goes on."""
-    resume = f"{console.program()} train --resume {shlex.quote(run_path)}"
+    resume = console.as_typed(resume)
     if as_json:
         stopped = {"run": run_path, "verdict": None, "stopped": why, "resume": resume}
         console.print_json(stopped, stdout)
@@ -146,7 +159,10 @@ def read_request(argv: list[str]) -> Request:
         if not flags[at + 1 : at + 2] or flags[at + 1].startswith("--"):
             raise UsageError("--resume takes a run or one of its checkpoints", "--resume runs/…")
         flags[at] = "--resume_from_checkpoint"
+    launch = take_launch(flags)
     dry_run_problems = _take_dry_run(flags)
+    if launch is not None and dry_run_problems is not None:
+        raise UsageError("--dry_run plans one process", "Leave --accelerate_config out.")
     as_json = "--json" in flags
     return Request(
         recipe=recipes[0] if recipes else None,
@@ -154,6 +170,7 @@ def read_request(argv: list[str]) -> Request:
         flags=[flag for flag in flags if flag != "--json"],
         as_json=as_json,
         dry_run_problems=dry_run_problems,
+        launch=launch,
     )
 
 

@@ -269,6 +269,10 @@ def _add_verdict(run: RunDir, manifest: Mapping[str, Any], parts: _Parts) -> Non
 
 def _add_replays(run: RunDir, parts: _Parts) -> None:
     """Steps that came right after a checkpoint: their rollouts, weights and random stream."""
+    if (count := run.read_manifest().get("processes", 1)) != 1:
+        parts.notes.append(f"No training rollouts can be replayed: {count} processes wrote them, "
+                           "each from a random stream of its own.")  # fmt: skip
+        return
     found = []
     for checkpoint in checkpoints.checkpoints_of(run.path):
         step = checkpoints.step_of(checkpoint)

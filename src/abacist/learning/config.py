@@ -13,6 +13,7 @@ import argparse
 import copy
 import difflib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -288,6 +289,12 @@ def _step_in_words(config: Config) -> list[str]:
         f"a step: {problems} problems × {size} replies = {problems * size} replies "
         f"of at most {config.max_completion_tokens} tokens"
     ]
+    if training.world_size > 1:
+        share = problems * size // training.world_size
+        lines.append(
+            f"{training.world_size} processes write and train {share} replies of it each; the step "
+            f"of one process has {share} (--per_device_train_batch_size is for each)"
+        )
     if 0 < training.max_steps <= training.warmup_steps and training.warmup_steps >= 1:
         lines.append(
             f"warning: the learning rate rises over {training.warmup_steps:g} warm-up steps "
@@ -305,7 +312,9 @@ def _step_in_words(config: Config) -> list[str]:
 def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
     """Choose mixed precision unless it is set: TRL's default is bf16, which needs a GPU."""
     notes = []
-    if settings.get("device") == "cpu":
+    # Without a GPU accelerate takes several processes for one, unless it is told.
+    is_one_of_several = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
+    if settings.get("device") == "cpu" or is_one_of_several:
         settings["use_cpu"] = True
     on_gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     settings.setdefault("dataloader_pin_memory", on_gpu)

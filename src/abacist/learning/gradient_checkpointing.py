@@ -16,7 +16,7 @@ from typing import Any
 from peft import PeftModel
 
 from abacist.errors import first_line
-from abacist.learning import fastpath
+from abacist.learning import fastpath, processes
 from abacist.learning.config import Config
 from abacist.learning.dryrun.memory import (
     ROOMY_FRACTION,
@@ -42,7 +42,9 @@ def decide(config: Config, task: Task, policy: Policy, trainer: Any) -> str | No
     """
     if not config.chooses_checkpointing:
         return None
-    is_on, why = _choice(config, task, policy, trainer)
+    # Every process measures, and memory is not the same in all: one decides.
+    choice = _choice(config, task, policy, trainer)
+    is_on, why = processes.from_main(lambda: choice)
     for args in (trainer.args, config.training):
         args.gradient_checkpointing = args.activation_checkpointing = is_on
     if is_on and isinstance(trainer.model, PeftModel):

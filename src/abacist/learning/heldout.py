@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from abacist.learning import processes
 from abacist.learning.config import Config
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.task import Task
@@ -15,6 +16,7 @@ from abacist.policy.loading import Policy
 from abacist.proof.evaluate import Evaluation, evaluate
 from abacist.records.openings import AFTER, BEFORE, FINAL, SELECTION, Opening, note_opening
 from abacist.records.rundir import RunDir
+from abacist.task.custom_rewards import RewardFunc
 from abacist.task.problems import Problem
 
 VERDICT_SAMPLES = 4
@@ -30,7 +32,10 @@ SELECTION_METRICS = {
 
 @dataclass
 class HeldoutEvaluation:
-    """Evaluates a policy on the held-out and the selection split, always in the same way."""
+    """Evaluates a policy on the held-out and the selection split, always in the same way.
+
+    Several processes share the replies between them, and each gets the whole result.
+    """
 
     config: Config
     task: Task
@@ -57,9 +62,13 @@ class HeldoutEvaluation:
         what = f"{count:,} replies to {len(heldout):,} held-out problems"
         self.watcher.stage(f"Measuring {when} training: {what}" + (f", {share}" if share else ""))
         tell = told_of(self.watcher, f"{when} training")
-        rewards, weights = reported_rewards(
-            self.config.settings, self.watcher.note, given=self.config.functions
-        )
+        # A reward may cost money: one process calls it.
+        rewards: list[RewardFunc] = []
+        weights: list[float] | None = None
+        if processes.is_main():
+            rewards, weights = reported_rewards(
+                self.config.settings, self.watcher.note, given=self.config.functions
+            )
         how = {"split": "heldout", "rewards": rewards, "reward_weights": weights}
         self._note_opening(when, len(heldout), step)
         greedy = self._evaluate(
@@ -68,7 +77,8 @@ class HeldoutEvaluation:
             lambda found: tell(found.before(VERDICT_SAMPLES * len(repeated))),
             **how,
         )
-        greedy.save(self.run.evals_dir / when)
+        if processes.is_main():
+            greedy.save(self.run.evals_dir / when)
         if fault := greedy.conditions.get("rewards"):
             self.watcher.note(f"Warning: {fault}")
         if greedy.figures["stopped"].value == 0:
@@ -90,20 +100,24 @@ class HeldoutEvaluation:
                 num_samples=VERDICT_SAMPLES,
                 temperature=1.0,
             )
-            sampled.save(self.run.evals_dir / f"{when}-sampled")
+            if processes.is_main():
+                sampled.save(self.run.evals_dir / f"{when}-sampled")
         self.measured_seconds = time.monotonic() - began
         return greedy, sampled
 
     def _note_opening(self, when: str, count: int, step: int, kind: str = "") -> None:
         purpose, weights = (BEFORE, "checkpoint-0") if when == "before" else (AFTER, FINAL)
         opened = Opening("heldout", purpose, count, weights, step, count, f"evals/{when}{kind}")
-        note_opening(self.run.path, opened)
+        self._note(opened)
+
+    def _note(self, opened: Opening) -> None:
+        if processes.is_main():
+            note_opening(self.run.path, opened)
 
     def selection(self, policy: Policy, step: int) -> dict[str, float]:
         """Greedy accuracy and format on the selection split after ``step``: ``--eval_steps``."""
         count = len(self.task.selection)
-        opened = Opening("selection", SELECTION, count, f"checkpoint-{step}", step)
-        note_opening(self.run.path, opened)
+        self._note(Opening("selection", SELECTION, count, f"checkpoint-{step}", step))
         tell = told_of(self.watcher, "selection problems")
         found = self._evaluate(policy, self.task.selection, tell, split="selection", rewards=[])
         return {name: found.figures[figure].value for name, figure in SELECTION_METRICS.items()}
@@ -119,6 +133,7 @@ class HeldoutEvaluation:
             max_completion_tokens=self.config.max_completion_tokens,
             batch_size=self.config.script.eval_batch_size,
             progress=progress,
+            generate=processes.generate,
             run_id=self.run.run_id,
             **how,
         )

@@ -120,6 +120,9 @@ TRAIN_FLAGS = (
             Flag("--resume_from_checkpoint", "PATH", "TRL's name for it; `latest` is that of "
                  "--output_dir"),
             Flag("--force", "", "resume although settings, data or rewards are not the run's"),
+            Flag("--accelerate_config", "NAME", "start several processes: single_gpu, multi_gpu, "
+                 "fsdp1, fsdp2, zero1, zero2, zero3 (TRL's), multi_cpu, or a file"),
+            Flag("--num_processes", "N", "how many; each has --per_device_train_batch_size"),
             Flag("--max_hours", "H", "save and stop before the step that would take it past H "
                  "hours"),
             Flag("--config", "FILE", "flags from a YAML file; what is typed wins over it"),

@@ -8,6 +8,7 @@ step. Used around the assembly of a run and nowhere in the training loop.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import DistributedType
 from torch.utils.checkpoint import checkpoint
 
 from abacist.errors import AbacistError, UsageError
@@ -101,6 +103,26 @@ def try_out(trainer: Any, config: Config) -> None:
         raise UsageError(
             f"--metric_for_best_model {metric} is not measured here",
             f"What --eval_steps measures: {', '.join(SELECTION_METRICS)}.",
+        )
+
+
+def refuse_shards(trainer: Any, num_measured: int) -> None:
+    """Raises UsageError where held-out problems would be put to a model that lies in shards, and
+    where accelerate was told to shard and does not: on CPUs it replicates, without a word."""
+    is_asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if is_asked and trainer.accelerator.distributed_type != DistributedType.FSDP:
+        raise UsageError(
+            "FSDP was asked for, and accelerate shards on accelerators only",
+            "On CPUs: --accelerate_config multi_cpu, a whole model in each process.",
+        )
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    is_sharded = trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+    if is_sharded and num_measured:
+        kind = "FSDP" if trainer.is_fsdp_enabled else "ZeRO-3"
+        raise UsageError(
+            f"{kind} shards the weights over the processes, and Abacist cannot measure it",
+            "Train without: --num_heldout_problems 0 --eval_strategy no. Then measure what was "
+            "trained: abacist eval RUN.",
         )
 
 

@@ -9,7 +9,6 @@ refused before anything is measured, and before anything is written. The optimiz
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,8 +19,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 
-from abacist.errors import UsageError
-from abacist.learning import fastpath, gradient_checkpointing
+from abacist.learning import fastpath, gradient_checkpointing, peers, processes
 from abacist.learning.config import Config
 from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
@@ -34,13 +32,21 @@ from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.resume.training_state import random_state, set_random_state
 from abacist.learning.rewards import load_rewards, refuse_hackable
 from abacist.learning.seen import seen_in
-from abacist.learning.setup_checks import LORA, refuse_unmatched_targets, setting_up, try_out
+from abacist.learning.setup_checks import (
+    LORA,
+    refuse_shards,
+    refuse_unmatched_targets,
+    setting_up,
+    try_out,
+)
 from abacist.learning.task import Task, check_fit, load_task, split_lines
 from abacist.learning.trackers.run_identity import RunIdentity
 from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
+from abacist.policy import families
 from abacist.policy.choices import explain_matmul_precision, float32_matmul_precision
+from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import find
@@ -60,18 +66,22 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
     """
     watcher = watcher or Silent()
     refuse_incomplete(watcher)
+    if not processes.is_main():
+        watcher = Silent()
     config = config.copy()
-    stops = StopRequests(config.script.max_hours)
-    refuse_several_processes()
+    several = processes.count() > 1
+    stops = StopRequests(config.script.max_hours, processes.agreed if several else None)
     quiet_libraries()
     is_resumed = config.training.resume_from_checkpoint is not None
     if is_resumed and resuming.is_finished(config):
         return resuming.finished(config, watcher)
     with ExitStack() as held:
+        others = held.enter_context(peers.watched())
         # Refused or locked before anything is loaded. The place of a new run is left as it is
         # until all that the run needs is known to be there.
-        run = resuming.open_run(config, watcher) if is_resumed else RunDir.reserve(**place(config))
-        held.enter_context(run)
+        run = held.enter_context(_open(config, watcher))
+        if others is not None:
+            others.hint = f"Nothing saved is lost: {processes.command_to_resume(run.path)}"
         held.enter_context(float32_matmul_precision(config.model.float32_matmul_precision))
         task, rewards, policy = load_parts(config, watcher)
         trackers = held.enter_context(trackers_of(config, run, watcher))
@@ -83,6 +93,21 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
                 raise resuming.interrupted(stop, stops.where, run) from None
             stopped = f"{stop.reason} {resuming.where_stopped(stop, stops.where)}"
             return Run(run.path, None, None, None, None, None, stopped)
+
+
+def _open(config: Config, watcher: Watcher) -> RunDir:
+    """The run, new or resumed. The main process locks it and tells the others where it is."""
+    held: list[RunDir] = []
+
+    def opened() -> Path:
+        if config.training.resume_from_checkpoint is not None:
+            held.append(resuming.open_run(config, watcher))
+        else:
+            held.append(RunDir.reserve(**place(config)))
+        return held[0].path
+
+    path = processes.from_main(opened)
+    return held[0] if held else RunDir(path)
 
 
 def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Policy]:
@@ -142,27 +167,41 @@ def _train_in(
         | {"control": config.script.control}
         | {"dtype": str(policy.model.dtype).removeprefix("torch.")}
         | {"recipe": config.recipe, "task": task.to_json(), KEEPS_OPENINGS: True}
+        | {"processes": processes.count()}
         | resuming.fingerprints(policy.model, rewards)
     )
     made_of["versions"]["CPU kernels"] = build.description()
     if is_resumed:
         made_of = resuming.checked_resumption(config, run, made_of, watcher)
+    processes.refuse_differing(
+        {
+            "settings": config.settings,
+            **{part: made_of[part] for part in ("data", "model", "versions")},
+            "rewards": {f"reward {at}": one for at, one in enumerate(made_of["rewards"], start=1)},
+        }
+    )
     heldout = HeldoutEvaluation(config, task, run, watcher)
     trainer = make_trainer(policy, rewards, heldout)
-    if is_resumed:
-        resuming.note_resumption(run, made_of, watcher)
-    else:
-        run.clear()
-        run.write_manifest(made_of)
-        if data is not None:
-            write_aside(run.data_path, data)
-    write_aside(run.config_path, config.to_yaml().encode())
-    seen_in(task, policy.folder).write(run.path)
-    if task.shots:
-        save_shots(run.shots_path, task.shots)
+    looks = config.training.eval_strategy != "no"
+    refuse_shards(trainer, len(task.heldout) + looks * len(task.selection))
+    if processes.is_main():
+        if is_resumed:
+            resuming.note_resumption(run, made_of, watcher)
+        else:
+            run.clear()
+            run.write_manifest(made_of)
+            if data is not None:
+                write_aside(run.data_path, data)
+        write_aside(run.config_path, config.to_yaml().encode())
+        seen_in(task, policy.folder).write(run.path)
+        if task.shots:
+            save_shots(run.shots_path, task.shots)
+    processes.wait_for_all()
     watcher.note(f"  this run is kept in {run.path}")
 
     known = resuming.measured_before(run, task.heldout) if is_resumed else None
+    if any(processes.agreed(known is None)):
+        known = None
     if checkpointing := gradient_checkpointing.decide(config, task, policy, trainer):
         watcher.note(f"  {checkpointing}")
     paths = trainer.fast_path_report()
@@ -197,13 +236,14 @@ def _train_in(
     comparison = None
     if before and after:
         comparison = compare(before, after, control=config.script.control)
-    if comparison:
-        write_aside(
-            run.evals_dir / "verdict.json",
-            json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
-        )
-        trackers.verdict(comparison)
-    run.write_manifest(run.read_manifest() | {"finished": True})
+    if processes.is_main():
+        if comparison:
+            write_aside(
+                run.evals_dir / "verdict.json",
+                json.dumps(comparison.to_json(), indent=2, sort_keys=True).encode(),
+            )
+            trackers.verdict(comparison)
+        run.write_manifest(run.read_manifest() | {"finished": True})
     return Run(run.path, before, after, sampled_before, sampled_after, comparison)
 
 
@@ -228,19 +268,9 @@ def trackers_of(config: Config, run: RunDir, watcher: Watcher) -> Trackers:
         name=config.training.run_name,
         is_resumed=config.training.resume_from_checkpoint is not None,
     )
-    wanted = list(config.training.report_to or [])
+    wanted = list(config.training.report_to or []) if processes.is_main() else []
     keeps = config.training.log_completions
     return Trackers(wanted, identity, watcher.note, log_completions=keeps)
-
-
-def refuse_several_processes() -> None:
-    """Raise UsageError under a distributed launcher: a run directory has one writer."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "abacist train runs in one process, and a launcher has started several",
-            "Start it without accelerate launch or torchrun. In a script of your own, "
-            "abacist.GRPOTrainer runs in several processes as TRL's does.",
-        )
 
 
 def load_trainable(config: Config) -> Policy:
@@ -294,6 +324,10 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
     # Attached, or not, by whoever trains: TRL would write before the run is begun.
     training.report_to, training.log_completions = [], False
     training.run_name = training.run_name or run.run_id
+    is_known = families.unsupported_reason(policy.model, FastPart.SCORING) is None
+    if is_known and training.ddp_find_unused_parameters is None:
+        # A forward of these families uses every weight: DDP need not look for one that is not used.
+        training.ddp_find_unused_parameters = False
     if not task.selection:  # a recipe may ask for measurements that a flag left nothing for
         training.eval_strategy = transformers.IntervalStrategy.NO
     selection = Dataset.from_list(task.rows(task.selection)) if task.selection else None

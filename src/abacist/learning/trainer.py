@@ -24,7 +24,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from abacist.learning import canary, outcome_gating, problem_sampling, reply_selection
+from abacist.learning import (
+    canary,
+    outcome_gating,
+    problem_sampling,
+    processes,
+    reply_selection,
+)
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.resume.resumable import ResumableTrainer
 from abacist.learning.rollout_rows import Scored, rollouts_of
@@ -44,7 +50,7 @@ class GRPOTrainer(ResumableTrainer):
         everything else: as in ``trl.GRPOTrainer``.
 
     ``watch_replies``, if set, is given each generation batch of training: the step, and a rollout
-    for every completion of this process.
+    for every completion (where rollouts are not kept, for those of this process).
     """
 
     def __init__(self, *args: Any, evaluator: Evaluator | None = None, **kwargs: Any) -> None:
@@ -126,6 +132,7 @@ class GRPOTrainer(ResumableTrainer):
                 first_group=self._first_group(len(advantages)),
             )
             if self.keeps_rollouts:
+                rollouts = processes.gathered(rollouts)
                 self._keep(rollouts)
             if self.watch_replies is not None:
                 self.watch_replies(self.state.global_step + 1, rollouts)
@@ -156,13 +163,13 @@ class GRPOTrainer(ResumableTrainer):
         return before
 
     def _keep(self, rollouts: list[Rollout]) -> None:
-        several = self.accelerator.num_processes > 1
-        rank = f"-rank{self.accelerator.process_index}" if several else ""
-        within = self.args.gradient_accumulation_steps
+        if not self.accelerator.is_main_process:
+            return
+        within, part = self.args.gradient_accumulation_steps, ""
         if within > self.args.steps_per_generation:  # several generations in one step
-            rank = f"-part{self._step % within + 1}{rank}"
+            part = f"-part{self._step % within + 1}"
         folder = Path(str(self.args.output_dir)) / "rollouts"
-        write_rollouts(folder / f"step-{self.state.global_step + 1:06d}{rank}.parquet", rollouts)
+        write_rollouts(folder / f"step-{self.state.global_step + 1:06d}{part}.parquet", rollouts)
 
     def fast_path_report(self) -> list[str]:
         """As in ``FastTrainer``, and on which replies of a group it trains, if not on all."""

@@ -39,7 +39,7 @@ class RunLock:
             try:
                 has_kernel_lock = _flock(descriptor)
                 owner = _read_owner(self.path)
-                if has_kernel_lock is False or _is_alive(owner, trust_host=has_kernel_lock is None):
+                if has_kernel_lock is False or is_alive(owner, trust_host=has_kernel_lock is None):
                     raise RunError(
                         f"{self.path.parent}: process {owner.get('pid', 'unknown')} on "
                         f"{owner.get('host', 'this machine')} is writing this run.",
@@ -47,7 +47,7 @@ class RunLock:
                     )
                 if _is_same_file(descriptor, self.path):  # else its owner just released it: again
                     os.ftruncate(descriptor, 0)
-                    os.write(descriptor, json.dumps(_identity(os.getpid())).encode())
+                    os.write(descriptor, json.dumps(identity(os.getpid())).encode())
                     self._descriptor = descriptor
             finally:
                 if self._descriptor is None:
@@ -79,7 +79,8 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
     return False
 
 
-def _identity(pid: int) -> dict[str, Any]:
+def identity(pid: int) -> dict[str, Any]:
+    """What tells a running process from any other: its id, when it began, its machine."""
     return {"pid": pid, "started": _start_of(pid), "host": platform.node()}
 
 
@@ -91,7 +92,7 @@ def _read_owner(path: Path) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _is_alive(owner: dict[str, Any], *, trust_host: bool) -> bool:
+def is_alive(owner: dict[str, Any], *, trust_host: bool) -> bool:
     """Whether the named owner still runs.
 
     Processes of another host cannot be seen: with ``trust_host`` (no kernel lock to go by) such
@@ -103,7 +104,7 @@ def _is_alive(owner: dict[str, Any], *, trust_host: bool) -> bool:
     if owner.get("host") != platform.node():
         return trust_host
     if pid == os.getpid():
-        return trust_host and owner == _identity(pid)
+        return trust_host and owner == identity(pid)
     if sys.platform == "win32":
         return True
     return may_run(pid) and owner.get("started") in (None, _start_of(pid))

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from abacist.learning import gradient_checkpointing
+from abacist.errors import UsageError
+from abacist.learning import gradient_checkpointing, processes
 from abacist.learning.config import Config
 from abacist.learning.dryrun.burst import Burst, run_burst
 from abacist.learning.dryrun.memory import (
@@ -43,7 +44,7 @@ from abacist.learning.health.rules import rate_band, rate_out_of_band
 from abacist.learning.heldout import VERDICT_SAMPLES, HeldoutEvaluation
 from abacist.learning.task import Task
 from abacist.learning.tracking import Silent, Watcher, refuse_incomplete, told_of
-from abacist.learning.train import load_parts, make_trainer, place, refuse_several_processes
+from abacist.learning.train import load_parts, make_trainer, place
 from abacist.policy.choices import float32_matmul_precision
 from abacist.policy.loading import quiet_libraries
 from abacist.records.rundir import RunDir
@@ -139,6 +140,14 @@ class Plan:
         }
 
 
+def _refuse_several_processes() -> None:
+    if processes.count() > 1:
+        raise UsageError(
+            "--dry_run plans one process, and a launcher has started several",
+            "Plan without it: memory is that of each process, and so are seconds a micro-batch.",
+        )
+
+
 def plan(
     config: Config, watcher: Watcher | None = None, *, num_problems: int = PROBE_PROBLEMS
 ) -> Plan:
@@ -150,7 +159,7 @@ def plan(
     watcher = watcher or Silent()
     refuse_incomplete(watcher)
     config = config.copy()
-    refuse_several_processes()
+    _refuse_several_processes()
     quiet_libraries()
     RunDir.check(**place(config))
     with float32_matmul_precision(config.model.float32_matmul_precision):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abacist.learning.config import Config
@@ -47,6 +47,12 @@ class Work:
     def measured_replies(self) -> int:
         """Replies in one measurement, greedy and sampled."""
         return self.heldout + VERDICT_SAMPLES * self.repeated
+
+    def shared_by(self, processes: int) -> Work:
+        """The share of one of so many processes, the largest where it does not come out even."""
+        names = ("problems", "heldout", "repeated", "selection")
+        shares = {name: math.ceil(getattr(self, name) / processes) for name in names}
+        return replace(self, **shares)
 
 
 @dataclass(frozen=True)

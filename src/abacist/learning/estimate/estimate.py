@@ -16,7 +16,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from abacist.errors import AbacistError, first_line
-from abacist.learning import fastpath
+from abacist.learning import fastpath, processes
 from abacist.learning.config import Config
 from abacist.learning.estimate.cost import Cost, Work, cost_of, roughly, steps_within, work_of
 from abacist.learning.estimate.trial import Rates, measure_rates
@@ -79,14 +79,17 @@ def estimate(
         measurements=measurements,
     )
     measured_rows = min(work.eval_rows, max(work.measured_replies, work.selection, 1))
-    rates = measure_rates(policy, trainer, prompts, work.problems * work.generations, measured_rows)
+    # Every process tries at once, and so as fast as it will be beside the others.
+    share = work.shared_by(processes.count())
+    replies = share.problems * work.generations
+    rates = measure_rates(policy, trainer, prompts, replies, measured_rows)
     fraction = MIDDLE_FRACTION
     if reply_tokens is not None:
         fraction = min(1.0, reply_tokens / work.budget_tokens)
     return Estimate(
         rates,
-        cost_of(work, rates),
-        cost_of(work, rates, fraction),
+        replace(cost_of(share, rates), work=work),
+        replace(cost_of(share, rates, fraction), work=work),
         fraction * work.budget_tokens,
         reply_tokens is not None,
     )
@@ -153,7 +156,7 @@ def _within(found: Estimate, hours: float) -> str:
 def _warning(found: Estimate, config: Config, work: Work) -> list[str]:
     likely = roughly(found.likely.total_seconds)
     told = [f"Warning: this run would take about {likely} on this machine."]
-    if config.training.resume_from_checkpoint is not None:
+    if config.training.resume_from_checkpoint is not None or processes.count() > 1:
         # Its other settings belong to the run that was begun.
         return [*told, "--max_hours 8 saves and stops in time; --resume goes on from there."]
     if f"{config.recipe}-cpu" in recipe_names():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from abacist.errors import AbacistError, Interrupted, RunError
+from abacist.learning import processes
 from abacist.learning.config import Config, load_config
 from abacist.learning.resume import checkpoints
 from abacist.learning.resume.reward_code import reward_sum
@@ -129,6 +130,7 @@ def open_run(config: Config, watcher: Watcher) -> RunDir:
     try:
         run.clear_half_written()
         checkpoints.clear_leftovers(run.path)
+        _refuse_other_count(run)
         found = differing(config, run)
         if is_longer(found):
             watcher.note(f"  longer than when it was started: {longer_sentence(config, found)}")
@@ -206,6 +208,20 @@ def longer_sentence(config: Config, found: Mapping[str, tuple[Any, Any]]) -> str
         f"{then}, from here on it is the one for {now}: the result is not that of a run started "
         f"with {now}. That would take a constant schedule, or a new run."
     )
+
+
+def _refuse_other_count(run: RunDir) -> None:
+    """A run goes on in as many processes: each has a state of its own, and a share of the step."""
+    then, now = int(run.read_manifest().get("processes", 1)), processes.count()
+    if then != now:
+        words = "1 process" if then == 1 else f"{then} processes"
+        how = "without --accelerate_config" if then == 1 else f"with --num_processes {then}"
+        raise RunError(
+            f"{run.path} was started on {words} and would go on on {now}: a step would have other "
+            "replies, and each process keeps a state of its own.",
+            f"Resume it {how}, or begin a new run with what it learned so far:\nabacist train "
+            f"--model_name_or_path {run.path}",
+        )
 
 
 def _refuse_without_checkpoint(config: Config, run: RunDir) -> None:
@@ -316,7 +332,8 @@ def checkpoint_to_resume(config: Config, run: RunDir, watcher: Watcher) -> str |
     if checkpoints.checkpoints_of(run.path):
         is_run = Path(wanted).is_dir() and checkpoints.step_of(Path(wanted)) < 0
         return "latest" if is_run else wanted
-    cut_after(run.path, 0, dict.fromkeys(KEPT_LINES, 0))
+    if processes.is_main():
+        cut_after(run.path, 0, dict.fromkeys(KEPT_LINES, 0))
     watcher.note("  no checkpoint was made yet, so training begins at its first step")
     return None
 
@@ -356,7 +373,7 @@ def interrupted(stop: StopNow, where: str, run: RunDir) -> Interrupted:
     assert stop.signal_number is not None
     return Interrupted(
         f"stopped by {stop.reason} {where_stopped(stop, where)}",
-        f"Go on with:  abacist train --resume {run.path}",
+        f"Go on with:  {processes.command_to_resume(run.path)}",
         stop.signal_number,
     )
 

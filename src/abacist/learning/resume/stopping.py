@@ -5,6 +5,10 @@ completions are sampled and gradients computed, that is at once: the current ste
 the state after the last whole step is saved. While weights change, metrics are written or a
 checkpoint is made, it is afterwards. A second Ctrl-C stops there and then;
 what is on disk is whole either way.
+
+Several processes stop together, or one would wait for another for ever: a signal that any of them
+heard, and hours that any finds used up, stop all at the next moment at which they ask each other,
+which is before every micro-batch and after every step.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -51,12 +55,19 @@ class StopRequests:
     Outside :meth:`deferred` a signal raises :class:`StopNow` wherever the run is. Inside, it
     waits for the next :meth:`check`, or for an :meth:`at_once` section. Does nothing outside
     the main thread, where signals cannot be heard.
+
+    ``agreed`` gives the largest of each number over all processes, if there are several.
     """
 
-    def __init__(self, max_hours: float | None = None) -> None:
+    def __init__(
+        self,
+        max_hours: float | None = None,
+        agreed: Callable[..., tuple[int, ...]] | None = None,
+    ) -> None:
         self.began = time.monotonic()
         self.max_seconds = None if max_hours is None else max_hours * 3600
         self.requested: int | None = None
+        self._agreed = agreed
         self.where = "before its first step, when there was nothing to save"
         self._may_raise = True
         self._process = os.getpid()
@@ -85,11 +96,14 @@ class StopRequests:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """A section inside a deferred one in which a signal acts at once."""
-        before, self._may_raise = self._may_raise, True
+        """A section inside a deferred one in which a signal acts at once.
+
+        With several processes it acts where this is entered: they are in step nowhere else.
+        """
+        before = self._may_raise
+        self._may_raise = before or self._agreed is None
         try:
-            if self.requested is not None:
-                raise StopNow(self.requested)
+            self._obey()
             yield
         finally:
             self._may_raise = before
@@ -99,20 +113,25 @@ class StopRequests:
         long as the last one would pass the limit of hours."""
         now = time.monotonic()
         last_step_seconds, self._last_check = now - self._last_check, now
-        if self.requested is not None:
-            raise StopNow(self.requested)
-        if self.max_seconds is not None and now - self.began + last_step_seconds > self.max_seconds:
-            raise StopNow(None)
+        at_its_end = now - self.began + last_step_seconds
+        self._obey(self.max_seconds is not None and at_its_end > self.max_seconds)
 
     def end_of_training(self) -> None:
         """The trained model is saved. Raises :class:`StopNow` if a signal came in the last step."""
         self.where = "after its last step, before its verdict; what it learned is saved"
-        if self.requested is not None:
-            raise StopNow(self.requested)
+        self._obey()
 
     def start_of_training(self) -> None:
         """Start the clock of the first step."""
         self._last_check = time.monotonic()
+
+    def _obey(self, is_late: bool = False) -> None:
+        """Raise :class:`StopNow` if this process, or another one, has reason to."""
+        number, late = self.requested or 0, int(is_late)
+        if self._agreed is not None:
+            number, late = self._agreed(number, late)
+        if number or late:
+            raise StopNow(number or None)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker of a data loader, forked with this handler

@@ -1,0 +1,232 @@
+"""Whether the other processes of a training are still there, so that none waits for ever.
+
+Each process keeps three things in the launcher's store: who it is, a beat that goes on, and, once
+it ends, how. A thread looks at those of the others every second. A process that was killed is seen
+by its process id on the same machine, and by its beat on another. One that ended with an error has
+said why, and the main process says it for all. The thread gives its own process ten seconds to
+leave by itself, and then ends it: a call that waits for a dead process cannot be interrupted.
+What is on disk is whole at every moment (``learning.resume.checkpoints``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+
+from abacist.errors import AbacistError, Interrupted, ProcessLost, TrainingError, first_line
+from abacist.learning import processes
+from abacist.records.lock import identity, is_alive
+
+LOOK_SECONDS = 1.0
+# A beat comes from a thread, which a call that holds Python's lock keeps from running. On this
+# machine a dead process is seen by its id, so the beat is needed for one that hangs only.
+SILENT_SECONDS, SILENT_SECONDS_HERE = 45.0, 300.0
+LEAVE_SECONDS = 10.0
+TELL_SECONDS = 20.0
+DONE = "done"
+# How gloo, NCCL and the store put it that the other end is gone, or came too late.
+_OF_A_LOST_PEER = (
+    "gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe",
+    "Timed out waiting", "recvValue failed", "failed to recv",
+)  # fmt: skip
+_trainings = itertools.count()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process ended: what it said itself, or what is said of one that is gone."""
+
+    rank: int
+    message: str
+    hint: str
+    exit_code: int
+    is_lost: bool = False
+
+    def as_error(self) -> AbacistError:
+        """The error that ends the processes which are left."""
+        if self.is_lost:
+            return ProcessLost(self.message, self.hint)
+        error = TrainingError(f"rank {self.rank}: {self.message}", self.hint)
+        error.exit_code = self.exit_code
+        return error
+
+
+class Peers:
+    """The other processes, as this one sees them. :func:`watched` makes and ends it."""
+
+    def __init__(self, store: Any, rank: int, count: int) -> None:
+        self.store, self.rank = store, rank
+        self.others = [one for one in range(count) if one != rank]
+        self.hint = "Start it again, on as many processes."
+        self.found: Ending | None = None
+        self._beat = 0
+        self._seen: dict[int, tuple[bytes, float]] = {}
+        self._owners: dict[int, dict[str, Any]] = {}
+        self._has_left = threading.Event()
+        self._looking = threading.Lock()
+        store.set(f"owner/{rank}", json.dumps(identity(os.getpid())))
+        store.set(f"beat/{rank}", "0")
+        store.set(f"ended/{rank}", "")
+
+    def start(self) -> None:
+        """Begin to watch, once every process has said who it is."""
+        for one in self.others:
+            self._owners[one] = json.loads(self.store.get(f"owner/{one}"))
+        threading.Thread(target=self._watch, name="abacist-peers", daemon=True).start()
+
+    def stop(self) -> None:
+        """This process is through with the training, or was ended by an error."""
+        self._has_left.set()
+
+    def look(self) -> Ending | None:
+        """The first process that has ended otherwise than it should, if there is one."""
+        with self._looking:
+            if self.found is None:
+                try:
+                    self.found = self._look()
+                except (RuntimeError, dist.DistError) as error:
+                    self.found = Ending(
+                        0, f"rank {self.rank}: the launcher, or the process that holds its store, "
+                        f"is gone ({first_line(error)})", self.hint, 1, is_lost=True,
+                    )  # fmt: skip
+            return self.found
+
+    def _look(self) -> Ending | None:
+        self._beat += 1
+        self.store.set(f"beat/{self.rank}", str(self._beat))
+        for one in self.others:
+            owner, now = self._owners[one], time.monotonic()
+            was_alive = is_alive(owner, trust_host=True)
+            ended, beat = self.store.multi_get([f"ended/{one}", f"beat/{one}"])
+            if ended:
+                if ended.decode() == DONE:
+                    continue
+                return Ending(rank=one, **json.loads(ended))
+            who = f"rank {one} (process {owner['pid']} on {owner['host']})"
+            if not was_alive:
+                return self._lost(one, f"{who} has ended without a word")
+            if self._seen.get(one, (b"", 0.0))[0] != beat:
+                self._seen[one] = (beat, now)
+            silent = now - self._seen[one][1]
+            is_here = owner["host"] == platform.node()
+            if silent > (SILENT_SECONDS_HERE if is_here else SILENT_SECONDS):
+                return self._lost(one, f"{who} has not been heard of for {silent:.0f} s")
+        return None
+
+    def _lost(self, one: int, what: str) -> Ending:
+        return Ending(one, f"rank {self.rank} cannot go on: {what}.", self.hint, 1, is_lost=True)
+
+    def _watch(self) -> None:
+        while not self._has_left.wait(LOOK_SECONDS):
+            if (found := self.look()) is None:
+                continue
+            if not self._has_left.wait(LEAVE_SECONDS):
+                self._end(found)
+            return
+
+    def _end(self, found: Ending) -> NoReturn:
+        """End this process, which waits for another or computes and does not know better."""
+        if found.is_lost or os.environ.get("LOCAL_RANK", "0") == "0":
+            error = found.as_error()
+            lines = [f"error: {error.message}", *(f"  {line}" for line in error.hint.split("\n"))]
+            shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a panel may have hidden the cursor
+            with suppress(Exception):  # what was printed before stands before
+                sys.stdout.flush()
+            os.write(2, (shown + "\n".join(lines) + "\n").encode())
+        os._exit(found.exit_code)
+
+    def ended_by(self, error: BaseException) -> BaseException:
+        """Tell the others that ``error`` ends this process; what it ends by, as is to be raised.
+
+        An error that only follows from another process's end becomes that one's.
+        """
+        is_cut_off = _is_of_a_lost_peer(error)
+        found = self._wait_for_an_ending() if is_cut_off else self.look()
+        # Where one process ends, a launcher ends the others by SIGTERM.
+        is_ended = isinstance(error, Interrupted | SystemExit)
+        follows = is_cut_off or (is_ended and found is not None and found.exit_code != _code(error))
+        if found is not None and (found.is_lost or follows):
+            error = found.as_error()
+        elif is_cut_off:
+            what = f"rank {self.rank}: another process no longer answers ({first_line(error)})"
+            error = ProcessLost(what, self.hint)
+        self._tell(error)
+        if self.rank != 0 and not isinstance(error, ProcessLost):
+            self._wait_for_main()
+        return error
+
+    def done(self) -> None:
+        """Tell the others that this process has reached the end."""
+        self.store.set(f"ended/{self.rank}", DONE)
+
+    def _tell(self, error: BaseException) -> None:
+        told = {"message": f"{type(error).__name__}: {first_line(error)}", "hint": ""}
+        if isinstance(error, AbacistError):
+            told = {"message": error.message, "hint": error.hint}
+        code = _code(error)
+        with suppress(RuntimeError, dist.DistError):  # without a store the others end too
+            self.store.set(f"ended/{self.rank}", json.dumps({**told, "exit_code": code}))
+
+    def _wait_for_an_ending(self) -> Ending | None:
+        deadline = time.monotonic() + TELL_SECONDS
+        while (found := self.look()) is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
+
+    def _wait_for_main(self) -> None:
+        """Give the main process time to say it: where one ends, launchers soon end all."""
+        deadline = time.monotonic() + TELL_SECONDS
+        with suppress(RuntimeError, dist.DistError):
+            while time.monotonic() < deadline and is_alive(self._owners[0], trust_host=True):
+                if self.store.get("ended/0"):
+                    return
+                time.sleep(0.2)
+
+
+@contextmanager
+def watched() -> Iterator[Peers | None]:
+    """Within, the processes of a training end together. Nothing happens where there is one."""
+    if processes.count() == 1:
+        yield None
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5))
+    number = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_trainings)}"
+    peers = Peers(dist.PrefixStore(f"abacist/{number}", store), processes.rank(), processes.count())
+    peers.start()
+    try:
+        yield peers
+        processes.wait_for_all()
+        peers.done()
+    except BaseException as error:
+        ended = peers.ended_by(error)
+        if ended is error:
+            raise
+        raise ended from error
+    finally:
+        peers.stop()
+
+
+def _code(error: BaseException) -> int:
+    return int(getattr(error, "exit_code", 1))
+
+
+def _is_of_a_lost_peer(error: BaseException | None) -> bool:
+    while error is not None:
+        is_theirs = isinstance(error, RuntimeError | dist.DistError)
+        if is_theirs and any(words in str(error) for words in _OF_A_LOST_PEER):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,106 @@
+"""``abacist train --accelerate_config multi_cpu``: a run on two processes, from start to end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from abacist.cli.main import main
+from abacist.records.rollout import read_rollouts
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+STEPS, REPLIES = 4, 16
+ON_TWO = ["--accelerate_config", "multi_cpu", "--num_processes", "2"]
+TASK = [
+    "--num_heldout_problems", "4", "--num_consistency_problems", "2", "--num_selection_problems",
+    "3", "--num_train_problems", "40", "--max_completion_length", "16", "--num_generations", "4",
+]  # fmt: skip
+FLAGS = [
+    *TASK, "--max_steps", str(STEPS), "--save_steps", "2", "--eval_steps", "3", "--logging_steps",
+    "1", "--per_device_train_batch_size", str(REPLIES // 2),
+]  # fmt: skip
+SAME = ("adapter_model.safetensors", "metrics.jsonl", "config.yaml", "evals", "rollouts")
+
+
+def start(*arguments: str, log: Path) -> subprocess.Popen[str]:
+    with log.open("w", encoding="utf-8") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "abacist", "train", *arguments, *ON_TWO],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+
+
+def ended(process: subprocess.Popen[str], log: Path, code: int = 0) -> str:
+    process.wait(timeout=300)
+    said = log.read_text(encoding="utf-8")
+    assert process.returncode == code, said[-3000:]
+    return said
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    files = [path for name in SAME for path in [run / name, *(run / name).rglob("*")]]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes that nobody disturbs: read only."""
+    run, log = (tmp_path_factory.mktemp("two") / name for name in ("run", "log"))
+    said = ended(start("--output_dir", str(run), *FLAGS, log=log), log)
+    assert said.count("== Training") == 1  # one process speaks
+    return run
+
+
+def test_every_reply_is_recorded_once_and_in_the_order_of_one_process(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "run"
+    flags = [*TASK, "--max_steps", "1", "--per_device_train_batch_size", str(REPLIES)]
+    assert main(["train", "--output_dir", str(alone), *flags, "--eval_strategy", "no"]) == 0
+    capsys.readouterr()
+    # Measured by both processes, and the same bytes.
+    for kept in ("before/rollouts.parquet", "before-sampled/rollouts.parquet"):
+        assert (whole / "evals" / kept).read_bytes() == (alone / "evals" / kept).read_bytes()
+    names = [path.name for path in sorted((whole / "rollouts").iterdir())]
+    assert names == [f"step-{step:06d}.parquet" for step in range(1, STEPS + 1)]
+    ours, theirs = (read_rollouts(run / "rollouts" / names[0]) for run in (whole, alone))
+    assert len(ours) == REPLIES
+    for kind in ("group", "member", "problem_id", "messages", "prompt_tokens"):
+        assert [getattr(one, kind) for one in ours] == [getattr(one, kind) for one in theirs]
+
+
+def test_a_process_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
+    whole: Path, tmp_path: Path
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    process = start("--output_dir", str(run), *FLAGS, log=log)
+    while not (run / "checkpoint-2").exists() and process.poll() is None:
+        time.sleep(0.02)
+    ranks = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
+    ranks["1"].kill()
+    began = time.monotonic()
+    said = ended(process, log, code=1)
+    assert time.monotonic() - began < 60 and not ranks["0"].is_running()
+    assert "rank 0 cannot go on: rank 1" in said and "Traceback" not in said
+    ended(start("--resume", str(run), log=log), log)
+    assert contents(run) == contents(whole)
+
+
+def test_another_number_of_processes_is_refused_and_nothing_is_changed(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (whole / "manifest.json").read_bytes()
+    assert main(["train", "--resume", str(whole), "--max_steps", str(STEPS + 2)]) == 1
+    assert "started on 2 processes and would go on on 1" in capsys.readouterr().err
+    assert (whole / "manifest.json").read_bytes() == before

@@ -1,0 +1,63 @@
+"""What ``--accelerate_config`` and ``--num_processes`` take, before any process is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from abacist.cli import launch
+from abacist.cli.launch import PROFILES, Launch, hand_over, take_launch
+from abacist.errors import UsageError
+
+
+def refusal(*flags: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        found = take_launch(list(flags))
+        assert found is not None
+        hand_over(found, [])
+    return str(caught.value)
+
+
+def test_the_two_flags_are_taken_and_the_others_left() -> None:
+    flags = ["--seed", "1", "--accelerate_config", "multi_cpu", "--num_processes", "2", "--json"]
+    assert take_launch(flags) == Launch("multi_cpu", 2)
+    assert flags == ["--seed", "1", "--json"]
+    assert take_launch(flags) is None and take_launch(["--num_processes", "1"]) is None
+
+
+def test_every_profile_but_ours_is_a_file_of_trl() -> None:
+    for name in PROFILES:
+        if name != launch.MULTI_CPU:
+            path, settings = launch._settings_of(name)
+            assert path.is_file() and "distributed_type" in settings
+
+
+def test_what_cannot_be_started_is_refused_with_what_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "multi_gpu" in refusal("--accelerate_config", "multi-gpu")
+    assert "--accelerate_config multi_gpu" in refusal("--num_processes", "2")
+    assert "a number" in refusal("--accelerate_config", "multi_cpu", "--num_processes", "two")
+    assert "how many" in refusal("--accelerate_config", "multi_cpu")
+    assert "once" in refusal("--accelerate_config")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "no GPU" in refusal("--accelerate_config", "fsdp2", "--num_processes", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "at most 2" in refusal("--accelerate_config", "multi_gpu", "--num_processes", "3")
+    assert "at most 1" in refusal("--accelerate_config", "single_gpu", "--num_processes", "2")
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    assert "deepspeed" in refusal("--accelerate_config", "zero2", "--num_processes", "2")
+    file = tmp_path / "mine.yaml"
+    file.write_text("num_processes: 4\n", encoding="utf-8")
+    assert "asks for 4 processes" in refusal("--accelerate_config", str(file))
+    file.write_text("- 4\n", encoding="utf-8")
+    assert "no settings" in refusal("--accelerate_config", str(file))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert "has started this one" in refusal("--accelerate_config", "multi_gpu")
+
+
+def test_one_process_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hand_over(Launch("multi_cpu", 1), []) is None
