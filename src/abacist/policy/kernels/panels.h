@@ -93,9 +93,10 @@ constexpr int64_t GROUP_PANELS = 256 / PANEL;
 constexpr int64_t GROUP_ROWS = 96;
 constexpr int64_t GROUP_INPUTS = 512;
 constexpr int64_t FEW_ROWS = 16;  // whose inputs stay in the caches whole; then panels are read on
-// Numbers of x in pairs at a time. Up to 64 rows, as in decoding, the weights come from memory, and
-// are best read on; with more rows they were packed just now, and lie in the caches.
-constexpr int64_t MOST_ROUNDED = 64 * 8192;
+// Numbers of x in pairs at a time. With few rows, as in decoding, the weights come from memory and
+// are best read on. With more they were packed just now, and lie in the caches.
+constexpr int64_t ROWS_DECODED = 64;
+constexpr int64_t MOST_ROUNDED = ROWS_DECODED * 8192;
 constexpr int64_t MOST_ROUNDED_OF_MANY = GROUP_ROWS * 1024;
 
 // The sums of a group: of each panel [rows, vectors * LANES]. A sum is taken in the order of the
@@ -119,7 +120,7 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
     };
     int64_t at_once = are_few ? std::max<int64_t>(inputs, 1) : GROUP_INPUTS;
     if constexpr (in_pairs) {  // pieces of about one size, of an even number of inputs
-        const int64_t most = rows <= 64 ? MOST_ROUNDED : MOST_ROUNDED_OF_MANY;
+        const int64_t most = rows <= ROWS_DECODED ? MOST_ROUNDED : MOST_ROUNDED_OF_MANY;
         const int64_t pieces = 1 + inputs * rows / most;
         at_once = (inputs / pieces + 2) / 2 * 2;
     }
