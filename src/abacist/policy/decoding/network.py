@@ -20,9 +20,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from abacist.policy import model_parts
+from abacist.policy import model_parts, quantization
 from abacist.policy.kernels import build
 from abacist.policy.kernels import decode as kernels
 from abacist.policy.kernels.multiply import multiply, multiply_row
@@ -223,7 +224,8 @@ def uncopied_swiglu(gate: Any, up: Any) -> SwiGLU:
 
 
 def _are_widened(linears: Sequence[Any]) -> bool:
-    return all(build.widens(_base(linear)[0]) for linear in linears)
+    bases = [linear.base_layer if isinstance(linear, LoraLayer) else linear for linear in linears]
+    return all(build.widens(base.weight) for base in bases)
 
 
 def _unmerged(linears: Sequence[Any], *, gated: bool = False) -> kernels.Packed:
@@ -280,13 +282,13 @@ def _uncopied(x: torch.Tensor, linear: Any) -> torch.Tensor:
 
 
 def _base(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    base = linear if type(linear) is nn.Linear else linear.base_layer
-    return base.weight.detach(), None if base.bias is None else base.bias.detach()
+    base = linear.base_layer if isinstance(linear, LoraLayer) else linear
+    return quantization.dense_weight(base), None if base.bias is None else base.bias.detach()
 
 
 def _adapters(linear: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
     """A [R, I], B [O, R] and the scale of each active adapter that is not merged already."""
-    if type(linear) is nn.Linear or linear.disable_adapters or linear.merged:
+    if not isinstance(linear, LoraLayer) or linear.disable_adapters or linear.merged:
         return []
     return [
         (
