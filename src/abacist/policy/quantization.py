@@ -129,9 +129,10 @@ def hold_as_loaded(network: nn.Module) -> None:
     On a CPU with bfloat16 instructions bitsandbytes repacks them for good at the first forward in
     evaluation mode: scales are rounded, products computed in bfloat16, and gradients lost.
     """
-    for module in network.modules():
-        if is_4bit(module):
-            module.support_avx512bf16_for_cpu = False
+    layer: Any
+    for layer in network.modules():
+        if is_4bit(layer):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def not_dense_reason(linear: nn.Module, dtype: torch.dtype) -> str | None:
