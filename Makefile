@@ -28,7 +28,7 @@ endef
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 CODE    = $(wildcard src tests bench tools)
 
-.PHONY: help install demo check lint types test test-quick ranges bench docs pictures soak real tiny clean
+.PHONY: help install demo check lint types test test-quick ranges bench docs pictures soak real gpu tiny clean
 
 help:
 	@echo "make demo        install and teach the built-in model, start to verdict"
@@ -38,6 +38,7 @@ help:
 	@echo "make ranges      the quick suite with the lowest and the newest core dependencies (ENDS=lowest ARGS=…)"
 	@echo "make bench       speed and memory against stock TRL (hours; ARGS=\"--cells 'tiny/*'\" for less)"
 	@echo "make soak        every promise of docs/reliability.md, at length (an hour; ARGS=\"kills\" for a part)"
+	@echo "make gpu         what a GPU is to show, part by part, each under nine minutes; goes on where it was stopped"
 	@echo "make real        real models, start to end: REAL_MODELS=FOLDER, without which it says what to bring"
 	@echo "make docs        write what is generated of docs/: the command reference, the list of pages"
 	@echo "make pictures    remake the README's pictures from RUN=runs/tiny-001"
@@ -80,6 +81,9 @@ soak: $(VENV)/.installed-dev
 # One process: a real model at a time fits into the memory of a laptop.
 real: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/real --durations=0 $(ARGS)
+
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python tools/gpu.py $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python tools/reference.py

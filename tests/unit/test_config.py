@@ -172,7 +172,7 @@ def test_all_settings_that_are_not_known_are_told_at_once_each_with_its_line_and
 
 
 @pytest.mark.parametrize(
-    "line", ["push_to_hub: false", "load_in_4bit: no", "overwrite_output_dir: false", "lr: null",
+    "line", ["push_to_hub: false", "fast_inference: no", "overwrite_output_dir: false", "lr: null",
              "max_prompt_length: null", "deepspeed: null", "auto_find_batch_size: False"],
 )  # fmt: skip
 def test_a_setting_we_lack_that_is_switched_off_asks_for_nothing(line: str, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_and_so_on_the_command_line(flags: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["push_to_hub: true", "push_to_hub: 0", "lr: 0", "lr: false", "load_in_4bit: true",
+    ["push_to_hub: true", "push_to_hub: 0", "lr: 0", "lr: false", "fast_inference: true",
      "max_prompt_length: 0", "pushtohub: false"],
 )  # fmt: skip
 def test_one_that_asks_for_something_is_refused(line: str, tmp_path: Path) -> None:

@@ -251,6 +251,7 @@ def load_exact(model: str, request: ExportRequest) -> Policy:
         model,
         dtype="float32",
         device=request.device,
+        dequantized=True,
         trust_remote_code=request.trust_remote_code,
     )
 

@@ -13,6 +13,7 @@ from typing import Literal
 import trl
 
 from abacist.learning.helptext import text_of
+from abacist.policy.quantization import Quantization
 from abacist.task.golds import DecimalMark
 
 
@@ -58,6 +59,21 @@ class ModelConfig:
     )
     use_rslora: bool = field(default=False, metadata=text_of("use_rslora"))
     use_dora: bool = field(default=False, metadata=text_of("use_dora"))
+    load_in_4bit: bool = field(default=False, metadata=text_of("load_in_4bit"))
+    load_in_8bit: bool = field(default=False, metadata=text_of("load_in_8bit"))
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(
+        default="nf4", metadata=text_of("bnb_4bit_quant_type")
+    )
+    use_bnb_nested_quant: bool = field(default=False, metadata=text_of("use_bnb_nested_quant"))
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the base is to be held; None: as its files have it, or as an adapter recorded."""
+        if self.load_in_8bit:
+            return Quantization(8)
+        if self.load_in_4bit:
+            return Quantization(4, self.bnb_4bit_quant_type, self.use_bnb_nested_quant)
+        return None
 
 
 @dataclass

@@ -211,6 +211,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
         recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
     )
     refuse_contradictions(config.training, named("train_replies", sources))
+    _refuse_quantized_alone(config)
     notes += _step_in_words(config)
     return config
 
@@ -259,6 +260,31 @@ def _build(
         return parsed, ModelConfig(**part(ModelConfig)), ScriptArguments(**part(ScriptArguments))
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"these settings do not fit together: {error}") from error
+
+
+def _refuse_quantized_alone(config: Config) -> None:
+    """Raise UsageError for a base in 4 or 8 bits with what does not work on one."""
+    model, held = config.model, config.model.quantization
+    if held is None:
+        return
+    flag = named(f"load_in_{held.bits}bit", config.sources)
+    if model.load_in_4bit and model.load_in_8bit:
+        raise UsageError(
+            f"{named('load_in_4bit', config.sources)} and {flag} contradict each other",
+            "Give one of them.",
+        )
+    if not model.use_peft:
+        raise UsageError(
+            f"{flag} with all weights trained (use_peft off): a weight of {held.bits} bits cannot "
+            "take a small step",
+            "Train an adapter, which is the default, or leave it out.",
+        )
+    if config.training.use_vllm:
+        raise UsageError(
+            f"{flag} with --use_vllm: TRL merges the adapter into the {held.bits}-bit weights for "
+            "vLLM, and they would round it away",
+            "Leave out one of them.",
+        )
 
 
 def _switch_or_auto(text: str) -> bool | str:

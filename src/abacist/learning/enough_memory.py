@@ -20,7 +20,13 @@ from abacist.learning.dryrun import memory
 from abacist.learning.dryrun.memory import gib
 from abacist.policy.choices import choose_device
 from abacist.policy.loading import class_of, dtype_of
-from abacist.policy.source import find, stored_tensors
+from abacist.policy.quantization import Quantization
+from abacist.policy.source import Source, find, stored_tensors
+
+_SMALLER = (
+    "Close other programs, or take a smaller model, such as the recipe qwen2.5-0.5b (0.5 billion "
+    "weights) or smollm2-135m."
+)
 
 
 def refuse_too_large(config: Config) -> None:
@@ -33,6 +39,9 @@ def refuse_too_large(config: Config) -> None:
     found = find(model.model_name_or_path, revision=model.model_revision, trust_remote_code=trust)
     device, _ = choose_device("cpu" if training.use_cpu else model.device)
     if found.is_adapter or device.type != "cpu":
+        return
+    if model.quantization is not None:
+        _refuse_too_large_quantized(config, model.quantization, found, device)
         return
     count = _weights_in(found.folder)
     trains_all = not model.use_peft
@@ -55,6 +64,23 @@ def refuse_too_large(config: Config) -> None:
     )
 
 
+def _refuse_too_large_quantized(
+    config: Config, held: Quantization, found: Source, device: torch.device
+) -> None:
+    number, _ = dtype_of(found, None, config.model.dtype, device, trains_all_weights=False)
+    quantized = _weights_in(found.folder, only_quantized=True)
+    rest = _weights_in(found.folder) - quantized
+    needed = quantized * held.bytes_per_weight + rest * number.itemsize
+    there = memory.available_bytes(device)
+    if needed > there:
+        raise ModelError(
+            f"'{found.name}' does not fit: its linear layers in {held} and the rest in "
+            f"{str(number).removeprefix('torch.')} take {gib(needed)}, and {gib(there)} of memory "
+            "are available.",
+            _SMALLER,
+        )
+
+
 def _what_fits(count: int, number: torch.dtype, there: int, trains_all: bool) -> str:
     """The flag with the least consequences that makes it fit."""
     if trains_all and count * number.itemsize <= there:
@@ -62,15 +88,20 @@ def _what_fits(count: int, number: torch.dtype, there: int, trains_all: bool) ->
     if number.itemsize > 2 and 2 * count <= there:
         flags = "--use_peft --dtype bfloat16" if trains_all else "--dtype bfloat16"
         return f"{flags} holds them in {gib(2 * count)}."
-    return (
-        "Close other programs, or take a smaller model, such as the recipe qwen2.5-0.5b (0.5 "
-        "billion weights) or smollm2-135m."
-    )
+    return _SMALLER
 
 
-def _weights_in(folder: Path) -> int:
-    """How many numbers the weight files hold; their headers alone are read."""
+def _weights_in(folder: Path, *, only_quantized: bool = False) -> int:
+    """How many numbers the weight files hold; their headers alone are read.
+
+    ``only_quantized``: those of linear layers within the decoder, which bitsandbytes holds in few
+    bits.
+    """
     try:
-        return sum(math.prod(shape) for _, _, shape in stored_tensors(folder))
+        return sum(
+            math.prod(shape)
+            for name, _, shape in stored_tensors(folder)
+            if not only_quantized or (len(shape) == 2 and ".layers." in name)
+        )
     except (SafetensorError, OSError):
         return 0  # loading says what is wrong with it

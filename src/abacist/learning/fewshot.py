@@ -93,6 +93,7 @@ def _measure(
         device="cpu" if config.training.use_cpu else config.model.device,
         attn_implementation=config.model.attn_implementation,
         revision=config.model.model_revision if when == BEFORE else None,
+        quantization=config.model.quantization if when == BEFORE else None,
     )
     measured = {}
     for count in counts:

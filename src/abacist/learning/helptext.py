@@ -39,6 +39,8 @@ TRAIN_FLAGS = (
             Flag("--attn_implementation", "NAME", "auto, flash_attention_2, sdpa or eager"),
             Flag("--device", "NAME", "auto, cuda, mps or cpu"),
             Flag("--use_peft", "", "train a LoRA adapter: the default; --no_use_peft trains all"),
+            Flag("--load_in_4bit", "", "hold the base's linear layers in 4 bits under the adapter: "
+                 "QLoRA, by bitsandbytes"),
             Flag("--trust_remote_code", "", "run code that comes with the model: never by default"),
             Flag("--lora_r", "N", "rank of the adapter"),
             Flag("--lora_alpha", "N", "its scale: the adapter is multiplied by alpha / r"),
@@ -145,6 +147,9 @@ _OTHERS = {
     "model_revision": "branch, tag or commit of a model on the Hub",
     "use_rslora": "scale the adapter by alpha / sqrt(r)",
     "use_dora": "weight-decomposed LoRA",
+    "load_in_8bit": "hold the base's linear layers in 8 bits (bitsandbytes), under an adapter",
+    "bnb_4bit_quant_type": "how 4 bits stand for a weight: nf4 or fp4",
+    "use_bnb_nested_quant": "hold the scales of the 4-bit blocks in 8 bits",
     "skip_bad_rows": "leave out unusable rows and count them",
     "num_train_problems": "at most so many training problems, chosen by seed (generated: 4000)",
     "num_selection_problems": "problems measured every --eval_steps; none of them is in the "

@@ -227,8 +227,6 @@ RETIRED: dict[str, str] = {
     "lr": "It is --learning_rate.",
     "few_shot": "It is --num_shots.",
     "use_flash_attention_2": "It is --attn_implementation flash_attention_2.",
-    "load_in_4bit": "Quantised bases are not supported yet; a 1.5B base in bfloat16 takes 3 GB.",
-    "load_in_8bit": "Quantised bases are not supported yet; a 1.5B base in bfloat16 takes 3 GB.",
     "fast_inference": "It is --use_vllm.",
     "gpu_memory_utilization": "It is --vllm_gpu_memory_utilization.",
     "use_transformers_paged": "TRL renamed it --use_transformers_continuous_batching.",
@@ -249,8 +247,6 @@ RETIRED: dict[str, str] = {
 SWITCHES = frozenset(
     {
         "push_to_hub",
-        "load_in_4bit",
-        "load_in_8bit",
         "fast_inference",
         "use_flash_attention_2",
         "use_transformers_paged",

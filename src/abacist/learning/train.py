@@ -44,7 +44,7 @@ from abacist.learning.trackers.run_identity import RunIdentity
 from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
-from abacist.policy import families
+from abacist.policy import families, quantization
 from abacist.policy.choices import explain_matmul_precision, float32_matmul_precision
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
@@ -112,6 +112,8 @@ def _open(config: Config, watcher: Watcher) -> RunDir:
 
 def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Policy]:
     """What a run is made of, checked, before anything is written: task, rewards and policy."""
+    if (held := config.model.quantization) is not None:
+        quantization.refuse_missing(held, f"--load_in_{held.bits}bit")
     named = f"recipe {config.recipe}" if config.recipe else "no recipe"
     watcher.stage(f"Loading ({named})")
     for line in config.lines():
@@ -301,6 +303,7 @@ def load_trainable(config: Config) -> Policy:
             attn_implementation=model.attn_implementation,
             revision=model.model_revision,
             trust_remote_code=trust,
+            quantization=model.quantization,
             lora=lora,
             trainable=True,
             seed=training.seed,
@@ -331,6 +334,8 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
     if not task.selection:  # a recipe may ask for measurements that a flag left nothing for
         training.eval_strategy = transformers.IntervalStrategy.NO
     selection = Dataset.from_list(task.rows(task.selection)) if task.selection else None
+    # TRL rounds an adapter on a quantised base to bfloat16, where GRPO's small steps are lost.
+    learned = [(one, one.data) for one in policy.model.parameters() if one.requires_grad]
     with setting_up(config):
         trainer = GRPOTrainer(
             model=policy.model,
@@ -344,6 +349,8 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
             ),
             callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
         )
+    for weight, in_float32 in learned:
+        weight.data = in_float32
     if config.model.dtype == "auto" and (line := fastpath.hold_in_float32(trainer)) is not None:
         watcher.note(f"  {line}")
     try_out(trainer, config)

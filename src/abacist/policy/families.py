@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from abacist.policy import integrity
+from abacist.policy import integrity, quantization
 from abacist.policy.decoding import graphs
 from abacist.policy.kernels import build
 from abacist.policy.model_parts import base_of, linears_of
@@ -102,6 +102,8 @@ class Linears:
     merged_but_off: bool = True
     lora_bias: bool = True
     lora_dropout: bool = True
+    quantized: bool = True
+    """4-bit layers, whose product with the dequantised weights is the layer's own."""
     mixed_dtypes: bool = True
     """Without autocast: weights of another dtype than the states."""
 
@@ -132,7 +134,7 @@ class Support:
 
 _ONE_FROZEN_LORA = Linears(
     trained=False, several_adapters=False, merged=False, merged_but_off=False, lora_bias=False,
-    lora_dropout=False, mixed_dtypes=False,
+    lora_dropout=False, quantized=False, mixed_dtypes=False,
 )  # fmt: skip
 
 SUPPORT: Mapping[FastPart, Support] = {
@@ -226,10 +228,12 @@ def unsupported_linear(linear: Any, part: FastPart, dtype: torch.dtype) -> str |
     """Why ``part``, computing in ``dtype``, does not support this linear layer, plain or LoRA."""
     support = SUPPORT[part].linears
     base = linear
-    if type(linear) is LoraLinear:
+    if type(linear) in (LoraLinear, quantization.lora_4bit()):
         if (found := _unsupported_lora(linear, support, dtype)) is not None:
             return found
         base = linear.base_layer
+    if support.quantized and quantization.is_4bit(base):
+        return quantization.not_dense_reason(base, dtype)
     if type(base) is not nn.Linear:
         return f"a projection is {type(base).__module__}.{type(base).__name__}, not a plain one"
     weight, bias = base.weight, base.bias
@@ -297,7 +301,12 @@ def _widens(weight: torch.Tensor) -> bool:
 def _unsupported_config(base: Any, part: FastPart) -> str | None:
     """What the settings of ``base`` ask for that ``part`` does not compute."""
     config, support = base.config, SUPPORT[part]
-    if getattr(base, "is_quantized", False) or getattr(config, "quantization_config", None):
+    if getattr(base, "is_loaded_in_8bit", False):
+        return "the base model is quantised to 8 bits, and its layers round what they read too"
+    is_quantized = getattr(base, "is_quantized", False) or bool(
+        getattr(config, "quantization_config", None)
+    )
+    if is_quantized and not getattr(base, "is_loaded_in_4bit", False):
         return "the base model is quantised"
     for adapter in getattr(base, "peft_config", {}).values():
         if getattr(adapter, "alora_invocation_tokens", None):
@@ -360,6 +369,8 @@ def _unsupported_here(base: Any, part: FastPart) -> str | None:
                 return f"of layer {number}, {found}"
         return None
     dtype, linears = compute_dtype_of(base), list(linears_of(base))
+    if not support.linears.quantized and getattr(base, "is_loaded_in_4bit", False):
+        return "the base model is quantised"
     if part is FastPart.LORA_PRODUCTS and not any(type(one) is LoraLinear for one in linears):
         return "the model has no LoRA adapter"
     if part is FastPart.DECODING:

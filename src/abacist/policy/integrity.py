@@ -37,6 +37,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from abacist.policy import quantization
 from abacist.policy.model_parts import base_of
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -56,7 +57,7 @@ _WITHOUT_EFFECT = {
 }
 _PACKAGES = tuple(
     os.path.dirname(spec.origin) + os.sep
-    for name in ("torch", "transformers", "peft", "accelerate", "trl", "kernels")
+    for name in ("torch", "transformers", "peft", "accelerate", "trl", "kernels", "bitsandbytes")
     if (spec := importlib.util.find_spec(name)) is not None and spec.origin
 )
 
@@ -87,7 +88,10 @@ class LibraryCode:
 
     def replaced(self, base: Any, kinds: set[type]) -> str | None:
         """Which class or function that ``base`` computes with is not its library's own."""
-        for kind in kinds | {LoraLinear}:
+        quantized = {
+            kind for kind in (quantization.linear_4bit(), quantization.lora_4bit()) if kind
+        }
+        for kind in kinds | {LoraLinear} | quantized:
             now = _forward_of(kind)
             if now != self._forwards.get(kind, now) or any(map(_is_foreign, now)):
                 return f"{kind.__name__} has had its forward replaced"
@@ -214,9 +218,10 @@ class _Search:
     def first(self, module: nn.Module | None, plan: _Plan) -> _Found:
         """The first place in ``module`` that differs from ``plan``."""
         kind = type(module)
-        if kind is LoraLinear and plan.kind is nn.Linear:
+        if kind in (LoraLinear, quantization.lora_4bit()) and plan.kind is nn.Linear:
             return self._first_in_lora(module, plan)
-        if module is None or kind is not plan.kind:
+        is_4bit = kind is quantization.linear_4bit() and plan.kind is nn.Linear
+        if module is None or not (kind is plan.kind or is_4bit):
             return "", f"is {kind.__module__}.{kind.__name__}, not a plain {plan.kind.__name__}"
         if what := self._own(module, plan.weights):
             return "", what

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import os
 import warnings
 from dataclasses import dataclass, fields
@@ -37,9 +38,10 @@ from transformers import (
 )
 
 from abacist.errors import ModelError
-from abacist.policy import families
+from abacist.policy import families, quantization
 from abacist.policy.chat import Chat
 from abacist.policy.choices import Choice, choose_attention, choose_device, choose_dtype
+from abacist.policy.quantization import Quantization, hold_as_loaded
 from abacist.policy.source import (
     BUILT_IN,
     Source,
@@ -89,10 +91,17 @@ def load_chat(model: str, *, trust_remote_code: bool = False) -> Chat:
     return Chat.guard(tokenizer, generation_config=generation)
 
 
+# PEFT, of what an adapter on a quantised base records of it.
+_OF_OUR_RECORD = rf"Unexpected keyword arguments \['{quantization.RECORD}'\]"
+
+
 def quiet_libraries() -> None:
     """Silence the warnings and loading bars of transformers. Errors and download bars stay."""
     # About renamed attributes that PEFT and TRL still use, which users cannot change.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    warnings.filterwarnings("ignore", message=_OF_OUR_RECORD)
+    # Of every 8-bit layer, and of kernels that it would fetch from the Hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -116,6 +125,8 @@ def load_policy(
     dtype: str = "auto",
     device: str = "auto",
     attn_implementation: str = "auto",
+    quantization: Quantization | None = None,
+    dequantized: bool = False,
     lora: LoraConfig | None = None,
     trainable: bool = False,
     trust_remote_code: bool = False,
@@ -126,8 +137,14 @@ def load_policy(
 
     ``lora`` wraps a base model in a new adapter, initialised from ``seed`` alone and always
     trainable. ``trainable`` without ``lora`` trains the whole model or, if ``model`` is an adapter,
-    that adapter. Raises :class:`ModelError` if there is no such model, if it cannot be reached or
-    loaded, or if a requested choice is not available on this machine.
+    that adapter.
+
+    ``quantization`` holds the base in few bits; an adapter that learned on such a base gets it
+    again by itself. ``dequantized`` rounds the base in the same way and holds it in ``dtype``, so
+    that an adapter can be merged into it.
+
+    Raises :class:`ModelError` if there is no such model, if it cannot be reached or loaded, or if a
+    requested choice is not available on this machine.
     """
     found = find(model, revision=revision, trust_remote_code=trust_remote_code)
     base = _base_of(found, trust_remote_code) if found.is_adapter else found
@@ -136,33 +153,46 @@ def load_policy(
             f"'{model}' is already an adapter, and a second one cannot be added.",
             "Leave out the LoRA settings to train it further, or merge it first.",
         )
+    held, held_choice = _quantization_of(found, quantization)
     where, device_choice = choose_device(device)
     full = trainable and lora is None and not found.is_adapter
     kind = class_of(base, trust_remote_code)
-    number, dtype_choice = dtype_of(base, kind, dtype, where, trains_all_weights=full)
+    if held is not None and full:
+        raise ModelError(
+            f"The weights of '{model}' cannot be trained in {held}.", "Train an adapter on them."
+        )
+    # Our kernels widen plain weights only.
+    widened = None if held is not None else kind
+    number, dtype_choice = dtype_of(base, widened, dtype, where, trains_all_weights=full)
     attention, attention_choice = choose_attention(attn_implementation, where, number, kind)
 
-    options = {"dtype": number, "attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": number, "attn_implementation": attention}
+    if held is not None:
+        options |= {"quantization_config": held.config(number), "device_map": {"": where}}
     network: Any = _load_network(base, trust_remote_code=trust_remote_code, **options)
+    hold_as_loaded(network)
+    if held is not None and dequantized:
+        network = network.dequantize(dtype=number)
     chat = Chat.guard(
         _load_tokenizer(found if found.has_tokenizer else base, trust_remote_code),
         generation_config=network.generation_config,
     )
     # Still on the CPU, so that a seed gives the same adapter on every machine.
     if found.is_adapter:
-        network = _load_adapter(network, found, base, trainable)
+        network = _load_adapter(network, found, base, trainable, held)
     elif lora is not None:
         lora.revision = revision
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = get_peft_model(network, _PortableLora.of(lora, base.portable_name))
+            network = get_peft_model(network, _PortableLora.of(lora, base.portable_name, held))
     if isinstance(network, PeftModel) or base.name != BUILT_IN:
         # Model cards show this name, and TRL loads a reference model by it (full fine-tuning with
         # beta > 0). The built-in keeps its folder, because its name is not on the Hub.
         is_ours = base.name == BUILT_IN
         network.config._name_or_path = BUILT_IN if is_ours else base.portable_name
     try:
-        network = network.to(where)
+        if held is None:  # else it was loaded there
+            network = network.to(where)
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"'{model}' in {dtype_choice.value} does not fit into the memory of {where}.",
@@ -180,7 +210,8 @@ def load_policy(
             dtype_choice = Choice("dtype", "float32", f"exact on a CPU; held so because {why}")
     elif dtype == "bfloat16" and where.type == "cpu":
         dtype_choice = _explained_bfloat16(network, base, trains)
-    choices = [device_choice, dtype_choice, attention_choice, _trained_part(network, trains)]
+    choices = [device_choice, dtype_choice, attention_choice, *held_choice]
+    choices.append(_trained_part(network, trains))
     return Policy(network, chat, choices, model, base.name, found.folder)
 
 
@@ -223,19 +254,42 @@ class _PortableLora(LoraConfig):
     """
 
     portable_name: str  # not a dataclass field, so that it is not saved itself
+    quantization: Quantization | None
 
     @classmethod
-    def of(cls, lora: LoraConfig, portable_name: str) -> _PortableLora:
+    def of(
+        cls, lora: LoraConfig, portable_name: str, quantization: Quantization | None
+    ) -> _PortableLora:
         given = {field.name: getattr(lora, field.name) for field in fields(lora) if field.init}
         config = cls(**given)
         config.base_model_name_or_path = None  # PEFT fills in the folder the base came from
-        config.portable_name = portable_name
+        config.portable_name, config.quantization = portable_name, quantization
         return config
 
     def to_dict(self) -> dict[str, Any]:
         saved = {**super().to_dict(), "base_model_name_or_path": self.portable_name}
+        if self.quantization is not None:
+            saved[quantization.RECORD] = self.quantization.record()
         # PEFT writes sets in hash order, which changes between runs. Equal adapters, equal files.
         return {k: sorted(v) if isinstance(v, set) else v for k, v in saved.items()}
+
+
+def _quantization_of(
+    found: Source, asked: Quantization | None
+) -> tuple[Quantization | None, list[Choice]]:
+    """How the base is to be held, and the choice to print if it is not as its files have it.
+
+    Raises ModelError if that needs bitsandbytes, which is not there.
+    """
+    held, why = asked, "asked for"
+    if held is None and found.is_adapter:
+        held = quantization.recorded(read_json(found.folder / "adapter_config.json"))
+        why = "the adapter learned on it so"
+    if held is None:
+        return None, []
+    name = f"The adapter '{found.name}'" if why != "asked for" else f"Loading '{found.name}'"
+    quantization.refuse_missing(held, name)
+    return held, [Choice("base", str(held), why)]
 
 
 def _base_of(adapter: Source, trust_remote_code: bool) -> Source:
@@ -311,13 +365,17 @@ def _load_tokenizer(source: Source, trust_remote_code: bool) -> Any:
 
 
 def _load_adapter(
-    network: PreTrainedModel, adapter: Source, base: Source, trainable: bool
+    network: PreTrainedModel,
+    adapter: Source,
+    base: Source,
+    trainable: bool,
+    held: Quantization | None,
 ) -> PeftModel:
     try:
         config = PeftConfig.from_pretrained(str(adapter.folder))
         _refuse_lost_prefix(config, adapter)
         if isinstance(config, LoraConfig):
-            config = _PortableLora.of(config, base.portable_name)
+            config = _PortableLora.of(config, base.portable_name, held)
             config.base_model_name_or_path = str(base.folder)
         config.inference_mode = not trainable
         wrapped = PeftModel.from_pretrained(
@@ -386,7 +444,7 @@ def _unloadable(source: Source, error: Exception) -> ModelError:
 
 
 def _trained_part(network: torch.nn.Module, trains: bool) -> Choice:
-    total = sum(weight.numel() for weight in network.parameters())
+    total = quantization.num_weights(network.parameters())
     if not trains:
         return Choice("weights", f"{total:,}", "none of them trained")
     moving = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

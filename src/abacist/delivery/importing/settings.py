@@ -299,7 +299,7 @@ def _loader_settings(given: dict[str, Any], lines: dict[str, int], at: int, draf
         elif name in ("token", "use_auth_token"):
             draft.left_out(line, f"{name}: set HF_TOKEN, or run `hf auth login`")
         elif name in ("load_in_4bit", "load_in_8bit", "quantization_config"):
-            draft.left_out(line, f"{name}: {RETIRED['load_in_4bit']}")
+            draft.left_out(line, f"{name}: {_FEW_BITS}")
         elif name in ("fast_inference", "gpu_memory_utilization"):
             draft.left_out(line, f"{name}: {_VLLM}")
         elif name == "trust_remote_code":
@@ -309,6 +309,9 @@ def _loader_settings(given: dict[str, Any], lines: dict[str, int], at: int, draf
             draft.left_out(line, f"{name}: no counterpart")
 
 
+_FEW_BITS = (
+    "a 1.5B base in bfloat16 takes 3 GB; --load_in_4bit holds one that is too large for the card"
+)
 _MIRRORS = {  # Unsloth's copies by the beginning of their name: whose they are, and how they begin
     "llama-3-": ("meta-llama", "Meta-Llama-3-"),
     "llama-": ("meta-llama", "Llama-"),

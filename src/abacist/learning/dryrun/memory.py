@@ -27,7 +27,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from abacist.learning import fastpath, micro_batch_fusion
-from abacist.policy import families
+from abacist.policy import families, quantization
 from abacist.policy.decoding.cache import PREFILL_TOKENS
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
@@ -91,7 +91,7 @@ def plan_memory(trainer: Any, forward: Forward, prompt_tokens: int, eval_rows: i
     args, model = trainer.args, trainer.model
     trained = [p for p in model.parameters() if p.requires_grad]
     adapter = trained_bytes(model) if isinstance(model, PeftModel) else 0
-    everything = _bytes([*model.parameters(), *model.buffers()])
+    everything = _bytes([*model.parameters(), *model.buffers()]) + quantization.scale_bytes(model)
     parts = [
         Part("weights", everything - adapter),
         Part("adapter", adapter),
@@ -200,7 +200,7 @@ def _copied_bytes(model: Any) -> int:
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
         if adapted or is_fused or build.supports_weight(linear.weight):
-            total += _bytes([linear.weight])
+            total += quantization.dense_bytes(linear)
     return total
 
 

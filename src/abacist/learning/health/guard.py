@@ -23,6 +23,7 @@ from abacist.learning.config import Config
 from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.learning.tracking import Watcher
+from abacist.policy import quantization
 
 MOST_REFUSED_IN_A_ROW = 10
 NOT_FINITE = "not finite"
@@ -163,7 +164,7 @@ def told(diagnosis: Diagnosis) -> str:
 
 def refuse_broken_weights(model: Any, name: str) -> None:
     """Raises ModelError if any weight is NaN or infinite, as in a copy that was damaged."""
-    if not all_finite(model.parameters()):
+    if not all_finite([*model.parameters(), *quantization.scales(model)]):
         where = _first_broken(model, of_gradient=False)
         raise ModelError(
             f"The weights of '{name}' hold numbers that are not finite (first in {where}).",
@@ -173,7 +174,7 @@ def refuse_broken_weights(model: Any, name: str) -> None:
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether every number in every tensor is finite; one pass, and one answer from the device."""
-    floating = [tensor.detach() for tensor in tensors if tensor.numel()]
+    floating = [one.detach() for one in tensors if one.numel() and one.is_floating_point()]
     if not floating:
         return True
     # The largest magnitude, unlike a sum of squares, cannot overflow by itself.
@@ -185,6 +186,7 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 def _first_broken(model: Any, *, of_gradient: bool) -> str:
     for name, weight in model.named_parameters():
         tensor = weight.grad if of_gradient else weight
-        if tensor is not None and not all_finite([tensor]):
+        scales = [] if of_gradient else quantization.scales_of(weight)
+        if tensor is not None and not all_finite([tensor, *scales]):
             return str(name)
     return "an unnamed weight"

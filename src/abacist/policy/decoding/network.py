@@ -20,9 +20,10 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from abacist.policy import model_parts
+from abacist.policy import model_parts, quantization
 from abacist.policy.kernels import build
 from abacist.policy.kernels import decode as kernels
 from abacist.policy.kernels.multiply import multiply, multiply_row
@@ -223,7 +224,7 @@ def uncopied_swiglu(gate: Any, up: Any) -> SwiGLU:
 
 
 def _are_widened(linears: Sequence[Any]) -> bool:
-    return all(build.widens(_base(linear)[0]) for linear in linears)
+    return all(build.widens(_base_layer(linear).weight) for linear in linears)
 
 
 def _unmerged(linears: Sequence[Any], *, gated: bool = False) -> kernels.Packed:
@@ -279,21 +280,27 @@ def _uncopied(x: torch.Tensor, linear: Any) -> torch.Tensor:
     return y
 
 
+def _base_layer(linear: Any) -> Any:
+    """``linear`` itself, or what its adapter is put around."""
+    return linear.base_layer if isinstance(linear, LoraLayer) else linear
+
+
 def _base(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    base = linear if type(linear) is nn.Linear else linear.base_layer
-    return base.weight.detach(), None if base.bias is None else base.bias.detach()
+    base = _base_layer(linear)
+    return quantization.dense_weight(base), None if base.bias is None else base.bias.detach()
 
 
 def _adapters(linear: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
     """A [R, I], B [O, R] and the scale of each active adapter that is not merged already."""
-    if type(linear) is nn.Linear or linear.disable_adapters or linear.merged:
+    layer: Any = linear
+    if not isinstance(linear, LoraLayer) or layer.disable_adapters or layer.merged:
         return []
     return [
         (
-            linear.lora_A[name].weight.detach().float(),
-            linear.lora_B[name].weight.detach().float(),
-            linear.scaling[name],
+            layer.lora_A[name].weight.detach().float(),
+            layer.lora_B[name].weight.detach().float(),
+            layer.scaling[name],
         )
-        for name in linear.active_adapters
-        if name in linear.lora_A
+        for name in layer.active_adapters
+        if name in layer.lora_A
     ]
