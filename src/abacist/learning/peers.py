@@ -34,7 +34,7 @@ from abacist.records.lock import identity, is_alive
 LOOK_SECONDS = 1.0
 # A beat comes from a thread, which a call that holds Python's lock keeps from running. On this
 # machine a dead process is seen by its id, so the beat is needed for one that hangs only.
-SILENT_SECONDS, SILENT_SECONDS_HERE = 40.0, 300.0
+SILENT_SECONDS, SILENT_SECONDS_HERE = 35.0, 300.0
 LEAVE_SECONDS = 10.0
 TELL_SECONDS = 20.0
 DONE = "done"
