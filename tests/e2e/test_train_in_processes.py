@@ -12,6 +12,14 @@ import psutil
 import pytest
 
 from abacist.cli.main import main
+from abacist.records.openings import (
+    AFTER,
+    BEFORE,
+    OPENINGS_NAME,
+    SELECTION,
+    TRAINING,
+    read_openings,
+)
 from abacist.records.rollout import read_rollouts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -80,6 +88,12 @@ def test_every_reply_is_recorded_once_and_in_the_order_of_one_process(
         assert [getattr(one, kind) for one in ours] == [getattr(one, kind) for one in theirs]
 
 
+def test_each_opening_of_a_split_is_noted_once(whole: Path) -> None:
+    found, faults = read_openings(whole / OPENINGS_NAME)
+    purposes = [BEFORE, BEFORE, TRAINING, SELECTION, SELECTION, AFTER, AFTER]
+    assert [one.purpose for one in found] == purposes and faults == []
+
+
 def test_a_process_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -102,5 +116,7 @@ def test_another_number_of_processes_is_refused_and_nothing_is_changed(
 ) -> None:
     before = (whole / "manifest.json").read_bytes()
     assert main(["train", "--resume", str(whole), "--max_steps", str(STEPS + 2)]) == 1
-    assert "started on 2 processes and would go on on 1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "started on 2 processes and is resumed on 1" in said
+    assert "with --accelerate_config and --num_processes 2, as it was started" in said
     assert (whole / "manifest.json").read_bytes() == before

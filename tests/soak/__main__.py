@@ -39,6 +39,7 @@ TITLES = {
     "saves": "SIGKILL before every change that a save makes on the disk, then resumed to the end",
     "kills": "SIGKILL at a random moment, then resumed to the end",
     "ranks": "one of two processes killed by SIGKILL: the other ends, then resumed to the end",
+    "hosts": "a run on two hosts, one of which is lost: the other ends, then resumed to the end",
     "sigterm": "SIGTERM at a random moment: saved, exit 143, then resumed to the end",
     "damage": "each file of a checkpoint emptied, zeroed, halved, missing, one bit flipped",
     "faults": "every fault of the table above",
@@ -83,7 +84,7 @@ def trials_of(part: str, options: argparse.Namespace, folder: Path) -> Trials:
     elif part == "faults":
         yield "all", injected_faults
     else:
-        own = {"damage": "soak.damage", "ranks": "soak.ranks"}
+        own = {"damage": "soak.damage", "ranks": "soak.ranks", "hosts": "soak.hosts"}
         module = importlib.import_module(own.get(part, "soak.kills"))
         yield from getattr(module, part)(folder / "shared", options)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import accelerate.commands.launch
 import pytest
 import torch
+from torch.distributed.elastic.utils.logging import get_logger
 
 from abacist.cli import launch
 from abacist.cli.launch import PROFILES, Launch, hand_over, take_launch
@@ -61,3 +63,19 @@ def test_what_cannot_be_started_is_refused_with_what_can(
 def test_one_process_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert hand_over(Launch("multi_cpu", 1), []) is None
+
+
+def test_the_launcher_itself_says_nothing_while_the_processes_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ABACIST_LAUNCH_FLAGS", "ABACIST_PROGRAM", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "")  # and put back after the test
+    logger = get_logger("torch.distributed.elastic.agent.server.api")  # as torch's launcher has it
+    monkeypatch.setattr(
+        accelerate.commands.launch, "launch_command", lambda asked: logger.warning("death signal")
+    )
+    monkeypatch.setattr(logger, "propagate", True)
+    assert hand_over(Launch("multi_cpu", 2), []) == 0
+    assert caplog.messages == []
+    logger.warning("heard again")
+    assert caplog.messages == ["heard again"]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch.distributed as dist
@@ -31,9 +32,8 @@ def two(other: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Peers, Peers]:
     monkeypatch.setattr(peers, "TELL_SECONDS", 0.1)
     store = dist.HashStore()
     ranks = Peers(store, 0, 2), Peers(store, 1, 2)
-    store.set(
-        "owner/1", json.dumps(identity(other) | {"started": identity(other)["started"] or "x"})
-    )
+    started = {"started": identity(other)["started"] or "x"}
+    store.set("owner/1", json.dumps(json.loads(store.get("owner/1")) | identity(other) | started))
     for one, its_peer in zip(ranks, (1, 0), strict=True):
         one._owners[its_peer] = json.loads(store.get(f"owner/{its_peer}"))
     return ranks
@@ -85,7 +85,8 @@ class TestOfLivingProcesses:
         self, other: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         main, one = two(other, monkeypatch)
-        main._owners[1] |= {"host": "elsewhere"}
+        # By its process id it would have ended, and machines may share a name.
+        main._owners[1] |= {"sees": "elsewhere", "pid": 2**22 + 1}
         clock = [0.0]
         monkeypatch.setattr(peers.time, "monotonic", lambda: clock[0])
         for clock[0] in (0.0, 30.0):
@@ -97,6 +98,35 @@ class TestOfLivingProcesses:
         clock[0] += 2
         found = main.look()
         assert found is not None and found.is_lost and "not been heard of" in found.message
+
+
+class Silent:
+    """A store whose machine has lost its power: what is sent goes nowhere, nothing comes back."""
+
+    def __init__(self) -> None:
+        self.has_ended = threading.Event()
+
+    def set(self, name: str, value: str) -> None:
+        pass
+
+    def multi_get(self, names: list[str]) -> list[bytes]:
+        self.has_ended.wait()
+        return [b"", b"0"]
+
+
+@pytest.mark.parametrize("other", ["alive"], indirect=True)
+def test_a_store_that_never_answers_is_not_waited_for_without_end(
+    other: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, _ = two(other, monkeypatch)
+    monkeypatch.setattr(peers, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "SILENT_SECONDS", 0.1)
+    store = main.store = Silent()
+    try:
+        found = main.look()
+    finally:
+        store.has_ended.set()
+    assert found is not None and found.is_lost and "no answer in 0.1 s" in found.message
 
 
 def test_processes_that_were_given_something_else_are_refused(

@@ -180,9 +180,9 @@ def _launched(launch: Launch, arguments: list[str], argv: Sequence[str]) -> int:
     os.environ["ABACIST_PROGRAM"] = console.program()
     if launch.config == MULTI_CPU:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # What a process has to say it says itself.
-    for name in ("torch.distributed", "torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # What a process has to say it says itself; each logger of torch's launcher has its own level.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -206,4 +206,6 @@ def _launched(launch: Launch, arguments: list[str], argv: Sequence[str]) -> int:
             f"--accelerate_config {launch.config} was not started: {first_line(error)}",
             "`accelerate launch --help` says what such a file may hold.",
         ) from error
+    finally:
+        logging.disable(disabled)
     return 0

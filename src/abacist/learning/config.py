@@ -318,8 +318,8 @@ def _step_in_words(config: Config) -> list[str]:
     if training.world_size > 1:
         share = problems * size // training.world_size
         lines.append(
-            f"{training.world_size} processes write and train {share} replies of it each; the step "
-            f"of one process has {share} (--per_device_train_batch_size is for each)"
+            f"{training.world_size} processes share it, {share} replies each; with one process a "
+            f"step would have {share} (--per_device_train_batch_size is for each)"
         )
     if 0 < training.max_steps <= training.warmup_steps and training.warmup_steps >= 1:
         lines.append(

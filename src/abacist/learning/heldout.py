@@ -60,6 +60,8 @@ class HeldoutEvaluation:
         repeated = heldout[: self.config.script.num_consistency_problems]
         count = len(heldout) + VERDICT_SAMPLES * len(repeated)
         what = f"{count:,} replies to {len(heldout):,} held-out problems"
+        if processes.count() > 1:
+            what += f", shared by {processes.count()} processes"
         self.watcher.stage(f"Measuring {when} training: {what}" + (f", {share}" if share else ""))
         tell = told_of(self.watcher, f"{when} training")
         # A reward may cost money: one process calls it.
@@ -74,7 +76,7 @@ class HeldoutEvaluation:
         greedy = self._evaluate(
             policy,
             heldout,
-            lambda found: tell(found.before(VERDICT_SAMPLES * len(repeated))),
+            lambda found: tell(found.before(VERDICT_SAMPLES * len(processes.part_of(repeated)))),
             **how,
         )
         if processes.is_main():
@@ -89,7 +91,7 @@ class HeldoutEvaluation:
             )
         sampled = None
         if repeated:
-            lengths = [reply.completion_tokens for reply in greedy.rollouts]
+            lengths = [reply.completion_tokens for reply in processes.part_of(greedy.rollouts)]
             self._note_opening(when, len(repeated), step, "-sampled")
             done = Decoded.all_ended(lengths, self.config.max_completion_tokens)
             sampled = self._evaluate(

@@ -2,8 +2,9 @@
 
 Each process keeps three things in the launcher's store: who it is, a beat that goes on, and, once
 it ends, how. A thread looks at those of the others every second. A process that was killed is seen
-by its process id on the same machine, and by its beat on another. One that ended with an error has
-said why, and the main process says it for all. The thread gives its own process ten seconds to
+by its process id on the same machine, by its beat on another, and the machine of the store by the
+store's silence. One that ended with an error has said why,
+and the main process says it for all. The thread gives its own process ten seconds to
 leave by itself, and then ends it: a call that waits for a dead process cannot be interrupted.
 What is on disk is whole at every moment (``learning.resume.checkpoints``).
 """
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed as dist
@@ -32,7 +34,7 @@ from abacist.records.lock import identity, is_alive
 LOOK_SECONDS = 1.0
 # A beat comes from a thread, which a call that holds Python's lock keeps from running. On this
 # machine a dead process is seen by its id, so the beat is needed for one that hangs only.
-SILENT_SECONDS, SILENT_SECONDS_HERE = 45.0, 300.0
+SILENT_SECONDS, SILENT_SECONDS_HERE = 35.0, 300.0
 LEAVE_SECONDS = 10.0
 TELL_SECONDS = 20.0
 DONE = "done"
@@ -76,7 +78,7 @@ class Peers:
         self._owners: dict[int, dict[str, Any]] = {}
         self._has_left = threading.Event()
         self._looking = threading.Lock()
-        store.set(f"owner/{rank}", json.dumps(identity(os.getpid())))
+        store.set(f"owner/{rank}", json.dumps(identity(os.getpid()) | {"sees": _sees()}))
         store.set(f"beat/{rank}", "0")
         store.set(f"ended/{rank}", "")
 
@@ -94,21 +96,35 @@ class Peers:
         """The first process that has ended otherwise than it should, if there is one."""
         with self._looking:
             if self.found is None:
-                try:
-                    self.found = self._look()
-                except (RuntimeError, dist.DistError) as error:
-                    self.found = Ending(
-                        0, f"rank {self.rank}: the launcher, or the process that holds its store, "
-                        f"is gone ({first_line(error)})", self.hint, 1, is_lost=True,
-                    )  # fmt: skip
+                # A thread of its own: where the store's machine is gone without a word, a call of
+                # the store never returns, whatever its time limit.
+                asking = threading.Thread(target=self._ask, name="abacist-store", daemon=True)
+                asking.start()
+                for _ in range(round(SILENT_SECONDS / LOOK_SECONDS)):
+                    asking.join(LOOK_SECONDS)  # waits anew after a call that held Python's lock
+                    if not asking.is_alive():
+                        break
+                else:
+                    self.found = self._without_store(f"no answer in {SILENT_SECONDS:g} s")
             return self.found
+
+    def _ask(self) -> None:
+        try:
+            found = self._look()
+        except (RuntimeError, dist.DistError) as error:
+            found = self._without_store(first_line(error))
+        self.found = self.found or found
+
+    def _without_store(self, why: str) -> Ending:
+        said = f"rank {self.rank}: the launcher, or the process that holds its store, is gone"
+        return Ending(0, f"{said} ({why})", self.hint, 1, is_lost=True)
 
     def _look(self) -> Ending | None:
         self._beat += 1
         self.store.set(f"beat/{self.rank}", str(self._beat))
         for one in self.others:
             owner, now = self._owners[one], time.monotonic()
-            was_alive = is_alive(owner, trust_host=True)
+            was_alive = _may_run(owner)
             ended, beat = self.store.multi_get([f"ended/{one}", f"beat/{one}"])
             if ended:
                 if ended.decode() == DONE:
@@ -120,8 +136,7 @@ class Peers:
             if self._seen.get(one, (b"", 0.0))[0] != beat:
                 self._seen[one] = (beat, now)
             silent = now - self._seen[one][1]
-            is_here = owner["host"] == platform.node()
-            if silent > (SILENT_SECONDS_HERE if is_here else SILENT_SECONDS):
+            if silent > (SILENT_SECONDS_HERE if owner["sees"] == _sees() else SILENT_SECONDS):
                 return self._lost(one, f"{who} has not been heard of for {silent:.0f} s")
         return None
 
@@ -189,7 +204,7 @@ class Peers:
         """Give the main process time to say it: where one ends, launchers soon end all."""
         deadline = time.monotonic() + TELL_SECONDS
         with suppress(RuntimeError, dist.DistError):
-            while time.monotonic() < deadline and is_alive(self._owners[0], trust_host=True):
+            while time.monotonic() < deadline and _may_run(self._owners[0]):
                 if self.store.get("ended/0"):
                     return
                 time.sleep(0.2)
@@ -217,6 +232,21 @@ def watched() -> Iterator[Peers | None]:
         raise ended from error
     finally:
         peers.stop()
+
+
+def _sees() -> str:
+    """Among whom process ids mean the same: a machine, or one container of it, since it started.
+
+    A name does not tell: machines may share one.
+    """
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return platform.node()
+
+
+def _may_run(owner: dict[str, Any]) -> bool:
+    return owner["sees"] != _sees() or is_alive(owner, trust_host=True)
 
 
 def _code(error: BaseException) -> int:

@@ -99,6 +99,11 @@ def wait_for_all() -> None:
         PartialState().wait_for_everyone()
 
 
+def part_of(items: Sequence[T]) -> Sequence[T]:
+    """Those that :func:`generate` leaves to this process, where no prompt is given twice."""
+    return items[rank() :: count()]
+
+
 def generate(policy: Any, prompts: Sequence[Any], **how: Any) -> list[list[Completion]]:
     """``policy.decoding.generation.generate``, each process writing a share of the completions.
 

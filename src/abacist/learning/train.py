@@ -225,7 +225,8 @@ def _train_in(
     guard = Guard.of(config, policy.model, watcher)
     trackers.attach(trainer)
     guard.attach(trainer)
-    trainer.add_callback(NotesTraining(run.path, len(task.train)))
+    if processes.is_main():
+        trainer.add_callback(NotesTraining(run.path, len(task.train)))
     trainer.stops, trainer.say = stops, lambda text: watcher.note(f"  {text}")
     trainer.train(resuming.checkpoint_to_resume(config, run, watcher) if is_resumed else None)
     guard.check()

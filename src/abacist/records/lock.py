@@ -104,7 +104,7 @@ def is_alive(owner: dict[str, Any], *, trust_host: bool) -> bool:
     if owner.get("host") != platform.node():
         return trust_host
     if pid == os.getpid():
-        return trust_host and owner == identity(pid)
+        return trust_host and identity(pid).items() <= owner.items()
     if sys.platform == "win32":
         return True
     return may_run(pid) and owner.get("started") in (None, _start_of(pid))

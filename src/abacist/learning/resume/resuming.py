@@ -215,9 +215,11 @@ def _refuse_other_count(run: RunDir) -> None:
     then, now = int(run.read_manifest().get("processes", 1)), processes.count()
     if then != now:
         words = "1 process" if then == 1 else f"{then} processes"
-        how = "without --accelerate_config" if then == 1 else f"with --num_processes {then}"
+        how = "on one process"
+        if then > 1:
+            how = f"with --accelerate_config and --num_processes {then}, as it was started"
         raise RunError(
-            f"{run.path} was started on {words} and would go on on {now}: a step would have other "
+            f"{run.path} was started on {words} and is resumed on {now}: a step would have other "
             "replies, and each process keeps a state of its own.",
             f"Resume it {how}, or begin a new run with what it learned so far:\nabacist train "
             f"--model_name_or_path {run.path}",
