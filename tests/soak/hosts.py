@@ -35,7 +35,9 @@ def why_not() -> str:
         return f"there is no `{missing[0]}`"
     if os.geteuid() != 0:
         return "only root may make a network namespace"
-    made = subprocess.run(["ip", "netns", "add", "abacist-try"], capture_output=True, text=True)
+    made = subprocess.run(
+        ["ip", "netns", "add", "abacist-try"], capture_output=True, encoding="utf-8"
+    )
     subprocess.run(["ip", "netns", "del", "abacist-try"], capture_output=True)
     return made.stderr.strip()
 
@@ -148,7 +150,7 @@ def _lose(whole: Path, lost: str, place: Path) -> Trial:
 
 def _pids_on(host: str) -> list[int]:
     """The processes on a host, by their ids on this machine."""
-    listed = subprocess.run(["ip", "netns", "pids", host], stdout=subprocess.PIPE, text=True)
+    listed = subprocess.run(["ip", "netns", "pids", host], stdout=subprocess.PIPE, encoding="utf-8")
     return sorted(map(int, listed.stdout.split()))
 
 

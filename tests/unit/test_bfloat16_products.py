@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +38,14 @@ def pairs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, float32_matmul_precision("medium"):
         patch.setattr(build, "can_multiply_pairs", lambda: True)
         yield
+
+
+@contextlib.contextmanager
+def exactly_in_float32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -131,7 +142,7 @@ def test_adapters_and_gates_stay_in_float32(
 
 def test_weights_in_float32_are_multiplied_as_ever() -> None:
     x, weight = torch.randn(40, 300), torch.randn(70, 300)
-    with float32_matmul_precision("highest"):
+    with exactly_in_float32():
         before = multiply(x, weight), Packed([weight], [None])(x)
     assert all(map(torch.equal, before, (multiply(x, weight), Packed([weight], [None])(x))))
 
@@ -139,7 +150,7 @@ def test_weights_in_float32_are_multiplied_as_ever() -> None:
 def test_packed_pairs_take_no_more_memory_than_bfloat16() -> None:
     weight = torch.randn(64, 300).bfloat16()
     pairs = Packed([weight], [None])._packed.nbytes
-    with float32_matmul_precision("highest"):
+    with exactly_in_float32():
         assert pairs == Packed([weight], [None])._packed.nbytes
 
 
@@ -192,7 +203,7 @@ def scored(model: Any, *, autocast: bool = False) -> tuple[torch.Tensor, torch.T
 @pytest.mark.parametrize("kind", MODELS)
 def test_scores_and_gradients_are_nearer_to_float32_than_those_of_autocast(kind: str) -> None:
     model = model_of(kind)
-    with float32_matmul_precision("highest"):
+    with exactly_in_float32():
         exact = scored(model)
         stock = scored(copy.deepcopy(model).float(), autocast=True)
     medium = scored(model)
@@ -226,11 +237,42 @@ def test_the_policy_that_writes_is_the_one_that_learns(kind: str) -> None:
 
 
 def test_the_setting_is_pytorchs_and_ends_with_its_block() -> None:
-    before = torch.get_float32_matmul_precision()
-    with pytest.raises(RuntimeError), float32_matmul_precision("highest"):
+    with exactly_in_float32():
+        with pytest.raises(RuntimeError), float32_matmul_precision("medium"):
+            assert torch.get_float32_matmul_precision() == "medium"
+            raise RuntimeError
         assert torch.get_float32_matmul_precision() == "highest"
-        raise RuntimeError
-    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_default_leaves_what_a_script_has_set() -> None:
+    with float32_matmul_precision("highest"):
+        assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_pytorchs_newer_setting_is_no_fault_and_does_not_go_with_ours() -> None:
+    """As --tf32 leaves it: asking for the older one raises within PyTorch."""
+    code = """
+import torch
+torch.backends.fp32_precision = "tf32"
+from abacist.errors import ModelError
+from abacist.policy.choices import float32_matmul_precision
+from abacist.policy.kernels.decode import Packed
+from abacist.policy.kernels.multiply import multiply
+x, weight = torch.randn(3, 8), torch.randn(5, 8).bfloat16()
+with float32_matmul_precision("highest"):
+    found = multiply(x, weight), Packed([weight], [None])(x)
+exact = x.double() @ weight.double().t()
+assert all(float((y.double() - exact).abs().max()) < 1e-5 for y in found)
+try:
+    with float32_matmul_precision("medium"):
+        pass
+except ModelError as error:
+    assert "--tf32" in error.message
+else:
+    raise AssertionError
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_the_setting_means_here_is_said_with_the_reason(

@@ -29,6 +29,24 @@ def test_the_two_flags_are_taken_and_the_others_left() -> None:
     assert take_launch(flags) is None and take_launch(["--num_processes", "1"]) is None
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--accelerate_config=multi_cpu", "--num_processes=2"],
+        ["--accelerate-config", "multi_cpu", "--num-processes", "2"],
+    ],
+)
+def test_the_two_flags_may_be_spelled_as_every_other_flag(typed: list[str]) -> None:
+    flags = ["tiny", *typed, "--seed", "1"]
+    launch = take_launch(flags)
+    assert launch is not None and (launch.config, launch.num_processes) == ("multi_cpu", 2)
+    assert flags == ["tiny", "--seed", "1"]
+
+
+def test_a_path_with_a_space_is_quoted_where_a_command_is_printed() -> None:
+    assert Launch("my file.yaml", 2).flags == "--accelerate_config 'my file.yaml' --num_processes 2"
+
+
 def test_every_profile_but_ours_is_a_file_of_trl() -> None:
     for name in PROFILES:
         if name != launch.MULTI_CPU:

@@ -377,6 +377,30 @@ def test_an_error_that_a_script_survives_costs_the_step_no_later_micro_batch(
     assert_same(together, alone)
 
 
+def test_an_error_that_a_script_survives_keeps_what_came_through_the_prefix(
+    prefixes: list[int], lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Patient(GRPOTrainer):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().compute_loss(*args, **kwargs)
+            if self._step == 2:
+                raise MemoryError
+            return loss
+
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            try:
+                return super().training_step(*args, **kwargs)
+            except MemoryError:
+                self._step += 1
+                return torch.zeros(())
+
+    monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", 0.0)
+    folder = lookalike("qwen2.5-instruct")
+    together, alone = both(folder, tmp_path, monkeypatch, kind=Patient, max_steps=1, shots=2)
+    assert prefixes
+    assert_same(together, alone)
+
+
 def test_a_script_that_changes_a_micro_batch_trains_on_what_it_made_of_it(
     sizes: list[int], lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

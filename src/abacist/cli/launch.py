@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import warnings
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ class Launch:
     def flags(self) -> str:
         """The two flags, as typed."""
         number = "" if self.num_processes is None else f" --num_processes {self.num_processes}"
-        return f"--accelerate_config {self.config}{number}"
+        return f"--accelerate_config {shlex.quote(self.config)}{number}"
 
 
 def take_launch(flags: list[str]) -> Launch | None:
@@ -53,8 +54,11 @@ def take_launch(flags: list[str]) -> Launch | None:
     Raises UsageError for an unknown profile, and for anything but a number of processes.
     """
     config, number = (_take(flags, name) for name in ("--accelerate_config", "--num_processes"))
-    if number is not None and not (number.isascii() and number.isdigit() and int(number) > 0):
-        raise UsageError(f"--num_processes takes a number, not {number!r}", "--num_processes 2")
+    if number is not None and not (
+        number.isascii() and number.isdigit() and len(number) < 7 and int(number) > 0
+    ):
+        what = f"--num_processes takes a number, not {number[:40]!r}"
+        raise UsageError(what, "--num_processes 2")
     if config is None:
         if number is not None and int(number) > 1:
             raise UsageError(
@@ -77,6 +81,10 @@ def take_launch(flags: list[str]) -> Launch | None:
 
 
 def _take(flags: list[str], name: str) -> str | None:
+    for at, flag in enumerate(flags):  # --num-processes=2, as for every other flag
+        spelled, equals, value = flag.partition("=")
+        if spelled.replace("-", "_") == name.replace("-", "_") and flag != name:
+            flags[at : at + 1] = [name, value] if equals else [name]
     if name not in flags:
         return None
     at = flags.index(name)

@@ -31,7 +31,7 @@ from abacist.records.rollout import Rollout
 
 UNIFORM_TOLERANCE = 1e-5
 SCORE_TOLERANCE = 1e-4
-NARROW_LOGPROB = 0.25
+NARROW_LOGPROB = 0.5
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,12 @@ class MicroBatchFusion(TrainerCallback):
             yield
             if self._prefix is not None and self._left <= 1:
                 self._prefix.backward()
-        except BaseException:
-            self._fused = self._prefix = None
+        except BaseException as error:
+            prefix, self._fused, self._prefix = self._prefix, None, None
+            if prefix is not None and isinstance(error, Exception):
+                # A script may go on with what the micro-batches before have given the weights.
+                with contextlib.suppress(Exception):
+                    prefix.backward()
             raise
         finally:
             self._left = max(0, self._left - 1)

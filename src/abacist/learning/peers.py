@@ -111,7 +111,7 @@ class Peers:
     def _ask(self) -> None:
         try:
             found = self._look()
-        except (RuntimeError, dist.DistError) as error:
+        except (RuntimeError, dist.DistError, ValueError, TypeError) as error:  # or no JSON
             found = self._without_store(first_line(error))
         self.found = self.found or found
 
@@ -184,7 +184,8 @@ class Peers:
 
     def done(self) -> None:
         """Tell the others that this process has reached the end."""
-        self.store.set(f"ended/{self.rank}", DONE)
+        with suppress(RuntimeError, dist.DistError):  # who holds the store may be through already
+            self.store.set(f"ended/{self.rank}", DONE)
 
     def _tell(self, error: BaseException) -> None:
         told = {"message": f"{type(error).__name__}: {first_line(error)}", "hint": ""}

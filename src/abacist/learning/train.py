@@ -173,8 +173,6 @@ def _train_in(
         | resuming.fingerprints(policy.model, rewards)
     )
     made_of["versions"]["CPU kernels"] = build.description()
-    if is_resumed:
-        made_of = resuming.checked_resumption(config, run, made_of, watcher)
     processes.refuse_differing(
         {
             "settings": config.settings,
@@ -182,6 +180,8 @@ def _train_in(
             "rewards": {f"reward {at}": one for at, one in enumerate(made_of["rewards"], start=1)},
         }
     )
+    if is_resumed:
+        made_of = resuming.checked_resumption(config, run, made_of, watcher)
     heldout = HeldoutEvaluation(config, task, run, watcher)
     trainer = make_trainer(policy, rewards, heldout)
     looks = config.training.eval_strategy != "no"
@@ -336,7 +336,8 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
         training.eval_strategy = transformers.IntervalStrategy.NO
     selection = Dataset.from_list(task.rows(task.selection)) if task.selection else None
     # TRL rounds an adapter on a quantised base to bfloat16, where GRPO's small steps are lost.
-    learned = [(one, one.data) for one in policy.model.parameters() if one.requires_grad]
+    is_quantized = getattr(policy.model, "is_quantized", False)
+    adapter = [(w, w.data) for w in policy.model.parameters() if w.requires_grad and is_quantized]
     with setting_up(config):
         trainer = GRPOTrainer(
             model=policy.model,
@@ -350,7 +351,7 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
             ),
             callbacks=[MetricsLog(run.metrics_path, run.timings_path, watcher)],
         )
-    for weight, in_float32 in learned:
+    for weight, in_float32 in adapter:
         weight.data = in_float32
     if config.model.dtype == "auto" and (line := fastpath.hold_in_float32(trainer)) is not None:
         watcher.note(f"  {line}")

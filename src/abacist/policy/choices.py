@@ -92,9 +92,23 @@ def choose_dtype(
 
 @contextlib.contextmanager
 def float32_matmul_precision(asked: str) -> Iterator[None]:
-    """PyTorch's setting of this name within the block: ``highest``, ``high`` or ``medium``."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(asked)
+    """PyTorch's setting of this name within the block: ``high`` or ``medium``.
+
+    ``highest`` is PyTorch's default, and leaves what a script may have set. Raises
+    :class:`ModelError` where the same was set by PyTorch's newer ``fp32_precision`` (``--tf32``).
+    """
+    if asked == "highest":
+        yield
+        return
+    try:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(asked)
+    except RuntimeError as error:
+        raise ModelError(
+            f"float32_matmul_precision {asked} does not go with PyTorch's fp32_precision, which is "
+            "set already, by --tf32 or by a script.",
+            "Leave out one of the two.",
+        ) from error
     try:
         yield
     finally:
@@ -102,11 +116,15 @@ def float32_matmul_precision(asked: str) -> Iterator[None]:
 
 
 def explain_matmul_precision(asked: str, model: torch.nn.Module) -> Choice | None:
-    """What ``float32_matmul_precision`` means for ``model``, on a CPU; None: the default."""
-    weight = next(model.parameters())
-    if asked == "highest" or weight.device.type != "cpu":
+    """What ``float32_matmul_precision`` means for ``model``; None: it was not asked for."""
+    if asked == "highest":
         return None
-    if asked == "high":
+    weight = next(model.parameters())
+    if weight.device.type == "cuda":
+        why = "products in float32 may be computed in TF32"
+    elif weight.device.type != "cpu":
+        why = f"up to PyTorch on {weight.device.type}"
+    elif asked == "high":
         why = "on a CPU the same as highest"
     elif weight.dtype != torch.bfloat16:
         why = "our kernels compute as with highest, because the weights are not held in bfloat16"

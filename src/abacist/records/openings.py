@@ -111,7 +111,8 @@ def read_openings(path: Path) -> tuple[list[Opening], list[tuple[int, str, str]]
         return found, faults
     whole, _, torn = path.read_bytes().rpartition(b"\n")
     previous = None
-    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+    lines = whole.split(b"\n") if whole else []
+    for number, line in enumerate(lines, start=1):
         opening, claimed = _parsed(line)
         if opening is None:
             faults.append((number, "an opening", "something else"))
@@ -123,7 +124,7 @@ def read_openings(path: Path) -> tuple[list[Opening], list[tuple[int, str, str]]
             found.append(opening)
         previous = _hash(line)
     if torn:
-        faults.append((len(found) + 1, "an opening", "half a line"))
+        faults.append((len(lines) + 1, "an opening", "half a line"))
     return found, faults
 
 
@@ -163,9 +164,9 @@ def openings_in_words(openings: Sequence[Opening]) -> str:
         for one in openings
         if one.purpose in (EVAL, EXPORT) and not one.of_the_verdict
     )
-    for what, count in others.items():
+    for what, count in others.most_common(6):
         text += f"; {what} was opened {_times(count)}"
-    return text
+    return text + (" …" if len(others) > 6 else "")
 
 
 def run_that_owns(folder: Path) -> Path | None:

@@ -31,7 +31,7 @@ def multiply(
         ctypes.c_void_p(y.data_ptr()),
         *map(ctypes.c_int64, (*x.shape, len(weight), to is not None)),
         ctypes.c_int64(weight.dtype == torch.bfloat16),
-        ctypes.c_int64(multiplies_pairs()),
+        ctypes.c_int64(weight.dtype == torch.bfloat16 and multiplies_pairs()),
         threads(2.0 * x.numel() * len(weight)),
     )
     return y

@@ -34,8 +34,9 @@ class SharedPrefix:
     and each batch attends to copies, whose gradients add up over the batches. :meth:`backward`
     sends the sums on into the prefix, and so into the weights: once, after the last batch.
 
-    The sums are in the dtype of the states, so use it for float32 only. A checkpointed layer does
-    not serve, as it would be computed again by each backward.
+    The sums are in the dtype of the states, so use it for float32 only. Checkpointed layers are not
+    supported: their keys and values would be computed a second time. The weights must stay as they
+    are until :meth:`backward`.
     """
 
     def __init__(self, token_ids: Sequence[int]) -> None:
