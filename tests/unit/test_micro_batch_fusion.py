@@ -355,13 +355,13 @@ def test_a_step_that_failed_leaves_nothing_to_the_next(
     assert float((learned(together) - learned(fresh)).abs().max()) < 1e-6
 
 
-def test_an_error_that_a_script_survives_costs_the_step_no_later_micro_batch(
-    lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def surviving(failing: int) -> type:
+    """A trainer that goes on after an error in the micro-batch number ``failing``."""
+
     class Patient(GRPOTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().compute_loss(*args, **kwargs)
-            if self._step == 0:
+            if self._step == failing:
                 raise MemoryError
             return loss
 
@@ -372,31 +372,23 @@ def test_an_error_that_a_script_survives_costs_the_step_no_later_micro_batch(
                 self._step += 1
                 return torch.zeros(())
 
+    return Patient
+
+
+def test_an_error_that_a_script_survives_costs_the_step_no_later_micro_batch(
+    lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = lookalike("qwen2.5-instruct")
-    together, alone = both(folder, tmp_path, monkeypatch, kind=Patient, max_steps=1)
+    together, alone = both(folder, tmp_path, monkeypatch, kind=surviving(0), max_steps=1)
     assert_same(together, alone)
 
 
 def test_an_error_that_a_script_survives_keeps_what_came_through_the_prefix(
     prefixes: list[int], lookalike: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Patient(GRPOTrainer):
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().compute_loss(*args, **kwargs)
-            if self._step == 2:
-                raise MemoryError
-            return loss
-
-        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            try:
-                return super().training_step(*args, **kwargs)
-            except MemoryError:
-                self._step += 1
-                return torch.zeros(())
-
     monkeypatch.setattr(micro_batch_fusion, "SHARE_OF_STOCK", 0.0)
     folder = lookalike("qwen2.5-instruct")
-    together, alone = both(folder, tmp_path, monkeypatch, kind=Patient, max_steps=1, shots=2)
+    together, alone = both(folder, tmp_path, monkeypatch, kind=surviving(2), max_steps=1, shots=2)
     assert prefixes
     assert_same(together, alone)
 

@@ -198,14 +198,23 @@ def _joined(batch: Mapping[str, Any], kind: str) -> Tensor:
     return torch.cat([batch[f"prompt_{kind}"], batch[f"completion_{kind}"]], dim=1)
 
 
-def _prefix_of(trainer: Any, left: int) -> SharedPrefix | None:
-    """What the prompts of the coming micro-batches begin with; None: not worth it, or not exact."""
+def _coming(trainer: Any, left: int) -> list[Mapping[str, Any]]:
+    """The micro-batches from the present one on, of one generation and one step.
+
+    Empty where they may not be computed together, or there is only one.
+    """
     at = trainer._step % trainer.args.steps_per_generation
     coming = (trainer._buffered_inputs or [])[at : at + left]
-    base = base_of(trainer.model)
+    if len(coming) < 2 or fastpath.unsupported_setting(trainer, FastPart.MICRO_BATCH_FUSION):
+        return []
+    return list(coming)
+
+
+def _prefix_of(trainer: Any, left: int) -> SharedPrefix | None:
+    """What the prompts of the coming micro-batches begin with; None: not worth it, or not exact."""
+    coming, base = _coming(trainer, left), base_of(trainer.model)
     if (
-        len(coming) < 2
-        or fastpath.unsupported_setting(trainer, FastPart.MICRO_BATCH_FUSION)
+        not coming
         or any(layer.gradient_checkpointing for layer in base.model.layers)
         or compute_dtype_of(base) != torch.float32
     ):
@@ -221,9 +230,7 @@ def _prefix_of(trainer: Any, left: int) -> SharedPrefix | None:
 
 def _largest_set(trainer: Any, left: int) -> _FusedBatches | None:
     """As many micro-batches from the present one on as may be fused; None: only one."""
-    at = trainer._step % trainer.args.steps_per_generation
-    coming = (trainer._buffered_inputs or [])[at : at + left]  # of one generation and one step
-    if len(coming) < 2 or fastpath.unsupported_setting(trainer, FastPart.MICRO_BATCH_FUSION):
+    if not (coming := _coming(trainer, left)):
         return None
     skips = [fastpath.zero_advantage_rows(trainer, batch) for batch in coming]
 

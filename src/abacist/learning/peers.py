@@ -3,9 +3,9 @@
 Each process keeps three things in the launcher's store: who it is, a beat that goes on, and, once
 it ends, how. A thread looks at those of the others every second. A process that was killed is seen
 by its process id on the same machine, by its beat on another, and the machine of the store by the
-store's silence. One that ended with an error has said why,
-and the main process says it for all. The thread gives its own process ten seconds to
-leave by itself, and then ends it: a call that waits for a dead process cannot be interrupted.
+store's silence. One that ended with an error has said why, and the main process says it for all.
+The thread gives its own process ten seconds to leave by itself, and then ends it: a call that waits
+for a dead process cannot be interrupted.
 What is on disk is whole at every moment (``learning.resume.checkpoints``).
 """
 
