@@ -12,6 +12,7 @@ real GPU has (fused attention, FlashAttention) are not there.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib.util
@@ -20,6 +21,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,17 +172,32 @@ class Event:
         return 1.0
 
 
-def main() -> None:
+def main() -> int:
     """Install the device kept in the folder $EMULATED_GPU, then run what the arguments say."""
     install(build(Path(os.environ["EMULATED_GPU"])))
-    if sys.argv[1] == "-m":
-        del sys.argv[0:2]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        del sys.argv[0]
-        sys.path.insert(0, str(Path(sys.argv[0]).parent))
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    try:
+        if sys.argv[1] == "-m":
+            del sys.argv[0:2]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            del sys.argv[0]
+            sys.path.insert(0, str(Path(sys.argv[0]).parent))
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as exit:
+        if isinstance(exit.code, str):
+            print(exit.code, file=sys.stderr)
+        return exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    code = main()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # PyTorch's thread for the device's gradients outlives the program. Where it still frees Python
+    # objects while the interpreter goes, Python ends the thread and C++ the process, by abort().
+    os._exit(code)
