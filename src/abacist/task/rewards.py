@@ -1,14 +1,15 @@
-"""The five rewards: pure functions of one reply, each a TRL reward function.
+"""The five rewards, and one more by name: pure functions of one reply, as TRL calls them.
 
 - ``correctness`` 2.0: the answer equals the gold (column ``answer``), by the rule of ``answers``;
 - ``integer`` 0.5: the answer is a bare integer numeral;
 - ``strict_format`` 0.5: exactly the canonical layout;
 - ``soft_format`` 0.5: a reasoning block, then an answer block, only white space around and between;
 - ``xml_count`` 0 to 0.5: 0.125 for each of the four tags that stands once and in order, less 0.001
-  (0.125 at most) for each character after the last closing tag.
+  (0.125 at most) for each character after the last closing tag;
+- ``valid_steps`` 0.5, not in the default set: the reasoning shows work, and every step is true.
 
-No wrong reply outscores a correct one: 2.0 is the most that a wrong one can earn, and a correct one
-earns more, because ``parse_reply`` sees an answer only between answer tags that stand once, behind
+Of the five, no wrong reply outscores a correct one: 2.0 is the most that a wrong one can earn, and a
+correct one earns more, because ``parse_reply`` sees an answer only between answer tags that stand once, behind
 a reasoning block whose tags do (``xml_count`` pays for either), or in a bare integer (``integer``
 pays for it).
 
@@ -30,7 +31,7 @@ from types import MappingProxyType
 from typing import Any
 
 from abacist.errors import RewardError
-from abacist.task import gist
+from abacist.task import gist, steps
 from abacist.task.answers import is_integer_numeral, same_answer
 from abacist.task.custom_rewards import (
     DEFAULT_TIMEOUT_SECONDS,
@@ -123,6 +124,16 @@ def _count_tags(text: str) -> float:
     return max(0.0, 0.125 * max(in_order, default=0) - min(0.125, 0.001 * surplus))
 
 
+def valid_steps(prompts: Any, completions: Sequence[Any], **columns: Any) -> list[float]:
+    """0.5 where the reasoning shows at least one equation, and each one it shows is true.
+
+    It needs no gold. Where right answers are rare it tells replies apart that ``correctness`` pays
+    alike: a group of wrong ones is seldom one of false steps throughout (docs/results.md). Alone it
+    can be earned by "1 + 1 = 2".
+    """
+    return [0.5 if steps.valid_steps(reply.reasoning) else 0.0 for reply in _replies(completions)]
+
+
 # The gist's names for the five, for scripts that import them by these names.
 correctness_reward_func = correctness
 int_reward_func = integer
@@ -164,6 +175,7 @@ REWARDS: tuple[BuiltInReward, ...] = (
     BuiltInReward(strict_format, "strict_format_reward_func", 0.5, is_form_only=True),
     BuiltInReward(soft_format, "soft_format_reward_func", 0.5, is_form_only=True),
     BuiltInReward(xml_count, "xmlcount_reward_func", 0.5, is_form_only=True),
+    BuiltInReward(valid_steps, None, 0.5, is_form_only=False),
 )
 
 REWARD_SETS: dict[str, tuple[RewardFunc, ...]] = {
@@ -225,7 +237,7 @@ def load_reward_funcs(
 ) -> list[Callable[..., Any]]:
     """The reward functions with these names, in their order.
 
-    A name is one of the five, a gist alias of one ("int_reward_func"), a historic one
+    A name is one of :data:`REWARDS`, a gist alias of one ("int_reward_func"), a historic one
     ("gist.int_reward_func"), a set ("default", "gist"), or a user's own, as ``module.function`` or
     ``path/to/file.py:function``; a user's own comes :func:`checked`, and with a time limit a batch.
     ``given`` holds functions that are there already, by name.
