@@ -212,6 +212,17 @@ def test_a_reward_in_a_layout_of_its_own_is_audited_there() -> None:
     assert the(found, Kind.FALSE_NEGATIVE).evidence.startswith("boxed")  # a box in the box
 
 
+def test_a_reward_for_true_work_whatever_the_answer_is_not_taken_for_one_for_the_answer() -> None:
+    found = audit(["default", "valid_steps"], PROBLEMS)
+    assert found.answer_rewards == ("correctness",) and found.sound
+    assert (found.findings, found.reachable_maximum) == ((), 4.5)
+
+    def rule(text: str, gold: str) -> float:  # the answer, and only if there is work
+        return float(bool(correctness(None, [text], [gold])[0]) and "=" in text)
+
+    assert short(paid_by(rule)).answer_rewards == ("mine",)
+
+
 def test_a_negative_weight_is_a_penalty() -> None:
     wordy = paid_by(lambda text, gold: min(1.0, len(text) / 1000), "wordy")
     found = short(correctness, wordy, weights=[1.0, -0.5])

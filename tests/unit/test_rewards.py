@@ -32,6 +32,7 @@ from abacist.task.rewards import (
     load_reward_funcs,
     soft_format,
     strict_format,
+    valid_steps,
     xml_count,
 )
 
@@ -82,6 +83,23 @@ MENTION = render_reply("I write it in <answer>3</answer>.", "12")
 )
 def test_the_five_pay_by_the_table(text: str, expected: tuple[float, ...]) -> None:
     assert scores(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "pays"),
+    [
+        (CANONICAL, True),
+        (render_reply("5 + 7 = 12, and 12 / 4 = 3", "wrong"), True),  # the answer does not matter
+        (render_reply("5 + 7 = 12, and 12 / 4 = 4", "12"), False),
+        (render_reply("It is twelve.", "12"), False),
+        (render_reply("-", "5 + 7 = 12"), False),  # no reasoning
+        ("5 + 7 = 12", False),
+        ("<reasoning>5 + 7 = 12", False),  # cut off: no block
+    ],
+)
+def test_valid_steps_pays_for_work_that_is_shown_and_true_throughout(text: str, pays: bool) -> None:
+    assert valid_steps(None, [text]) == [0.5 * pays]
+    assert load_reward_funcs(["default", "valid_steps"]) == [*FIVE, valid_steps]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@
   (0.125 at most) for each character after the last closing tag;
 - ``valid_steps`` 0.5, not in the default set: the reasoning shows work, and every step is true.
 
-Of the five, no wrong reply outscores a correct one: 2.0 is the most that a wrong one can earn, and a
-correct one earns more, because ``parse_reply`` sees an answer only between answer tags that stand once, behind
-a reasoning block whose tags do (``xml_count`` pays for either), or in a bare integer (``integer``
-pays for it).
+Of the five, no wrong reply outscores a correct one: 2.0 is the most that a wrong one can earn, and
+a correct one earns more, because ``parse_reply`` sees an answer only between answer tags that stand
+once, behind a reasoning block whose tags do (``xml_count`` pays for either), or in a bare integer
+(``integer`` pays for it).
 
 Each is called as TRL calls it, ``f(prompts=..., completions=..., **columns)``, with completions
 that are texts or lists of messages, can be pickled, and never raises over what a model wrote.

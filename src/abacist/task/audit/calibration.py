@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from abacist.task.audit.hacks import workless
 from abacist.task.audit.ledger import EPSILON
-from abacist.task.audit.renderings import ASKED, HOMES, WRONG, Variant, layouts, wrong_solutions
+from abacist.task.audit.renderings import (
+    ASKED,
+    HOMES,
+    WRONG,
+    Variant,
+    layouts,
+    slips,
+    wrong_solutions,
+)
 from abacist.task.problems import Problem
 
 TELLS_APART_FRACTION = 0.8  # of the problems on which an answer reward pays more for right
@@ -21,8 +29,8 @@ Pay = Callable[[Problem, Sequence[Variant]], "list[list[float | None]]"]
 class Calibration:
     """What was seen: ``honest`` and ``wrong`` name the kinds of reply that all is compared with.
 
-    ``answer_rewards`` are the indices of the rewards that tell right from wrong; each is paid from
-    its entry in ``bars`` upwards.
+    ``answer_rewards`` are the indices of the rewards that tell right from wrong by the answer; each
+    is paid from its entry in ``bars`` upwards.
     """
 
     home: str
@@ -49,7 +57,8 @@ def calibrate(sample: Sequence[Problem], pay: Pay) -> Calibration:
     pays: dict[str, list[list[float]]] = {}  # by kind of reply, then reward: one for each problem
     most: list[float] = []
     for problem in sample:
-        variants = [*layouts(problem), *wrong_solutions(problem), *workless(problem)]
+        variants = [*layouts(problem), *wrong_solutions(problem), *slips(problem),
+                    *workless(problem)]  # fmt: skip
         paid = [[each or 0.0 for each in one] for one in pay(problem, variants)]
         most = [max(one) for one in (zip(most, map(max, paid), strict=True) if most else paid)]
         for at, variant in enumerate(variants):
@@ -67,7 +76,13 @@ def calibrate(sample: Sequence[Problem], pay: Pay) -> Calibration:
     def tells_apart(home: str, number: int) -> bool:
         pairs = zip(pays[home][number], pays[_wrong(home)][number], strict=True)
         higher = sum(right > wrong + EPSILON for right, wrong in pairs)
-        return higher >= TELLS_APART_FRACTION * len(sample)
+        return higher >= TELLS_APART_FRACTION * len(sample) and not judges_work(home, number)
+
+    def judges_work(home: str, number: int) -> bool:
+        """Is it paid for true work whatever the answer, and never for the answer alone?"""
+        bare = "a dash for reasoning" if home == ASKED else f"a dash, then {home}"
+        right = mean(home, number)
+        return mean(f"slip, {home}", number) >= right - EPSILON > mean(bare, number)
 
     told = {home: frozenset(n for n in numbers if tells_apart(home, n)) for home in HOMES}
     gain = {

@@ -144,6 +144,13 @@ def wrong_solutions(problem: Problem) -> Iterator[Variant]:
         yield Variant(called, Role.WRONG, write(reasoning, wrong), wrong)
 
 
+def slips(problem: Problem) -> Iterator[Variant]:
+    """The solution as it is, and behind it another answer."""
+    wrong = numeral(gold_value(problem) + 1)
+    for name, write in HOMES.items():
+        yield Variant(f"slip, {name}", Role.WRONG, write(reasoning_of(problem), wrong), wrong)
+
+
 def rewritten(problem: Problem, home: str = ASKED) -> Iterator[Variant]:
     """The gold in other words, other numbers in its place, and what is no number."""
     value = gold_value(problem)
