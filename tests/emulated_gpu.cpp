@@ -37,9 +37,11 @@ const Device GPU(c10::DeviceType::CUDA, 0);
 
 // --- memory -------------------------------------------------------------------------------------
 
-std::atomic<int64_t> allocated{0}, peak{0};
+std::atomic<int64_t> allocated{0}, peak{0}, limit{INT64_MAX};
 
 void count(int64_t bytes) {
+  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= 0 || allocated + bytes <= limit,
+                   "CUDA out of memory. Tried to allocate ", bytes, " bytes of ", limit.load());
   const int64_t now = allocated += bytes;
   int64_t before = peak;
   while (now > before && !peak.compare_exchange_weak(before, now)) {}
@@ -371,6 +373,7 @@ __attribute__((visibility("default"))) std::optional<c10::DeviceType> getAcceler
 extern "C" {
 int64_t allocated_bytes() { return allocated; }
 int64_t peak_bytes() { return peak; }
+void set_limit(int64_t bytes) { limit = bytes; }
 void forget_peak() { peak = allocated.load(); }
 int64_t launches() { return launched; }
 int begin_capture() {

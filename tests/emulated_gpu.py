@@ -64,6 +64,7 @@ def install(library: Path) -> ctypes.CDLL:
     device = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     for name in ("allocated_bytes", "peak_bytes", "launches"):
         getattr(device, name).restype = ctypes.c_int64
+    device.set_limit.argtypes = [ctypes.c_int64]
     import torch
 
     cuda: Any = torch.cuda
@@ -80,6 +81,14 @@ def install(library: Path) -> ctypes.CDLL:
     )
     cuda.mem_get_info = lambda device=None: (memory - device_bytes(), memory)
     device_bytes = device.allocated_bytes
+    fractions = [1.0]
+
+    def set_fraction(fraction: float, asked: Any = None) -> None:
+        fractions[0] = fraction
+        device.set_limit(int(fraction * memory))
+
+    cuda.set_per_process_memory_fraction = set_fraction
+    cuda.get_per_process_memory_fraction = lambda asked=None: fractions[0]
     for name in ("memory_allocated", "memory_reserved"):
         setattr(cuda, name, lambda device=None: device_bytes())
     for name in ("max_memory_allocated", "max_memory_reserved"):

@@ -244,7 +244,7 @@ def _everything(run: Path) -> dict[str, Any]:
             kept[path.relative_to(run).as_posix()] = path.read_bytes()
     kept["metrics.jsonl"] = (run / "metrics.jsonl").read_bytes()
     for name in ("optimizer.pt", "scheduler.pt", "grpo_state.pt"):
-        kept[name] = torch.load(last / name, weights_only=True)
+        kept[name] = torch.load(last / name, map_location="cpu", weights_only=True)
     for timed in ("seconds", "kept_bytes"):
         kept["grpo_state.pt"].pop(timed)
     metrics = kept["grpo_state.pt"]["metrics"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from abacist.errors import ModelError
 from abacist.learning import enough_memory, train
@@ -75,3 +76,16 @@ def test_damaged_weights_are_left_to_loading(
 ) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     assert enough_memory._weights_in(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("share", "there"), [(1.0, 70), (0.24, 24), (0.8, 70)])
+def test_on_a_gpu_a_process_has_no_more_than_the_share_it_was_given(
+    share: float, there: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (
+        ("mem_get_info", (60, 100)),
+        ("memory_reserved", 10),
+        ("get_per_process_memory_fraction", share),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.available_bytes(torch.device("cuda")) == there

@@ -65,6 +65,9 @@ def test_every_part_ends_within_nine_minutes_and_a_real_model_that_is_not_there_
     tmp_path: Path,
 ) -> None:
     them = gpu.parts(tmp_path, None, None)
-    assert [part.name for part in them] == ["tests", "bench", "tiny", "real"]
+    assert [part.name for part in them] == ["tests", "memory", "bench", "tiny", "real"]
     assert all(part.limit_minutes < 9 for part in them)
+    for part in them:  # what a part names is there
+        for word in part.command[1:]:
+            assert not word.startswith(("bench/", "tests/")) or (gpu.ROOT / word).exists()
     assert them[-1].skipped and not gpu.parts(tmp_path, "model", "data")[-1].skipped

@@ -146,10 +146,12 @@ def ours(model: Any, ids: Any, mask: Any, width: int, **options: Any) -> tuple[A
 def gradients(model: Any, logps: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Of a GRPO loss with old log-probabilities a little off, all in one vector."""
     model.zero_grad()
-    old = (logps + 0.1 * torch.sin(torch.arange(logps.numel()).view_as(logps))).detach()
-    advantages = torch.linspace(-1.5, 1, len(logps))[:, None] if weights is None else weights
+    places = torch.arange(logps.numel(), device=logps.device).view_as(logps)
+    old = (logps + 0.1 * torch.sin(places)).detach()
+    if weights is None:
+        weights = torch.linspace(-1.5, 1, len(logps), device=logps.device)[:, None]
     ratio = torch.exp(logps - old)
-    loss = -torch.min(ratio * advantages, ratio.clamp(0.9, 1.1) * advantages)
+    loss = -torch.min(ratio * weights, ratio.clamp(0.9, 1.1) * weights)
     (loss * (logps != 0)).sum().div(logps.numel()).backward()
     return torch.cat(
         [w.grad.reshape(-1).float() for w in model.parameters() if w.grad is not None]

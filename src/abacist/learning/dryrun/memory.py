@@ -226,8 +226,9 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 def available_bytes(device: torch.device, held_bytes: int = 0) -> int:
     """What can still be had on ``device``, and what this process holds there already."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device))
+        free, total = torch.cuda.mem_get_info(device)
+        allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+        return int(min(free + torch.cuda.memory_reserved(device), allowed))
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
     free = int(psutil.virtual_memory().available)
