@@ -97,6 +97,10 @@ class ProcessLost(TrainingError):
     """Another process of a training is gone. Every process that is left says so."""
 
 
+class EngineLost(TrainingError):
+    """The engine that writes the replies, a vLLM server, is gone in the middle of a training."""
+
+
 class Interrupted(AbacistError):
     """Work that a signal ended. Its exit code is the shell's: 130 Ctrl-C, 143 SIGTERM."""
 

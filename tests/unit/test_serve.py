@@ -58,7 +58,10 @@ def test_an_adapter_goes_to_vllm_beside_its_base(tmp_path: Path, monkeypatch) ->
     ]  # fmt: skip
     own = hand_over(adapter(tmp_path / "own", base="tiny"))
     assert own.command[2] == str(BUILT_IN_FOLDER)
-    assert any("not tried" in note for note in found.notes)
+    assert any("on a CPU only" in note for note in found.notes)
+    template = tmp_path / "run" / "chat_template.jinja"
+    template.write_text("{{ messages }}", encoding="utf-8")
+    assert hand_over(adapter(tmp_path / "run")).command[-2:] == ["--chat-template", str(template)]
 
 
 def test_an_adapter_without_vllm_is_told_to_be_merged(tmp_path: Path, monkeypatch) -> None:

@@ -33,6 +33,7 @@ def _in_double_quotes(place: str) -> str:
 
 IN_TESTS = "run in Abacist's tests"
 NOT_TRIED = "not tried by us"
+BY_VLLM = "tried with vLLM 0.31 on a CPU only"
 
 
 def commands_for(kind: str, place: str, *, by_llamacpp: bool = False) -> list[Command]:
@@ -49,12 +50,12 @@ def commands_for(kind: str, place: str, *, by_llamacpp: bool = False) -> list[Co
                 IN_TESTS,
             ),
             # It names the base, the rank and the template to vLLM.
-            Command("vLLM", f"abacist serve {quoted}", f"vLLM itself {NOT_TRIED}"),
+            Command("vLLM", f"abacist serve {quoted}", BY_VLLM),
         ]
     if kind in ("merged", "full run"):
         return [
             asked,
-            Command("vLLM", f"vllm serve {quoted}", NOT_TRIED),
+            Command("vLLM", f"vllm serve {quoted}", BY_VLLM),
             Command("transformers", f"transformers serve {quoted}", NOT_TRIED),
             Command(
                 "lm-eval, with our task (docs/neighbours.md writes it)",

@@ -9,6 +9,7 @@ without rewards counts as one without signal, and a model of which nothing can l
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from accelerate.logging import get_logger
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
-from abacist.learning import fastpath, frozen, reply_selection
+from abacist.learning import fastpath, frozen, reply_selection, vllm_engine
 from abacist.learning.micro_batch_fusion import MicroBatchFusion, Values
 from abacist.policy import families
 from abacist.policy.decoding import engine
@@ -89,9 +90,12 @@ class FastTrainer(trl.GRPOTrainer):
         # TRL repeats each prompt G times; the engine computes equal ones once, and is asked for
         # one completion of each. None: there are no log-probabilities of the sampling.
         if self._unsupported_reason(FastPart.DECODING) is not None:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
+            served = self.use_vllm and self.args.vllm_mode == "server"
+            step = self.state.global_step + 1
+            with vllm_engine.lost_if_silent(self.args, step) if served else nullcontext():
+                return super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+                )
         sampling = engine.Sampling(
             temperature=self.temperature,
             top_p=self.top_p,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from abacist.errors import DataError
+from abacist.errors import DataError, ModelError
 from abacist.learning.arguments import ScriptArguments
 from abacist.learning.config import Config
+from abacist.learning.vllm_engine import Server
 from abacist.policy.loading import Policy
 from abacist.proof.evaluate import refuse_too_long
 from abacist.records.secrets import without_secrets
@@ -146,11 +147,11 @@ def split_lines(config: Config, task: Task) -> list[str]:
     return lines
 
 
-def check_fit(config: Config, task: Task, policy: Policy) -> None:
+def check_fit(config: Config, task: Task, policy: Policy, server: Server | None = None) -> None:
     """Refuse, before anything is written, what TRL would turn into zero steps or cut prompts.
 
     Raises DataError for too few problems or text that would become control tokens, ModelError
-    for a prompt and budget that exceed the context.
+    for a prompt and budget that exceed the context, or what the vLLM ``server`` takes.
     """
     if len(task.train) < config.problems_per_step:
         raise DataError(
@@ -163,3 +164,10 @@ def check_fit(config: Config, task: Task, policy: Policy) -> None:
     problem_ids = [row["problem_id"] for row in rows]
     prompt_lengths = [len(policy.chat.encode(row["prompt"])) for row in rows]
     refuse_too_long(policy, problem_ids, prompt_lengths, config.max_completion_tokens)
+    needed = max(prompt_lengths) + config.max_completion_tokens
+    if server is not None and server.max_model_len and needed > server.max_model_len:
+        raise ModelError(
+            f"The vLLM server at {server.url} takes {server.max_model_len} tokens, and the longest "
+            f"prompt and its reply have {needed}.",
+            f"Start it with --max-model-len {needed}, or lower --max_completion_length.",
+        )

@@ -18,8 +18,10 @@ from typing import Any
 import transformers
 from datasets import Dataset
 from peft import LoraConfig
+from transformers.trainer_utils import SaveStrategy
 
-from abacist.learning import fastpath, gradient_checkpointing, peers, processes
+from abacist.errors import EngineLost
+from abacist.learning import fastpath, gradient_checkpointing, peers, processes, vllm_engine
 from abacist.learning.config import Config
 from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
@@ -93,6 +95,10 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
                 raise resuming.interrupted(stop, stops.where, run) from None
             stopped = f"{stop.reason} {resuming.where_stopped(stop, stops.where)}"
             return Run(run.path, None, None, None, None, None, stopped)
+        except EngineLost as lost:
+            if config.training.save_strategy != SaveStrategy.NO:
+                lost.hint += f"\n  Go on with:  {processes.command_to_resume(run.path)}"
+            raise
 
 
 def _open(config: Config, watcher: Watcher) -> RunDir:
@@ -125,13 +131,14 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
     refuse_hackable(config, task.train, rewards, watcher)
     if config.training.trust_remote_code:
         watcher.note("  warning: --trust_remote_code lets the model's own code run on this machine")
+    server = vllm_engine.look_for(config, watcher)
     refuse_too_large(config)
     policy = load_trainable(config)
     refuse_broken_weights(policy.model, config.model.model_name_or_path)
     precision = explain_matmul_precision(config.model.float32_matmul_precision, policy.model)
     for choice in [*policy.choices, *([precision] if precision else [])]:
         watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
-    check_fit(config, task, policy)
+    check_fit(config, task, policy, server)
     return task, rewards, policy
 
 
@@ -325,6 +332,11 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
     given = training.chat_template_kwargs
     template: dict[str, Any] = given if isinstance(given, dict) else {}
     training.chat_template_kwargs = policy.chat.chat_template_kwargs | template
+    if training.use_vllm:
+        given = training.generation_kwargs
+        training.generation_kwargs = vllm_engine.stopping_at(
+            policy.chat.stop_ids, given if isinstance(given, dict) else {}
+        )
     # Attached, or not, by whoever trains: TRL would write before the run is begun.
     training.report_to, training.log_completions = [], False
     training.run_name = training.run_name or run.run_id

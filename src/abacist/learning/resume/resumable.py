@@ -29,7 +29,7 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 from trl.trainer.utils import RepeatSampler
 
-from abacist.errors import AbacistError, RunError, first_line
+from abacist.errors import AbacistError, EngineLost, RunError, first_line
 from abacist.learning.fast_trainer import FastTrainer
 from abacist.learning.problem_sampling import EpochSampler
 from abacist.learning.resume import checkpoints, training_state
@@ -208,7 +208,14 @@ class ResumableTrainer(FastTrainer):
                     held.enter_context(self.stops.deferred())
                 return super().train(str(path) if path else None, *args, **kwargs)
         except StopNow as stop:
-            self._save_stopped(stop)
+            stop.step, stop.max_steps = self.state.global_step, self.state.max_steps
+            stop.checkpoint = self._save_last_step()
+            raise
+        except EngineLost as lost:
+            # The other processes wait for its replies, and cannot save together with this one.
+            several = self.accelerator.num_processes > 1
+            if not several and (checkpoint := self._save_last_step()) is not None:
+                lost.hint = f"The state before this step is in {checkpoint}. {lost.hint}"
             raise
         except Exception as error:
             if path is None or self._moment is not None or isinstance(error, AbacistError):
@@ -377,17 +384,19 @@ class ResumableTrainer(FastTrainer):
         # Steps are counted from the beginning of the run, and so must be its seconds.
         return super()._finalize_training(trial, num_train_samples, self.began)
 
-    def _save_stopped(self, stop: StopNow) -> None:
-        """Save the state after the last whole step, taking back what was begun since."""
-        stop.step, stop.max_steps = self.state.global_step, self.state.max_steps
+    def _save_last_step(self) -> Path | None:
+        """Save the state after the last whole step, taking back what was begun since.
+
+        Returns its checkpoint; None where none is kept.
+        """
         if self._moment is None or not self.keeps_checkpoints:
-            return
-        run = Path(self._get_output_dir(None))
-        if self._saved_step != stop.step:
+            return None
+        step = self.state.global_step
+        if self._saved_step != step:
             training_state.restore(self, self._moment)
             self.optimizer.zero_grad()
             self._save_checkpoint(self.model, None)
-        stop.checkpoint = run / f"checkpoint-{stop.step}"
+        return Path(self._get_output_dir(None)) / f"checkpoint-{step}"
 
 
 def _warn(text: str) -> None:
