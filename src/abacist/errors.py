@@ -24,6 +24,7 @@ class AbacistError(Exception):
     """Something a person can mend. ``str(error)`` is the message, then the hint on its own line."""
 
     exit_code = 1
+    is_told = False  # to the other processes of a training, of which the main one says it
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)

@@ -63,7 +63,7 @@ class TestOfLivingProcesses:
     ) -> None:
         main, one = two(other, monkeypatch)
         fault = DataError("row 3 has no answer", "Mend it.")
-        assert one.ended_by(fault) is fault
+        assert one.ended_by(fault) is fault and fault.is_told
         said = main.ended_by(RuntimeError("gloo: Connection reset by peer"))
         assert isinstance(said, AbacistError) and said.exit_code == 1
         assert (said.message, said.hint) == ("rank 1: row 3 has no answer", "Mend it.")

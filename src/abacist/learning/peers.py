@@ -214,6 +214,7 @@ class Peers:
     def _tell(self, error: BaseException) -> None:
         told = {"message": f"{type(error).__name__}: {first_line(error)}", "hint": ""}
         if isinstance(error, AbacistError):
+            error.is_told = True
             told = {"message": error.message, "hint": error.hint}
         # Only this machine knows its secrets, and the way to the store is open to listeners.
         ending = {name: without_secrets(text) for name, text in told.items()} | {
