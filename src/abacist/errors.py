@@ -24,6 +24,7 @@ class AbacistError(Exception):
     """Something a person can mend. ``str(error)`` is the message, then the hint on its own line."""
 
     exit_code = 1
+    is_told = False  # to the other processes of a training, of which the main one says it
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -43,7 +44,7 @@ class AbacistError(Exception):
                 shown += [line.rstrip() for line in traceback.format_list(frames)]
                 kind = type(error).__name__
                 shown += ["", f"{kind}: {error}"] if error is self else [f"{kind}: {error}", ""]
-        return ["".join(map(_harmless, "\n".join(shown).strip("\n")))]
+        return [harmless("\n".join(shown).strip("\n"))]
 
 
 def _own_frames(error: BaseException | None) -> list[traceback.FrameSummary]:
@@ -60,11 +61,12 @@ def _own_frames(error: BaseException | None) -> list[traceback.FrameSummary]:
     ]
 
 
-def _harmless(character: str) -> str:
-    """A character of a message, which may quote foreign text: shown, not obeyed."""
-    if character == "\n" or character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode("ascii")
+def harmless(text: str) -> str:
+    """``text``, which may quote what is foreign: control characters are shown, not obeyed."""
+    return "".join(
+        one if one == "\n" or one.isprintable() else one.encode("unicode_escape").decode("ascii")
+        for one in text
+    )
 
 
 class UsageError(AbacistError):

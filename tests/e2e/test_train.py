@@ -71,6 +71,8 @@ def test_the_three_splits_of_a_run_share_no_problem(finished: Path) -> None:
 def test_before_and_after_are_measured_on_the_same_problems(finished: Path) -> None:
     before, after = (Evaluation.load(finished / "evals" / name) for name in ("before", "after"))
     assert before.problems == after.problems and before.settings == after.settings
+    arithmetic = {"arithmetic": "float32 on cpu, our engine's attention"}
+    assert before.conditions == after.conditions == arithmetic
     verdict = json.loads((finished / "evals" / "verdict.json").read_text(encoding="utf-8"))
     assert verdict["paired"]["accuracy"]["before"]["value"] == before.accuracy.value
 

@@ -94,7 +94,7 @@ def test_each_opening_of_a_split_is_noted_once(whole: Path) -> None:
     assert [one.purpose for one in found] == purposes and faults == []
 
 
-def test_a_process_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
+def test_a_run_that_a_kill_and_then_max_hours_ended_in_all_processes_resumes_exactly(
     whole: Path, tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
@@ -107,8 +107,13 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_resumes_exactly(
     said = ended(process, log, code=1)
     assert time.monotonic() - began < 60 and not ranks["0"].is_running()
     assert "rank 0 cannot go on: rank 1" in said and "Traceback" not in said
+    said = ended(start("--resume", str(run), "--max_hours", "1e-9", log=log), log)
+    assert said.count("Stopped by --max_hours after step 3 of 4") == 1  # one process speaks
+    assert f"train --resume {run} {' '.join(ON_TWO)}" in said
     ended(start("--resume", str(run), log=log), log)
-    assert contents(run) == contents(whole)
+    one, other = contents(run), contents(whole)
+    assert one.pop("config.yaml") != other.pop("config.yaml")  # which has no --max_hours
+    assert one == other
 
 
 def test_another_number_of_processes_is_refused_and_nothing_is_changed(

@@ -28,9 +28,10 @@ from abacist.learning.resume.checkpoints import ASIDE, checkpoints_of, defect, s
 from soak import warm
 from soak.ledger import Trial
 
+# A step of 8 replies takes 2 of the 6 problems, so the run has two epochs.
 FLAGS = [
     "--max_steps", "6", "--save_steps", "2", "--num_heldout_problems", "2",
-    "--num_selection_problems", "2", "--eval_steps", "3", "--num_train_problems", "40",
+    "--num_selection_problems", "2", "--eval_steps", "3", "--num_train_problems", "6",
     "--logging_steps", "1", "--per_device_train_batch_size", "8", "--num_generations", "4",
     "--max_completion_length", "12",
 ]  # fmt: skip

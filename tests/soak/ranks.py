@@ -9,22 +9,28 @@ import argparse
 import functools
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from soak.kills import FLAGS, contents
+from soak import kills
+from soak.kills import contents
 from soak.ledger import Trial
 
 ON_TWO = ["--accelerate_config", "multi_cpu", "--num_processes", "2"]
+FLAGS = [*kills.FLAGS, "--per_device_train_batch_size", "4"]  # a step is that of one process
 MOST_SECONDS = 60.0
+LOADING = ""
 # A kill comes soon after one of these is there: a run spends most of its time on imports.
 MARKS = [
-    "run.lock", "manifest.json", "evals/before", "checkpoint-0", "checkpoint-2", "checkpoint-4",
+    LOADING, "run.lock", "manifest.json", "evals/before",
+    "checkpoint-0", "checkpoint-2", "checkpoint-4",
     *(f"rollouts/step-{step:06d}.parquet" for step in range(1, 7)), "evals/after",
 ]  # fmt: skip
 
@@ -53,26 +59,18 @@ def ranks(shared: Path, options: argparse.Namespace) -> list[tuple[str, Callable
 
 def _kill_a_rank(whole: Path, seed: int, place: Path) -> Trial:
     trial, rng, run, output = Trial(), random.Random(seed), place / "run", place / "output"
-    doomed, mark = rng.randrange(2), rng.choice(MARKS)
-    process = train("--output_dir", str(run), *FLAGS, output=output)
-    while not (run / mark).exists() and process.poll() is None:
-        time.sleep(0.005)
-    time.sleep(rng.uniform(0.0, 0.8))
-    found = {
-        int(child.environ()["RANK"]): child for child in psutil.Process(process.pid).children()
-    }
-    if len(found) == 2:  # else it was through before
-        found[doomed].kill()
-        told = time.monotonic()
-        found[1 - doomed].wait()
-        took = round(time.monotonic() - told, 1)
-        trial.seen["most seconds until the other ended"] = took
-        said = (process.wait(), output.read_text(encoding="utf-8", errors="replace"))
-        wrong = [] if took <= MOST_SECONDS else [f"the other took {took:g} s"]
-        if said[0] != 1 or f"rank {doomed}" not in said[1]:
-            wrong.append(f"it ended with {said[0]}: {said[1][-200:]}")
-        trial.expect(f"rank {doomed} killed after {mark}", wrong)
-    process.wait()
+    doomed, wrong = rng.randrange(2), [""]
+    while wrong == [""]:  # a run that was through before the kill came proves nothing
+        shutil.rmtree(run, ignore_errors=True)
+        mark, seconds = rng.choice(MARKS), rng.uniform(0.0, 0.8)
+        process = train("--output_dir", str(run), *FLAGS, output=output)
+        while len(found := _ranks_of(process)) < 2 and process.poll() is None:
+            time.sleep(0.005)
+        while mark and not (run / mark).exists() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(seconds)
+        wrong = _end_one(doomed, found, process, output, trial)
+    trial.expect(f"rank {doomed} killed {seconds:.2f} s after {mark or 'its start'}", wrong)
     again = ["--resume", str(run)]
     if not (run / "config.yaml").exists():
         again = ["--output_dir", str(run), "--overwrite", *FLAGS]
@@ -81,3 +79,40 @@ def _kill_a_rank(whole: Path, seed: int, place: Path) -> Trial:
     wrong = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     trial.expect("resumed", wrong if code == 0 else [f"resuming ended with {code}"])
     return trial
+
+
+def _end_one(
+    doomed: int,
+    found: dict[int, psutil.Process],
+    process: subprocess.Popen[bytes],
+    output: Path,
+    trial: Trial,
+) -> list[str]:
+    """Kill a rank and wait for the other: what is wrong with its end; one empty text where the
+    run was through before."""
+    try:
+        found[doomed].kill()
+        told = time.monotonic()
+        found[1 - doomed].wait()
+    except (KeyError, psutil.NoSuchProcess):
+        process.wait()
+        return [""]
+    took = round(time.monotonic() - told, 1)
+    code, said = process.wait(), output.read_text(encoding="utf-8", errors="replace")
+    if code == 0:  # it had said how it ended
+        return [""]
+    trial.seen["most seconds until the other ended"] = took
+    wrong = [] if took <= MOST_SECONDS else [f"the other took {took:g} s"]
+    if code != 1 or f"rank {doomed}" not in said or "Traceback" in said:
+        wrong.append(f"it ended with {code}: {said[-200:]}")
+    return wrong
+
+
+def _ranks_of(process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
+    """The processes that train, by their rank, as far as they have been started."""
+    found: dict[int, psutil.Process] = {}
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children():
+            with suppress(psutil.NoSuchProcess, KeyError):
+                found[int(child.environ()["RANK"])] = child
+    return found

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 import abacist
 from abacist.cli import console
-from abacist.errors import DataError, UsageError
+from abacist.errors import DataError, ProcessLost, UsageError
 
 SOURCE = Path(abacist.__file__).resolve().parents[1]
 
@@ -104,6 +105,7 @@ def test_a_bug_shows_its_traceback_where_that_is_asked_for(
         (MemoryError(), "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB"), "out of memory"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory."), "--num_generations"),
+        (dist.DistStoreError("wait timeout after 20000ms"), "did not come together: wait timeout"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -114,6 +116,27 @@ def test_what_is_nobodys_bug_is_said_plainly(
     err = capsys.readouterr().err
     assert says in err
     assert "bug" not in err
+
+
+@pytest.mark.parametrize("local_rank", ["0", "1"])
+def test_of_several_processes_one_speaks_and_another_says_only_what_it_could_not_tell(
+    local_rank: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(console.time, "sleep", waited.append)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("RANK", local_rank)
+    untold, told = UsageError("--sed is not a flag"), DataError("row 3")
+    told.is_told = True
+    errors = (untold, told, ProcessLost("rank 2 is gone"))
+    assert [console.run(failing(error)) for error in errors] == [2, 1, 1]
+    said = capsys.readouterr().err.splitlines()
+    lost = "error: rank 2 is gone"
+    if local_rank == "0":
+        assert said == ["error: --sed is not a flag", "error: row 3", lost] and waited == []
+    else:  # in which time a launcher ends it where the first one failed as well
+        assert said == ["error: rank 1: --sed is not a flag", lost]
+        assert waited == [console.ALONE_SECONDS]
 
 
 def test_secrets_of_the_environment_are_never_printed(

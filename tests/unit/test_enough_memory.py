@@ -40,6 +40,13 @@ def test_what_fits_is_left_alone_and_what_does_not_is_told_in_numbers(
     assert refused(monkeypatch, 3 * WEIGHTS, "--dtype", "bfloat16") is None  # as it said
 
 
+def test_each_process_of_a_machine_needs_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    error = refused(monkeypatch, 8 * WEIGHTS)
+    assert error is not None and "available to each of 4 processes." in error.message
+    assert refused(monkeypatch, 17 * WEIGHTS) is None
+
+
 def test_all_weights_need_gradients_and_moments_and_an_adapter_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -190,6 +190,12 @@ def test_a_run_of_epochs_has_the_patience_of_a_long_one() -> None:
     assert MetricsHistory(Facts.of({"max_steps": -1, "num_generations": 8})).patience_steps == 40
 
 
+def test_the_problems_of_a_step_are_those_of_all_processes() -> None:
+    settings = {"per_device_train_batch_size": 16, "num_generations": 4}
+    found = [Facts.of(settings, processes=count).problems_per_step for count in (1, 2, None, "x")]
+    assert found == [4, 8, 4, 4]
+
+
 SETTINGS = ["learning_rate", "num_generations", "max_steps", "use_peft", "max_grad_norm"]
 
 

@@ -73,6 +73,16 @@ def test_a_folder_loads_for_reading_with_every_choice_explained(kind: str, looka
     assert policy.base_name == policy.name == str(lookalike(kind))
 
 
+def test_a_policy_says_in_which_products_it_computes_at_the_time(lookalike: Fold) -> None:
+    policy = load_policy(str(lookalike(QWEN)), device="cpu")
+    by_default = "bfloat16 on cpu, our engine's attention"
+    assert policy.arithmetic == by_default
+    with choices.float32_matmul_precision("medium"):
+        assert policy.arithmetic == f"{by_default}, float32_matmul_precision medium"
+    policy.model.float()  # as a training may have to
+    assert policy.arithmetic == by_default.replace("bfloat16", "float32")
+
+
 def test_a_stop_token_that_the_tokenizer_does_not_have_is_named(folder: Path) -> None:
     settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
     settings["eos_token_id"] = [99_999]

@@ -47,7 +47,8 @@ def test_a_process_that_is_gone_is_seen_and_said_by_those_that_are_left(
     cut_off = main.ended_by(RuntimeError("[gloo/tcp/pair.cc:1] Connection closed by peer [::1]:1"))
     assert isinstance(cut_off, ProcessLost)
     if other == os.getppid():
-        assert "no longer answers" in cut_off.message
+        assert f"rank 1 (process {other} on " in cut_off.message  # who else?
+        assert "no longer answers (" in cut_off.message and "Connection closed" in cut_off.message
     else:
         assert f"rank 0 cannot go on: rank 1 (process {other}" in cut_off.message
         stop = main.ended_by(Interrupted("stopped by SIGTERM", "", 15))  # by the launcher, then
@@ -62,7 +63,7 @@ class TestOfLivingProcesses:
     ) -> None:
         main, one = two(other, monkeypatch)
         fault = DataError("row 3 has no answer", "Mend it.")
-        assert one.ended_by(fault) is fault
+        assert one.ended_by(fault) is fault and fault.is_told
         said = main.ended_by(RuntimeError("gloo: Connection reset by peer"))
         assert isinstance(said, AbacistError) and said.exit_code == 1
         assert (said.message, said.hint) == ("rank 1: row 3 has no answer", "Mend it.")
@@ -98,6 +99,57 @@ class TestOfLivingProcesses:
         clock[0] += 2
         found = main.look()
         assert found is not None and found.is_lost and "not been heard of" in found.message
+
+
+def test_of_several_on_other_machines_those_that_went_silent_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, clock = dist.HashStore(), [0.0]
+    ranks = [Peers(store, rank, 3) for rank in range(3)]
+    for one in (1, 2):
+        owner = {"pid": one, "host": f"host-{one}", "sees": "elsewhere"}
+        ranks[0]._owners[one] = ranks[3 - one]._owners[one] = owner
+    ranks[2]._owners[0] = {"pid": 0, "host": "host-0", "sees": "elsewhere"}
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        assert ranks[2].look() is None  # which goes on beating
+
+    monkeypatch.setattr(peers.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(peers.time, "sleep", sleep)
+    said = ranks[0].ended_by(RuntimeError("[gloo] Connection reset by peer"))
+    assert isinstance(said, ProcessLost)
+    assert "rank 0: rank 1 (process 1 on host-1) no longer answers" in said.message
+    found = ranks[2].look()  # the rank that is left says the same, as it was told
+    assert found is not None and found.as_error().message == said.message
+
+
+ENDS_BY_FORCE = """
+import torch.distributed as dist
+from abacist.learning.peers import Ending, Peers
+one = Peers(dist.HashStore(), 0, 2)
+one._end(Ending(1, "no row for hf_abcdefghijkl \x1b[2J in abcdefgh-mine", "Mend it.", 7))
+"""
+
+
+def test_what_the_thread_says_for_a_process_that_waits_shows_no_secret_and_obeys_no_text() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_BY_FORCE],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_TOKEN": "abcdefgh-mine"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    said = "error: rank 1: no row for hf_… \\x1b[2J in <HF_TOKEN>\n  Mend it.\n"
+    assert (done.returncode, done.stderr) == (7, said)
+
+
+def test_the_others_are_told_without_the_secrets_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "abcdefgh-mine")
+    store = dist.HashStore()
+    Peers(store, 0, 2)._tell(DataError("401 for abcdefgh-mine", "Renew abcdefgh-mine."))
+    assert b"abcdefgh-mine" not in store.get("ended/0")
 
 
 class Silent:

@@ -248,4 +248,5 @@ def test_uniform_sampling_leaves_trls_order_alone_whatever_epoch_it_begins_with(
     for mid_epoch, wanted in ((True, epochs[2]), (False, list(trls))):
         again = trainer._get_train_sampler()
         again.load_state_dict(place, mid_epoch=mid_epoch)
+        assert again.state_dict() == place  # as it is kept once more where a step is taken back
         assert list(again) == wanted

@@ -139,10 +139,12 @@ def test_a_trainer_that_counts_from_step_0_has_a_state_too(model: Path, tmp_path
     assert trainer._initial_global_step == 0
 
 
+@pytest.mark.parametrize("sampling", ["uniform", "solve_rate"])
 def test_a_stop_inside_a_step_takes_the_step_back_and_loses_nothing(
-    model: Path, tmp_path: Path
+    sampling: str, model: Path, tmp_path: Path
 ) -> None:
-    case = Case("stop", {"gradient_accumulation_steps": 2, "problem_sampling": "solve_rate"})
+    # Epochs of two steps: stopped inside the first and the second, and read on to the third.
+    case = Case("stop", {"gradient_accumulation_steps": 2, "problem_sampling": sampling})
     uninterrupted = complete(case, model, tmp_path / "whole" / "run", **STEPS)
     run = tmp_path / "again" / "run"
     stop = stop_in_step(case, model, run, 4, **STEPS)  # the second half of step 2

@@ -142,3 +142,36 @@ def test_several_processes_stop_where_they_ask_each_other_and_nowhere_else() -> 
             stops.check()
     stops_by = [one.value.signal_number for one in (mine, theirs, hours)]
     assert stops_by == [signal.SIGTERM, signal.SIGINT, None]
+
+
+@pytest.mark.parametrize("faster", [0, 1])
+def test_hours_that_the_clock_of_one_process_finds_used_up_stop_all_after_the_same_step(
+    faster: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, together = threading.local(), threading.Barrier(2, timeout=60)
+    clocks, told, stopped_after = [0.0, 0.0], [(0, 0), (0, 0)], [0, 0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: clocks[mine.rank])
+
+    def agreed(*numbers: int) -> tuple[int, ...]:
+        told[mine.rank] = numbers[0], numbers[1]
+        together.wait()  # breaks where the other process no longer asks
+        largest = tuple(map(max, *told))
+        together.wait()
+        return largest
+
+    def train(rank: int) -> None:
+        mine.rank = rank
+        stops = StopRequests(max_hours=1.0, agreed=agreed)
+        stops.start_of_training()
+        with pytest.raises(StopNow):
+            while True:
+                clocks[rank] += 1000 if rank == faster else 400
+                stopped_after[rank] += 1
+                stops.check()
+
+    threads = [threading.Thread(target=train, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert stopped_after == [3, 3]  # a fourth of 1000 s would pass the hour

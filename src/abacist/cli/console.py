@@ -31,6 +31,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -38,9 +39,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from abacist.errors import AbacistError, ProcessLost
+from abacist.errors import AbacistError, ProcessLost, first_line
 from abacist.records.secrets import without_secrets
 
+# How long a process waits for its launcher, which ends all where the first one failed as well.
+ALONE_SECONDS = 10.0
 INTERRUPTED = 128 + signal.SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE, which Windows' signal module does not name
 TERMINATED = 128 + signal.SIGTERM
@@ -61,8 +64,8 @@ def run(verb: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except AbacistError as error:
-        if _speaks(error):
-            say_error(error.message, error.hint)
+        if (said := _said_here(error)) is not None:
+            say_error(said, error.hint)
         return error.exit_code
     except SystemExit as stop:  # argparse after --help, SIGTERM, or a library that gives up
         if isinstance(stop.code, str):
@@ -88,9 +91,18 @@ def run(verb: Callable[[], int]) -> int:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _speaks(error: AbacistError) -> bool:
-    """Of several processes the first of each machine speaks, and all where one was lost."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, ProcessLost)
+def _said_here(error: AbacistError) -> str | None:
+    """The message, if it is for this one of several processes to say.
+
+    The first of each machine speaks, and all where one was lost. What befell another before it
+    could tell them, it says itself, unless the first one failed as well.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, ProcessLost):
+        return error.message
+    if error.is_told:
+        return None
+    time.sleep(ALONE_SECONDS)
+    return f"rank {os.environ.get('RANK', '?')}: {error.message}"
 
 
 def _terminated(signal_number: int, frame: object) -> NoReturn:
@@ -186,6 +198,12 @@ def _explain(error: Exception) -> tuple[str, str] | None:
             f"out of memory: {text.splitlines()[0] if text else name}",
             "Lower --per_device_train_batch_size (raise --gradient_accumulation_steps to make up "
             "for it),\n--num_generations or --max_completion_length, or take a smaller model.",
+        )
+    if any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+        return (
+            f"the processes did not come together: {first_line(error)}",
+            "Each says on its own machine why it ended. Otherwise look at the address and the port "
+            "that all are given;\n--ddp_timeout says how many seconds they wait for each other.",
         )
     if isinstance(error, OSError) and error.errno is not None:
         where = f": {error.filename}" if error.filename else ""

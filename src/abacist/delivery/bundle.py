@@ -34,7 +34,7 @@ from abacist.delivery.opened import is_known
 from abacist.errors import AbacistError, RunError
 from abacist.learning.resume import checkpoints
 from abacist.learning.resume.training_state import load_state
-from abacist.records.openings import asked_keys
+from abacist.records.openings import asked_keys, verdict_keys
 from abacist.records.rollout import Rollout, read_rollouts, rollout_files
 from abacist.records.rundir import RunDir, read_json_lines
 from abacist.records.secrets import without_secrets
@@ -473,7 +473,7 @@ def _opened(run: RunDir) -> list[dict[str, Any]]:
         {"split": "selection", "by": "metrics.jsonl", "step": step, "date": None}
         for step in selection
     ]
-    verdict = asked_keys(run.evals_dir / "before") or asked_keys(run.evals_dir / "after")
+    verdict = verdict_keys(run.path)
     for path in sorted(run.evals_dir.glob("**/evaluation.json")):
         folder = path.parent
         asked = asked_keys(folder)

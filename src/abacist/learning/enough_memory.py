@@ -3,7 +3,7 @@
 The system would end the process in the middle of it, without a word. What is compared is the least
 that the run needs: the weights, and in training of all weights their gradients and the optimizer's
 state. What a step needs beside that is measured later (``gradient_checkpointing``,
-``--dry_run``).
+``--dry_run``). Several processes on a machine hold a copy each.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from abacist.errors import ModelError
+from abacist.learning import processes
 from abacist.learning.config import Config
 from abacist.learning.dryrun import memory
 from abacist.learning.dryrun.memory import gib
@@ -47,7 +48,7 @@ def refuse_too_large(config: Config) -> None:
     trains_all = not model.use_peft
     kind = class_of(found, trust)
     number, _ = dtype_of(found, kind, model.dtype, device, trains_all_weights=trains_all)
-    needed, there = count * number.itemsize, memory.available_bytes(device)
+    needed, there = count * number.itemsize, _available_bytes(device)
     if trains_all:
         weights = torch.empty(count, dtype=number, device="meta")
         needed += needed + memory.optimizer_bytes(training.optim, [weights])
@@ -59,7 +60,7 @@ def refuse_too_large(config: Config) -> None:
         what += f", with gradients and the optimizer's state {gib(needed)}"
     raise ModelError(
         f"'{model.model_name_or_path}' does not fit: {what}, and {gib(there)} of memory are "
-        "available.",
+        f"available{_to_whom()}.",
         _what_fits(count, number, there, trains_all),
     )
 
@@ -71,14 +72,25 @@ def _refuse_too_large_quantized(
     quantized = _weights_in(found.folder, only_quantized=True)
     rest = _weights_in(found.folder) - quantized
     needed = quantized * held.bytes_per_weight + rest * number.itemsize
-    there = memory.available_bytes(device)
+    there = _available_bytes(device)
     if needed > there:
         raise ModelError(
             f"'{found.name}' does not fit: its linear layers in {held} and the rest in "
             f"{str(number).removeprefix('torch.')} take {gib(needed)}, and {gib(there)} of memory "
-            "are available.",
+            f"are available{_to_whom()}.",
             _SMALLER,
         )
+
+
+def _available_bytes(device: torch.device) -> int:
+    """For each process, asked before any of them loads: the least of all machines."""
+    least = min(processes.gathered([memory.available_bytes(device)]))
+    return least // processes.on_this_machine()
+
+
+def _to_whom() -> str:
+    count = processes.on_this_machine()
+    return f" to each of {count} processes" if count > 1 else ""
 
 
 def _what_fits(count: int, number: torch.dtype, there: int, trains_all: bool) -> str:

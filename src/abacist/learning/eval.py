@@ -20,7 +20,6 @@ from abacist.learning.openings import note_asked
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
-from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import BUILT_IN, find, read_json
 from abacist.proof.ask import Prompting, run_folder, run_settings
@@ -337,9 +336,6 @@ def _conditions(
 ) -> dict[str, str]:
     """In words, what the numbers depend on beside model and problems."""
     notes = dict(policy.chat.notes)
-    values = {choice.what: choice.value for choice in policy.choices}
-    is_ours = unsupported_reason(policy.model, FastPart.DECODING) is None
-    attention = "our engine's" if is_ours else values["attention"]
     if form is not None:
         prompt = f"the model's own best-known: {form.sentence}"
     elif prompting.system_prompt is None:
@@ -365,7 +361,7 @@ def _conditions(
         "repetition penalty": "none" + _ignored_defaults(request, policy),
         "budget": f"{prompting.max_completion_tokens} tokens a reply",
         "stop tokens": notes.get("stop tokens", ", ".join(map(str, policy.chat.stop_ids))),
-        "arithmetic": f"{values['dtype']} on {values['device']}, {attention} attention",
+        "arithmetic": policy.arithmetic,
     }
 
 

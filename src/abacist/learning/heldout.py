@@ -137,5 +137,6 @@ class HeldoutEvaluation:
             progress=progress,
             generate=processes.generate,
             run_id=self.run.run_id,
+            conditions={"arithmetic": policy.arithmetic},
             **how,
         )

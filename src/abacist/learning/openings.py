@@ -15,10 +15,10 @@ from abacist.records.openings import (
     OPENINGS_NAME,
     TRAINING,
     Opening,
-    asked_keys,
     note_opening,
     read_openings,
     run_that_owns,
+    verdict_keys,
 )
 from abacist.records.secrets import without_secrets
 from abacist.records.seen import question_key, read_object
@@ -64,7 +64,7 @@ def note_asked(
     evaluation = None
     if folder is not None and folder.resolve().is_relative_to(run):
         evaluation = folder.resolve().relative_to(run).as_posix()
-    verdict = asked_keys(run / "evals" / "before") or asked_keys(run / "evals" / "after")
+    verdict = verdict_keys(run)
     step = read_object(place / "trainer_state.json").get("global_step")
     opening = Opening(
         split,

@@ -27,9 +27,17 @@ from typing import Any, NoReturn
 
 import torch.distributed as dist
 
-from abacist.errors import AbacistError, Interrupted, ProcessLost, TrainingError, first_line
+from abacist.errors import (
+    AbacistError,
+    Interrupted,
+    ProcessLost,
+    TrainingError,
+    first_line,
+    harmless,
+)
 from abacist.learning import processes
 from abacist.records.lock import identity, is_alive
+from abacist.records.secrets import without_secrets
 
 LOOK_SECONDS = 1.0
 # A beat comes from a thread, which a call that holds Python's lock keeps from running. On this
@@ -128,17 +136,31 @@ class Peers:
             ended, beat = self.store.multi_get([f"ended/{one}", f"beat/{one}"])
             if ended:
                 if ended.decode() == DONE:
+                    self._seen.pop(one, None)
                     continue
                 return Ending(rank=one, **json.loads(ended))
-            who = f"rank {one} (process {owner['pid']} on {owner['host']})"
             if not was_alive:
-                return self._lost(one, f"{who} has ended without a word")
+                return self._lost(one, f"{self._named(one)} has ended without a word")
             if self._seen.get(one, (b"", 0.0))[0] != beat:
                 self._seen[one] = (beat, now)
             silent = now - self._seen[one][1]
             if silent > (SILENT_SECONDS_HERE if owner["sees"] == _sees() else SILENT_SECONDS):
-                return self._lost(one, f"{who} has not been heard of for {silent:.0f} s")
+                return self._lost(
+                    one, f"{self._named(one)} has not been heard of for {silent:.0f} s"
+                )
         return None
+
+    def _named(self, one: int) -> str:
+        owner = self._owners[one]
+        return f"rank {one} (process {owner['pid']} on {owner['host']})"
+
+    def _those_that_are_silent(self) -> str:
+        """Whom a closed connection may have led to, as words: it does not say so itself."""
+        now = time.monotonic()
+        silent = [one for one, (_, since) in self._seen.items() if now - since > LEAVE_SECONDS]
+        if len(self.others) == 1:  # who else?
+            silent = self.others
+        return " or ".join(map(self._named, silent)) or "another process"
 
     def _lost(self, one: int, what: str) -> Ending:
         return Ending(one, f"rank {self.rank} cannot go on: {what}.", self.hint, 1, is_lost=True)
@@ -155,11 +177,12 @@ class Peers:
         """End this process, which waits for another or computes and does not know better."""
         if found.is_lost or os.environ.get("LOCAL_RANK", "0") == "0":
             error = found.as_error()
-            lines = [f"error: {error.message}", *(f"  {line}" for line in error.hint.split("\n"))]
+            lines = [error.message, *(f"  {line}" for line in error.hint.split("\n") if line)]
+            said = without_secrets(harmless("\n".join(lines)))
             shown = "\x1b[?25h" if sys.stderr.isatty() else ""  # a panel may have hidden the cursor
             with suppress(Exception):  # what was printed before stands before
                 sys.stdout.flush()
-            os.write(2, (shown + "\n".join(lines) + "\n").encode())
+            os.write(2, f"{shown}error: {said}\n".encode(errors="backslashreplace"))
         os._exit(found.exit_code)
 
     def ended_by(self, error: BaseException) -> BaseException:
@@ -175,7 +198,8 @@ class Peers:
         if found is not None and (found.is_lost or follows):
             error = found.as_error()
         elif is_cut_off:
-            what = f"rank {self.rank}: another process no longer answers ({first_line(error)})"
+            gone = self._those_that_are_silent()
+            what = f"rank {self.rank}: {gone} no longer answers ({first_line(error)})"
             error = ProcessLost(what, self.hint)
         self._tell(error)
         if self.rank != 0 and not isinstance(error, ProcessLost):
@@ -190,10 +214,15 @@ class Peers:
     def _tell(self, error: BaseException) -> None:
         told = {"message": f"{type(error).__name__}: {first_line(error)}", "hint": ""}
         if isinstance(error, AbacistError):
+            error.is_told = True
             told = {"message": error.message, "hint": error.hint}
-        code = _code(error)
+        # Only this machine knows its secrets, and the way to the store is open to listeners.
+        ending = {name: without_secrets(text) for name, text in told.items()} | {
+            "exit_code": _code(error),
+            "is_lost": isinstance(error, ProcessLost),
+        }
         with suppress(RuntimeError, dist.DistError):  # without a store the others end too
-            self.store.set(f"ended/{self.rank}", json.dumps({**told, "exit_code": code}))
+            self.store.set(f"ended/{self.rank}", json.dumps(ending))
 
     def _wait_for_an_ending(self) -> Ending | None:
         deadline = time.monotonic() + TELL_SECONDS

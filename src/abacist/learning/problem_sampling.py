@@ -50,9 +50,11 @@ class EpochSampler(RepeatSampler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._epochs_begun = 0
+        self._is_resumed = False
 
     def __iter__(self) -> Iterator[int]:
-        self._epochs_begun += 1
+        self._epochs_begun += not self._is_resumed
+        self._is_resumed = False
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
@@ -61,11 +63,12 @@ class EpochSampler(RepeatSampler):
 
     def load_state_dict(self, state: Mapping[str, Any], *, mid_epoch: bool = True) -> None:
         """Begin next with the epoch that was under way, or with the one after it."""
-        self._epochs_begun = int(state["epochs_begun"]) - mid_epoch
+        self._epochs_begun = int(state["epochs_begun"])
+        self._is_resumed = mid_epoch
         if self.shuffle:
             # One generator serves all epochs, and each takes one permutation from it.
             self.generator.manual_seed(self.generator.initial_seed())
-            for _ in range(self._epochs_begun):
+            for _ in range(self._epochs_begun - mid_epoch):
                 torch.randperm(self.num_samples, generator=self.generator)
 
 

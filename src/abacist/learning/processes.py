@@ -45,9 +45,14 @@ def _have_met() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def on_this_machine() -> int:
+    """How many of them a launcher has started on this machine, as far as it says so."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def refuse_missing_cards() -> None:
     """Raise UsageError where a launcher started more processes on this machine than it has GPUs."""
-    started, local = (int(os.environ.get(name, "0")) for name in ("LOCAL_WORLD_SIZE", "LOCAL_RANK"))
+    started, local = on_this_machine(), int(os.environ.get("LOCAL_RANK", "0"))
     cards = torch.cuda.device_count()
     if 0 < cards < max(started, local + 1):
         raise UsageError(

@@ -76,6 +76,17 @@ class Policy:
             positions -= int(self.model.active_peft_config.num_virtual_tokens or 0)
         return positions
 
+    @property
+    def arithmetic(self) -> str:
+        """What replies are computed in now, in words: dtype, device, attention, products."""
+        is_ours = families.unsupported_reason(self.model, families.FastPart.DECODING) is None
+        chosen = next((one.value for one in self.choices if one.what == "attention"), "")
+        attention = "our engine's" if is_ours else chosen
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        products = torch.get_float32_matmul_precision()
+        rounded = "" if products == "highest" else f", float32_matmul_precision {products}"
+        return f"{dtype} on {self.device}, {attention} attention{rounded}"
+
 
 def load_chat(model: str, *, trust_remote_code: bool = False) -> Chat:
     """The chat of ``model`` alone, as :func:`load_policy` settles it, without loading any weights.

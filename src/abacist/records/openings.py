@@ -185,6 +185,11 @@ def asked_keys(evaluation: Path) -> set[str]:
     return {question_key(str(one.get("question"))) for one in problems if isinstance(one, dict)}
 
 
+def verdict_keys(run: Path) -> set[str]:
+    """The keys of the questions of a run's verdict; none before anything was measured."""
+    return asked_keys(run / "evals" / "before") or asked_keys(run / "evals" / "after")
+
+
 def _told(one: Opening) -> str:
     if one.purpose == AFTER:
         return f"after {one.step or 0:,} step{'s' * (one.step != 1)} of training ({one.day})"

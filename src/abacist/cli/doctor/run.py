@@ -36,7 +36,7 @@ def summarise(path: Path) -> Iterator[Finding]:
     yield finding
     rows, finding = _metrics(run)
     yield finding
-    yield from _health(rows, settings)
+    yield from _health(rows, Facts.of(settings, processes=run.read_manifest().get("processes")))
     yield _rollouts(run)
     yield from _replies(run)
     yield from _checkpoints(run)
@@ -83,8 +83,8 @@ def _metrics(run: RunDir) -> tuple[list[dict[str, Any]], Finding]:
     return rows, Finding("metrics", State.OK if rows else State.NOTE, found)
 
 
-def _health(rows: list[dict[str, Any]], settings: Mapping[str, Any]) -> Iterator[Finding]:
-    watch = Watch(Facts.of(settings))
+def _health(rows: list[dict[str, Any]], facts: Facts) -> Iterator[Finding]:
+    watch = Watch(facts)
     for row in rows:
         try:
             watch.see(row)

@@ -19,6 +19,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from abacist.errors import ModelError, TrainingError
+from abacist.learning import processes
 from abacist.learning.config import Config
 from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import Diagnosis, Watch
@@ -63,7 +64,7 @@ class Guard(TrainerCallback):
         parameters = sum(weight.numel() for weight in model.parameters())
         settings = vars(config.training) | vars(config.model)
         return cls(
-            Facts.of(settings, parameters),
+            Facts.of(settings, parameters, processes.count()),
             watcher,
             nan_policy=config.script.nan_policy,
             max_silent_steps=config.script.max_silent_steps,

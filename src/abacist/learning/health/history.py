@@ -37,15 +37,20 @@ class Facts:
     fp16: bool = False
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], parameters: int | None = None) -> Facts:
-        """The facts in a configuration, or in what a damaged ``config.yaml`` still holds."""
+    def of(
+        cls, settings: Mapping[str, Any], parameters: int | None = None, processes: object = 1
+    ) -> Facts:
+        """The facts in a configuration, or in what a damaged ``config.yaml`` still holds.
+
+        ``processes`` is how many share a step, as a manifest may say it.
+        """
 
         def given(name: str, default: float) -> float:
             value = number(settings.get(name))
             return default if value is None else value
 
         replies = given("per_device_train_batch_size", 8)
-        replies *= given("gradient_accumulation_steps", 1)
+        replies *= given("gradient_accumulation_steps", 1) * (number(processes) or 1)
         return cls(
             learning_rate=given("learning_rate", math.nan) or 0.0,
             uses_lora=bool(settings.get("use_peft", True)),

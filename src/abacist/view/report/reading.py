@@ -149,9 +149,10 @@ def read(path: Path) -> Reading:
         )
     control = str(settings.get("control", NO_CONTROL))
     openings = _openings(run, manifest, remarks)
+    facts = Facts.of(settings, processes=manifest.get("processes"))
     return Reading(
         path, kind, manifest, settings, steps, measured, _seconds(run), rollouts, evaluations,
-        _comparison(evaluations, control, remarks), _diagnoses(steps, measured, settings), openings,
+        _comparison(evaluations, control, remarks), _diagnoses(steps, measured, facts), openings,
         tuple([*_state(run, kind, manifest, settings, steps), *remarks]),
     )  # fmt: skip
 
@@ -289,10 +290,10 @@ def _comparison(
 def _diagnoses(
     steps: Mapping[int, Mapping[str, Any]],
     measured: Mapping[int, Mapping[str, Any]],
-    settings: Mapping[str, Any],
+    facts: Facts,
 ) -> tuple[Diagnosis, ...]:
     """What the rules that watch a training find in its log."""
-    watch = Watch(Facts.of(settings))
+    watch = Watch(facts)
     for row in sorted([*steps.values(), *measured.values()], key=lambda row: row["step"]):
         with contextlib.suppress(TypeError, ValueError, ArithmeticError):  # a stranger's line
             watch.see(row)
