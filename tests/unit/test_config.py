@@ -13,6 +13,7 @@ from abacist.errors import UsageError
 from abacist.learning.config import full_help, load_config
 from abacist.learning.helptext import recipe_names
 from abacist.learning.limits import RETIRED
+from abacist.task.rewards import built_in, load_reward_funcs
 
 
 def write(path: Path, text: str) -> str:
@@ -248,16 +249,20 @@ def test_recipes_for_a_machine_without_a_gpu_are_small_and_form_cannot_outweigh_
     assert config.problems_per_step == 4 and training.num_generations == 8
     assert 160 <= config.max_completion_tokens <= 256 and script.num_shots == "2"
     assert 3e-5 <= training.learning_rate <= 5e-5 and training.scale_rewards == "none"
-    right, *form = training.reward_weights
-    assert 2 * right > 4 * sum(0.5 * weight for weight in form)
+    names = [reward.__name__ for reward in load_reward_funcs(script.reward_funcs)]
+    most = {name: weight * built_in(name).maximum
+            for name, weight in zip(names, training.reward_weights, strict=True)}  # fmt: skip
+    right, steps = most.pop("correctness"), most.pop("valid_steps", 0.0)
+    assert right > 4 * sum(most.values()) and right > 2 * (steps + sum(most.values()))
     assert config.chooses_checkpointing and script.num_heldout_problems <= 200
 
 
 def test_the_weights_of_a_recipe_are_of_its_rewards_only() -> None:
-    def weights(*flags: str) -> Any:
-        return load_config("qwen2.5-0.5b", None, list(flags)).training.reward_weights
+    def weights(*flags: str, recipe: str = "any-cpu") -> Any:
+        return load_config(recipe, None, list(flags)).training.reward_weights
 
     assert weights() == weights("--reward_funcs", "default") == [1.0, 0.2, 0.2, 0.2, 0.2]
+    assert weights("--reward_funcs", "default", recipe="qwen2.5-0.5b") is None  # its own are six
     assert weights("--reward_funcs", "correctness") is None
     both = ("--reward_funcs", "correctness", "integer", "--reward_weights", "1", "3")
     assert weights(*both) == [1.0, 3.0]
