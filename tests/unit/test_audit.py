@@ -223,6 +223,14 @@ def test_a_reward_for_true_work_whatever_the_answer_is_not_taken_for_one_for_the
     assert short(paid_by(rule)).answer_rewards == ("mine",)
 
 
+def test_a_reward_for_the_right_number_within_the_reasoning_is_no_reward_for_work() -> None:
+    def rule(text: str, gold: str) -> float:
+        return float(gold in re.findall(r"\d+", parse_reply(text).reasoning or ""))
+
+    found = short(paid_by(rule))
+    assert found.answer_rewards == ("mine",) and found.hackable  # by listing numbers there
+
+
 def test_a_negative_weight_is_a_penalty() -> None:
     wordy = paid_by(lambda text, gold: min(1.0, len(text) / 1000), "wordy")
     found = short(correctness, wordy, weights=[1.0, -0.5])

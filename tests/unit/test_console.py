@@ -123,7 +123,7 @@ def test_of_several_processes_one_speaks_and_another_says_only_what_it_could_not
     local_rank: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(console.time, "sleep", waited.append)
+    monkeypatch.setattr(console, "time", SimpleNamespace(sleep=waited.append))
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     monkeypatch.setenv("RANK", local_rank)
     untold, told = UsageError("--sed is not a flag"), DataError("row 3")

@@ -131,7 +131,7 @@ def test_a_server_that_was_started_otherwise_is_refused_with_the_reason(
 
 
 @pytest.mark.usefixtures("on_a_gpu")
-@pytest.mark.parametrize("url", ["vllm:8000", "http://", "8000"])
+@pytest.mark.parametrize("url", ["vllm:8000", "http://", "8000", "http://[x", "http://x:port"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="is not an address"):
         vllm_engine.look_for(config(url), Silent())
@@ -146,6 +146,13 @@ def test_a_prompt_and_reply_longer_than_the_server_takes_are_refused() -> None:
 
 
 ARGS = SimpleNamespace(vllm_server_base_url=None, vllm_server_host="far", vllm_server_port=81)
+
+
+def test_trl_is_given_the_address_that_answered_and_all_stop_tokens() -> None:
+    args = SimpleNamespace(vllm_server_base_url="http://far:81/", generation_kwargs=None)
+    vllm_engine.settle(args, [2, 7])
+    assert args.vllm_server_base_url == "http://far:81"
+    assert args.generation_kwargs == {"stop_token_ids": [2, 7]}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -101,7 +101,8 @@ def _said_here(error: AbacistError) -> str | None:
         return error.message
     if error.is_told:
         return None
-    time.sleep(ALONE_SECONDS)
+    with suppress(KeyboardInterrupt):
+        time.sleep(ALONE_SECONDS)
     return f"rank {os.environ.get('RANK', '?')}: {error.message}"
 
 

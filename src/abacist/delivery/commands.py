@@ -53,9 +53,10 @@ def commands_for(kind: str, place: str, *, by_llamacpp: bool = False) -> list[Co
             Command("vLLM", f"abacist serve {quoted}", BY_VLLM),
         ]
     if kind in ("merged", "full run"):
+        by_vllm = BY_VLLM if kind == "merged" else NOT_TRIED
         return [
             asked,
-            Command("vLLM", f"vllm serve {quoted}", BY_VLLM),
+            Command("vLLM", f"vllm serve {quoted}", by_vllm),
             Command("transformers", f"transformers serve {quoted}", NOT_TRIED),
             Command(
                 "lm-eval, with our task (docs/neighbours.md writes it)",

@@ -83,9 +83,9 @@ def _refuse_too_large_quantized(
 
 
 def _available_bytes(device: torch.device) -> int:
-    """For each process, asked before any of them loads: the least of all machines."""
-    least = min(processes.gathered([memory.available_bytes(device)]))
-    return least // processes.on_this_machine()
+    """For each process, asked before any of them loads: the least share on any machine."""
+    share = memory.available_bytes(device) // processes.on_this_machine()
+    return min(processes.gathered([share]))
 
 
 def _to_whom() -> str:

@@ -155,9 +155,16 @@ class Peers:
         return f"rank {one} (process {owner['pid']} on {owner['host']})"
 
     def _those_that_are_silent(self) -> str:
-        """Whom a closed connection may have led to, as words: it does not say so itself."""
+        """Whom a closed connection may have led to, as words: it does not say so itself.
+
+        On this machine a process that is silent is at work: one that is dead is seen by its id.
+        """
         now = time.monotonic()
-        silent = [one for one, (_, since) in self._seen.items() if now - since > LEAVE_SECONDS]
+        silent = [
+            one
+            for one, (_, since) in list(self._seen.items())  # the thread adds to it
+            if now - since > LEAVE_SECONDS and self._owners[one]["sees"] != _sees()
+        ]
         if len(self.others) == 1:  # who else?
             silent = self.others
         return " or ".join(map(self._named, silent)) or "another process"

@@ -96,7 +96,8 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
             stopped = f"{stop.reason} {resuming.where_stopped(stop, stops.where)}"
             return Run(run.path, None, None, None, None, None, stopped)
         except EngineLost as lost:
-            if config.training.save_strategy != SaveStrategy.NO:
+            training = config.training
+            if training.save_strategy != SaveStrategy.NO and not training.save_only_model:
                 lost.hint += f"\n  Go on with:  {processes.command_to_resume(run.path)}"
             raise
 
@@ -333,10 +334,7 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
     template: dict[str, Any] = given if isinstance(given, dict) else {}
     training.chat_template_kwargs = policy.chat.chat_template_kwargs | template
     if training.use_vllm:
-        given = training.generation_kwargs
-        training.generation_kwargs = vllm_engine.stopping_at(
-            policy.chat.stop_ids, given if isinstance(given, dict) else {}
-        )
+        vllm_engine.settle(training, policy.chat.stop_ids)
     # Attached, or not, by whoever trains: TRL would write before the run is begun.
     training.report_to, training.log_completions = [], False
     training.run_name = training.run_name or run.run_id

@@ -34,6 +34,8 @@ START_SERVER = (
 _ASK_SECONDS = 10.0
 _ASK_AGAIN_SECONDS = 2.0
 _HTTP_NOT_FOUND = 404
+# What becomes of asking, where something else answers.
+_FAULTS = (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ def look_for(config: Config, watcher: Watcher) -> Server | None:
     if training.vllm_mode != "server":
         return None
     url, seconds = url_of(training), float(training.vllm_server_timeout)
-    address = urlparse(url)
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if not _is_address(url):
         raise UsageError(
             f"{named('vllm_server_base_url', config.sources)} {url} is not an address",
             "Write it as http://HOST:PORT.",
@@ -96,6 +97,14 @@ def url_of(args: Any) -> str:
     return (
         str(base).rstrip("/") if base else f"http://{args.vllm_server_host}:{args.vllm_server_port}"
     )
+
+
+def settle(args: Any, stop_ids: Sequence[int]) -> None:
+    """Set in the arguments of TRL what it is to ask of vLLM: the stop tokens, and where."""
+    given = args.generation_kwargs
+    args.generation_kwargs = stopping_at(stop_ids, given if isinstance(given, dict) else {})
+    if args.vllm_server_base_url:  # with a slash at its end TRL asks //health, and for ever
+        args.vllm_server_base_url = url_of(args)
 
 
 def stopping_at(stop_ids: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +133,16 @@ def lost_if_silent(args: Any, step: int) -> Iterator[None]:
         said = type(error).__name__ if isinstance(error, OSError) else first_line(error)
         raise EngineLost(
             f"At step {step} the vLLM server at {url_of(args)} gave no replies: {said}",
-            "Start the server again, and resume the run.",
+            "Start the server again.",
         ) from error
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlparse(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port, or brackets
+        return False
 
 
 def _asked(url: str, seconds: float, watcher: Watcher) -> Server:
@@ -179,9 +196,6 @@ def _wait_for(url: str, seconds: float, watcher: Watcher) -> None:
 def _get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=_ASK_SECONDS) as response:
         return json.load(response)
-
-
-_FAULTS = (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError)
 
 
 def _broken(url: str, error: Exception) -> ModelError:

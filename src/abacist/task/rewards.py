@@ -128,8 +128,8 @@ def valid_steps(prompts: Any, completions: Sequence[Any], **columns: Any) -> lis
     """0.5 where the reasoning shows at least one equation, and each one it shows is true.
 
     It needs no gold. Where right answers are rare it tells replies apart that ``correctness`` pays
-    alike: a group of wrong ones is seldom one of false steps throughout (docs/results.md). Alone it
-    can be earned by "1 + 1 = 2".
+    alike: of a group of wrong ones, some often have true steps (docs/rewards.md). Alone it can be
+    earned by "1 + 1 = 2".
     """
     return [0.5 if steps.valid_steps(reply.reasoning) else 0.0 for reply in _replies(completions)]
 

@@ -79,10 +79,10 @@ def calibrate(sample: Sequence[Problem], pay: Pay) -> Calibration:
         return higher >= TELLS_APART_FRACTION * len(sample) and not judges_work(home, number)
 
     def judges_work(home: str, number: int) -> bool:
-        """Is it paid for true work whatever the answer, and never for the answer alone?"""
+        """Is it paid for true work whatever the answer, and not for the answer without work?"""
         bare = "a dash for reasoning" if home == ASKED else f"a dash, then {home}"
-        right = mean(home, number)
-        return mean(f"slip, {home}", number) >= right - EPSILON > mean(bare, number)
+        without_work = max(mean(bare, number), mean(f"slip without work, {home}", number))
+        return mean(f"slip, {home}", number) >= mean(home, number) - EPSILON > without_work
 
     told = {home: frozenset(n for n in numbers if tells_apart(home, n)) for home in HOMES}
     gain = {

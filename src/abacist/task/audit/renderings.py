@@ -145,10 +145,12 @@ def wrong_solutions(problem: Problem) -> Iterator[Variant]:
 
 
 def slips(problem: Problem) -> Iterator[Variant]:
-    """The solution as it is, and behind it another answer."""
+    """Another answer, behind the solution as it is, and behind the right answer without work."""
     wrong = numeral(gold_value(problem) + 1)
+    worked, bare = reasoning_of(problem), f"It leads to {gold_text(problem.answer)}."
     for name, write in HOMES.items():
-        yield Variant(f"slip, {name}", Role.WRONG, write(reasoning_of(problem), wrong), wrong)
+        yield Variant(f"slip, {name}", Role.WRONG, write(worked, wrong), wrong)
+        yield Variant(f"slip without work, {name}", Role.WRONG, write(bare, wrong), wrong)
 
 
 def rewritten(problem: Problem, home: str = ASKED) -> Iterator[Variant]:
