@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ for _name in list(os.environ):
 os.environ.update(OFFLINE)
 # Where it is anyway: a test that gives a process another home needs no kernels of its own.
 os.environ.setdefault("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+
+
+@pytest.fixture(autouse=True)
+def imports_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A module that a test writes and imports is not found by the tests after it."""
+    path, known = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    written = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - known:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(written):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ objects; each prints as one line, and has .text(), .plot() and .to_pandas(). Wha
 is raised as abacist.AbacistError: what is wrong, where, and how to mend it.
 
 Rewards and answers by themselves, without torch: parse_reply, same_answer, correctness, integer,
-strict_format, soft_format, xml_count, load_problems. The trainer in place of TRL's: GRPOTrainer,
-GRPOConfig. docs/python.md shows all of it in examples.
+strict_format, soft_format, xml_count; a sixth, valid_steps. load_problems. The trainer in place of
+TRL's: GRPOTrainer, GRPOConfig. docs/python.md shows all of it in examples.
 
 Everything is loaded when it is first used: `import abacist` costs milliseconds.
 
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from abacist.task.rewards import integer as integer
     from abacist.task.rewards import soft_format as soft_format
     from abacist.task.rewards import strict_format as strict_format
+    from abacist.task.rewards import valid_steps as valid_steps
     from abacist.task.rewards import xml_count as xml_count
 
 _HOME = {
@@ -76,6 +77,7 @@ _HOME = {
     "soft_format": "abacist.task.rewards",
     "strict_format": "abacist.task.rewards",
     "train": "abacist.api",
+    "valid_steps": "abacist.task.rewards",
     "xml_count": "abacist.task.rewards",
 }
 # What is seen of the results of these functions. Results hold data, and no layer below the view may

@@ -215,7 +215,10 @@ def test_a_reward_in_a_layout_of_its_own_is_audited_there() -> None:
 def test_a_reward_for_true_work_whatever_the_answer_is_not_taken_for_one_for_the_answer() -> None:
     found = audit(["default", "valid_steps"], PROBLEMS)
     assert found.answer_rewards == ("correctness",) and found.sound
-    assert (found.findings, found.reachable_maximum) == ((), 4.5)
+    assert found.reachable_maximum == 4.5
+    # What the reward can be had for is said: a true sum that has nothing to do with the problem.
+    evidence = the(found, Kind.WRONG_HACK).evidence
+    assert kinds(found) == {Kind.WRONG_HACK} and "“a true sum about nothing and any" in evidence
 
     def rule(text: str, gold: str) -> float:  # the answer, and only if there is work
         return float(bool(correctness(None, [text], [gold])[0]) and "=" in text)

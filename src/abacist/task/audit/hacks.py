@@ -49,6 +49,7 @@ def blind(problem: Problem) -> Iterator[Variant]:
         "no work and any number": tagged("-", guess),
         "no work and any number, final newline": tagged("-", guess) + "\n",
         "no work and any number, inline": _inline(guess),
+        "a true sum about nothing and any number": tagged("1 + 1 = 2", guess),
         "tag spam": "".join(TAGS) * 25,
         "tag spam, one tag a line": "\n".join(TAGS * 25),
         "opening tags only": f"{REASONING_OPEN}\n{ANSWER_OPEN}\n{guess}",
