@@ -93,10 +93,14 @@ def _end_one(
     try:
         found[doomed].kill()
         told = time.monotonic()
-        found[1 - doomed].wait()
+        found[1 - doomed].wait(10 * MOST_SECONDS)
     except (KeyError, psutil.NoSuchProcess):
         process.wait()
         return [""]
+    except psutil.TimeoutExpired:
+        found[1 - doomed].kill()
+        process.wait()
+        return [f"the other had not ended after {10 * MOST_SECONDS:g} s"]
     took = round(time.monotonic() - told, 1)
     code, said = process.wait(), output.read_text(encoding="utf-8", errors="replace")
     if code == 0:  # it had said how it ended

@@ -118,7 +118,7 @@ def _vllm(source: Source, host: str, port: int) -> Handover:
         if template.is_file():  # else vLLM asks an adapter by the template of its base
             command += ["--chat-template", str(template)]
         reason = "vLLM is installed, and serves an adapter beside its base"
-    notes = ["This command was tried with vLLM 0.31 on a CPU only."]
+    notes = ["This command was tried with vLLM 0.31 on a CPU only (docs/engines.md)."]
     return _handover(VLLM, command, reason, source.name, name, host, port, notes)
 
 
