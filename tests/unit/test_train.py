@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from abacist.cli.main import main
 from abacist.errors import UsageError
 from abacist.learning import train as training
 from abacist.learning import trainer
@@ -67,6 +68,21 @@ def test_a_config_that_was_trained_by_trains_again_as_the_first_time(
     assert asked[0] == asked[1] and asked[0]["report_to"] == ["tensorboard"]
     assert asked[0]["log_completions"]
     assert asked[0]["run_name"] == ("mine" if "mine" in flags else None)
+
+
+@pytest.mark.parametrize("num_sampled", ["0", "2"])
+def test_what_was_measured_before_training_is_not_measured_again_on_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num_sampled: str
+) -> None:
+    run = tmp_path / "run"
+    flags = [*SMALL, "--num_consistency_problems", num_sampled, "--save_strategy", "steps"]
+    assert main(["train", *flags, "--save_steps", "1", "--output_dir", str(run)]) == 0
+    assert "Measuring before training" in capsys.readouterr().out
+    assert main(["train", "--resume", str(run), "--max_steps", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "Measuring before training" not in said and "Measuring after training" in said
+    opened = (run / "openings.jsonl").read_text(encoding="utf-8")
+    assert opened.count('"evals/before"') == 1
 
 
 class OfAnEarlierVersion:

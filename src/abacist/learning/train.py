@@ -209,7 +209,8 @@ def _train_in(
     processes.wait_for_all()
     watcher.note(f"  this run is kept in {run.path}")
 
-    known = resuming.measured_before(run, task.heldout) if is_resumed else None
+    num_sampled = config.script.num_consistency_problems
+    known = resuming.measured_before(run, task.heldout, num_sampled) if is_resumed else None
     if any(processes.agreed(known is None)):
         known = None
     if checkpointing := gradient_checkpointing.decide(config, task, policy, trainer):

@@ -341,12 +341,16 @@ def checkpoint_to_resume(config: Config, run: RunDir, watcher: Watcher) -> str |
 
 
 def measured_before(
-    run: RunDir, heldout: Sequence[Problem]
-) -> tuple[Evaluation, Evaluation] | None:
-    """The measurements before training, if the run has both, on these problems."""
+    run: RunDir, heldout: Sequence[Problem], num_consistency_problems: int
+) -> tuple[Evaluation, Evaluation | None] | None:
+    """The measurements before training, if the run has all it wants, on these problems.
+
+    The second, of sampled replies, is None where ``num_consistency_problems`` is 0.
+    """
     try:
-        greedy, sampled = (
-            Evaluation.load(run.evals_dir / name) for name in ("before", "before-sampled")
+        greedy = Evaluation.load(run.evals_dir / "before")
+        sampled = (
+            Evaluation.load(run.evals_dir / "before-sampled") if num_consistency_problems else None
         )
     except (AbacistError, OSError):
         return None
@@ -355,7 +359,7 @@ def measured_before(
 
 
 def what_is_left(
-    config: Config, run: RunDir, measured: tuple[Evaluation, Evaluation] | None
+    config: Config, run: RunDir, measured: tuple[Evaluation, Evaluation | None] | None
 ) -> dict[str, Any]:
     """Where the run stands, for an estimate of the rest: steps done, measurements to be made, and
     how long its replies were, if that is known. ``measured`` as :func:`measured_before` found."""
