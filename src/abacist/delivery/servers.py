@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from abacist.delivery.commands import BY_VLLM
 from abacist.errors import ModelError, UsageError
 from abacist.policy.chat import PINNED_DATE
 from abacist.policy.source import BUILT_IN, BUILT_IN_FOLDER, Source, find, read_json
@@ -118,7 +119,7 @@ def _vllm(source: Source, host: str, port: int) -> Handover:
         if template.is_file():  # else vLLM asks an adapter by the template of its base
             command += ["--chat-template", str(template)]
         reason = "vLLM is installed, and serves an adapter beside its base"
-    notes = ["This command was tried with vLLM 0.31 on a CPU only (docs/engines.md)."]
+    notes = [f"This command was {BY_VLLM} (docs/engines.md)."]
     return _handover(VLLM, command, reason, source.name, name, host, port, notes)
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import transformers
 from datasets import Dataset
 from peft import LoraConfig
-from transformers.trainer_utils import SaveStrategy
 
 from abacist.errors import EngineLost
 from abacist.learning import fastpath, gradient_checkpointing, peers, processes, vllm_engine
@@ -29,6 +28,7 @@ from abacist.learning.health.guard import Guard, refuse_broken_weights
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.openings import NotesTraining
 from abacist.learning.resume import resuming
+from abacist.learning.resume.resumable import keeps_checkpoints
 from abacist.learning.resume.resuming import Run
 from abacist.learning.resume.stopping import StopNow, StopRequests
 from abacist.learning.resume.training_state import random_state, set_random_state
@@ -96,8 +96,7 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
             stopped = f"{stop.reason} {resuming.where_stopped(stop, stops.where)}"
             return Run(run.path, None, None, None, None, None, stopped)
         except EngineLost as lost:
-            training = config.training
-            if training.save_strategy != SaveStrategy.NO and not training.save_only_model:
+            if keeps_checkpoints(config.training):
                 lost.hint += f"\n  Go on with:  {processes.command_to_resume(run.path)}"
             raise
 

@@ -41,6 +41,11 @@ REFERENCE_NAME = "reference.safetensors"
 logger = get_logger(__name__)
 
 
+def keeps_checkpoints(args: Any) -> bool:
+    """Whether a training with these arguments can be resumed at all."""
+    return args.save_strategy != SaveStrategy.NO and not args.save_only_model
+
+
 class ResumableTrainer(FastTrainer):
     """``FastTrainer`` with checkpoints that are whole or not there, and exact resume.
 
@@ -69,11 +74,6 @@ class ResumableTrainer(FastTrainer):
         self.add_callback(_Moments(self))
 
     # Saving: every file at its place is whole at every moment.
-
-    @property
-    def keeps_checkpoints(self) -> bool:
-        """Whether this training can be resumed at all."""
-        return self.args.save_strategy != SaveStrategy.NO and not self.args.save_only_model
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saving_into) if self._saving_into else super()._get_output_dir(trial)
@@ -250,7 +250,7 @@ class ResumableTrainer(FastTrainer):
             self.began = time.time()
             self.epoch_ended = False
             self._moment = training_state.capture(self)
-            if self.keeps_checkpoints:
+            if keeps_checkpoints(self.args):
                 self._save_checkpoint(self.model, None)
         else:
             training_state.restore(self, self._resumed)
@@ -389,7 +389,7 @@ class ResumableTrainer(FastTrainer):
 
         Returns its checkpoint; None where none is kept.
         """
-        if self._moment is None or not self.keeps_checkpoints:
+        if self._moment is None or not keeps_checkpoints(self.args):
             return None
         step = self.state.global_step
         if self._saved_step != step:
