@@ -8,13 +8,14 @@ without rewards counts as one without signal, and a model of which nothing can l
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import trl
 from accelerate.logging import get_logger
+from torch.distributed.fsdp import FSDPModule
 from trl.extras.profiling import profiling_context
 from trl.trainer.utils import split_tensor_dict
 
@@ -25,6 +26,7 @@ from abacist.policy.decoding import engine
 from abacist.policy.decoding.progress import Decoded
 from abacist.policy.families import FastPart
 from abacist.policy.scoring.score import attention_choice, score
+from abacist.policy.shards import WholeModel
 
 logger = get_logger(__name__)
 
@@ -57,6 +59,9 @@ class FastTrainer(trl.GRPOTrainer):
         self.add_callback(self._fusion)
         self._rewards = torch.zeros(0, 0)
         frozen.refuse(self.model, self.optimizer)
+        # Accelerate shards the model when training begins; until then it is whole.
+        accelerator = self.accelerator
+        self.whole = WholeModel(self.model, accelerator.device) if accelerator.is_fsdp2 else None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         # Weights may have been frozen, or an adapter switched off, since the trainer was made.
@@ -103,10 +108,10 @@ class FastTrainer(trl.GRPOTrainer):
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
         )
-        with profiling_context(self, "abacist.engine"):
+        with profiling_context(self, "abacist.engine"), self.whole_model() as model:
             # Built anew for each generation: it reads the weights as they are now.
             completions = engine.Engine(
-                self.accelerator.unwrap_model(self.model),
+                model,
                 stop_ids=self.eos_token_ids,
                 pad_id=self._tokenizer.pad_token_id,
                 max_rows=len(prompt_ids),
@@ -115,6 +120,16 @@ class FastTrainer(trl.GRPOTrainer):
             )
         completion_ids = [samples[0] for samples in completions]
         return completion_ids, None
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Any]:
+        """The policy with all its weights, which FSDP2's shards are gathered for: a collective."""
+        model = self.accelerator.unwrap_model(self.model)
+        if self.whole is None or not isinstance(model, FSDPModule):
+            yield model
+        else:
+            with self.whole.gathered(model) as whole:
+                yield whole
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         # As TRL's, but the groups of a generation batch stay whole (`fastpath.whole_groups`).

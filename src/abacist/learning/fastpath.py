@@ -35,7 +35,7 @@ def unsupported_reason(trainer: Any, part: FastPart) -> str | None:
     """
     if (found := unsupported_setting(trainer, part)) is not None:
         return found
-    model = _unwrapped(trainer) if part is FastPart.DECODING else trainer.model
+    model = _decoded(trainer) if part is FastPart.DECODING else trainer.model
     return families.unsupported_reason(model, part)
 
 
@@ -83,9 +83,11 @@ def _rollout_settings(trainer: Any) -> dict[str, Any]:
         "the model is multimodal": trainer._is_vlm,
         "generation_kwargs may mean anything to generate()": args.generation_kwargs,
         "cache_implementation asks for generate()'s caches": args.cache_implementation is not None,
-        "the model is sharded over processes": _is_sharded(trainer),
+        "the model is sharded over processes": (
+            _is_sharded(trainer) and getattr(trainer, "whole", None) is None
+        ),
         "generate() has been replaced, and is to be called": (
-            _is_generate_replaced(_unwrapped(trainer))
+            _is_generate_replaced(_decoded(trainer))
         ),
     }
 
@@ -121,8 +123,10 @@ def _fusion_settings(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _unwrapped(trainer: Any) -> Any:
-    return trainer.accelerator.unwrap_model(trainer.model)
+def _decoded(trainer: Any) -> Any:
+    """The model that our engine reads; of one in shards the plain copy, filled or not."""
+    whole = getattr(trainer, "whole", None)
+    return trainer.accelerator.unwrap_model(trainer.model) if whole is None else whole.plain
 
 
 def _first(reasons: Mapping[str, Any]) -> str | None:

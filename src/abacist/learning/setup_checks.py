@@ -23,10 +23,12 @@ from accelerate import DistributedType
 from torch.utils.checkpoint import checkpoint
 
 from abacist.errors import AbacistError, UsageError
+from abacist.learning import fastpath
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
 from abacist.learning.config import Config
 from abacist.learning.heldout import SELECTION_METRICS
 from abacist.learning.limits import named
+from abacist.policy.families import FastPart
 
 _NAMES = {one.name for kind in (GRPOConfig, ModelConfig, ScriptArguments) for one in fields(kind)}
 _OURS = Path(__file__).parents[1]
@@ -117,7 +119,10 @@ def refuse_shards(trainer: Any, num_measured: int) -> None:
         )
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     is_sharded = trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
-    if is_sharded and num_measured:
+    is_gathered = trainer.whole is not None and (
+        fastpath.unsupported_reason(trainer, FastPart.DECODING) is None
+    )
+    if is_sharded and num_measured and not is_gathered:
         kind = "FSDP" if trainer.is_fsdp_enabled else "ZeRO-3"
         raise UsageError(
             f"{kind} shards the weights over the processes, and Abacist cannot measure it",

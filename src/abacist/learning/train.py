@@ -241,9 +241,9 @@ def _train_in(
     trainer.save_model()
     trainer.save_state()
     stops.end_of_training()
-    policy = replace(policy, model=trainer.accelerator.unwrap_model(trainer.model))
-    steps = trainer.state.global_step
-    after, sampled_after = heldout.measure(policy, "after", share, step=steps)
+    with trainer.whole_model() as model:
+        trained, steps = replace(policy, model=model), trainer.state.global_step
+        after, sampled_after = heldout.measure(trained, "after", share, step=steps)
     comparison = None
     if before and after:
         comparison = compare(before, after, control=config.script.control)

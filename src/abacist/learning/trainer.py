@@ -184,7 +184,8 @@ class GRPOTrainer(ResumableTrainer):
         if self.evaluator is None:
             measured: dict[str, float] = super().evaluate(*args, **kwargs)
             return measured
-        metrics = {f"eval_{name}": value for name, value in self.evaluator(self.model).items()}
+        with self.whole_model() as model:
+            metrics = {f"eval_{name}": value for name, value in self.evaluator(model).items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -252,6 +252,10 @@ class ResumableTrainer(FastTrainer):
             self._moment = training_state.capture(self)
             if keeps_checkpoints(self.args):
                 self._save_checkpoint(self.model, None)
+                if self.is_fsdp_enabled:
+                    # To have something to save, PyTorch has let the optimizer take a step of
+                    # nothing, which Adam would count.
+                    self.optimizer.state.clear()
         else:
             training_state.restore(self, self._resumed)
             step = self.state.global_step
@@ -329,6 +333,8 @@ class ResumableTrainer(FastTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         # The optimizer's state holds its learning rate, so another one in the arguments would be
         # passed over without a word.
+        if self.is_fsdp_enabled and self._resumed is not None and not self.state.global_step:
+            return  # the step of nothing, see `begin`
         super()._load_optimizer_and_scheduler(checkpoint)
         if self._resumed is None:
             return
