@@ -5,15 +5,23 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from abacist.learning import processes
+from abacist.learning.health.guard import Guard
+from abacist.learning.health.history import Facts
+from abacist.learning.tracking import Silent
 from abacist.policy.decoding.engine import Engine
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.model_parts import base_of
@@ -121,3 +129,35 @@ def test_master_weights_in_float32_are_gathered_in_the_dtype_that_was_loaded() -
     fully_shard(model)
     with whole.gathered(model) as plain:
         assert {weight.dtype for weight in plain.parameters()} == {torch.bfloat16}
+
+
+def test_wrappers_that_accelerate_puts_around_layers_change_no_name() -> None:
+    torch.manual_seed(0)
+    model = llama_with_tied_weights().eval()
+    expected, whole = greedy(model), WholeModel(model, torch.device("cpu"))
+    layer = type(model.model.layers[0])
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, layer))
+    fully_shard(model)
+    assert any("_checkpoint_wrapped_module" in name for name, _ in model.named_parameters())
+    with whole.gathered(model) as plain:
+        assert greedy(plain) == expected
+
+
+@pytest.mark.parametrize("where", ["here", "in another process", "nowhere"])
+def test_a_gradient_that_is_broken_in_one_shard_is_refused_by_all(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = torch.nn.Linear(2, 2)
+    fully_shard(model)
+    model(torch.ones(1, 2)).sum().backward()
+    if where == "here":
+        model.weight.grad.to_local()[0, 0] = torch.nan
+    elsewhere = where == "in another process"
+    monkeypatch.setattr(
+        processes, "agreed", lambda *numbers: tuple(one or elsewhere for one in numbers)
+    )
+    guard = Guard(Facts.of({}, 6, 1), Silent())
+    args, state = SimpleNamespace(fp16=False), SimpleNamespace(global_step=4)
+    guard.on_pre_optimizer_step(args, state, None, model=model)
+    assert (guard.fault is None) == (where == "nowhere")
+    assert (model.weight.grad is None) == (where != "nowhere")

@@ -59,9 +59,19 @@ class FastTrainer(trl.GRPOTrainer):
         self.add_callback(self._fusion)
         self._rewards = torch.zeros(0, 0)
         frozen.refuse(self.model, self.optimizer)
-        # Accelerate shards the model when training begins; until then it is whole.
-        accelerator = self.accelerator
-        self.whole = WholeModel(self.model, accelerator.device) if accelerator.is_fsdp2 else None
+        self.whole = self._whole_of_shards()
+
+    def _whole_of_shards(self) -> WholeModel | None:
+        """What FSDP2's shards are gathered into. accelerate shards when training begins."""
+        if not self.accelerator.is_fsdp2 or getattr(self.model, "is_quantized", False):
+            return None
+        return WholeModel(self.model, self.accelerator.device)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's."""
+        if not isinstance(self.model, FSDPModule):
+            self.whole = self._whole_of_shards()  # its modules may have changed since
+        return super().train(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         # Weights may have been frozen, or an adapter switched off, since the trainer was made.

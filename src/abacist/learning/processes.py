@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +97,23 @@ def agreed(*numbers: int) -> tuple[int, ...]:
     together = torch.tensor(numbers, device=PartialState().device)
     dist.all_reduce(together, dist.ReduceOp.MAX)
     return tuple(together.tolist())
+
+
+@contextmanager
+def loading_in_all() -> Iterator[None]:
+    """Every process reads the weights, also where FSDP's profile leaves that to the first one.
+
+    Before they are sharded they are compared, measured and saved.
+    """
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    asked = os.environ.get(name)
+    try:
+        if asked is not None:
+            os.environ[name] = "false"
+        yield
+    finally:
+        if asked is not None:
+            os.environ[name] = asked
 
 
 def wait_for_all() -> None:

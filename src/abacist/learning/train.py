@@ -241,9 +241,11 @@ def _train_in(
     trainer.save_model()
     trainer.save_state()
     stops.end_of_training()
-    with trainer.whole_model() as model:
-        trained, steps = replace(policy, model=model), trainer.state.global_step
-        after, sampled_after = heldout.measure(trained, "after", share, step=steps)
+    steps, after, sampled_after = trainer.state.global_step, None, None
+    if task.heldout:
+        with trainer.whole_model() as model:
+            trained = replace(policy, model=model)
+            after, sampled_after = heldout.measure(trained, "after", share, step=steps)
     comparison = None
     if before and after:
         comparison = compare(before, after, control=config.script.control)
@@ -304,7 +306,7 @@ def load_trainable(config: Config) -> Policy:
             use_rslora=model.use_rslora,
             use_dora=model.use_dora,
         )
-    with setting_up(config, *LORA):
+    with setting_up(config, *LORA), processes.loading_in_all():
         policy = load_policy(
             model.model_name_or_path,
             dtype=resuming.dtype_begun_in(config),

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -42,7 +43,8 @@ class WholeModel:
         A collective: every process must enter it. ``plain`` is empty again afterwards. What is
         written to it does not reach ``sharded``.
         """
-        now = dict(_tensors(sharded))
+        # Checkpointing and compilation by accelerate put their wrappers' names between.
+        now = fsdp2_canonicalize_names(dict(_tensors(sharded)))
         whole = {id(empty): _whole(now[name], empty) for name, empty in _tensors(self.plain)}
         places = [
             (module, name, empty)
@@ -66,7 +68,7 @@ def _tensors(module: nn.Module, *, recurse: bool = True) -> Iterator[tuple[str, 
 
 def _whole(now: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
     """``now``, of all processes, in the dtype of ``empty`` and a parameter where that is one."""
-    whole = now.full_tensor() if isinstance(now, DTensor) else now
-    whole = whole.detach().to(empty.dtype)
+    now = now.detach().to(empty.device)  # from the CPU, where shards are offloaded to it
+    whole = (now.full_tensor() if isinstance(now, DTensor) else now).to(empty.dtype)
     is_parameter = isinstance(empty, nn.Parameter)
     return nn.Parameter(whole, requires_grad=False) if is_parameter else whole

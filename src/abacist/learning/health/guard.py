@@ -16,6 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from abacist.errors import ModelError, TrainingError
@@ -90,7 +91,7 @@ class Guard(TrainerCallback):
         if args.fp16:  # its gradient scaler refuses such steps itself, as a matter of course
             return
         trained = [weight for weight in model.parameters() if weight.grad is not None]
-        if all_finite(weight.grad for weight in trained):
+        if _is_finite_in_all([weight.grad for weight in trained]):
             self._refused_in_a_row = 0
             return
         step = state.global_step + 1
@@ -119,8 +120,8 @@ class Guard(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         # The gradient was finite and the weights are not: only the step's own size can do that.
-        trained = (weight for weight in model.parameters() if weight.requires_grad)
-        if self.fault is None and not all_finite(trained):
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        if self.fault is None and not _is_finite_in_all(trained):
             raise TrainingError(
                 f"Step {state.global_step + 1} made the weights overflow "
                 f"({_first_broken(model, of_gradient=False)}). They are not saved: the newest "
@@ -174,8 +175,14 @@ def refuse_broken_weights(model: Any, name: str) -> None:
 
 
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether every number in every tensor is finite; one pass, and one answer from the device."""
-    floating = [one.detach() for one in tensors if one.numel() and one.is_floating_point()]
+    """Whether every number in every tensor is finite; one pass, and one answer from the device.
+
+    Of a tensor in shards that is the shard of this process.
+    """
+    here = [one.detach() for one in tensors]
+    # Of the norms of shards, PyTorch takes the largest, and a NaN may not be it.
+    here = [one.to_local() if isinstance(one, DTensor) else one for one in here]
+    floating = [one for one in here if one.numel() and one.is_floating_point()]
     if not floating:
         return True
     # The largest magnitude, unlike a sum of squares, cannot overflow by itself.
@@ -184,10 +191,18 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return bool(torch.stack([norm.float().to(device) for norm in norms]).isfinite().all())
 
 
+def _is_finite_in_all(tensors: list[Any]) -> bool:
+    """As :func:`all_finite`; of tensors in shards, for all processes together."""
+    is_finite = all_finite(tensors)
+    if any(isinstance(one, DTensor) for one in tensors):
+        return not any(processes.agreed(not is_finite))
+    return is_finite
+
+
 def _first_broken(model: Any, *, of_gradient: bool) -> str:
     for name, weight in model.named_parameters():
         tensor = weight.grad if of_gradient else weight
         scales = [] if of_gradient else quantization.scales_of(weight)
         if tensor is not None and not all_finite([tensor, *scales]):
             return str(name)
-    return "an unnamed weight"
+    return "the shard of another process"
