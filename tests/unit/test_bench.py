@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,3 +127,19 @@ def test_a_cell_measured_with_other_settings_is_neither_kept_nor_overwritten(mod
     for other in ({"equal_batches": True}, {"checkpointing": "on"}):
         with pytest.raises(SystemExit, match="other settings"):
             speed._keep(cell, kept, options(**other))
+
+
+def test_stock_ends_with_the_first_step_that_passes_the_time_of_ours(
+    modules: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = modules("equal_time")
+    now = iter([0.0, 4.0, 10.0, 14.0, 20.0, 25.0])  # steps of 4, 4 and 5 seconds, and pauses
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(now))
+    clock, ended = bench.Clock(seconds=8.5), []
+    for step in (1, 2, 3):
+        control, state = SimpleNamespace(should_training_stop=False), SimpleNamespace(global_step=0)
+        clock.on_step_begin(None, state, control)
+        clock.on_step_end(None, state, control)
+        ended.append((step, control.should_training_stop))
+    assert ended == [(1, False), (2, False), (3, True)]
+    assert clock.step_seconds == [4.0, 4.0, 5.0]
