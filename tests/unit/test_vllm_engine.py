@@ -101,6 +101,35 @@ def test_a_server_that_is_away_is_named_with_the_command_that_starts_one() -> No
     assert "--weight-transfer-config" in found.value.hint
 
 
+class Noted(Silent):
+    """Keeps what a person would read."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize(
+    ("served", "is_warned"),
+    [
+        ({"id": "mine", "root": "/models/Tiny"}, False),
+        ({"id": "tiny", "root": "org/other"}, True),
+        ({"id": "other"}, True),
+    ],
+)
+def test_a_server_of_another_model_is_warned_of(
+    served: dict[str, Any], is_warned: bool, answers: tuple[str, dict[str, Any]]
+) -> None:
+    url, known = answers
+    known["/v1/models"] = {"data": [served]}
+    watcher = Noted()
+    vllm_engine.look_for(config(url), watcher)
+    assert any("this run trains tiny" in note for note in watcher.notes) == is_warned
+
+
 @pytest.mark.usefixtures("on_a_gpu")
 def test_a_server_that_fits_is_described(answers: tuple[str, dict[str, Any]]) -> None:
     url, _ = answers

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlparse
 
@@ -83,6 +84,12 @@ def look_for(config: Config, watcher: Watcher) -> Server | None:
     server = processes.from_main(lambda: _asked(url, seconds, watcher))
     limit = f", {server.max_model_len:,} tokens at most" if server.max_model_len else ""
     watcher.note(f"  vLLM: {url} serves {server.model}{limit}")
+    trained = str(config.model.model_name_or_path)
+    if PurePath(server.model).name.lower() != PurePath(trained).name.lower():
+        watcher.note(
+            f"  warning: this run trains {trained}. Each step sends the server its weights, which "
+            "another architecture does not take, and another tokenizer reads the prompts otherwise"
+        )
     if server.logprobs_mode not in (None, "processed_logprobs"):
         watcher.note(
             f"  warning: the vLLM server runs with --logprobs-mode {server.logprobs_mode}: without "
@@ -167,7 +174,8 @@ def _asked(url: str, seconds: float, watcher: Watcher) -> Server:
         )
     try:
         model = _get(f"{url}/v1/models")["data"][0]
-        name, limit = str(model["id"]), model.get("max_model_len")
+        # Its id may be a name of the server's own; the root is what was loaded.
+        name, limit = str(model.get("root") or model["id"]), model.get("max_model_len")
     except _FAULTS as error:
         raise _broken(url, error) from error
     return Server(url, name, limit, (config.get("model_config") or {}).get("logprobs_mode"))
