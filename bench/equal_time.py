@@ -1,13 +1,14 @@
 """What stock TRL learns in the time that a run of ours took, from the same base.
 
-    python bench/equal_time.py RUN [--threads 2] [--dtype bfloat16]
+    python bench/equal_time.py RUN [--threads 2] [--dtype bfloat16] [--no_checkpointing]
 
 RUN is a finished run of ``abacist train`` with a verdict, made on this machine with as many
 threads. Stock is the script anyone would write: ``trl.GRPOTrainer`` with RUN's model, LoRA, worked
 examples, problems, rewards, seed and hyperparameters. What TRL does not have is left out: problems
-come in shuffled epochs. Its weights and autocast are ``--dtype``, its gradient checkpointing is
-off, which is faster. It trains until RUN's seconds of training are over and ends with the step it
-is in. Then RUN's held-out problems are answered by both, greedily, by the same engine.
+come in shuffled epochs. Its weights and autocast are ``--dtype``. Without gradient checkpointing,
+TRL's default, it is faster and takes much more memory: ``--no_checkpointing``. It trains until
+RUN's seconds of training are over and ends with the step it is in. Then RUN's held-out problems are
+answered by both, greedily, by the same engine.
 
 Seconds are those of the optimizer steps, rollouts included; loading, checkpoints and measuring
 count for neither. What stock has learned is kept in ``--output_dir``.
@@ -57,9 +58,10 @@ class Clock(transformers.TrainerCallback):
         control.should_training_stop |= sum(self.step_seconds) >= self.seconds
 
 
-def configure(run: Path, output: Path, dtype: str) -> Config:
+def configure(run: Path, output: Path, dtype: str, *, checkpointing: bool) -> Config:
     """The settings of ``run``, for stock."""
-    flags = ["--output_dir", str(output), "--dtype", dtype, "--gradient_checkpointing", "false"]
+    flags = ["--output_dir", str(output), "--dtype", dtype]
+    flags += ["--gradient_checkpointing", str(checkpointing).lower()]
     flags += ["--bf16", str(dtype == "bfloat16").lower(), "--use_cpu", "true"]
     flags += ["--save_strategy", "no", "--eval_strategy", "no"]
     return load_config(None, str(run / "config.yaml"), flags)
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--no_checkpointing", action="store_true")
     parser.add_argument("--seconds", type=float, help="instead of RUN's")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/bench-equal-time"))
     options = parser.parse_args()
@@ -126,7 +129,8 @@ def main() -> None:
     timings, _ = read_json_lines(options.run / "timings.jsonl")
     ours_seconds = [row["step_time"] for row in timings if "step_time" in row]
     seconds = options.seconds or sum(ours_seconds)
-    config = configure(options.run, options.output_dir, options.dtype)
+    checkpointing = not options.no_checkpointing
+    config = configure(options.run, options.output_dir, options.dtype, checkpointing=checkpointing)
     task = load_task(config)
     clock = Clock(seconds)
     adapter = train_stock(config, task, clock)
