@@ -24,8 +24,6 @@ from typing import Any
 
 import torch
 import transformers
-import trl
-from datasets import Dataset
 
 from abacist.learning.config import Config, load_config
 from abacist.learning.task import Task, load_task
@@ -37,8 +35,7 @@ from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rundir import read_json_lines
-from abacist.task.rewards import load_reward_funcs
-from time_to_accuracy import plain
+from time_to_accuracy import make_trainer
 
 
 class Clock(transformers.TrainerCallback):
@@ -69,21 +66,10 @@ def configure(run: Path, output: Path, dtype: str, *, checkpointing: bool) -> Co
 
 def train_stock(config: Config, task: Task, clock: Clock) -> Path:
     """Where the adapter is that stock ``trl.GRPOTrainer`` has learned."""
-    policy = load_trainable(config)
-    arguments = plain(config.training)
-    arguments.chat_template_kwargs = policy.chat.chat_template_kwargs
-    trainer: Any = trl.GRPOTrainer(
-        model=policy.model,
-        reward_funcs=load_reward_funcs(config.script.reward_funcs),
-        args=arguments,
-        train_dataset=Dataset.from_list(task.rows(task.train)),
-        processing_class=policy.chat.tokenizer,
-        callbacks=[clock],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
+    trainer = make_trainer(load_trainable(config), config, task, clock, is_ours=False)
     trainer.train()
     trainer.save_model()
-    return Path(arguments.output_dir)
+    return Path(trainer.args.output_dir)
 
 
 def measure(adapter: Path, task: Task, like: Config) -> Evaluation:

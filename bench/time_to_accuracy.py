@@ -91,6 +91,22 @@ def run(name: str, config: Config, task: Task, fresh: list[Problem], options: An
     policy = load_trainable(config)
     referee = _Referee(policy, fresh, options.every, max(options.targets))
     is_ours = name.startswith("ours")
+    trainer = make_trainer(policy, config, task, referee, is_ours=is_ours)
+    print(f"{name} …", file=sys.stderr, flush=True)
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer.train()
+    return referee.points
+
+
+def make_trainer(
+    policy: Policy,
+    config: Config,
+    task: Task,
+    callback: transformers.TrainerCallback,
+    *,
+    is_ours: bool,
+) -> Any:
+    """Our trainer, or TRL's with the same numbers: the script anyone would write."""
     arguments: Any = config.training if is_ours else plain(config.training)
     arguments.chat_template_kwargs = policy.chat.chat_template_kwargs
     trainer_class: Any = abacist.GRPOTrainer if is_ours else trl.GRPOTrainer
@@ -100,13 +116,10 @@ def run(name: str, config: Config, task: Task, fresh: list[Problem], options: An
         args=arguments,
         train_dataset=Dataset.from_list(task.rows(task.train)),
         processing_class=policy.chat.tokenizer,
-        callbacks=[referee],
+        callbacks=[callback],
     )
     trainer.remove_callback(transformers.PrinterCallback)
-    print(f"{name} …", file=sys.stderr, flush=True)
-    with contextlib.redirect_stdout(sys.stderr):
-        trainer.train()
-    return referee.points
+    return trainer
 
 
 def plain(training: GRPOConfig) -> trl.GRPOConfig:
