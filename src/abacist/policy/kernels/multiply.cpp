@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "panels.h"
+#include "threads.h"
 
 // A sum is taken over at most this many inputs and then added to the others. One float32 sum over a
 // large vocabulary would lose small terms.
@@ -45,50 +46,62 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
     const int64_t most = rows <= GROUP_ROWS && output_step != 1 ? 1 : GROUP_PANELS;
     const int64_t least = (panels + most - 1) / most;
     const int64_t groups = few ? least : (least + threads - 1) / threads * threads;
+    static thread_local Rounded rounded_memory;  // of the calling thread, for all of them
+    Rounded& rounded = rounded_memory;
+    constexpr bool in_pairs = std::is_same_v<Packed, Pair>;
+    if (in_pairs) rounded.allocate(rows, std::min(inputs, INPUTS_AT_ONCE));
 #pragma omp parallel num_threads(threads)
     {
         static thread_local std::vector<float> sums_memory;
         static thread_local std::vector<Packed> packed_memory;
         sums_memory.resize(GROUP_PANELS * PANEL * GROUP_ROWS);
-        packed_memory.resize(GROUP_PANELS * PANEL *
-                             depth_of<Packed>(std::min(inputs, INPUTS_AT_ONCE)));
+        packed_memory.resize(
+            GROUP_PANELS * PANEL * depth_of<Packed>(std::min(inputs, INPUTS_AT_ONCE)) + LINE_PAIRS);
         float* const sums = sums_memory.data();
-        Packed* const packed = packed_memory.data();
+        Packed* const packed = aligned(packed_memory.data());
+        int64_t from = 0;
+        do {
+            const int64_t some = std::min(inputs - from, INPUTS_AT_ONCE);
+            const Scalars some_x = {x.at + from * x.column, x.row, x.column};
+            if constexpr (in_pairs) {
+                const int own = omp_get_thread_num(), all = omp_get_num_threads();
+                const int64_t first = rows * own / all;
+                rounded.round(some_x, first, rows * (own + 1) / all - first, some);
+#pragma omp barrier
+            }
 #pragma omp for schedule(static)
-        for (int64_t piece = 0; piece < groups * parts; piece++) {
-            const int64_t group = piece / parts, part = piece % parts;
-            const int64_t first_panel = panels * group / groups;
-            const int64_t count = panels * (group + 1) / groups - first_panel;
-            const int64_t column = first_panel * PANEL;
-            const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
-            const int64_t in_group = std::min(count * PANEL, outputs - column);
-            const bool one_vector = in_group <= LANES;
-            int64_t from = 0;
-            do {
-                const int64_t some = std::min(inputs - from, INPUTS_AT_ONCE);
+            for (int64_t piece = 0; piece < groups * parts; piece++) {
+                const int64_t group = piece / parts, part = piece % parts;
+                const int64_t first_panel = panels * group / groups;
+                const int64_t count = panels * (group + 1) / groups - first_panel;
+                const int64_t column = first_panel * PANEL;
+                const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
+                const int64_t in_group = std::min(count * PANEL, outputs - column);
+                const bool one_vector = in_group <= LANES;
                 pack_group(weight + column * output_step + from * input_step, output_step,
                            input_step, in_group, some, packed);
                 in_blocks<GROUP_ROWS>(end - first, [&](int64_t start, int64_t block_rows) {
                     const int64_t row = first + start;
-                    const Scalars block = {x.at + row * x.row + from * x.column, x.row, x.column};
                     float* const to = y + row * outputs;
                     const float* const residual = adds || from > 0 ? to : nullptr;
-                    if (one_vector)
-                        multiply_group<1>(sums, block, block_rows, packed, 1, some);
+                    const auto multiply = [&](auto block) {
+                        if (one_vector)
+                            multiply_group<1>(sums, block, block_rows, packed, 1, some);
+                        else
+                            multiply_group<2>(sums, block, block_rows, packed, count, some);
+                    };
+                    if constexpr (in_pairs)
+                        multiply(rounded.rows_from(row));
                     else
-                        multiply_group<2>(sums, block, block_rows, packed, count, some);
-                    for (int64_t panel = 0; panel < count; panel++) {
-                        const int64_t at = column + panel * PANEL;
-                        const auto finish = one_vector ? finish_panel<1, false>
-                                                       : finish_panel<2, false>;
-                        finish(sums + panel * block_rows * PANEL, block_rows,
-                               bias && from == 0 ? bias + at : nullptr, outputs - at, residual, to,
-                               outputs, at);
-                    }
+                        multiply(some_x.from_row(row));
+                    const auto finish = one_vector ? finish_group<1, false>
+                                                   : finish_group<2, false>;
+                    finish(sums, block_rows, count, bias && from == 0 ? bias + column : nullptr,
+                           outputs - column, residual, to, outputs, column);
                 });
-                from += some;
-            } while (from < inputs);
-        }
+            }
+            from += some;
+        } while (from < inputs);
     }
 }
 

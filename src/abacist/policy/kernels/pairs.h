@@ -64,15 +64,15 @@ static inline void store(Pair* to, UIntVec x) { memcpy(to, &x, sizeof x); }
 
 static inline int64_t pairs_of(int64_t inputs) { return (inputs + 1) / 2; }
 
-// to [rows, pairs] = x [rows, inputs], rounded.
-static inline void round_to_pairs(Pair* to, Scalars x, int64_t rows, int64_t inputs) {
+// to [rows, pairs] = x [rows, inputs], rounded; rows of `to` are `stride` pairs apart.
+static inline void round_to_pairs(Pair* to, int64_t stride, Scalars x, int64_t rows,
+                                  int64_t inputs) {
     constexpr int64_t AT_ONCE = 2 * LANES;
-    const int64_t pairs = pairs_of(inputs);
     for (int64_t m = 0; m < rows; m++) {
         const float* const from = x.at + m * x.row;
         for (int64_t k = 0; k < inputs; k += AT_ONCE) {
             const int64_t count = inputs - k < AT_ONCE ? inputs - k : AT_ONCE;
-            Pair* const here = to + m * pairs + k / 2;
+            Pair* const here = to + m * stride + k / 2;
             if (count == AT_ONCE && x.column == 1) {
                 store(here, rounded(load(from + k), load(from + k + LANES)));
                 continue;

@@ -16,7 +16,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "pairs.h"
+#include "amx.h"
 #include "pointwise.h"
 #include "transpose.h"
 
@@ -95,17 +95,75 @@ constexpr int64_t GROUP_INPUTS = 512;
 constexpr int64_t FEW_ROWS = 16;  // whose inputs stay in the caches whole; then panels are read on
 // Numbers of x in pairs at a time. With few rows, as in decoding, the weights come from memory and
 // are best read on. With more they were packed just now, and lie in the caches.
-constexpr int64_t ROWS_DECODED = 64;
-constexpr int64_t MOST_ROUNDED = ROWS_DECODED * 8192;
-constexpr int64_t MOST_ROUNDED_OF_MANY = GROUP_ROWS * 1024;
+constexpr int64_t MOST_PAIRS = 4096;
+constexpr int64_t MOST_PAIRS_OF_MANY = 512;
 
-// The sums of a group: of each panel [rows, vectors * LANES]. A sum is taken in the order of the
-// inputs, whatever the pieces.
+// x [rows, inputs] rounded to pairs, each row on cache lines of its own.
+class Rounded {
+  public:
+    // An odd number of lines: rows at the distance of a power of two would evict each other.
+    static int64_t stride(int64_t inputs) {
+        return ((pairs_of(inputs) + LINE_PAIRS - 1) / LINE_PAIRS | 1) * LINE_PAIRS;
+    }
+
+    // Keeps its memory from call to call.
+    void allocate(int64_t rows, int64_t inputs) {
+        stride_ = stride(inputs);
+        const size_t size = rows * stride_ + LINE_PAIRS;
+        if (memory_.size() < size) memory_.resize(size);
+    }
+
+    void round(Scalars x, int64_t first, int64_t rows, int64_t inputs) {
+        round_to_pairs(data() + first * stride_, stride_, x.from_row(first), rows, inputs);
+    }
+
+    Strided<Pair> rows_from(int64_t first) { return {data() + first * stride_, stride_, 1}; }
+
+  private:
+    Pair* data() { return aligned(memory_.data()); }
+
+    std::vector<Pair> memory_;
+    int64_t stride_ = 0;
+};
+
+// The sums of a group of panels in pairs: of each panel [rows, vectors * LANES].
+template <int vectors>
+static void multiply_group(float* sums, Strided<Pair> x, int64_t rows, const Pair* panels,
+                           int64_t panel_count, int64_t inputs) {
+    constexpr int64_t width = vectors * LANES;
+    const int64_t all = pairs_of(inputs);
+    const int64_t most = rows <= ROWS_DECODED ? MOST_PAIRS : MOST_PAIRS_OF_MANY;
+    const int64_t pieces = std::max<int64_t>(1, (all + most - 1) / most);
+    for (int64_t piece = 0, from = 0; piece < pieces; piece++) {
+        const int64_t end = piece + 1 == pieces ? all : all * (piece + 1) / pieces / LINE_PAIRS * LINE_PAIRS;
+        for (int64_t panel = 0; panel < panel_count; panel++) {
+            float* const to = sums + panel * rows * width;
+            const Pair* const weights = panels + (panel * all + from) * PANEL;
+            const Strided<Pair> some = {x.at + from, x.row, 1};
+            const int64_t by_amx = amx_permitted() ? (end - from) / LINE_PAIRS * LINE_PAIRS : 0;
+            if (by_amx > 0)
+                multiply_by_amx<vectors>(to, rows, from > 0, some, weights, by_amx);
+            if (by_amx == end - from && by_amx > 0) continue;
+            in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
+                const Strided<Pair> rest = {some.at + start * some.row + by_amx, some.row, 1};
+                float* const here = to + start * width;
+                const Pair* const row = weights + by_amx * PANEL;
+                if (from + by_amx == 0)
+                    tile_of<vectors, false>(count, here, width, rest, row, PANEL, end - from - by_amx);
+                else
+                    tile_of<vectors, true>(count, here, width, rest, row, PANEL, end - from - by_amx);
+            });
+        }
+        from = end;
+    }
+}
+
+// The same of panels of float or of Bfloat16. A sum is taken in the order of the inputs, whatever
+// the pieces.
 template <int vectors, typename Number>
 static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* panels,
                            int64_t panel_count, int64_t inputs) {
     constexpr int64_t width = vectors * LANES;
-    constexpr bool in_pairs = std::is_same_v<Number, Pair>;
     const bool are_few = rows <= FEW_ROWS;
     const auto multiply_piece = [&](auto some, int64_t panel, const auto* piece, int64_t depth,
                                     bool is_first) {
@@ -118,29 +176,13 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
                 tile_of<vectors, true>(count, to, width, tile_x, piece, PANEL, depth);
         });
     };
-    int64_t at_once = are_few ? std::max<int64_t>(inputs, 1) : GROUP_INPUTS;
-    if constexpr (in_pairs) {  // pieces of about one size, of an even number of inputs
-        const int64_t most = rows <= ROWS_DECODED ? MOST_ROUNDED : MOST_ROUNDED_OF_MANY;
-        const int64_t pieces = 1 + inputs * rows / most;
-        at_once = (inputs / pieces + 2) / 2 * 2;
-    }
+    const int64_t at_once = are_few ? std::max<int64_t>(inputs, 1) : GROUP_INPUTS;
     for (int64_t from = 0; from == 0 || from < inputs; from += at_once) {  // no inputs: zeros
-        const int64_t some_inputs = std::min(at_once, inputs - from);
-        const int64_t depth = depth_of<Number>(some_inputs);
+        const int64_t depth = std::min(at_once, inputs - from);
         const Scalars some = {x.at + from * x.column, x.row, x.column};
         const auto piece_of = [&](int64_t panel) {
-            return panels + (panel * depth_of<Number>(inputs) + depth_of<Number>(from)) * PANEL;
+            return panels + (panel * inputs + from) * PANEL;
         };
-        if constexpr (in_pairs) {
-            static thread_local std::vector<Pair> memory;
-            memory.resize(MOST_ROUNDED / 2 + GROUP_ROWS);
-            Pair* const rounded = memory.data();
-            round_to_pairs(rounded, some, rows, some_inputs);  // once for all panels
-            for (int64_t panel = 0; panel < panel_count; panel++)
-                multiply_piece(Strided<Pair>{rounded, depth, 1}, panel, piece_of(panel), depth,
-                               from == 0);
-            continue;
-        }
         for (int64_t panel = 0; panel < panel_count; panel++) {
             if constexpr (std::is_same_v<Number, Bfloat16>) {
                 if (!are_few) {  // widened once for all tiles
@@ -151,8 +193,7 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
                     continue;
                 }
             }
-            if constexpr (!in_pairs)
-                multiply_piece(some, panel, piece_of(panel), depth, from == 0);
+            multiply_piece(some, panel, piece_of(panel), depth, from == 0);
         }
     }
 }
@@ -184,32 +225,38 @@ static inline void add_lora(float* sums, Scalars inner_x, int64_t rows, const fl
     if (b.first < b.end) add(std::integral_constant<int, 1>{}, b, LANES);
 }
 
-// What becomes of the sums of one panel: y [rows, outputs], from `column` on, = sums + the first
-// `biases` of `bias` + `residual`. `bias` may be null; `residual` has the shape of y, may be y, and
-// may be null. `gated`: y = silu(first vector) * second vector, and there is no residual.
+// What becomes of the sums of a group of panels: y [rows, outputs], from `column` on, = sums + the
+// first `biases` of `bias` + `residual`. `bias` may be null; `residual` has the shape of y, may be
+// y, and may be null. `gated`: y = silu(first vector) * second vector, and there is no residual.
+//
+// Row by row: the outputs of a group are neighbours in memory, those of a panel are too few for the
+// processor to fetch them ahead.
 template <int vectors, bool gated>
-static void finish_panel(const float* sums, int64_t rows, const float* bias, int64_t biases,
-                         const float* residual, float* y, int64_t outputs, int64_t column) {
-    const int64_t left = outputs - column;
-    Vec added[vectors] = {};
-    if (bias)
-        for (int v = 0; v < vectors; v++)
-            added[v] = load_some(bias + v * LANES, biases - v * LANES);
-    for (int64_t m = 0; m < rows; m++) {
-        const float* const row = sums + m * vectors * LANES;
-        const int64_t at = m * outputs + column;
-        if constexpr (gated) {
-            const Vec gate = load(row) + added[0], up = load(row + LANES) + added[1];
-            store_some(y + at, swiglu(gate, up), left);
-            continue;
+static void finish_group(const float* sums, int64_t rows, int64_t panels, const float* bias,
+                         int64_t biases, const float* residual, float* y, int64_t outputs,
+                         int64_t column) {
+    constexpr int64_t width = vectors * LANES, written = gated ? LANES : width;
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t panel = 0; panel < panels; panel++) {
+            const float* const row = sums + (panel * rows + m) * width;
+            const int64_t first = column + panel * written, at = m * outputs + first;
+            const int64_t left = outputs - first;
+            const auto added = [&](int64_t v) {
+                const int64_t from = panel * width + v * LANES;
+                return bias ? load_some(bias + from, biases - from) : Vec{};
+            };
+            if constexpr (gated) {
+                const Vec gate = load(row) + added(0), up = load(row + LANES) + added(1);
+                store_some(y + at, swiglu(gate, up), left);
+                continue;
+            }
+            for (int64_t v = 0; v < vectors; v++) {
+                const int64_t from = v * LANES;
+                Vec total = load(row + from) + added(v);
+                if (residual) total += load_some(residual + at + from, left - from);
+                store_some(y + at + from, total, left - from);
+            }
         }
-        for (int64_t v = 0; v < vectors; v++) {
-            const int64_t from = v * LANES;
-            Vec total = load(row + from) + added[v];
-            if (residual) total += load_some(residual + at + from, left - from);
-            store_some(y + at + from, total, left - from);
-        }
-    }
 }
 
 // A packed product, with or without LoRA; must match `_Product` in decode.py.
@@ -260,24 +307,29 @@ struct Product {
     void apply_panels(const Number* panels, const float* x, int64_t rows, const float* inner_x,
                       const float* residual, float* y, int64_t first, int64_t end) const {
         alignas(sizeof(Vec)) float sums[GROUP_PANELS * GROUP_ROWS * PANEL];
-        const auto finish = gated ? finish_panel<PANEL_VECTORS, true>
-                                  : finish_panel<PANEL_VECTORS, false>;
+        const auto finish = gated ? finish_group<PANEL_VECTORS, true>
+                                  : finish_group<PANEL_VECTORS, false>;
         for (int64_t panel = first; panel < end; panel += GROUP_PANELS) {
             const int64_t count = std::min(GROUP_PANELS, end - panel);
             in_blocks<GROUP_ROWS>(rows, [&](int64_t row, int64_t some) {
-                multiply_group<PANEL_VECTORS>(sums, {x + row * inputs, inputs, 1}, some,
-                                              panels + panel * depth_of<Number>(inputs) * PANEL, count,
-                                              inputs);
-                for (int64_t i = 0; i < count; i++) {
-                    if (ranks > 0)
+                const Scalars block = {x + row * inputs, inputs, 1};
+                const Number* const group = panels + panel * depth_of<Number>(inputs) * PANEL;
+                if constexpr (std::is_same_v<Number, Pair>) {
+                    static thread_local Rounded rounded;
+                    rounded.allocate(some, inputs);
+                    rounded.round(block, 0, some, inputs);
+                    multiply_group<PANEL_VECTORS>(sums, rounded.rows_from(0), some, group, count,
+                                                  inputs);
+                } else
+                    multiply_group<PANEL_VECTORS>(sums, block, some, group, count, inputs);
+                if (ranks > 0)
+                    for (int64_t i = 0; i < count; i++)
                         add_lora(sums + i * some * PANEL, {inner_x + row * ranks, ranks, 1}, some,
                                  outer + (panel + i) * ranks * PANEL,
                                  of_vectors + (panel + i) * PANEL_VECTORS);
-                    finish(sums + i * some * PANEL, some,
-                           bias ? bias + (panel + i) * PANEL : nullptr, PANEL,
-                           residual ? residual + row * outputs : nullptr, y + row * outputs,
-                           outputs, (panel + i) * width());
-                }
+                finish(sums, some, count, bias ? bias + panel * PANEL : nullptr, count * PANEL,
+                       residual ? residual + row * outputs : nullptr, y + row * outputs, outputs,
+                       panel * width());
             });
         }
     }
