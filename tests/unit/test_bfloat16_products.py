@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +124,44 @@ def test_a_row_has_the_same_product_in_any_company_and_number_of_threads() -> No
             torch.set_num_threads(threads)
         for rows in (slice(0, 1), slice(5, 18), slice(20, 129)):
             assert torch.equal(product(x[rows].contiguous()), whole[rows])
+
+
+@pytest.mark.skipif(build.pairs_by() != "AMX", reason="this processor has no AMX")
+def test_amx_and_the_kernels_without_it_differ_by_no_more_than_the_order_of_a_sum(
+    tmp_path: Path,
+) -> None:
+    code = """
+import sys, torch
+from abacist.policy.choices import float32_matmul_precision
+from abacist.policy.kernels import build
+from abacist.policy.kernels.decode import Packed
+from abacist.policy.kernels.multiply import multiply
+print(build.pairs_by())
+build.can_multiply_pairs = lambda: True
+found = []
+with float32_matmul_precision("medium"):
+    for rows, inputs, outputs in [(1, 64, 8), (15, 95, 40), (47, 900, 70), (130, 4200, 33)]:
+        draw = torch.Generator().manual_seed(rows)
+        x = torch.randn(rows, inputs, generator=draw)
+        weight = torch.randn(outputs, inputs, generator=draw).bfloat16()
+        found += [multiply(x, weight), Packed([weight], [None])(x)]
+torch.save(found, sys.argv[1])
+"""
+
+    def products(name: str, **environment: str) -> tuple[str, list[torch.Tensor]]:
+        command = [sys.executable, "-c", code, str(tmp_path / name)]
+        said = subprocess.run(
+            command, env=os.environ | environment, capture_output=True, encoding="utf-8", check=True
+        )
+        return said.stdout.strip(), torch.load(tmp_path / name, weights_only=True)
+
+    (compiler, *flags) = next(build.compilers())
+    without = shlex.join([compiler, *flags, "-mno-amx-bf16"])
+    by, found = products("with")
+    plain_by, plain = products("without", CXX=without, XDG_CACHE_HOME=str(tmp_path))
+    assert by == "AMX" and plain_by != "AMX"
+    for one, other in zip(found, plain, strict=True):
+        assert_same(one, other.double(), 4200)
 
 
 @given(rows=st.integers(1, 40), inputs=sizes, outputs=sizes, rank=st.integers(1, LANES + 3))
@@ -290,6 +331,6 @@ def test_what_the_setting_means_here_is_said_with_the_reason(
     assert "not held in bfloat16" in why("medium", wide)
     assert "same as highest" in why("high", held)
     monkeypatch.setattr(choices.build, "can_multiply_pairs", lambda: False)
-    assert "no AVX512_BF16" in why("medium", held)
+    assert "not faster in bfloat16" in why("medium", held)
     monkeypatch.setattr(choices.build, "unsupported_reason", lambda: "no compiler was found")
     assert "no compiler was found" in why("medium", held)

@@ -131,9 +131,12 @@ def explain_matmul_precision(asked: str, model: torch.nn.Module) -> Choice | Non
     elif (missing := build.unsupported_reason()) is not None:
         why = f"up to PyTorch, because there are no kernels: {missing}"
     elif not build.can_multiply_pairs():
-        why = "the same as highest here: this processor has no AVX512_BF16"
+        why = "the same as highest here: this processor is not faster in bfloat16 than in float32"
     else:
-        why = "products with the frozen weights round their input to bfloat16, sums are float32"
+        why = (
+            f"products with the frozen weights, by {build.pairs_by()}, round their input to "
+            "bfloat16; sums are float32"
+        )
     return Choice("float32_matmul_precision", asked, why)
 
 

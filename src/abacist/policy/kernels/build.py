@@ -77,7 +77,7 @@ def description() -> str | None:
     if not isinstance(found := _kernels(), _Kernels):
         return None
     threads = "OpenMP" if found.library.kernels_threads() else "one thread, without OpenMP"
-    pairs = ", bfloat16 in pairs" if found.library.kernels_multiplies_pairs() else ""
+    pairs = f", bfloat16 by {by}" if (by := _pairs_by(found.library)) else ""
     return f"{found.compiler}: {found.library.kernels_lanes()} numbers at a time{pairs}, {threads}"
 
 
@@ -117,9 +117,21 @@ def multiplies_pairs() -> bool:
 
 
 def can_multiply_pairs() -> bool:
-    """Whether there are kernels, and the processor multiplies bfloat16 (AVX512_BF16)."""
+    """Whether there are kernels, and the processor multiplies bfloat16 faster than float32."""
+    return pairs_by() is not None
+
+
+def pairs_by() -> str | None:
+    """The instructions by which products in bfloat16 are faster than in float32: AMX, or
+    AVX512_BF16 on processors other than Intel's, where that is the slower way."""
     found = library()
-    return found is not None and bool(found.kernels_multiplies_pairs())
+    return None if found is None else _pairs_by(found)
+
+
+def _pairs_by(kernels: ctypes.CDLL) -> str | None:
+    kernels.kernels_multiplies_pairs_by.restype = ctypes.c_char_p
+    by: bytes | None = kernels.kernels_multiplies_pairs_by()
+    return None if by is None else by.decode()
 
 
 def threads(work: float) -> int:

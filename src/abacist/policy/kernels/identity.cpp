@@ -1,6 +1,6 @@
 // What a compiled library reports about itself; build.py checks it after loading.
+#include "amx.h"
 #include "threads.h"
-#include "vector.h"
 
 #ifndef KERNELS_DIGEST
 #define KERNELS_DIGEST ""
@@ -11,7 +11,15 @@ const char* kernels_digest() { return KERNELS_DIGEST; }
 
 int kernels_lanes() { return LANES; }
 
-int kernels_multiplies_pairs() { return MULTIPLIES_PAIRS; }
+// By what products in pairs of bfloat16 are faster than float32, see pairs.h and amx.h; null: by
+// nothing. Intel's VDPBF16PS takes four times as long as a multiply-add of half its work.
+const char* kernels_multiplies_pairs_by() {
+    if (amx_permitted()) return "AMX";
+#if MULTIPLIES_PAIRS
+    if (!__builtin_cpu_is("intel")) return "AVX512_BF16";
+#endif
+    return nullptr;
+}
 
 // The number of threads; 0 without OpenMP; -1 if two OpenMP libraries are loaded, so that one
 // starts the threads and another numbers them.

@@ -93,10 +93,12 @@ constexpr int64_t GROUP_PANELS = 256 / PANEL;
 constexpr int64_t GROUP_ROWS = 96;
 constexpr int64_t GROUP_INPUTS = 512;
 constexpr int64_t FEW_ROWS = 16;  // whose inputs stay in the caches whole; then panels are read on
-// Numbers of x in pairs at a time. With few rows, as in decoding, the weights come from memory and
-// are best read on. With more they were packed just now, and lie in the caches.
+// Pairs of inputs at a time. With few rows, as in decoding, the weights come from memory and are
+// best read on. With more they were packed just now, and lie in the caches.
+constexpr int64_t ROWS_DECODED = 64;
 constexpr int64_t MOST_PAIRS = 4096;
 constexpr int64_t MOST_PAIRS_OF_MANY = 512;
+constexpr int64_t ROUNDED_ROWS = 10 * GROUP_ROWS;  // that are held in pairs at a time
 
 // x [rows, inputs] rounded to pairs, each row on cache lines of its own.
 class Rounded {
@@ -126,35 +128,38 @@ class Rounded {
     int64_t stride_ = 0;
 };
 
-// The sums of a group of panels in pairs: of each panel [rows, vectors * LANES].
+// The sums of a group of panels in pairs: of each panel [rows, vectors * LANES]. Pieces of the
+// inputs begin at whole lines, see amx.h.
 template <int vectors>
 static void multiply_group(float* sums, Strided<Pair> x, int64_t rows, const Pair* panels,
                            int64_t panel_count, int64_t inputs) {
     constexpr int64_t width = vectors * LANES;
-    const int64_t all = pairs_of(inputs);
-    const int64_t most = rows <= ROWS_DECODED ? MOST_PAIRS : MOST_PAIRS_OF_MANY;
-    const int64_t pieces = std::max<int64_t>(1, (all + most - 1) / most);
-    for (int64_t piece = 0, from = 0; piece < pieces; piece++) {
-        const int64_t end = piece + 1 == pieces ? all : all * (piece + 1) / pieces / LINE_PAIRS * LINE_PAIRS;
+    const int64_t depth = pairs_of(inputs), lines = depth / LINE_PAIRS;
+    const bool decodes = rows <= ROWS_DECODED;
+    const int64_t most = decodes ? MOST_PAIRS : MOST_PAIRS_OF_MANY;
+    const int64_t pieces = std::max<int64_t>(1, (depth + most - 1) / most);
+    for (int64_t piece = 0; piece < pieces; piece++) {
+        const int64_t from = lines * piece / pieces * LINE_PAIRS;
+        const int64_t end = piece + 1 < pieces ? lines * (piece + 1) / pieces * LINE_PAIRS : depth;
+        const int64_t by_amx = amx_permitted() ? (end - from) / LINE_PAIRS * LINE_PAIRS : 0;
         for (int64_t panel = 0; panel < panel_count; panel++) {
             float* const to = sums + panel * rows * width;
-            const Pair* const weights = panels + (panel * all + from) * PANEL;
-            const Strided<Pair> some = {x.at + from, x.row, 1};
-            const int64_t by_amx = amx_permitted() ? (end - from) / LINE_PAIRS * LINE_PAIRS : 0;
+            const Pair* const weights = panels + (panel * depth + from) * PANEL;
             if (by_amx > 0)
-                multiply_by_amx<vectors>(to, rows, from > 0, some, weights, by_amx);
-            if (by_amx == end - from && by_amx > 0) continue;
+                amx_product<vectors>(to, rows, from > 0, {x.at + from, x.row, 1}, weights, by_amx,
+                                     decodes);
+            if (by_amx > 0 && by_amx == end - from) continue;
             in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
-                const Strided<Pair> rest = {some.at + start * some.row + by_amx, some.row, 1};
                 float* const here = to + start * width;
-                const Pair* const row = weights + by_amx * PANEL;
-                if (from + by_amx == 0)
-                    tile_of<vectors, false>(count, here, width, rest, row, PANEL, end - from - by_amx);
+                const Strided<Pair> rest = {x.at + start * x.row + from + by_amx, x.row, 1};
+                const Pair* const panel_rest = weights + by_amx * PANEL;
+                const int64_t left = end - from - by_amx;
+                if (from + by_amx > 0)
+                    tile_of<vectors, true>(count, here, width, rest, panel_rest, PANEL, left);
                 else
-                    tile_of<vectors, true>(count, here, width, rest, row, PANEL, end - from - by_amx);
+                    tile_of<vectors, false>(count, here, width, rest, panel_rest, PANEL, left);
             });
         }
-        from = end;
     }
 }
 
@@ -309,28 +314,37 @@ struct Product {
         alignas(sizeof(Vec)) float sums[GROUP_PANELS * GROUP_ROWS * PANEL];
         const auto finish = gated ? finish_group<PANEL_VECTORS, true>
                                   : finish_group<PANEL_VECTORS, false>;
-        for (int64_t panel = first; panel < end; panel += GROUP_PANELS) {
-            const int64_t count = std::min(GROUP_PANELS, end - panel);
-            in_blocks<GROUP_ROWS>(rows, [&](int64_t row, int64_t some) {
-                const Scalars block = {x + row * inputs, inputs, 1};
+        // Of x, some rows at a time are rounded, once for all panels.
+        constexpr bool in_pairs = std::is_same_v<Number, Pair>;
+        static thread_local Rounded rounded;
+        const int64_t at_once = in_pairs ? std::min(rows, ROUNDED_ROWS) : rows;
+        for (int64_t start = 0; start < rows; start += at_once) {
+            const int64_t block = std::min(at_once, rows - start);
+            if constexpr (in_pairs) {
+                rounded.allocate(block, inputs);
+                rounded.round({x + start * inputs, inputs, 1}, 0, block, inputs);
+            }
+            for (int64_t panel = first; panel < end; panel += GROUP_PANELS) {
+                const int64_t count = std::min(GROUP_PANELS, end - panel);
                 const Number* const group = panels + panel * depth_of<Number>(inputs) * PANEL;
-                if constexpr (std::is_same_v<Number, Pair>) {
-                    static thread_local Rounded rounded;
-                    rounded.allocate(some, inputs);
-                    rounded.round(block, 0, some, inputs);
-                    multiply_group<PANEL_VECTORS>(sums, rounded.rows_from(0), some, group, count,
-                                                  inputs);
-                } else
-                    multiply_group<PANEL_VECTORS>(sums, block, some, group, count, inputs);
-                if (ranks > 0)
-                    for (int64_t i = 0; i < count; i++)
-                        add_lora(sums + i * some * PANEL, {inner_x + row * ranks, ranks, 1}, some,
-                                 outer + (panel + i) * ranks * PANEL,
-                                 of_vectors + (panel + i) * PANEL_VECTORS);
-                finish(sums, some, count, bias ? bias + panel * PANEL : nullptr, count * PANEL,
-                       residual ? residual + row * outputs : nullptr, y + row * outputs, outputs,
-                       panel * width());
-            });
+                in_blocks<GROUP_ROWS>(block, [&](int64_t in_block, int64_t some) {
+                    const int64_t row = start + in_block;
+                    if constexpr (in_pairs)
+                        multiply_group<PANEL_VECTORS>(sums, rounded.rows_from(in_block), some,
+                                                      group, count, inputs);
+                    else
+                        multiply_group<PANEL_VECTORS>(sums, {x + row * inputs, inputs, 1}, some,
+                                                      group, count, inputs);
+                    if (ranks > 0)
+                        for (int64_t i = 0; i < count; i++)
+                            add_lora(sums + i * some * PANEL, {inner_x + row * ranks, ranks, 1},
+                                     some, outer + (panel + i) * ranks * PANEL,
+                                     of_vectors + (panel + i) * PANEL_VECTORS);
+                    finish(sums, some, count, bias ? bias + panel * PANEL : nullptr, count * PANEL,
+                           residual ? residual + row * outputs : nullptr, y + row * outputs,
+                           outputs, panel * width());
+                });
+            }
         }
     }
 };
