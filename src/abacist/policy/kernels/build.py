@@ -106,7 +106,7 @@ def supports_weight(weight: torch.Tensor) -> bool:
 def multiplies_pairs() -> bool:
     """Whether products with weights held in bfloat16 round their input to bfloat16 as well.
 
-    Sums stay in float32. That is twice as fast, and what ``medium`` of
+    Sums stay in float32. That is several times as fast, and what ``medium`` of
     ``torch.set_float32_matmul_precision`` allows; see :func:`can_multiply_pairs`.
     """
     try:
