@@ -113,12 +113,19 @@ def test_what_is_not_finite_shows_in_every_output(value: float) -> None:
 
 
 def test_a_row_has_the_same_product_in_any_company_and_number_of_threads() -> None:
-    x, weight = torch.randn(130, 1030), torch.randn(300, 1030).bfloat16()
+    # So much work that two threads are used, in two pieces of the inputs; and few outputs.
+    x, weight = torch.randn(130, 4230), torch.randn(300, 4230).bfloat16()
     packed, threads = Packed([weight], [None]), torch.get_num_threads()
-    for product in (packed, lambda x: multiply(x, weight)):
+    for product in (
+        packed,
+        lambda x: multiply(x, weight),
+        lambda x: multiply(x, weight[:9]),
+        lambda x: multiply(x, weight.t().contiguous().t()),
+    ):
         whole = product(x)
         try:
             torch.set_num_threads(2)
+            assert build.threads(2.0 * x.numel() * len(weight)) == 2
             assert torch.equal(product(x), whole)
         finally:
             torch.set_num_threads(threads)
@@ -332,5 +339,7 @@ def test_what_the_setting_means_here_is_said_with_the_reason(
     assert "same as highest" in why("high", held)
     monkeypatch.setattr(choices.build, "can_multiply_pairs", lambda: False)
     assert "not faster in bfloat16" in why("medium", held)
+    monkeypatch.setattr(choices.build, "refuses_amx", lambda: True)
+    assert "does not let this process use AMX" in why("medium", held)
     monkeypatch.setattr(choices.build, "unsupported_reason", lambda: "no compiler was found")
     assert "no compiler was found" in why("medium", held)

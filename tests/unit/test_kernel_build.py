@@ -32,8 +32,8 @@ Compiler = Callable[..., Path]
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder that kernels are kept in, new; they are small ones that compile in a moment."""
     (tmp_path / "sources").mkdir()
-    for name in ("identity.cpp", "threads.h", "vector.h"):
-        shutil.copy(build.SOURCES / name, tmp_path / "sources")
+    for source in (build.SOURCES / "identity.cpp", *build.SOURCES.glob("*.h")):
+        shutil.copy(source, tmp_path / "sources")
     monkeypatch.setattr(build, "SOURCES", tmp_path / "sources")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.delenv("CXX", raising=False)

@@ -130,6 +130,8 @@ def explain_matmul_precision(asked: str, model: torch.nn.Module) -> Choice | Non
         why = "our kernels compute as with highest, because the weights are not held in bfloat16"
     elif (missing := build.unsupported_reason()) is not None:
         why = f"up to PyTorch, because there are no kernels: {missing}"
+    elif build.refuses_amx():
+        why = "the same as highest here: Linux does not let this process use AMX"
     elif not build.can_multiply_pairs():
         why = "the same as highest here: this processor is not faster in bfloat16 than in float32"
     else:

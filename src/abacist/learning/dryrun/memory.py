@@ -289,23 +289,29 @@ def measure_forward(
     which is a little too much.
     """
     size = min(trainer.num_generations, trainer.args.per_device_train_batch_size)
+    reads_prompt_once = fastpath.unsupported_reason(trainer, FastPart.SCORING) is None
+    # Where every reply is read with a prompt of its own, one reply stands for its group: of a whole
+    # one, measured without checkpointing, there may be more than the memory holds.
+    rows = size if reads_prompt_once else 1
     short = max(8, min(completion_tokens // 2, 32))
     prompt = prompt_tokens
     if is_quick:
         short, prompt = _QUICK_COMPLETION_TOKENS, min(prompt_tokens, _QUICK_PROMPT_TOKENS)
-    one = _saved_bytes(trainer, 1, size, prompt, short)
-    longer = _saved_bytes(trainer, 1, size, prompt, 2 * short)
-    two = _saved_bytes(trainer, 2, size, prompt, short)
+    one = _saved_bytes(trainer, 1, rows, prompt, short)
+    longer = _saved_bytes(trainer, 1, rows, prompt, 2 * short)
+    two = _saved_bytes(trainer, 2, rows, prompt, short)
     each_token = max(0.0, (longer - one) / short)
     fixed = max(0.0, 2.0 * one - two)
-    reads_prompt_once = fastpath.unsupported_reason(trainer, FastPart.SCORING) is None
     each_of_prompt = each_token / size if reads_prompt_once else each_token
-    return Forward(
-        fixed_bytes=fixed,
-        group_bytes=one
+    measured = (
+        one
         - fixed
         + each_token * (completion_tokens - short)
-        + each_of_prompt * (prompt_tokens - prompt),
+        + each_of_prompt * (prompt_tokens - prompt)
+    )
+    return Forward(
+        fixed_bytes=fixed,
+        group_bytes=measured * size / rows,
         group_tokens=(1 if reads_prompt_once else size) * prompt_tokens + size * completion_tokens,
         group_size=size,
         completion_tokens=completion_tokens,

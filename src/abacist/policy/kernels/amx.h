@@ -77,6 +77,7 @@ class AmxRegisters {
     void lay_out(int64_t rows) {
         if (rows == rows_) return;
         const AmxLayout layout(rows);
+        asm volatile("" : : "m"(layout));  // the intrinsic tells of a part of it only
         _tile_loadconfig(&layout);
         rows_ = rows;
     }
@@ -86,7 +87,7 @@ class AmxRegisters {
 };
 
 // The intrinsics do not tell the compiler which memory they read.
-static inline void memory_is_read() { asm volatile("" ::: "memory"); }
+static inline void compiler_barrier() { asm volatile("" ::: "memory"); }
 
 // sums [rows, vectors * LANES] = (or +=, if `adds`) a [rows, depth] times b [depth, 2 * LANES], for
 // at most AMX_ROWS rows, or, if `both`, twice as many; depth is a multiple of LINE_PAIRS.
@@ -98,7 +99,7 @@ static void amx_tile(float* sums, bool adds, Strided<Pair> a, const Pair* b, int
     const int64_t a_bytes = a.row * sizeof(Pair);
     const Pair* const lower_a = a.at + AMX_ROWS * a.row;
     float* const lower_sums = sums + AMX_ROWS * width;
-    memory_is_read();
+    compiler_barrier();
     if (adds) {
         _tile_loadd(0, sums, sums_bytes);
         if constexpr (vectors == 2) _tile_loadd(1, sums + LANES, sums_bytes);
@@ -132,7 +133,7 @@ static void amx_tile(float* sums, bool adds, Strided<Pair> a, const Pair* b, int
     if constexpr (vectors == 2) _tile_stored(1, sums + LANES, sums_bytes);
     if constexpr (both) _tile_stored(2, lower_sums, sums_bytes);
     if constexpr (both && vectors == 2) _tile_stored(3, lower_sums + LANES, sums_bytes);
-    memory_is_read();
+    compiler_barrier();
 }
 
 // The same for any number of rows. `fetches` is meant for the first ones: for the others b lies in

@@ -77,7 +77,8 @@ def description() -> str | None:
     if not isinstance(found := _kernels(), _Kernels):
         return None
     threads = "OpenMP" if found.library.kernels_threads() else "one thread, without OpenMP"
-    pairs = f", bfloat16 by {by}" if (by := _pairs_by(found.library)) else ""
+    by = _pairs_by(found.library)
+    pairs = "" if by is None else f", bfloat16 by {by}"
     return f"{found.compiler}: {found.library.kernels_lanes()} numbers at a time{pairs}, {threads}"
 
 
@@ -106,7 +107,7 @@ def supports_weight(weight: torch.Tensor) -> bool:
 def multiplies_pairs() -> bool:
     """Whether products with weights held in bfloat16 round their input to bfloat16 as well.
 
-    Sums stay in float32. That is several times as fast, and what ``medium`` of
+    Sums stay in float32. That is two to ten times as fast, and what ``medium`` of
     ``torch.set_float32_matmul_precision`` allows; see :func:`can_multiply_pairs`.
     """
     try:
@@ -126,6 +127,12 @@ def pairs_by() -> str | None:
     AVX512_BF16 on processors other than Intel's, where that is the slower way."""
     found = library()
     return None if found is None else _pairs_by(found)
+
+
+def refuses_amx() -> bool:
+    """Whether the processor has AMX and Linux does not let this process use it."""
+    found = library()
+    return found is not None and bool(found.kernels_amx_is_refused())
 
 
 def _pairs_by(kernels: ctypes.CDLL) -> str | None:

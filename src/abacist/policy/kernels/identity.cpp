@@ -12,7 +12,8 @@ const char* kernels_digest() { return KERNELS_DIGEST; }
 int kernels_lanes() { return LANES; }
 
 // By what products in pairs of bfloat16 are faster than float32, see pairs.h and amx.h; null: by
-// nothing. Intel's VDPBF16PS takes four times as long as a multiply-add of half its work.
+// nothing. On an Intel Xeon VDPBF16PS took four times as long as a multiply-add, and does twice the
+// work.
 const char* kernels_multiplies_pairs_by() {
     if (amx_permitted()) return "AMX";
 #if MULTIPLIES_PAIRS
@@ -20,6 +21,9 @@ const char* kernels_multiplies_pairs_by() {
 #endif
     return nullptr;
 }
+
+// Whether the processor has AMX and Linux does not let this process use it.
+int kernels_amx_is_refused() { return HAS_AMX && !amx_permitted(); }
 
 // The number of threads; 0 without OpenMP; -1 if two OpenMP libraries are loaded, so that one
 // starts the threads and another numbers them.

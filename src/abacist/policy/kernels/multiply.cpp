@@ -54,10 +54,10 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
     {
         static thread_local std::vector<float> sums_memory;
         static thread_local std::vector<Packed> packed_memory;
-        sums_memory.resize(GROUP_PANELS * PANEL * GROUP_ROWS);
+        sums_memory.resize(GROUP_PANELS * PANEL * GROUP_ROWS + LINE_PAIRS);
         packed_memory.resize(
             GROUP_PANELS * PANEL * depth_of<Packed>(std::min(inputs, INPUTS_AT_ONCE)) + LINE_PAIRS);
-        float* const sums = sums_memory.data();
+        float* const sums = aligned(sums_memory.data());
         Packed* const packed = aligned(packed_memory.data());
         int64_t from = 0;
         do {
@@ -103,6 +103,7 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
             from += some;
         } while (from < inputs);
     }
+    if (in_pairs) rounded.release_much();
 }
 
 // The dot product of x and one row of weights, both [count].

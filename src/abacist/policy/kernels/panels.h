@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <type_traits>
 #include <vector>
 
@@ -99,33 +100,51 @@ constexpr int64_t ROWS_DECODED = 64;
 constexpr int64_t MOST_PAIRS = 4096;
 constexpr int64_t MOST_PAIRS_OF_MANY = 512;
 constexpr int64_t ROUNDED_ROWS = 10 * GROUP_ROWS;  // that are held in pairs at a time
+constexpr int64_t MOST_PAIRS_KEPT = 8 << 20;        // 32 MB
 
 // x [rows, inputs] rounded to pairs, each row on cache lines of its own.
 class Rounded {
   public:
+    Rounded() = default;
+    Rounded(const Rounded&) = delete;
+    ~Rounded() { release(); }
+
     // An odd number of lines: rows at the distance of a power of two would evict each other.
     static int64_t stride(int64_t inputs) {
         return ((pairs_of(inputs) + LINE_PAIRS - 1) / LINE_PAIRS | 1) * LINE_PAIRS;
     }
 
-    // Keeps its memory from call to call.
+    // Memory for so many rows; what it held before may be lost.
     void allocate(int64_t rows, int64_t inputs) {
         stride_ = stride(inputs);
-        const size_t size = rows * stride_ + LINE_PAIRS;
-        if (memory_.size() < size) memory_.resize(size);
+        const int64_t size = rows * stride_;
+        if (size <= held_) return;
+        release();
+        at_ = static_cast<Pair*>(aligned_alloc(LINE_PAIRS * sizeof(Pair), size * sizeof(Pair)));
+        if (!at_) abort();
+        held_ = size;
+    }
+
+    // Memory is kept from call to call, but not much of it.
+    void release_much() {
+        if (held_ > MOST_PAIRS_KEPT) release();
     }
 
     void round(Scalars x, int64_t first, int64_t rows, int64_t inputs) {
-        round_to_pairs(data() + first * stride_, stride_, x.from_row(first), rows, inputs);
+        round_to_pairs(at_ + first * stride_, stride_, x.from_row(first), rows, inputs);
     }
 
-    Strided<Pair> rows_from(int64_t first) { return {data() + first * stride_, stride_, 1}; }
+    Strided<Pair> rows_from(int64_t first) const { return {at_ + first * stride_, stride_, 1}; }
 
   private:
-    Pair* data() { return aligned(memory_.data()); }
+    void release() {
+        free(at_);
+        at_ = nullptr;
+        held_ = 0;
+    }
 
-    std::vector<Pair> memory_;
-    int64_t stride_ = 0;
+    Pair* at_ = nullptr;
+    int64_t held_ = 0, stride_ = 0;
 };
 
 // The sums of a group of panels in pairs: of each panel [rows, vectors * LANES]. Pieces of the
@@ -311,7 +330,8 @@ struct Product {
     template <typename Number>
     void apply_panels(const Number* panels, const float* x, int64_t rows, const float* inner_x,
                       const float* residual, float* y, int64_t first, int64_t end) const {
-        alignas(sizeof(Vec)) float sums[GROUP_PANELS * GROUP_ROWS * PANEL];
+        if (first == end) return;
+        alignas(64) float sums[GROUP_PANELS * GROUP_ROWS * PANEL];
         const auto finish = gated ? finish_group<PANEL_VECTORS, true>
                                   : finish_group<PANEL_VECTORS, false>;
         // Of x, some rows at a time are rounded, once for all panels.

@@ -32,7 +32,7 @@ from abacist.policy.scoring.attention_backend import Attend
 from abacist.policy.scoring.linears import FusedLinear, call_fused
 
 _BLOCK_TOKENS = 1024
-"""Tokens of a block in the backward of the MLP: with fewer, packing the weights for each block took time."""
+"""Tokens of a block in the backward of the MLP; every block packs the weights again."""
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines [1, T, D], as transformers' rotary embedding makes them."""
