@@ -112,6 +112,21 @@ def test_what_a_full_batch_keeps_is_foretold_by_small_ones(
     assert forward.kept_bytes(16, hidden, layers, checkpointing=True) < foretold
 
 
+def test_where_each_reply_has_a_prompt_of_its_own_no_more_than_two_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Assembled(tmp_path, "--no_use_fast_path").trainer
+    measured = []
+
+    def count(trainer: Any, groups: int, size: int, prompt: int, completion: int) -> int:
+        measured.append(groups * size)
+        return _saved_bytes(trainer, groups, size, prompt, completion)
+
+    monkeypatch.setattr(memory, "_saved_bytes", count)
+    assert measure_forward(trainer, 50, 96).group_size == 8
+    assert max(measured) == 2
+
+
 def test_micro_batches_that_will_be_read_together_are_counted_together(tmp_path: Path) -> None:
     flags = ["--gradient_accumulation_steps", "4", "--per_device_train_batch_size", "8"]
     trainer = Assembled(tmp_path, *flags).trainer
