@@ -1,7 +1,7 @@
 """One GRPO step of a real model on a CPU: this checkout against others, taking turns.
 
     python bench/real_step.py MODEL [--against PATH ...] [--pairs 3] [--threads 1]
-                              [--float32_matmul_precision medium]
+                              [--float32_matmul_precision medium] [--precision_of_others medium]
 
 MODEL is a local folder. Each measurement is a process of its own, so that its peak memory is its
 own, and every second round is in reverse order. All do the same work: 4 prompts with worked
@@ -108,16 +108,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="auto", help="how the weights are held")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    parser.add_argument(
-        "--float32_matmul_precision", default="highest", help="of this checkout; others: highest"
-    )
+    parser.add_argument("--float32_matmul_precision", default="highest", help="of this checkout")
+    parser.add_argument("--precision_of_others", default="highest", help="the same of the others")
     parser.add_argument("--train_replies", type=int, default=8, help="of the 8 of each group")
     args = parser.parse_args()
     checkouts = {"this checkout": HERE, **{str(path): path for path in args.against}}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(args.pairs):
         for name in sorted(checkouts, reverse=bool(number % 2)):
-            precision = args.float32_matmul_precision if checkouts[name] == HERE else "highest"
+            own_precision, others = args.float32_matmul_precision, args.precision_of_others
+            precision = own_precision if checkouts[name] == HERE else others
             found[name].append(measure(checkouts[name], precision, args))
             print(f"round {number + 1}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     own = found["this checkout"]

@@ -80,6 +80,10 @@ def test_a_product_is_that_of_the_rounded_input(
     assert_same(multiply(x, weight, bias), exact, inputs)
     total = torch.randn(rows, outputs)
     assert_same(multiply(x, weight, to=total.clone()), exact_without_bias + total, inputs)
+    low_x, low_weight = torch.randn(rows, 7), torch.randn(outputs, 7)  # these stay in float32
+    exact_low = low_x.double() @ low_weight.double().t()
+    found = multiply(x, weight, bias, low_rank=(low_x, low_weight))
+    assert_same(found, exact + exact_low, inputs + 7)
     assert_same(Packed([weight.contiguous()], [bias])(x), exact, inputs)
 
 

@@ -134,30 +134,40 @@ def test_bfloat16_is_no_further_from_float32_than_pefts(dtype: torch.dtype) -> N
 @settings(deadline=None)
 @given(
     sizes=st.tuples(*(st.integers(0, 80),) * 3),
-    transposed=st.tuples(*(st.booleans(),) * 2),
+    transposed=st.tuples(*(st.booleans(),) * 4),
     biased=st.booleans(),
     threads=st.sampled_from([1, 2]),
+    rank=st.none() | st.integers(0, 40),
 )
 def test_products_are_exact_in_every_shape_however_the_matrices_lie_in_memory(
-    sizes: tuple[int, int, int], transposed: tuple[bool, bool], biased: bool, threads: int
+    sizes: tuple[int, int, int],
+    transposed: tuple[bool, ...],
+    biased: bool,
+    threads: int,
+    rank: int | None,
 ) -> None:
     rows, inputs, outputs = sizes
     generator = torch.Generator().manual_seed(rows + 81 * inputs + 6561 * outputs)
-    x, weight, to = (
+    ranks = rank or 0
+    x, weight, to, low_x, low_weight = (
         torch.randn(shape, generator=generator)
-        for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
-    )
+        for shape in (
+            (rows, inputs), (outputs, inputs), (rows, outputs), (rows, ranks), (outputs, ranks)
+        )
+    )  # fmt: skip
     bias = torch.randn(outputs, generator=generator) if biased else None
-    exact = x.double() @ weight.double().t()
-    x, weight = (
+    exact = x.double() @ weight.double().t() + low_x.double() @ low_weight.double().t()
+    x, weight, low_x, low_weight = (
         one.t().contiguous().t() if turned else one
-        for one, turned in zip((x, weight), transposed, strict=True)
+        for one, turned in zip((x, weight, low_x, low_weight), transposed, strict=True)
     )
+    low_rank = None if rank is None else (low_x, low_weight)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with mock.patch.object(build, "_WORTH_A_THREAD", 1.0):
-            found, added = product(x, weight, bias), product_added(x, weight, to.clone())
+            found = product(x, weight, bias, low_rank)
+            added = product_added(x, weight, to.clone(), low_rank)
     finally:
         torch.set_num_threads(before)
     shifted = exact if bias is None else exact + bias.double()
@@ -165,6 +175,25 @@ def test_products_are_exact_in_every_shape_however_the_matrices_lie_in_memory(
     torch.testing.assert_close(added.double(), exact + to.double(), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(3, 9000, 33, 600), (130, 4100, 16, 5), (97, 64, 300, 32)])
+def test_a_product_of_low_rank_is_added_once_whatever_the_pieces_of_the_others(
+    shape: tuple[int, int, int, int],
+) -> None:
+    rows, inputs, outputs, rank = shape
+    x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs) / inputs**0.5
+    low_x, low_weight = torch.randn(rows, rank), torch.randn(outputs, rank)
+    exact = x.double() @ weight.double().t() + low_x.double() @ low_weight.double().t()
+    found = product(x, weight, low_rank=(low_x, low_weight))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+    alone = product(x[2:3], weight, low_rank=(low_x[2:3], low_weight))
+    assert torch.equal(alone, found[2:3])
+
+
 def test_other_dtypes_are_multiplied_by_pytorch() -> None:
     x, weight = torch.randn(9, 6).double(), torch.randn(5, 6).double()
     assert torch.equal(product(x, weight), torch.nn.functional.linear(x, weight))
+    low_rank = torch.randn(9, 2).double(), torch.randn(5, 2).double()
+    exact = x @ weight.t() + low_rank[0] @ low_rank[1].t()
+    torch.testing.assert_close(product(x, weight, low_rank=low_rank), exact)
+    added = product_added(x, weight, torch.ones(9, 5).double(), low_rank)
+    torch.testing.assert_close(added, exact + 1)

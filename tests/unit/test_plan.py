@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,6 +126,52 @@ def test_where_each_reply_has_a_prompt_of_its_own_no_more_than_two_are_measured(
     monkeypatch.setattr(memory, "_saved_bytes", count)
     assert measure_forward(trainer, 50, 96).group_size == 8
     assert max(measured) == 2
+
+
+class _OnItsContext(torch.autograd.Function):
+    """Squares, and keeps its input as bitsandbytes' product in 8 bits does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.kept = (x, "no tensor")
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return 2 * ctx.kept[0] * grads[0]
+
+
+class _SavedByAutograd(torch.autograd.Function):
+    """The same by the rules."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+@pytest.mark.parametrize("square", [_OnItsContext, _SavedByAutograd])
+def test_a_tensor_that_a_function_keeps_is_counted_wherever_it_keeps_it(square: Any) -> None:
+    model: Any = torch.nn.Linear(1, 50)
+    model.device = torch.device("cpu")
+    model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=9))
+
+    def score(model: Any, ids: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        # The second keeps what the first made, and it is the first's output that a sum follows.
+        return square.apply(square.apply(model(ids.float()[..., None]))).sum(-1), None
+
+    trainer = SimpleNamespace(
+        model=model,
+        accelerator=SimpleNamespace(autocast=nullcontext),
+        _get_per_token_logps_and_entropies=score,
+    )
+    tokens, hidden = 2 * 3 * (4 + 5), 50
+    floats_of_linear = tokens * 1
+    assert _saved_bytes(trainer, 2, 3, 4, 5) == 4 * (floats_of_linear + 2 * tokens * hidden)
 
 
 def test_micro_batches_that_will_be_read_together_are_counted_together(tmp_path: Path) -> None:

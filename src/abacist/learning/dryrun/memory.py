@@ -15,7 +15,7 @@ short-lived (logits of a chunk, one layer's gradients) is bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from abacist.learning import fastpath, micro_batch_fusion
 from abacist.policy import families, quantization
@@ -324,7 +325,7 @@ def _saved_bytes(trainer: Any, groups: int, size: int, prompt: int, completion: 
     own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
@@ -336,15 +337,35 @@ def _saved_bytes(trainer: Any, groups: int, size: int, prompt: int, completion: 
     replies = torch.randint(vocabulary, (groups, size, completion), generator=generator)
     ids = torch.cat([opening.expand(-1, size, -1), replies], dim=2).flatten(0, 1)
     ids = ids.to(model.device)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.enable_grad():
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t), torch.enable_grad():
         with trainer.accelerator.autocast():
             # The graph must live until all is counted, or a storage could be counted twice.
             graph = trainer._get_per_token_logps_and_entropies(
                 model, ids, torch.ones_like(ids), completion, compute_entropy=True
             )
+        for tensor in _tensors_on_contexts(graph):
+            count(tensor)
         found = sum(kept.values())
         del graph
     return found
+
+
+def _tensors_on_contexts(outputs: Iterable[torch.Tensor | None]) -> Iterator[torch.Tensor]:
+    """What functions written in Python keep as attributes of their ``ctx``, unseen by the hooks.
+
+    bitsandbytes' product in 8 bits keeps its input so.
+    """
+    waiting = [x.grad_fn for x in outputs if x is not None and x.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node: Any = waiting.pop()
+        for value in vars(node).values() if isinstance(node, BackwardCFunction) else ():
+            values = value if isinstance(value, tuple | list) else (value,)
+            yield from (each for each in values if isinstance(each, torch.Tensor))
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                waiting.append(before)
 
 
 def gib(count: float) -> str:

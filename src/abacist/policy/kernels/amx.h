@@ -15,6 +15,7 @@
 // result to the bit in any company and in any pieces. Numbers below 1.2e-38 count as zero.
 #pragma once
 
+#include "buffer.h"
 #include "pairs.h"
 
 #if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
@@ -23,14 +24,8 @@
 #define HAS_AMX 0
 #endif
 
-constexpr int64_t LINE_PAIRS = 16;  // pairs of a cache line, and of one row of a register
-
-// The first address from `memory` on that begins a cache line.
-template <typename Number>
-static inline Number* aligned(Number* memory) {
-    const uintptr_t line = LINE_PAIRS * sizeof(Pair), at = reinterpret_cast<uintptr_t>(memory);
-    return reinterpret_cast<Number*>((at + line - 1) / line * line);
-}
+// Pairs of a cache line, and of one row of a register.
+constexpr int64_t LINE_PAIRS = LINE_BYTES / sizeof(Pair);
 
 #if HAS_AMX
 

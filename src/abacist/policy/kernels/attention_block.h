@@ -20,6 +20,7 @@
 
 #include <cmath>
 
+#include "buffer.h"
 #include "tiles.h"
 #include "transpose.h"
 #include "tree.h"
@@ -270,7 +271,7 @@ class Worker {
         return total;
     }
 
-    Floats rows, columns, scores, result, grad_rows, grad_columns, grad_scores;
+    Buffer<float> rows, columns, scores, result, grad_rows, grad_columns, grad_scores;
 };
 
 }  // namespace attention

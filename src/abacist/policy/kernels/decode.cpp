@@ -66,17 +66,19 @@ void pack(const void* weight, int64_t outputs, int64_t inputs, int64_t before, i
 void multiply(const Product* product, const float* x, int64_t rows, const float* residual, float* y,
               int threads) {
     const Product inner = product->inner_product();
-    std::vector<float> inner_x(rows * product->ranks);
+    static thread_local Buffer<float> inner_memory;
+    inner_memory.reserve(rows * product->ranks);
+    float* const inner_x = inner_memory.at;
 #pragma omp parallel num_threads(threads)
     {
         const int own = omp_get_thread_num(), all = omp_get_num_threads();
         if (product->ranks > 0) {
             const Share share(inner.panels(), own, all);
-            inner.apply(x, rows, nullptr, nullptr, inner_x.data(), share.first, share.end);
+            inner.apply(x, rows, nullptr, nullptr, inner_x, share.first, share.end);
 #pragma omp barrier
         }
         const Share share(product->panels(), own, all);
-        product->apply(x, rows, inner_x.data(), residual, y, share.first, share.end);
+        product->apply(x, rows, inner_x, residual, y, share.first, share.end);
     }
 }
 
@@ -98,21 +100,20 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
     const int64_t per_thread =
         std::max((size + longest_prompt) * LANES, group * (longest_own + LANES));
 
-    // Kept from call to call: new memory costs more than the work done in it.
-    static thread_local std::vector<float> memory;
-    static thread_local std::vector<PromptSoftmax> softmax_memory;
+    static thread_local Buffer<float> memory;
+    static thread_local Buffer<PromptSoftmax> softmax_memory;
     const int64_t ranks = most_ranks(network);
-    memory.resize(rows * (2 * hidden + projected + 2 * query + network.inner + ranks) +
-                  threads * per_thread);
-    softmax_memory.resize(rows * network.query_heads);
-    PromptSoftmax* const softmax = softmax_memory.data();  // [N, H]
-    float* const stream = memory.data();                   // the residual stream [N, C]
-    float* const normed = stream + rows * hidden;          // [N, C]
-    float* const heads = normed + rows * hidden;           // queries, keys, values [N, H + 2 K, D]
-    float* const rotated = heads + rows * projected;       // queries [N, H, D]
-    float* const attended = rotated + rows * query;        // [N, H, D]
-    float* const inner = attended + rows * query;          // [N, I]
-    float* const lora = inner + rows * network.inner;      // what LoRA's A makes of an input
+    memory.reserve(rows * (2 * hidden + projected + 2 * query + network.inner + ranks) +
+                   threads * per_thread);
+    softmax_memory.reserve(rows * network.query_heads);
+    PromptSoftmax* const softmax = softmax_memory.at;  // [N, H]
+    float* const stream = memory.at;                   // the residual stream [N, C]
+    float* const normed = stream + rows * hidden;      // [N, C]
+    float* const heads = normed + rows * hidden;       // queries, keys, values [N, H + 2 K, D]
+    float* const rotated = heads + rows * projected;   // queries [N, H, D]
+    float* const attended = rotated + rows * query;    // [N, H, D]
+    float* const inner = attended + rows * query;      // [N, I]
+    float* const lora = inner + rows * network.inner;  // what LoRA's A makes of an input
     float* const all_scratch = lora + rows * ranks;
 
     // If the weights of a layer stay in the caches, each thread takes its rows through the whole

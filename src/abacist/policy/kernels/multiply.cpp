@@ -5,7 +5,6 @@
 // turn comes, and multiplied with all rows.
 
 #include <algorithm>
-#include <vector>
 
 #include "panels.h"
 #include "threads.h"
@@ -32,12 +31,21 @@ static void pack_group(const Number* weight, int64_t output_step, int64_t input_
                     std::min(at_once, inputs - from), to + (panel * depth + depth_of<Packed>(from)) * PANEL);
 }
 
+// A product of few inputs, those of LoRA's B, for example: x [rows, ranks] times weight
+// [outputs, ranks] transposed. Both have any strides.
+struct LowRank {
+    Scalars x;
+    const float* weight;
+    int64_t output_step, rank_step, ranks;  // 0 ranks: there is none
+};
+
 // y [rows, outputs] = (or +=) x [rows, inputs] times weight [outputs, inputs] transposed, plus the
-// bias. x and weight have any strides; y has none. The weights are packed as `Packed`.
+// bias and the product of low rank. x and weight have any strides; y has none. The weights are
+// packed as `Packed`.
 template <typename Packed, typename Number>
 static void multiply_any(Scalars x, const Number* weight, int64_t output_step, int64_t input_step,
-                         const float* bias, float* y, int64_t rows, int64_t inputs, int64_t outputs,
-                         bool adds, int threads) {
+                         const float* bias, const LowRank& low, float* y, int64_t rows,
+                         int64_t inputs, int64_t outputs, bool adds, int threads) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     // As many groups for each thread. With few panels, the rows are divided among them instead.
     const bool few = panels < 4 * threads;
@@ -52,13 +60,16 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
     if (in_pairs) rounded.allocate(rows, std::min(inputs, INPUTS_AT_ONCE));
 #pragma omp parallel num_threads(threads)
     {
-        static thread_local std::vector<float> sums_memory;
-        static thread_local std::vector<Packed> packed_memory;
-        sums_memory.resize(GROUP_PANELS * PANEL * GROUP_ROWS + LINE_PAIRS);
-        packed_memory.resize(
-            GROUP_PANELS * PANEL * depth_of<Packed>(std::min(inputs, INPUTS_AT_ONCE)) + LINE_PAIRS);
-        float* const sums = aligned(sums_memory.data());
-        Packed* const packed = aligned(packed_memory.data());
+        static thread_local Buffer<float> sums_memory;
+        static thread_local Buffer<Packed> packed_memory;
+        static thread_local Buffer<float> low_memory;
+        sums_memory.reserve(GROUP_PANELS * PANEL * GROUP_ROWS);
+        packed_memory.reserve(GROUP_PANELS * PANEL *
+                              depth_of<Packed>(std::min(inputs, INPUTS_AT_ONCE)));
+        low_memory.reserve(GROUP_PANELS * PANEL * low.ranks);
+        float* const sums = sums_memory.at;
+        Packed* const packed = packed_memory.at;
+        float* const low_packed = low_memory.at;
         int64_t from = 0;
         do {
             const int64_t some = std::min(inputs - from, INPUTS_AT_ONCE);
@@ -80,15 +91,28 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
                 const bool one_vector = in_group <= LANES;
                 pack_group(weight + column * output_step + from * input_step, output_step,
                            input_step, in_group, some, packed);
+                // Added while the sums lie in the caches: a pass over y less.
+                const int64_t ranks = from == 0 ? low.ranks : 0;
+                if (ranks > 0)
+                    pack_group(low.weight + column * low.output_step, low.output_step,
+                               low.rank_step, in_group, ranks, low_packed);
                 in_blocks<GROUP_ROWS>(end - first, [&](int64_t start, int64_t block_rows) {
                     const int64_t row = first + start;
                     float* const to = y + row * outputs;
                     const float* const residual = adds || from > 0 ? to : nullptr;
                     const auto multiply = [&](auto block) {
-                        if (one_vector)
+                        const Scalars low_x = low.x.from_row(row);
+                        if (one_vector) {
                             multiply_group<1>(sums, block, block_rows, packed, 1, some);
-                        else
+                            if (ranks > 0)
+                                multiply_group<1, true>(sums, low_x, block_rows, low_packed, 1,
+                                                        ranks);
+                        } else {
                             multiply_group<2>(sums, block, block_rows, packed, count, some);
+                            if (ranks > 0)
+                                multiply_group<2, true>(sums, low_x, block_rows, low_packed, count,
+                                                        ranks);
+                        }
                     };
                     if constexpr (in_pairs)
                         multiply(rounded.rows_from(row));
@@ -133,19 +157,23 @@ void multiply_row(const float* x, const Bfloat16* weight, const float* bias, flo
 // multiply_any; weight holds float or, if `bfloat16`, Bfloat16, which is multiplied in pairs if
 // `in_pairs`.
 void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, const void* weight,
-                  int64_t output_step, int64_t input_step, const float* bias, float* y,
+                  int64_t output_step, int64_t input_step, const float* bias, const float* low_x,
+                  int64_t low_x_row_step, int64_t low_x_rank_step, const float* low_weight,
+                  int64_t low_output_step, int64_t low_rank_step, int64_t ranks, float* y,
                   int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int64_t bfloat16,
                   int64_t in_pairs, int threads) {
     const Scalars from = {x, x_row_step, x_input_step};
+    const LowRank low = {{low_x, low_x_row_step, low_x_rank_step},
+                         low_weight, low_output_step, low_rank_step, ranks};
     if (bfloat16 && in_pairs)
         multiply_any<Pair>(from, static_cast<const Bfloat16*>(weight), output_step, input_step,
-                           bias, y, rows, inputs, outputs, adds, threads);
+                           bias, low, y, rows, inputs, outputs, adds, threads);
     else if (bfloat16)
-        multiply_any<float>(from, static_cast<const Bfloat16*>(weight), output_step, input_step, bias, y,
-                     rows, inputs, outputs, adds, threads);
+        multiply_any<float>(from, static_cast<const Bfloat16*>(weight), output_step, input_step,
+                            bias, low, y, rows, inputs, outputs, adds, threads);
     else
-        multiply_any<float>(from, static_cast<const float*>(weight), output_step, input_step, bias, y,
-                     rows, inputs, outputs, adds, threads);
+        multiply_any<float>(from, static_cast<const float*>(weight), output_step, input_step, bias,
+                            low, y, rows, inputs, outputs, adds, threads);
 }
 
 }  // extern "C"

@@ -12,12 +12,17 @@ from abacist.policy.kernels.build import library, multiplies_pairs, threads
 
 
 def multiply(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, to: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    to: Tensor | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``x`` [N, I] times ``weight`` [O, I] transposed, plus ``bias`` [O], in float32.
 
-    ``weight`` may be bfloat16: each number is widened, which is exact. If ``to`` [N, O] is given,
-    the result is added to it.
+    ``weight`` may be bfloat16: each number is widened, which is exact. ``low_rank``, a pair of
+    [N, R] and [O, R] in float32, adds their product. If ``to`` [N, O] is given, the result is added
+    to it.
     """
     if to is not None:
         assert to.is_contiguous()
@@ -28,6 +33,7 @@ def multiply(
         *_with_strides(x),
         *_with_strides(weight),
         None if bias is None else ctypes.c_void_p(bias.data_ptr()),
+        *_low_rank(low_rank),
         ctypes.c_void_p(y.data_ptr()),
         *map(ctypes.c_int64, (*x.shape, len(weight), to is not None)),
         ctypes.c_int64(weight.dtype == torch.bfloat16),
@@ -53,6 +59,14 @@ def multiply_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
         threads(2.0 * weight.numel()),
     )
     return y
+
+
+def _low_rank(factors: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
+    if factors is None:
+        nothing = (None, ctypes.c_int64(0), ctypes.c_int64(0))
+        return (*nothing, *nothing, ctypes.c_int64(0))
+    x, weight = factors
+    return (*_with_strides(x), *_with_strides(weight), ctypes.c_int64(x.shape[1]))
 
 
 def _with_strides(matrix: Tensor) -> tuple[Any, ...]:

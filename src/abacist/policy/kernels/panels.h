@@ -13,9 +13,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
 #include <type_traits>
-#include <vector>
 
 #include "amx.h"
 #include "pointwise.h"
@@ -105,10 +103,6 @@ constexpr int64_t MOST_PAIRS_KEPT = 8 << 20;        // 32 MB
 // x [rows, inputs] rounded to pairs, each row on cache lines of its own.
 class Rounded {
   public:
-    Rounded() = default;
-    Rounded(const Rounded&) = delete;
-    ~Rounded() { release(); }
-
     // An odd number of lines: rows at the distance of a power of two would evict each other.
     static int64_t stride(int64_t inputs) {
         return ((pairs_of(inputs) + LINE_PAIRS - 1) / LINE_PAIRS | 1) * LINE_PAIRS;
@@ -117,34 +111,23 @@ class Rounded {
     // Memory for so many rows; what it held before may be lost.
     void allocate(int64_t rows, int64_t inputs) {
         stride_ = stride(inputs);
-        const int64_t size = rows * stride_;
-        if (size <= held_) return;
-        release();
-        at_ = static_cast<Pair*>(aligned_alloc(LINE_PAIRS * sizeof(Pair), size * sizeof(Pair)));
-        if (!at_) abort();
-        held_ = size;
+        memory_.reserve(rows * stride_);
     }
 
     // Memory is kept from call to call, but not much of it.
     void release_much() {
-        if (held_ > MOST_PAIRS_KEPT) release();
+        if (memory_.held > MOST_PAIRS_KEPT) memory_.release();
     }
 
     void round(Scalars x, int64_t first, int64_t rows, int64_t inputs) {
-        round_to_pairs(at_ + first * stride_, stride_, x.from_row(first), rows, inputs);
+        round_to_pairs(memory_.at + first * stride_, stride_, x.from_row(first), rows, inputs);
     }
 
-    Strided<Pair> rows_from(int64_t first) const { return {at_ + first * stride_, stride_, 1}; }
+    Strided<Pair> rows_from(int64_t first) const { return {memory_.at + first * stride_, stride_, 1}; }
 
   private:
-    void release() {
-        free(at_);
-        at_ = nullptr;
-        held_ = 0;
-    }
-
-    Pair* at_ = nullptr;
-    int64_t held_ = 0, stride_ = 0;
+    Buffer<Pair> memory_;
+    int64_t stride_ = 0;
 };
 
 // The sums of a group of panels in pairs: of each panel [rows, vectors * LANES]. Pieces of the
@@ -182,9 +165,9 @@ static void multiply_group(float* sums, Strided<Pair> x, int64_t rows, const Pai
     }
 }
 
-// The same of panels of float or of Bfloat16. A sum is taken in the order of the inputs, whatever
-// the pieces.
-template <int vectors, typename Number>
+// The same of panels of float or of Bfloat16; or, if `adds`, added to the sums. A sum is taken in the
+// order of the inputs, whatever the pieces.
+template <int vectors, bool adds = false, typename Number>
 static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* panels,
                            int64_t panel_count, int64_t inputs) {
     constexpr int64_t width = vectors * LANES;
@@ -194,7 +177,7 @@ static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* p
         in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
             float* const to = sums + (panel * rows + start) * width;
             const auto tile_x = some.from_row(start);
-            if (is_first)
+            if (is_first && !adds)
                 tile_of<vectors, false>(count, to, width, tile_x, piece, PANEL, depth);
             else
                 tile_of<vectors, true>(count, to, width, tile_x, piece, PANEL, depth);

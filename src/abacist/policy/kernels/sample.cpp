@@ -1,8 +1,8 @@
 // Sample a token for every row by inverse CDF at the row's own uniform number, in one pass.
 
 #include <algorithm>
-#include <vector>
 
+#include "buffer.h"
 #include "vector.h"
 
 constexpr int64_t CHUNK = 16 * LANES;
@@ -45,13 +45,13 @@ extern "C" void sample(const float* logits, const double* uniforms, int64_t rows
                        float inverse_temperature, int64_t* chosen, int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        static thread_local std::vector<float> weights;
-        static thread_local std::vector<double> chunks;
-        weights.resize(tokens + CHUNK);
-        chunks.resize(tokens / CHUNK + 1);
+        static thread_local Buffer<float> weights;
+        static thread_local Buffer<double> chunks;
+        weights.reserve(tokens + CHUNK);
+        chunks.reserve(tokens / CHUNK + 1);
 #pragma omp for
         for (int64_t row = 0; row < rows; row++)
             chosen[row] = sample_one(logits + row * tokens, tokens, inverse_temperature,
-                                     uniforms[row], weights.data(), chunks.data());
+                                     uniforms[row], weights.at, chunks.at);
     }
 }

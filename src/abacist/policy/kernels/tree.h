@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <vector>
 
 namespace attention {
@@ -32,25 +31,6 @@ struct Part {
     size_t first_block = 0, end_block = 0;
     std::vector<int64_t> places;  // by branch: its first token among those seen; -1: not seen
     int64_t tokens = 0;           // seen
-};
-
-// Uninitialised memory for floats, aligned for any vector.
-struct Floats {
-    explicit Floats(int64_t count) { reserve(count); }
-    Floats(const Floats&) = delete;
-    ~Floats() { free(at); }
-
-    // Make room for `count` floats; the contents may be lost.
-    void reserve(int64_t count) {
-        if (count <= held) return;
-        free(at);
-        at = static_cast<float*>(aligned_alloc(64, (count + 15) / 16 * 64));
-        if (!at) abort();
-        held = count;
-    }
-
-    float* at = nullptr;
-    int64_t held = 0;
 };
 
 inline std::vector<Block> blocks_of(const Branch* branches, int64_t branch_count,

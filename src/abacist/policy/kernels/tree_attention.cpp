@@ -35,7 +35,7 @@ struct KeyValueGradients {
     KeyValueGradients(const Attention& batch, const std::vector<Part>& parts, int64_t width)
         : parts(parts), width(width) {
         // Kept by the thread: allocating it for every layer costs more than clearing it.
-        static thread_local Floats memory(0);
+        static thread_local Buffer<float> memory;
         int64_t numbers = 0;
         for (const Part& part : parts) numbers += 2 * batch.key_heads * part.tokens * width;
         memory.reserve(numbers);

@@ -3,7 +3,7 @@
 On a CPU in float32 the product is our own kernel: PyTorch's reaches half of what some processors
 can do, and oneDNN's compiles anew for every shape, of which every training step has a new one.
 PEFT's LoRA layer makes seven passes over its activations (two small products, a scale, an
-addition, casts); :func:`call_linear` makes three, and keeps less for the backward pass. The tests
+addition, casts); :func:`call_linear` makes two, and keeps less for the backward pass. The tests
 compare values and gradients with PyTorch's and PEFT's.
 
 Shape suffixes: N tokens, I inputs, O outputs, R rank of the adapter.
@@ -25,22 +25,31 @@ from abacist.policy.families import FastPart, compute_dtype, unsupported_linear
 from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels.multiply import multiply
 
+LowRank = tuple[Tensor, Tensor]
+"""[N, R] and [O, R], whose product, the second transposed, is added: all of one dtype."""
 
-def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+
+def product(
+    x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, low_rank: LowRank | None = None
+) -> Tensor:
     """``x`` times ``weight`` transposed, plus ``bias``: [N, O]; without autograd.
 
     ``weight`` may be bfloat16 where ``kernels.widens`` it and ``x`` is float32.
     """
     if kernels.supports(x_NI) and kernels.supports_weight(weight_OI):
-        return multiply(x_NI, weight_OI, bias_O)
-    return F.linear(x_NI, weight_OI, bias_O)
+        return multiply(x_NI, weight_OI, bias_O, low_rank=low_rank)
+    y_NO = F.linear(x_NI, weight_OI, bias_O)
+    return y_NO if low_rank is None else product_added(*low_rank, y_NO)
 
 
-def product_added(x_NI: Tensor, weight_OI: Tensor, to_NO: Tensor) -> Tensor:
+def product_added(
+    x_NI: Tensor, weight_OI: Tensor, to_NO: Tensor, low_rank: LowRank | None = None
+) -> Tensor:
     """:func:`product` plus ``to``, in one pass; ``to`` is overwritten with the result."""
     if kernels.supports(x_NI, to_NO) and kernels.supports_weight(weight_OI):
-        return multiply(x_NI, weight_OI, to=to_NO)
-    return to_NO.addmm_(x_NI, weight_OI.t())
+        return multiply(x_NI, weight_OI, to=to_NO, low_rank=low_rank)
+    to_NO.addmm_(x_NI, weight_OI.t())
+    return to_NO if low_rank is None else product_added(*low_rank, to_NO)
 
 
 def weight_in(dtype: torch.dtype, weight: Tensor) -> Tensor:
@@ -109,10 +118,10 @@ class FusedLinear:
     def __call__(self, x: Tensor) -> Tensor:
         """[N, I] -> [N, O]."""
         x, bias = x.to(self.dtype), None if self.bias is None else self.bias.to(self.dtype)
-        y = product(x, weight_in(self.dtype, self.weight), bias)
-        if self.inner is None or self.outer is None:
-            return y
-        return product_added(self._inner_product(x), self.outer.to(self.dtype), y)
+        low_rank = None
+        if self.inner is not None and self.outer is not None:
+            low_rank = (self._inner_product(x), self.outer.to(self.dtype))
+        return product(x, weight_in(self.dtype, self.weight), bias, low_rank)
 
     def gradients(
         self, grad: Tensor, x: Tensor, *, by_x: bool = True, to: Tensor | None = None
@@ -124,23 +133,31 @@ class FusedLinear:
         """
         grad, back, x_dtype = grad.to(self.dtype), weight_in(self.dtype, self.weight).t(), x.dtype
         x = x.to(self.dtype)
-        grad_x = self._added(grad, back, to, x_dtype) if by_x else None
         if self.inner is None or self.outer is None:
-            return grad_x, None, None
+            return (self._added(grad, back, None, to, x_dtype) if by_x else None), None, None
         inner, outer = self.inner.to(self.dtype), self.outer.to(self.dtype)
         grad_NR = product(grad, outer.t()).mul_(self.scale)
-        if grad_x is not None:
-            grad_x = self._added(grad_NR, inner.t(), grad_x, x_dtype)
+        grad_x = self._added(grad, back, (grad_NR, inner.t()), to, x_dtype) if by_x else None
         # The narrow factor first: of the two, that one is copied when it is transposed.
         grad_outer = product(self._inner_product(x).t(), grad.t()).t()
         grad_inner = product(grad_NR.t(), x.t())
         return grad_x, grad_inner.to(self.inner.dtype), grad_outer.to(self.outer.dtype)
 
-    def _added(self, x: Tensor, weight: Tensor, to: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """``x`` times ``weight`` transposed, plus ``to``, in ``dtype``."""
+    def _added(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        low_rank: LowRank | None,
+        to: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """``x`` times ``weight`` transposed, plus ``low_rank`` and ``to``, in ``dtype``."""
+        if dtype != self.dtype:
+            total = product(x, weight).to(dtype) if to is None else to.add_(product(x, weight))
+            return total if low_rank is None else total.add_(product(*low_rank))
         if to is None:
-            return product(x, weight).to(dtype)
-        return product_added(x, weight, to) if dtype == self.dtype else to.add_(product(x, weight))
+            return product(x, weight, low_rank=low_rank)
+        return product_added(x, weight, to, low_rank)
 
     def _inner_product(self, x: Tensor) -> Tensor:
         assert self.inner is not None
