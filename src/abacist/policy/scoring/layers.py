@@ -2,9 +2,10 @@
 
 Autograd would keep the output of every small step between the matrix products. The two halves of
 a layer, attention inputs and MLP, keep only what is expensive to compute again: the states that
-enter them, queries, keys and values as attention sees them, and the outputs of the gate and up
-projections. Norms, rotations and activations are computed again in the backward, products of frozen
-weights are not. That is fewer passes over the activations, and a third to a half of their memory.
+enter them, queries, keys and values as attention sees them, the outputs of the gate and up
+projections, and the few numbers that LoRA's A makes of each input. Norms, rotations and activations
+are computed again in the backward, products of frozen weights are not. That is fewer passes over
+the activations, and a third to a half of their memory.
 
 :meth:`FusedLayer.of` says whether a layer qualifies: all weights but LoRA's are frozen, and so on
 (``families.SUPPORT``). Any other layer is computed by its own modules, see ``scoring.forward``.
@@ -16,7 +17,6 @@ head, F width of the MLP.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from abacist.policy.families import unsupported_layer
 from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels import pointwise
 from abacist.policy.scoring.attention_backend import Attend
-from abacist.policy.scoring.linears import FusedLinear, call_fused
+from abacist.policy.scoring.linears import FusedLinears, call_fused
 
 _BLOCK_TOKENS = 1024
 """Tokens of a block in the backward of the MLP; every block packs the weights again."""
@@ -72,19 +72,16 @@ class FusedLayer:
     """
 
     attention_norm: Norm
-    query: FusedLinear
-    key: FusedLinear
-    value: FusedLinear
+    query_key_value: FusedLinears
     query_norm: Norm | None
     key_norm: Norm | None
     rotates: bool
     head_dim: int
     scale: float
-    out: FusedLinear
+    out: FusedLinears
     mlp_norm: Norm
-    gate: FusedLinear
-    up: FusedLinear
-    down: FusedLinear
+    gate_up: FusedLinears
+    down: FusedLinears
 
     @classmethod
     def of(cls, layer: Any, dtype: torch.dtype) -> FusedLayer | None:
@@ -95,19 +92,18 @@ class FusedLayer:
         has_head_norms = hasattr(attention, "q_norm")
         return cls(
             attention_norm=Norm.of(layer.input_layernorm, dtype),
-            query=FusedLinear.of(attention.q_proj, dtype),
-            key=FusedLinear.of(attention.k_proj, dtype),
-            value=FusedLinear.of(attention.v_proj, dtype),
+            query_key_value=FusedLinears.of(
+                dtype, attention.q_proj, attention.k_proj, attention.v_proj
+            ),
             query_norm=Norm.of(attention.q_norm, dtype) if has_head_norms else None,
             key_norm=Norm.of(attention.k_norm, dtype) if has_head_norms else None,
             rotates=bool(getattr(attention, "use_rope", True)),
             head_dim=attention.head_dim,
             scale=attention.scaling,
-            out=FusedLinear.of(attention.o_proj, dtype),
+            out=FusedLinears.of(dtype, attention.o_proj),
             mlp_norm=Norm.of(layer.post_attention_layernorm, dtype),
-            gate=FusedLinear.of(mlp.gate_proj, dtype),
-            up=FusedLinear.of(mlp.up_proj, dtype),
-            down=FusedLinear.of(mlp.down_proj, dtype),
+            gate_up=FusedLinears.of(dtype, mlp.gate_proj, mlp.up_proj),
+            down=FusedLinears.of(dtype, mlp.down_proj),
         )
 
     def __call__(self, hidden_1TH: Tensor, rotary: Rotary, attend: Attend) -> Tensor:
@@ -115,14 +111,14 @@ class FusedLayer:
         hidden_TH, device = hidden_1TH[0], hidden_1TH.device.type
         # Products cast by themselves; autocast would cast what norms compute in float32.
         with torch.autocast(device, enabled=False):
-            trained = _trained(self.query, self.key, self.value)
+            trained = self.query_key_value.trained
             heads = _AttentionInputs.apply(hidden_TH, self, *(x[0] for x in rotary), *trained)
         query_1ATD, key_1KTD, value_1KTD = (states.transpose(0, 1)[None] for states in heads)
         attended_1TAD = attend(query_1ATD, key_1KTD, value_1KTD, self.scale)
         with torch.autocast(device, enabled=False):
             attended = call_fused(attended_1TAD[0].flatten(1), self.out)
             hidden_TH = _residual(attended, hidden_TH)
-            trained = _trained(self.gate, self.up, self.down)
+            trained = [*self.gate_up.trained, *self.down.trained]
             hidden_TH = _Mlp.apply(hidden_TH, self, *trained)
         return hidden_TH[None]
 
@@ -156,10 +152,9 @@ class _AttentionInputs(torch.autograd.Function):
         sin_TD: Tensor,
         *_: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        normed_TH = layer.attention_norm(hidden_TH)
+        projected, inner = layer.query_key_value(layer.attention_norm(hidden_TH))
         query_TAD, key_TKD, value_TKD = (
-            linear(normed_TH).view(len(hidden_TH), -1, layer.head_dim)
-            for linear in (layer.query, layer.key, layer.value)
+            states.view(len(hidden_TH), -1, layer.head_dim) for states in projected
         )
         # A norm over each head needs its input again; a rotation needs nothing but its angles.
         before_norm: list[Tensor | None] = [None, None]
@@ -171,13 +166,13 @@ class _AttentionInputs(torch.autograd.Function):
                 pointwise.rotary(heads, cos_TD, sin_TD) for heads in (query_TAD, key_TKD)
             )
         ctx.layer = layer
-        ctx.save_for_backward(hidden_TH, cos_TD, sin_TD, *before_norm)
+        ctx.save_for_backward(hidden_TH, cos_TD, sin_TD, inner, *before_norm)
         return query_TAD, key_TKD, value_TKD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        hidden_TH, cos_TD, sin_TD, *before_norm = ctx.saved_tensors
+        hidden_TH, cos_TD, sin_TD, inner, *before_norm = ctx.saved_tensors
         layer: FusedLayer = ctx.layer
         needs_hidden = ctx.needs_input_grad[0]
         grad_query, grad_key, grad_value = (grad.contiguous() for grad in grads)
@@ -189,21 +184,16 @@ class _AttentionInputs(torch.autograd.Function):
         if layer.query_norm is not None and layer.key_norm is not None:
             grad_query = _norm_gradient(layer.query_norm, grad_query, before_norm[0])
             grad_key = _norm_gradient(layer.key_norm, grad_key, before_norm[1])
-        normed_TH = layer.attention_norm(hidden_TH)
-        grad_normed, found = None, []
-        for linear, grad in (
-            (layer.query, grad_query),
-            (layer.key, grad_key),
-            (layer.value, grad_value),
-        ):
-            found.append(
-                linear.gradients(grad.flatten(1), normed_TH, by_x=needs_hidden, to=grad_normed)
-            )
-            grad_normed = found[-1][0]
+        grad_normed, of_trained = layer.query_key_value.gradients(
+            [grad.flatten(1) for grad in (grad_query, grad_key, grad_value)],
+            layer.attention_norm(hidden_TH),
+            inner,
+            by_x=needs_hidden,
+        )
         grad_hidden = None
         if grad_normed is not None:
             grad_hidden = _norm_gradient(layer.attention_norm, grad_normed, hidden_TH)
-        return grad_hidden, None, None, None, *_of_trained(found)
+        return grad_hidden, None, None, None, *of_trained
 
 
 class _Mlp(torch.autograd.Function):
@@ -211,11 +201,11 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_TH: Tensor, layer: FusedLayer, *_: Tensor | None) -> Tensor:
-        normed_TH = layer.mlp_norm(hidden_TH)
-        gate_TF, up_TF = layer.gate(normed_TH), layer.up(normed_TH)
+        (gate_TF, up_TF), inner = layer.gate_up(layer.mlp_norm(hidden_TH))
+        (more_TH,), inner_of_down = layer.down(pointwise.swiglu(gate_TF, up_TF))
         ctx.layer = layer
-        ctx.save_for_backward(hidden_TH, gate_TF, up_TF)
-        return _residual(layer.down(pointwise.swiglu(gate_TF, up_TF)), hidden_TH)
+        ctx.save_for_backward(hidden_TH, gate_TF, up_TF, inner, inner_of_down)
+        return _residual(more_TH, hidden_TH)
 
     @staticmethod
     @once_differentiable
@@ -224,9 +214,8 @@ class _Mlp(torch.autograd.Function):
         # The residual passes its gradient on; each block of rows adds that of the MLP.
         grad_hidden, total = grad_TH.clone(), None
         for rows in _blocks(grad_TH):
-            found = _mlp_gradients(
-                ctx.layer, grad_hidden[rows], grad_TH[rows], *(states[rows] for states in saved)
-            )
+            some: Any = (None if states is None else states[rows] for states in saved)
+            found = _mlp_gradients(ctx.layer, grad_hidden[rows], grad_TH[rows], *some)
             total = found if total is None else [*map(_added, total, found)]
         assert total is not None
         return grad_hidden, None, *total
@@ -239,17 +228,18 @@ def _mlp_gradients(
     hidden_TH: Tensor,
     gate_TF: Tensor,
     up_TF: Tensor,
+    inner: Tensor | None,
+    inner_of_down: Tensor | None,
 ) -> list[Tensor | None]:
     """Gradients of the trained weights by some rows; those of the states go to ``grad_hidden``."""
-    of_down = layer.down.gradients(grad_TH, pointwise.swiglu(gate_TF, up_TF))
-    assert of_down[0] is not None
-    grad_gate, grad_up = pointwise.swiglu_gradients(of_down[0], gate_TF, up_TF)
-    normed_TH = layer.mlp_norm(hidden_TH)
-    of_gate = layer.gate.gradients(grad_gate, normed_TH)
-    of_up = layer.up.gradients(grad_up, normed_TH, to=of_gate[0])
-    assert of_up[0] is not None
-    layer.mlp_norm.add_gradient(grad_hidden, of_up[0], hidden_TH)
-    return [*_of_trained([of_gate, of_up, of_down])]
+    activated_TF = pointwise.swiglu(gate_TF, up_TF)
+    grad_activated, of_down = layer.down.gradients([grad_TH], activated_TF, inner_of_down)
+    assert grad_activated is not None
+    grads = pointwise.swiglu_gradients(grad_activated, gate_TF, up_TF)
+    grad_normed, of_gate_up = layer.gate_up.gradients(grads, layer.mlp_norm(hidden_TH), inner)
+    assert grad_normed is not None
+    layer.mlp_norm.add_gradient(grad_hidden, grad_normed, hidden_TH)
+    return [*of_gate_up, *of_down]
 
 
 class _FrozenNorm(torch.autograd.Function):
@@ -277,16 +267,6 @@ def _norm_gradient(norm: Norm, grad: Tensor, x: Tensor) -> Tensor:
 def _residual(more: Tensor, hidden: Tensor) -> Tensor:
     """Their sum; may overwrite ``more``."""
     return more.add_(hidden) if more.dtype == hidden.dtype else hidden + more
-
-
-def _trained(*linears: FusedLinear) -> list[Tensor | None]:
-    """The weights of the adapters, in the order of :func:`_of_trained`."""
-    return [weight for linear in linears for weight in (linear.inner, linear.outer)]
-
-
-def _of_trained(gradients: Sequence[tuple[Tensor | None, ...]]) -> tuple[Tensor | None, ...]:
-    """The gradients of the adapters' weights, from those of (input, inner, outer)."""
-    return tuple(grad for _, inner, outer in gradients for grad in (inner, outer))
 
 
 def _blocks(states_TH: Tensor) -> list[slice]:

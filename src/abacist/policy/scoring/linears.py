@@ -3,14 +3,15 @@
 On a CPU in float32 the product is our own kernel: PyTorch's reaches half of what some processors
 can do, and oneDNN's compiles anew for every shape, of which every training step has a new one.
 PEFT's LoRA layer makes seven passes over its activations (two small products, a scale, an
-addition, casts); :func:`call_linear` makes two, and keeps less for the backward pass. The tests
-compare values and gradients with PyTorch's and PEFT's.
+addition, casts); here there are two, and less is kept for the backward pass. The tests compare
+values and gradients with PyTorch's and PEFT's.
 
 Shape suffixes: N tokens, I inputs, O outputs, R rank of the adapter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def call_linear(module: nn.Module, x: Tensor) -> Tensor:
         and unsupported_linear(module, FastPart.LORA_PRODUCTS, dtype) is None
     ):
         with torch.autocast(x.device.type, enabled=False):
-            y_NO = call_fused(x_NI, FusedLinear.of(module, dtype))
+            y_NO = call_fused(x_NI, FusedLinears.of(dtype, module))
     else:
         called: Tensor = module(x)
         return called
@@ -90,8 +91,7 @@ def _is_for_kernel(module: nn.Linear, x: Tensor) -> bool:
 class FusedLinear:
     """``x W' + b + s (x A') B'``: frozen W [O, I] and b; A [R, I] and B [O, R] may be trained.
 
-    Without autograd: a backward of ours calls :meth:`gradients`. Computed in ``dtype``. ``inner``
-    is A and ``outer`` B; both None: a frozen linear layer.
+    Computed in ``dtype``. ``inner`` is A and ``outer`` B; both None: a frozen linear layer.
     """
 
     weight: Tensor
@@ -115,33 +115,83 @@ class FusedLinear:
         outer: Any = module.lora_B[name]
         return cls(base.weight, base.bias, inner.weight, outer.weight, module.scaling[name], dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[N, I] -> [N, O]."""
-        x, bias = x.to(self.dtype), None if self.bias is None else self.bias.to(self.dtype)
-        low_rank = None
-        if self.inner is not None and self.outer is not None:
-            low_rank = (self._inner_product(x), self.outer.to(self.dtype))
-        return product(x, weight_in(self.dtype, self.weight), bias, low_rank)
+    @property
+    def ranks(self) -> int:
+        """R; 0 without an adapter."""
+        return 0 if self.inner is None else len(self.inner)
+
+
+class FusedLinears:
+    """Linear layers of one input, such as query, key and value; without autograd.
+
+    What concerns the input alone is done once for all: one product with their A, and one for the
+    gradients of their A. Shape suffix: S the sum of their ranks.
+    """
+
+    def __init__(self, *linears: FusedLinear) -> None:
+        self.linears = linears
+        self.dtype = linears[0].dtype
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, *modules: Any) -> FusedLinears:
+        """:meth:`FusedLinear.of` each of ``modules``."""
+        return cls(*(FusedLinear.of(module, dtype) for module in modules))
+
+    @property
+    def trained(self) -> list[Tensor | None]:
+        """A and B of each, None where it has none: the order of :meth:`gradients`."""
+        return [weight for linear in self.linears for weight in (linear.inner, linear.outer)]
+
+    def __call__(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The outputs [N, O] for ``x`` [N, I], and ``s x A'`` [N, S] of all; None without any."""
+        x = x.to(self.dtype)
+        inners = [
+            linear.inner.to(self.dtype) for linear in self.linears if linear.inner is not None
+        ]
+        inner_NS = product(x, torch.cat(inners)) if inners else None
+        outputs = []
+        for linear, inner_NR in zip(self.linears, self._split(inner_NS), strict=True):
+            bias = None if linear.bias is None else linear.bias.to(self.dtype)
+            low_rank = None
+            if inner_NR is not None and linear.outer is not None:
+                low_rank = (inner_NR.mul_(linear.scale), linear.outer.to(self.dtype))
+            outputs.append(product(x, weight_in(self.dtype, linear.weight), bias, low_rank))
+        return outputs, inner_NS
 
     def gradients(
-        self, grad: Tensor, x: Tensor, *, by_x: bool = True, to: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients with respect to ``x``, A and B, from that of the output, [N, O].
+        self,
+        grads: Sequence[Tensor],
+        x: Tensor,
+        inner_NS: Tensor | None,
+        *,
+        by_x: bool = True,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Gradients with respect to ``x``, in its dtype, and to A and B of each linear.
 
-        The gradient of ``x`` is added to ``to``, in the dtype of ``x``, where ``to`` is given.
-        ``x A'`` is not kept by the forward: with R numbers a token it is cheap to compute again.
+        ``grads`` are those of the outputs, and ``inner_NS`` is what came with these.
         """
-        grad, back, x_dtype = grad.to(self.dtype), weight_in(self.dtype, self.weight).t(), x.dtype
-        x = x.to(self.dtype)
-        if self.inner is None or self.outer is None:
-            return (self._added(grad, back, None, to, x_dtype) if by_x else None), None, None
-        inner, outer = self.inner.to(self.dtype), self.outer.to(self.dtype)
-        grad_NR = product(grad, outer.t()).mul_(self.scale)
-        grad_x = self._added(grad, back, (grad_NR, inner.t()), to, x_dtype) if by_x else None
-        # The narrow factor first: of the two, that one is copied when it is transposed.
-        grad_outer = product(self._inner_product(x).t(), grad.t()).t()
-        grad_inner = product(grad_NR.t(), x.t())
-        return grad_x, grad_inner.to(self.inner.dtype), grad_outer.to(self.outer.dtype)
+        grad_x, x_dtype, x = None, x.dtype, x.to(self.dtype)
+        grad_inners: list[Tensor] = []
+        of_outers: list[Tensor | None] = []
+        for linear, grad, inner_NR in zip(self.linears, grads, self._split(inner_NS), strict=True):
+            grad, low_rank, of_outer = grad.to(self.dtype), None, None
+            if inner_NR is not None and linear.inner is not None and linear.outer is not None:
+                grad_NR = product(grad, linear.outer.to(self.dtype).t()).mul_(linear.scale)
+                low_rank = (grad_NR, linear.inner.to(self.dtype).t())
+                grad_inners.append(grad_NR)
+                # The narrow factor first: of the two, that one is copied when it is transposed.
+                of_outer = product(inner_NR.t(), grad.t()).t()
+            of_outers.append(of_outer)
+            if by_x:
+                back = weight_in(self.dtype, linear.weight).t()
+                grad_x = self._added(grad, back, low_rank, grad_x, x_dtype)
+        together = product(torch.cat(grad_inners, 1).t(), x.t()) if grad_inners else None
+        pairs = zip(self._split(together, dim=0), of_outers, strict=True)
+        of_trained = [grad for pair in pairs for grad in pair]
+        return grad_x, [
+            None if weight is None or grad is None else grad.to(weight.dtype)
+            for weight, grad in zip(self.trained, of_trained, strict=True)
+        ]
 
     def _added(
         self,
@@ -159,14 +209,19 @@ class FusedLinear:
             return product(x, weight, low_rank=low_rank)
         return product_added(x, weight, to, low_rank)
 
-    def _inner_product(self, x: Tensor) -> Tensor:
-        assert self.inner is not None
-        return product(x, self.inner.to(self.dtype)).mul_(self.scale)
+    def _split(self, together: Tensor | None, dim: int = 1) -> list[Tensor | None]:
+        """The part of each linear, None where it has no adapter."""
+        if together is None:
+            return [None] * len(self.linears)
+        parts = together.split([linear.ranks for linear in self.linears], dim)
+        return [
+            part if linear.ranks else None for linear, part in zip(self.linears, parts, strict=True)
+        ]
 
 
-def call_fused(x_NI: Tensor, linear: FusedLinear) -> Tensor:
-    """``linear(x)`` [N, O] with autograd."""
-    y_NO: Tensor = _Lora.apply(x_NI, linear.inner, linear.outer, linear)
+def call_fused(x_NI: Tensor, linear: FusedLinears) -> Tensor:
+    """The one output [N, O] of ``linear`` with autograd."""
+    y_NO: Tensor = _Lora.apply(x_NI, linear, *linear.trained)
     return y_NO
 
 
@@ -191,19 +246,19 @@ class _Linear(torch.autograd.Function):
 
 
 class _Lora(torch.autograd.Function):
-    """``linear(x)``; its ``inner`` and ``outer`` are arguments so that autograd sees them."""
+    """One linear; what it trains are arguments so that autograd sees them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, inner: Tensor | None, outer: Tensor | None, linear: FusedLinear
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, linear: FusedLinears, *_: Tensor | None) -> Tensor:
+        (y,), inner_x = linear(x)
         ctx.linear = linear
-        ctx.save_for_backward(x)
-        return linear(x)
+        ctx.save_for_backward(x, inner_x)
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        grad_x, grad_inner, grad_outer = ctx.linear.gradients(grad, x, by_x=ctx.needs_input_grad[0])
-        return grad_x, grad_inner, grad_outer, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, inner_x = ctx.saved_tensors
+        by_x = ctx.needs_input_grad[0]
+        grad_x, of_trained = ctx.linear.gradients([grad], x, inner_x, by_x=by_x)
+        return grad_x, None, *of_trained
