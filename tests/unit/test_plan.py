@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -154,24 +156,53 @@ class _SavedByAutograd(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * grads[0]
 
 
-@pytest.mark.parametrize("square", [_OnItsContext, _SavedByAutograd])
-def test_a_tensor_that_a_function_keeps_is_counted_wherever_it_keeps_it(square: Any) -> None:
+def _scoring_by(score: Any) -> Any:
+    """A trainer of one linear layer, as far as its forward is measured."""
     model: Any = torch.nn.Linear(1, 50)
     model.device = torch.device("cpu")
     model.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=9))
-
-    def score(model: Any, ids: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
-        # The second keeps what the first made, and it is the first's output that a sum follows.
-        return square.apply(square.apply(model(ids.float()[..., None]))).sum(-1), None
-
-    trainer = SimpleNamespace(
+    return SimpleNamespace(
         model=model,
         accelerator=SimpleNamespace(autocast=nullcontext),
         _get_per_token_logps_and_entropies=score,
     )
+
+
+@pytest.mark.parametrize("square", [_OnItsContext, _SavedByAutograd])
+def test_a_tensor_that_a_function_keeps_is_counted_wherever_it_keeps_it(square: Any) -> None:
+    def score(model: Any, ids: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        # The second keeps what the first made, and it is the first's output that a sum follows.
+        return square.apply(square.apply(model(ids.float()[..., None]))).sum(-1), None
+
     tokens, hidden = 2 * 3 * (4 + 5), 50
     floats_of_linear = tokens * 1
-    assert _saved_bytes(trainer, 2, 3, 4, 5) == 4 * (floats_of_linear + 2 * tokens * hidden)
+    found = _saved_bytes(_scoring_by(score), 2, 3, 4, 5)
+    assert found == 4 * (floats_of_linear + 2 * tokens * hidden)
+
+
+def test_what_a_measured_forward_kept_is_freed_after_it() -> None:
+    class Token:
+        pass
+
+    class Holding(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.token = Token()
+            held.append(weakref.ref(ctx.token))
+            return x * 1
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            return grads[0]
+
+    def score(model: Any, ids: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        # An exponential saves its output, which leads back to it.
+        return Holding.apply(model(ids.float()[..., None])).exp().sum(-1), None
+
+    held: list[weakref.ref[Token]] = []
+    _saved_bytes(_scoring_by(score), 2, 3, 4, 5)
+    gc.collect()
+    assert len(held) == 1 and held[0]() is None
 
 
 def test_micro_batches_that_will_be_read_together_are_counted_together(tmp_path: Path) -> None:

@@ -329,7 +329,8 @@ def _saved_bytes(trainer: Any, groups: int, size: int, prompt: int, completion: 
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Without its graph: a node that saved its own output would hold itself, and all before it.
+        return tensor.detach()
 
     generator = torch.Generator().manual_seed(0)
     vocabulary = min(100, model.config.get_text_config().vocab_size)
