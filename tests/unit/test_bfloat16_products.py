@@ -84,6 +84,8 @@ def test_a_product_is_that_of_the_rounded_input(
     exact_low = low_x.double() @ low_weight.double().t()
     found = multiply(x, weight, bias, low_rank=(low_x, low_weight))
     assert_same(found, exact + exact_low, inputs + 7)
+    found = multiply(x, weight, to=total.clone(), low_rank=(low_x, low_weight))
+    assert_same(found, exact_without_bias + total + exact_low, inputs + 7)
     assert_same(Packed([weight.contiguous()], [bias])(x), exact, inputs)
 
 

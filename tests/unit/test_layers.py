@@ -242,6 +242,19 @@ def test_some_adapted_and_some_frozen_linears_give_the_same(arithmetic: str) -> 
     assert_same(learned(model), learned(model, plain=True))
 
 
+@pytest.mark.parametrize("missing", ["q_proj", "gate_proj", "down_proj"])
+def test_linears_of_one_input_keep_their_own_ranks_and_scales(
+    missing: str, arithmetic: str, fused: list[FusedLayer]
+) -> None:
+    model = model_of(
+        target_modules=[name for name in ALL_LINEAR if name != missing],
+        rank_pattern={"q_proj": 3, "v_proj": 5, "gate_proj": 2},
+        alpha_pattern={"k_proj": 5, "up_proj": 20},
+    )
+    assert_same(learned(model), learned(model, plain=True))
+    assert fused
+
+
 def test_a_first_layer_whose_input_needs_no_gradient_and_one_whose_input_does_learn_alike(
     arithmetic: str,
 ) -> None:

@@ -66,19 +66,17 @@ void pack(const void* weight, int64_t outputs, int64_t inputs, int64_t before, i
 void multiply(const Product* product, const float* x, int64_t rows, const float* residual, float* y,
               int threads) {
     const Product inner = product->inner_product();
-    static thread_local Buffer<float> inner_memory;
-    inner_memory.reserve(rows * product->ranks);
-    float* const inner_x = inner_memory.at;
+    const Buffer<float> inner_x(rows * product->ranks);
 #pragma omp parallel num_threads(threads)
     {
         const int own = omp_get_thread_num(), all = omp_get_num_threads();
         if (product->ranks > 0) {
             const Share share(inner.panels(), own, all);
-            inner.apply(x, rows, nullptr, nullptr, inner_x, share.first, share.end);
+            inner.apply(x, rows, nullptr, nullptr, inner_x.at, share.first, share.end);
 #pragma omp barrier
         }
         const Share share(product->panels(), own, all);
-        product->apply(x, rows, inner_x, residual, y, share.first, share.end);
+        product->apply(x, rows, inner_x.at, residual, y, share.first, share.end);
     }
 }
 

@@ -66,6 +66,7 @@ def _low_rank(factors: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
         nothing = (None, ctypes.c_int64(0), ctypes.c_int64(0))
         return (*nothing, *nothing, ctypes.c_int64(0))
     x, weight = factors
+    assert x.dtype == weight.dtype == torch.float32
     return (*_with_strides(x), *_with_strides(weight), ctypes.c_int64(x.shape[1]))
 
 

@@ -165,8 +165,8 @@ static void multiply_group(float* sums, Strided<Pair> x, int64_t rows, const Pai
     }
 }
 
-// The same of panels of float or of Bfloat16; or, if `adds`, added to the sums. A sum is taken in the
-// order of the inputs, whatever the pieces.
+// The same of panels of float or of Bfloat16. If `adds`, the products are added to what the sums
+// hold. A sum is taken in the order of the inputs, whatever the pieces.
 template <int vectors, bool adds = false, typename Number>
 static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* panels,
                            int64_t panel_count, int64_t inputs) {

@@ -27,7 +27,7 @@ from abacist.policy.kernels import build as kernels
 from abacist.policy.kernels.multiply import multiply
 
 LowRank = tuple[Tensor, Tensor]
-"""[N, R] and [O, R], whose product, the second transposed, is added: all of one dtype."""
+"""[N, R] and [O, R] in the dtype of ``x``; their product, the second transposed, is added."""
 
 
 def product(
@@ -168,7 +168,8 @@ class FusedLinears:
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """Gradients with respect to ``x``, in its dtype, and to A and B of each linear.
 
-        ``grads`` are those of the outputs, and ``inner_NS`` is what came with these.
+        ``grads`` are those of the outputs, and ``inner_NS`` is what came with these. The gradients
+        of the A are parts of one tensor.
         """
         grad_x, x_dtype, x = None, x.dtype, x.to(self.dtype)
         grad_inners: list[Tensor] = []
