@@ -32,14 +32,22 @@ RIGHT, WRONG, LOOSE = (
 )
 
 
-def gated(replies: list[str], size: int = 4, process: int = 0) -> tuple[list[float], float]:
-    """The advantages, all 1 before, and the share of groups that was silenced."""
+def gated(
+    replies: list[str], size: int = 4, process: int = 0, cut_off: int = 0, is_masked: bool = True
+) -> tuple[list[float], float]:
+    """The advantages, all 1 before, and the share of groups that was silenced.
+
+    The first ``cut_off`` replies did not stop; ``is_masked``: such are not trained on.
+    """
     trainer = SimpleNamespace(
         num_generations=size,
+        eos_token_ids=[9],
+        mask_truncated_completions=is_masked,
         accelerator=SimpleNamespace(process_index=process),
         _metrics={"train": defaultdict(list)},
     )
-    scored = Scored([{"answer": GOLD}] * len(replies), [], replies, [], torch.empty(0))
+    ids = [[5, 4]] * cut_off + [[5, 9]] * (len(replies) - cut_off)
+    scored = Scored([{"answer": GOLD}] * len(replies), [], replies, ids, torch.empty(0))
     advantages = torch.ones(len(replies))
     outcome_gating.gate(trainer, scored, advantages)
     (share,) = trainer._metrics["train"]["frac_outcome_gated"]
@@ -61,6 +69,14 @@ def test_nothing_is_silenced_until_nine_replies_in_ten_are_strict(
     assert share == is_learned
 
 
+def test_replies_that_are_cut_off_say_nothing_about_the_format_where_they_are_left_out() -> None:
+    replies = [LOOSE] * 4 + [WRONG] * 6
+    assert gated(replies, size=2, cut_off=4) == ([0.0] * 10, 1.0)
+    assert gated(replies, size=2, cut_off=4, is_masked=False) == ([1.0] * 10, 0.0)
+    assert gated(replies, size=2, cut_off=2) == ([1.0] * 10, 0.0)  # 2 of 8 are loose
+    assert gated([WRONG] * 4, size=2, cut_off=4) == ([1.0] * 4, 0.0)  # nothing is known
+
+
 @given(st.lists(st.sampled_from([RIGHT, WRONG]), min_size=3, max_size=30))
 def test_a_mixed_group_keeps_every_advantage_and_no_other_keeps_one(replies: list[str]) -> None:
     replies = replies[: len(replies) // 3 * 3]
@@ -73,7 +89,7 @@ def test_a_mixed_group_keeps_every_advantage_and_no_other_keeps_one(replies: lis
 def test_a_group_that_is_spread_over_processes_is_judged_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = [(True, True), (True, True), (False, True)]  # what the other process has told
+    first = [(True, True, True), (True, True, True), (False, True, True)]  # the other process's
     monkeypatch.setattr(outcome_gating, "gather_object", lambda mine: first + mine)
     assert gated([RIGHT, WRONG, WRONG], size=2, process=1)[0] == [1.0, 0.0, 0.0]
     assert gated([WRONG, WRONG, WRONG], size=2, process=1)[0] == [0.0, 0.0, 0.0]

@@ -5,9 +5,11 @@ do more of; the advantages then come from shaping rewards alone. While the forma
 that is what they are for. Afterwards they are noise about form, so the advantages of such a group
 become zero, as if all its rewards were equal. A KL term still acts on it.
 
-The format counts as learned in a generation batch of which nine replies in ten are strict. That
-needs no memory, so a resumed run gates as an uninterrupted one does. It is off by default: what it
-brought on the built-in task is in docs/lab.md.
+The format counts as learned in a generation batch of which nine replies in ten are strict. Where
+replies that are cut off are not trained on (``mask_truncated_completions``), they do not count: a
+batch of long replies says nothing about the format. This needs no memory, so a resumed run gates as
+an uninterrupted one does. It is off by default: what it brought on the built-in task is in
+docs/lab.md.
 """
 
 from __future__ import annotations
@@ -44,14 +46,21 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
     the share of strict replies are those of all processes.
     """
     replies = [parse_reply(completion_text(completion)) for completion in scored.completions]
+    stop_ids = set(trainer.eos_token_ids)
+    leaves_out = trainer.mask_truncated_completions
     known = [
-        (same_answer(reply.answer, row["answer"]), reply.strict)
-        for reply, row in zip(replies, scored.rows, strict=True)
+        (
+            same_answer(reply.answer, row["answer"]),
+            reply.strict,
+            not leaves_out or (len(ids) > 0 and ids[-1] in stop_ids),
+        )
+        for reply, row, ids in zip(replies, scored.rows, scored.completion_ids, strict=True)
     ]
-    together = torch.tensor(gather_object(known))
-    solved = together[:, 0].view(-1, trainer.num_generations)
+    solved, strict, counts = torch.tensor(gather_object(known)).unbind(dim=1)
+    solved = solved.view(-1, trainer.num_generations)
     alike = (solved == solved[:, :1]).all(dim=1)
-    if together[:, 1].float().mean() < LEARNED_STRICT_FRACTION:
+    # The mean over none is NaN, and the format then counts as not learned.
+    if not strict[counts].float().mean() >= LEARNED_STRICT_FRACTION:
         alike[:] = False
     gated = alike.repeat_interleave(trainer.num_generations)
     first = trainer.accelerator.process_index * len(known)
