@@ -26,7 +26,6 @@ def test_the_tests_for_a_gpu_pass_on_an_emulated_one(run_on_gpu: Run, tmp_path: 
     assert "9 passed, 2 skipped" in done.stdout, done.stdout
 
 
-@pytest.mark.skip(reason="both recipes fit its limit since measuring frees its graph: set it anew")
 def test_a_recipe_that_does_not_fit_fails_with_the_message_and_the_other_is_measured(
     run_on_gpu: Run, tmp_path: Path
 ) -> None:
