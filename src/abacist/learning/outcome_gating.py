@@ -21,6 +21,7 @@ from accelerate.utils import gather_object
 
 from abacist.errors import DataError
 from abacist.learning.rollout_rows import Scored
+from abacist.records.rollout import StopReason
 from abacist.task.answers import same_answer
 from abacist.task.reply import completion_text, parse_reply
 
@@ -52,7 +53,7 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
         (
             same_answer(reply.answer, row["answer"]),
             reply.strict,
-            not leaves_out or (len(ids) > 0 and ids[-1] in stop_ids),
+            not leaves_out or StopReason.of(ids, stop_ids) is not StopReason.LENGTH,
         )
         for reply, row, ids in zip(replies, scored.rows, scored.completion_ids, strict=True)
     ]

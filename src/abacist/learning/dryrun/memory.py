@@ -360,9 +360,10 @@ def _tensors_on_contexts(outputs: Iterable[torch.Tensor | None]) -> Iterator[tor
     seen = set(waiting)
     while waiting:
         node: Any = waiting.pop()
-        for value in vars(node).values() if isinstance(node, BackwardCFunction) else ():
-            values = value if isinstance(value, tuple | list) else (value,)
-            yield from (each for each in values if isinstance(each, torch.Tensor))
+        if isinstance(node, BackwardCFunction):
+            for value in vars(node).values():
+                values = value if isinstance(value, tuple | list) else (value,)
+                yield from (each for each in values if isinstance(each, torch.Tensor))
         for before, _ in node.next_functions:
             if before is not None and before not in seen:
                 seen.add(before)

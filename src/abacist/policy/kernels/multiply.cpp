@@ -100,28 +100,26 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
                     const int64_t row = first + start;
                     float* const to = y + row * outputs;
                     const float* const residual = adds || from > 0 ? to : nullptr;
-                    const auto multiply = [&](auto block) {
-                        const Scalars low_x = low.x.from_row(row);
-                        if (one_vector) {
-                            multiply_group<1>(sums, block, block_rows, packed, 1, some);
-                            if (ranks > 0)
-                                multiply_group<1, true>(sums, low_x, block_rows, low_packed, 1,
-                                                        ranks);
-                        } else {
-                            multiply_group<2>(sums, block, block_rows, packed, count, some);
-                            if (ranks > 0)
-                                multiply_group<2, true>(sums, low_x, block_rows, low_packed, count,
-                                                        ranks);
-                        }
+                    const auto compute = [&](auto number) {
+                        constexpr int vectors = number.value;
+                        const auto multiply = [&](auto block) {
+                            multiply_group<vectors>(sums, block, block_rows, packed, count, some);
+                        };
+                        if constexpr (in_pairs)
+                            multiply(rounded.rows_from(row));
+                        else
+                            multiply(some_x.from_row(row));
+                        if (ranks > 0)
+                            multiply_group<vectors, true>(sums, low.x.from_row(row), block_rows,
+                                                          low_packed, count, ranks);
+                        finish_group<vectors, false>(
+                            sums, block_rows, count, bias && from == 0 ? bias + column : nullptr,
+                            outputs - column, residual, to, outputs, column);
                     };
-                    if constexpr (in_pairs)
-                        multiply(rounded.rows_from(row));
+                    if (one_vector)  // then there is one panel
+                        compute(std::integral_constant<int, 1>{});
                     else
-                        multiply(some_x.from_row(row));
-                    const auto finish = one_vector ? finish_group<1, false>
-                                                   : finish_group<2, false>;
-                    finish(sums, block_rows, count, bias && from == 0 ? bias + column : nullptr,
-                           outputs - column, residual, to, outputs, column);
+                        compute(std::integral_constant<int, 2>{});
                 });
             }
             from += some;

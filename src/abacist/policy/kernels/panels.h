@@ -123,7 +123,9 @@ class Rounded {
         round_to_pairs(memory_.at + first * stride_, stride_, x.from_row(first), rows, inputs);
     }
 
-    Strided<Pair> rows_from(int64_t first) const { return {memory_.at + first * stride_, stride_, 1}; }
+    Strided<Pair> rows_from(int64_t first) const {
+        return {memory_.at + first * stride_, stride_, 1};
+    }
 
   private:
     Buffer<Pair> memory_;
