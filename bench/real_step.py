@@ -1,6 +1,6 @@
 """One GRPO step of a real model on a CPU: this checkout against others, taking turns.
 
-    python bench/real_step.py MODEL [--against PATH ...] [--pairs 3] [--threads 1]
+    python bench/real_step.py MODEL [--against PATH ...] [--stock] [--pairs 3] [--threads 1]
                               [--float32_matmul_precision medium] [--precision_of_others medium]
 
 MODEL is a local folder. Each measurement is a process of its own, so that its peak memory is its
@@ -9,6 +9,10 @@ examples, 8 replies of 112 tokens to each are sampled, then scored in 4 micro-ba
 backward under LoRA r32, and Adam takes its step. No reply stops early, so both sides write and
 train on the same number of tokens. Processor seconds bear other work on the machine better than
 those of the wall.
+
+``--stock`` adds stock TRL: ``trl.GRPOTrainer``, with transformers' own decoding, weights and
+autocast in ``--stock_dtype``, and TRL's default, gradient checkpointing, unless
+``--no_stock_checkpointing``. Each of its prompts has as many tokens as ours.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 PARTS = ("rollout", "training", "step")
+CLOCKS = (0, 1)  # of the processor, of the wall
 
 WORKER = """
 import json, resource, sys, time
@@ -73,14 +78,82 @@ print(json.dumps({
 }))
 """
 
+STOCK = "stock TRL"
+STOCK_WORKER = """
+import json, resource, sys, tempfile, time
+import torch, transformers, trl
+from datasets import Dataset
+from peft import LoraConfig
 
-def measure(sources: Path, precision: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One step of the checkout in ``sources``, in a process of its own."""
-    settings = [str(args.model.resolve()), args.dtype, args.threads, args.checkpointing]
-    threads = {"OMP_NUM_THREADS": str(args.threads)}
-    environment = {**os.environ, **threads, "PYTHONPATH": str(sources / "src")}
+PROMPTS, GENERATIONS, PROMPT_TOKENS, REPLY_TOKENS = 4, 8, 580, 112
+folder, dtype, threads, checkpointing = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+texts = [word * PROMPT_TOKENS for word in (" one", " two", " six", " ten")]
+assert all(len(tokenizer(text)["input_ids"]) == PROMPT_TOKENS for text in texts)
+model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+seconds = lambda: (time.process_time(), time.perf_counter())
+at = {}
+
+class Clock(transformers.TrainerCallback):
+    def on_step_begin(self, *args, **kwargs):
+        at["start"] = seconds()
+    def on_step_end(self, *args, **kwargs):
+        at["end"] = seconds()
+
+class Timed(trl.GRPOTrainer):
+    def _generate(self, prompts):
+        before = seconds()
+        prompt_ids, completion_ids, *rest = super()._generate(prompts)
+        at["rollout"] = [b - a for a, b in zip(before, seconds())]
+        assert {len(ids) for ids in prompt_ids} == {PROMPT_TOKENS}
+        assert {len(ids) for ids in completion_ids} == {REPLY_TOKENS}
+        return prompt_ids, completion_ids, *rest
+
+with tempfile.TemporaryDirectory() as output:
+    trainer = Timed(
+        model=model,
+        reward_funcs=lambda completions, **kwargs: [i % 8 / 8 for i in range(len(completions))],
+        args=trl.GRPOConfig(
+            output, use_cpu=True, bf16=dtype == "bfloat16", gradient_checkpointing=checkpointing,
+            per_device_train_batch_size=GENERATIONS, gradient_accumulation_steps=PROMPTS,
+            num_generations=GENERATIONS, max_completion_length=REPLY_TOKENS, max_steps=1,
+            generation_kwargs={"min_new_tokens": REPLY_TOKENS}, temperature=1.0,
+            learning_rate=1e-6, report_to="none", save_strategy="no", disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        callbacks=[Clock()],
+    )
+    trainer.train()
+unit = 1 if sys.platform == "darwin" else 1024
+step = [b - a for a, b in zip(at["start"], at["end"])]
+print(json.dumps({
+    "rollout": at["rollout"], "training": [a - b for a, b in zip(step, at["rollout"])],
+    "step": step, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
+    "held in": dtype,
+}))
+"""
+
+
+def measure(sources: Path | None, args: argparse.Namespace) -> dict[str, Any]:
+    """One step of the checkout in ``sources``, or of stock TRL, in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    settings: list[Any] = [str(args.model.resolve())]
+    if sources is None:
+        worker = STOCK_WORKER
+        settings += [args.stock_dtype, args.threads, not args.no_stock_checkpointing]
+    else:
+        worker = WORKER
+        is_own = sources == HERE
+        precision = args.float32_matmul_precision if is_own else args.precision_of_others
+        settings += [args.dtype, args.threads, args.checkpointing, args.train_replies, precision]
+        environment["PYTHONPATH"] = str(sources / "src")
     done = subprocess.run(
-        [sys.executable, "-c", WORKER, json.dumps([*settings, args.train_replies, precision])],
+        [sys.executable, "-c", worker, json.dumps(settings)],
         env=environment,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -104,6 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--against", type=Path, nargs="*", default=[], help="other checkouts")
+    parser.add_argument("--stock", action="store_true", help="against stock TRL, too")
+    parser.add_argument("--stock_dtype", default="bfloat16", help="its weights and autocast")
+    parser.add_argument("--no_stock_checkpointing", action="store_true")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="auto", help="how the weights are held")
@@ -112,23 +188,30 @@ def main() -> None:
     parser.add_argument("--precision_of_others", default="highest", help="the same of the others")
     parser.add_argument("--train_replies", type=int, default=8, help="of the 8 of each group")
     args = parser.parse_args()
-    checkouts = {"this checkout": HERE, **{str(path): path for path in args.against}}
+    checkouts: dict[str, Path | None] = {"this checkout": HERE}
+    checkouts |= {str(path): path for path in args.against}
+    if args.stock:
+        checkouts[STOCK] = None
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
     for number in range(args.pairs):
         for name in sorted(checkouts, reverse=bool(number % 2)):
-            own_precision, others = args.float32_matmul_precision, args.precision_of_others
-            precision = own_precision if checkouts[name] == HERE else others
-            found[name].append(measure(checkouts[name], precision, args))
+            found[name].append(measure(checkouts[name], args))
             print(f"round {number + 1}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     own = found["this checkout"]
     for name, steps in found.items():
         print(f"{name}: held in {steps[0]['held in']}")
         print(f"  peak {spread([step['peak'] for step in steps])} GB")
         for part in PARTS:
-            line = f"  {part}: {spread([step[part][0] for step in steps])} s of processor time"
+            times = [spread([step[part][clock] for step in steps]) for clock in CLOCKS]
+            line = f"  {part}: {times[0]} s of processor time, {times[1]} s by the clock"
             if name != "this checkout":
-                pairs = zip(steps, own, strict=True)
-                line += f", {spread([a[part][0] / b[part][0] for a, b in pairs])} × this checkout's"
+                ratios = (
+                    spread(
+                        [a[part][clock] / b[part][clock] for a, b in zip(steps, own, strict=True)]
+                    )
+                    for clock in CLOCKS
+                )
+                line += f"; {' and '.join(ratios)} × this checkout's"
             print(line)
 
 
