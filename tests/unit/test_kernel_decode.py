@@ -259,9 +259,12 @@ def held_in_bfloat16(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("shared", [0, 5])
 @pytest.mark.parametrize("sizes", [{}, SHARED_OUT])
 @torch.inference_mode()
-def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int], held: bool) -> None:
+def test_the_number_of_threads_does_not_change_a_bit(
+    sizes: dict[str, int], shared: int, held: bool
+) -> None:
     found = []
     torch.manual_seed(4)
     model = held_in_bfloat16(small(**sizes)) if held else small(**sizes)
@@ -270,7 +273,11 @@ def test_the_number_of_threads_does_not_change_a_bit(sizes: dict[str, int], held
             network = DecodingNetwork(model, 60)
             cache = new_cache(network)
             torch.manual_seed(2)
-            read = cache.read_prompts([ids(31), ids(7), ids(40)], 0)
+            prefix = ids(shared)
+            if prefix:
+                cache.keep_prefix(prefix)
+            own = [31 - shared, 7 - shared, 40 - shared]
+            read = cache.read_prompts([prefix + ids(count) for count in own], 0)
             rows = torch.tensor([0, 1, 2] * 15)
             cache.arrange(rows.tolist(), [31, 7, 40])
             lengths = torch.tensor([31, 7, 40])[rows]
@@ -355,6 +362,18 @@ def test_what_is_neither_float32_nor_widened_to_it_gets_no_decoder() -> None:
     assert DecodingNetwork(model, 30).decoder is None
     assert DecodingNetwork(small().half(), 30).decoder is None
     assert DecodingNetwork(small().bfloat16(), 30).decoder is not None
+
+
+@torch.inference_mode()
+def test_logits_are_those_of_the_head_in_memory_that_is_kept_for_fewer_rows() -> None:
+    network = DecodingNetwork(small(), 30)
+    states = torch.randn(9, network.weights().embedding.shape[1])
+    places = set()
+    for rows in (4, 9, 5, 9, 1):
+        found = network.logits(states[:rows])
+        assert torch.equal(found, network.head(states[:rows]))
+        places.add(found.data_ptr())
+    assert len(places) == 2  # of 4 rows, and then of 9
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ class Batch:
         """One step; returns the logits [N, V]. It touches only tensors that never move, so that it
         can be recorded."""
         states_NC = self._cache.step(rows.tokens, rows.prompt_tokens, rows.read, window)
-        logits_NV = self._network.head(states_NC)
+        logits_NV = self._network.logits(states_NC)
         self._write(logits_NV, rows)
         rows.counts.add_(1)
         return logits_NV

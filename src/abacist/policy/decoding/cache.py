@@ -7,7 +7,8 @@ prompt, and those of each row's own completion.
   all prompts begin with (a system text, worked examples) is computed once and copied.
 * **A step** (:meth:`Cache.step`) reads one token per row. Each token attends to its prompt and to
   its own completion in one softmax. The queries of all rows of a prompt meet the prompt's keys in
-  one product, so the prompt is read from memory once for the group, not once per row.
+  one product, so the prompt is read from memory once for the group, not once per row. Our kernel
+  reads what all prompts begin with once for all rows.
 
 Rows and prompts leave by letting the last ones move into their places. So the rows and prompts in
 use are always the first ones, and a batch shrinks, or is refilled, at the cost of the rows that
@@ -170,7 +171,13 @@ class Cache:
         network = self._network
         if network.decoder is not None:
             return network.decoder.step(
-                self._prompts, self._rows, tokens_N, self._prompt_of_row, prompt_tokens_N, written_N
+                self._prompts,
+                self._rows,
+                tokens_N,
+                self._prompt_of_row,
+                prompt_tokens_N,
+                written_N,
+                self._prefix_tokens,
             )
         rows, heads, size = len(tokens_N), network.key_heads, network.head_dim
         group = network.query_heads // heads  # Q

@@ -105,6 +105,7 @@ class DecodingNetwork:
         self._cos_scales = scales.to(self.dtype)  # [H + K, D]
         self._sin_scales = (scales * signs).to(self.dtype)
         self.decoder = kernels.decoder(self.weights())
+        self._logits: torch.Tensor | None = None
 
     def weights(self) -> kernels.DecoderWeights:
         """The weights, as the decoding kernel takes them."""
@@ -147,6 +148,17 @@ class DecodingNetwork:
             hidden_TC = layer.attention_out(attended_THD.reshape(tokens, -1), hidden_TC)
             hidden_TC = layer.down(layer.swiglu(self._norm(hidden_TC, layer.mlp_norm)), hidden_TC)
         return self._norm(hidden_TC, self.final_norm)
+
+    def logits(self, states_NC: torch.Tensor) -> torch.Tensor:
+        """The logits [N, V] of hidden states. The next call may write over them."""
+        if not isinstance(self.head, kernels.Packed):
+            return self.head(states_NC)
+        # Kept, because so much memory comes anew from the system each time it is asked for, and
+        # touching it first took as long as half of the product.
+        rows = len(states_NC)
+        if self._logits is None or len(self._logits) < rows:
+            self._logits = states_NC.new_empty(rows, self.head.outputs)
+        return self.head(states_NC, out=self._logits[:rows])
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, weight.shape, weight, self.epsilon)

@@ -102,6 +102,7 @@ class _Batch(ctypes.Structure):
     _fields_ = [
         ("prompts", _KeysValues),
         ("rows", _KeysValues),
+        ("prefix_tokens", _Count),
         ("count", _Count),
         *((n, _Address) for n in ("tokens", "prompts_of_rows", "prompt_tokens", "written")),
     ]
@@ -195,11 +196,19 @@ class Packed:
             ranks,
         )
 
-    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` [N, I] times the weights, plus the bias, plus ``residual`` [N, O]."""
+    def __call__(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``x`` [N, I] times the weights, plus the bias, plus ``residual`` [N, O].
+
+        ``out`` [N, O] is contiguous, and what is returned.
+        """
         x = x.contiguous()
         residual = None if residual is None else residual.contiguous()
-        y = x.new_empty(len(x), self.outputs)
+        y = x.new_empty(len(x), self.outputs) if out is None else out
         kernels: Any = library()
         kernels.multiply(
             ctypes.byref(self.structure),
@@ -280,18 +289,21 @@ class Decoder:
         prompts_of_rows: torch.Tensor,
         prompt_tokens: torch.Tensor,
         written: torch.Tensor,
+        prefix_tokens: int,
     ) -> torch.Tensor:
         """The final hidden states [N, C] after each row has read its token.
 
         ``prompts`` and ``rows`` hold keys and values, [2, L, places, K, T, D]. Row n has place n
         in ``rows``, where its new key and value are written. The other arguments are int64 [N]:
         the tokens, the place of each row's prompt, the length of that prompt, and how many tokens
-        the row has read before this one.
+        the row has read before this one. All prompts begin with the same ``prefix_tokens`` tokens
+        and are longer, and every place in ``prompts`` holds their keys and values.
         """
         integers = [x.contiguous() for x in (tokens, prompts_of_rows, prompt_tokens, written)]
         batch = _Batch(
             _KeysValues(prompts.data_ptr(), prompts.shape[2], prompts.shape[4]),
             _KeysValues(rows.data_ptr(), rows.shape[2], rows.shape[4]),
+            prefix_tokens,
             len(tokens),
             *(x.data_ptr() for x in integers),
         )

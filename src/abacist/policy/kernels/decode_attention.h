@@ -1,14 +1,15 @@
-// Attention of decoding. Each row attends to its prompt and then to its own completion, and both
-// parts are joined into one softmax.
+// Attention of decoding. Each row attends to the prefix that all prompts begin with, then to the
+// rest of its prompt, then to its own completion, and the parts are joined into one softmax.
 //
-// All rows of a prompt attend to the same keys. So the prompt part is computed for a *query tile*:
-// up to LANES queries of one prompt and one key head, one per lane of a vector. Each key and value
-// of the prompt is read once per tile instead of once per query. The completion part differs for
-// each row and is computed row by row, for the query heads that share a key head.
+// All rows attend to the same keys of the prefix, and all rows of a prompt to the same keys of its
+// rest. So these parts are computed for *query tiles*: up to LANES queries of one key head, one per
+// lane of a vector. A key or a value is read once per tile instead of once per query. The
+// completion differs for each row and is computed row by row, for the query heads that share a key
+// head.
 //
-// The softmax is joined as in FlashAttention: the prompt part leaves, for each query, its largest
-// score m1, the sum s1 of exp(score - m1), and the values weighted by exp(score - m1). With m the
-// larger of m1 and the completion's largest score, all of the prompt's are rescaled by exp(m1 - m).
+// The softmax is joined as in FlashAttention: a part leaves, for each query, its largest score m1,
+// the sum s1 of exp(score - m1), and the values weighted by exp(score - m1). With m the larger of
+// m1 and the largest score of the next part, all that was left is rescaled by exp(m1 - m).
 //
 // N rows, H query heads, K key heads, Q = H / K query heads per key head, D head dim, T tokens.
 #pragma once
@@ -27,7 +28,7 @@ static inline float dot(const float* a, const float* b, int64_t size) {
     return sum(products);
 }
 
-// The softmax of one query over its prompt, not yet normalised.
+// The softmax of one query over its prompt as far as it was read, not yet normalised.
 struct PromptSoftmax {
     float largest, sum;  // largest score; sum of the weights exp(score - largest)
 };
@@ -56,12 +57,12 @@ static void rotate_and_store(const Network& network, const Batch& batch, int64_t
     std::copy_n(value, size, batch.rows.at(network, 1, layer, row, head) + own * size);
 }
 
-// Attention of `count` queries (at most LANES) to a prompt's `keys` and `values` [T, D]. Queries
+// Attention of `count` queries (at most LANES) to `keys` and `values` [T, D] of prompts. Queries
 // lie side by side in the lanes, so that scores are [T, LANES] and a softmax over the tokens needs
 // no sums across lanes. Writes `softmax` [count] and, for each query, the weighted values to its
-// `attended` [D].
+// `attended` [D]; if `joins`, together with what they hold of the tokens before.
 static void attend_prompt(const float* keys, const float* values, int64_t tokens, int64_t size,
-                          const float* const* queries, int64_t count, float* scratch,
+                          const float* const* queries, int64_t count, bool joins, float* scratch,
                           PromptSoftmax* softmax, float* const* attended) {
     float* across = scratch;  // the queries transposed, [D, LANES]
     float* scores = across + size * LANES;
@@ -69,9 +70,16 @@ static void attend_prompt(const float* keys, const float* values, int64_t tokens
     for (int64_t query = 0; query < count; query++)
         for (int64_t i = 0; i < size; i++) across[i * LANES + query] = queries[query][i];
     product<1, false>(scores, LANES, tokens, {keys, size, 1}, across, LANES, size);
-    Vec most = all(-INFINITY), total = {};
+    Vec before = all(-INFINITY), total = {};
+    for (int64_t query = 0; joins && query < count; query++) {
+        before[query] = softmax[query].largest;
+        total[query] = softmax[query].sum;
+    }
+    Vec most = before;
     for (int64_t token = 0; token < tokens; token++)
         most = larger(load(scores + token * LANES), most);
+    const Vec rescale = exponential(before - most);
+    total *= rescale;
     for (int64_t token = 0; token < tokens; token++) {
         const Vec weight = exponential(load(scores + token * LANES) - most);
         store(scores + token * LANES, weight);
@@ -84,8 +92,11 @@ static void attend_prompt(const float* keys, const float* values, int64_t tokens
             alignas(sizeof(Vec)) float sums[TILE_ROWS<1> * LANES];
             tile_of<1, false>(rows, sums, LANES, Scalars{scores + start, 1, LANES}, values + i,
                               size, tokens);
-            for (int64_t m = 0; m < rows; m++)
-                store(attended[start + m] + i, load(sums + m * LANES));
+            for (int64_t m = 0; m < rows; m++) {
+                float* const to = attended[start + m] + i;
+                const Vec sum = load(sums + m * LANES);
+                store(to, joins ? load(to) * rescale[start + m] + sum : sum);
+            }
         }
     });
 }
@@ -141,25 +152,27 @@ static auto attend_own_for(int64_t size) {
                          : attend_own<0>;
 }
 
-// Up to LANES queries that attend to the same prompt: pairs of a row and one of the Q query heads
+// Up to LANES queries that attend to the same tokens: pairs of a row and one of the Q query heads
 // that share a key head. The same tiles serve every key head.
 struct QueryTile {
     int64_t prompt, count;
     int64_t rows[LANES], queries[LANES];
 };
 
-// The tiles of the rows from `first` to `end`.
+// The tiles of the rows from `first` to `end`, either each of one prompt or of any.
 static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int64_t first,
-                                          int64_t end) {
+                                          int64_t end, bool of_one_prompt) {
     std::vector<int64_t> order(end - first);
     std::iota(order.begin(), order.end(), first);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-        return batch.prompts_of_rows[a] < batch.prompts_of_rows[b];
-    });
+    const auto prompt_of = [&](int64_t row) {
+        return of_one_prompt ? batch.prompts_of_rows[row] : 0;
+    };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return prompt_of(a) < prompt_of(b); });
     std::vector<QueryTile> tiles;
     for (const int64_t row : order)
         for (int64_t query = 0; query < group; query++) {
-            const int64_t prompt = batch.prompts_of_rows[row];
+            const int64_t prompt = prompt_of(row);
             if (tiles.empty() || tiles.back().prompt != prompt || tiles.back().count == LANES) {
                 tiles.emplace_back();
                 tiles.back().prompt = prompt;
@@ -171,10 +184,12 @@ static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int
     return tiles;
 }
 
-// attend_prompt for one tile and key head: `rotated` and `attended` [N, H, D], `softmax` [N, H].
+// attend_prompt for one tile and key head, to the tokens of the tile's prompt from `start` to
+// `end`: `rotated` and `attended` [N, H, D], `softmax` [N, H]. It joins what was left of the tokens
+// before `start`.
 static void attend_tile(const Network& network, const Batch& batch, int64_t layer, int64_t head,
-                        const QueryTile& tile, const float* rotated, float* scratch,
-                        PromptSoftmax* softmax, float* attended) {
+                        const QueryTile& tile, int64_t start, int64_t end, const float* rotated,
+                        float* scratch, PromptSoftmax* softmax, float* attended) {
     const int64_t size = network.head_dim, group = network.query_heads / network.key_heads;
     const float* queries[LANES];
     float* results[LANES];
@@ -184,10 +199,12 @@ static void attend_tile(const Network& network, const Batch& batch, int64_t laye
         numbers[i] = tile.rows[i] * network.query_heads + head * group + tile.queries[i];
         queries[i] = rotated + numbers[i] * size;
         results[i] = attended + numbers[i] * size;
+        if (start > 0) found[i] = softmax[numbers[i]];
     }
-    attend_prompt(batch.prompts.at(network, 0, layer, tile.prompt, head),
-                  batch.prompts.at(network, 1, layer, tile.prompt, head),
-                  batch.prompt_tokens[tile.rows[0]], size, queries, tile.count, scratch, found,
-                  results);
+    const auto from_start = [&](int kind) {
+        return batch.prompts.at(network, kind, layer, tile.prompt, head) + start * size;
+    };
+    attend_prompt(from_start(0), from_start(1), end - start, size, queries, tile.count, start > 0,
+                  scratch, found, results);
     for (int64_t i = 0; i < tile.count; i++) softmax[numbers[i]] = found[i];
 }

@@ -48,6 +48,7 @@ struct KeysValues {
 
 struct Batch {
     KeysValues prompts, rows;
+    int64_t prefix_tokens;  // what all prompts begin with; each place in `prompts` holds it
     int64_t count;                                                      // N
     const int64_t *tokens, *prompts_of_rows, *prompt_tokens, *written;  // [N] each
 };
