@@ -12,7 +12,8 @@ those of the wall.
 
 ``--stock`` adds stock TRL: ``trl.GRPOTrainer``, with transformers' own decoding, weights and
 autocast in ``--stock_dtype``, and TRL's default, gradient checkpointing, unless
-``--no_stock_checkpointing``. Each of its prompts has as many tokens as ours.
+``--no_stock_checkpointing``. Each of its prompts has as many tokens as ours, and all replies are
+trained. Its training holds what a trainer does beside it: rewards, text, clipping, callbacks.
 """
 
 from __future__ import annotations
@@ -188,6 +189,8 @@ def main() -> None:
     parser.add_argument("--precision_of_others", default="highest", help="the same of the others")
     parser.add_argument("--train_replies", type=int, default=8, help="of the 8 of each group")
     args = parser.parse_args()
+    if args.stock and args.train_replies != 8:
+        parser.error("stock TRL trains all replies: leave out --train_replies")
     checkouts: dict[str, Path | None] = {"this checkout": HERE}
     checkouts |= {str(path): path for path in args.against}
     if args.stock:

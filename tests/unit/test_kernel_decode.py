@@ -245,6 +245,40 @@ def test_a_step_is_the_plain_step_for_rows_and_prompts_that_come_and_go(
 SHARED_OUT = {"intermediate_size": 4096, "hidden_size": 120}  # its layers are larger than a cache
 
 
+def after_two_tokens(network: DecodingNetwork, rows: list[int], poisoned: bool) -> torch.Tensor:
+    """The states of ``rows``, numbers from 0 to 26, each with the same prompt and tokens in any
+    company. ``poisoned``: what all prompts begin with is not a number but in the first place."""
+    torch.manual_seed(7)
+    prefix, lengths = ids(12), [13, 45, 29]
+    prompts = [prefix + ids(length - 12) for length in lengths]
+    tokens = torch.randint(90, (2, 27))
+    prompt_of = [[0, 1, 2, 1][number % 4] for number in range(27)]
+    cache = new_cache(network)
+    cache.keep_prefix(prefix)
+    cache.read_prompts(prompts, 0)
+    if poisoned:
+        cache._prompts[:, :, 1:, :, :12] = torch.nan
+    cache.arrange([prompt_of[row] for row in rows], lengths)
+    of_rows = torch.tensor([lengths[prompt_of[row]] for row in rows])
+    for step in range(2):
+        written = torch.full_like(of_rows, step)
+        states = cache.step(tokens[step, rows], of_rows, written, step + 1)
+    return states
+
+
+@pytest.mark.parametrize("sizes", [{}, SHARED_OUT])
+@torch.inference_mode()
+def test_what_all_prompts_begin_with_is_read_in_one_place_and_a_row_is_the_same_in_any_company(
+    sizes: dict[str, int],
+) -> None:
+    network = DecodingNetwork(small(**sizes), 70)
+    together = after_two_tokens(network, list(range(27)), poisoned=False)
+    assert together.isfinite().all()
+    assert torch.equal(after_two_tokens(network, list(range(27)), poisoned=True), together)
+    for rows in ([5], [26, 3, 4], [number for number in range(27) if number % 4 == 2]):
+        assert torch.equal(after_two_tokens(network, rows, poisoned=False), together[rows])
+
+
 def held_in_bfloat16(model: Any) -> Any:
     """``model`` with adapters of other ranks on each projection beside its weights."""
     for weight in model.parameters():
@@ -379,14 +413,17 @@ def test_logits_are_those_of_the_head_in_memory_that_is_kept_for_fewer_rows() ->
 @pytest.mark.parametrize(
     "broken", ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "down_proj", "k_norm"]
 )
+@pytest.mark.parametrize("shared", [0, 2])
 @torch.inference_mode()
-def test_a_weight_that_is_not_a_number_shows_in_every_logit(broken: str) -> None:
+def test_a_weight_that_is_not_a_number_shows_in_every_logit(broken: str, shared: int) -> None:
     model = small()
     layer = model.model.layers[1]
     owner = layer.mlp if hasattr(layer.mlp, broken) else layer.self_attn
     getattr(owner, broken).weight.view(-1)[-1] = torch.nan
     network = DecodingNetwork(model, 30)
     cache = new_cache(network)
+    if shared:
+        cache.keep_prefix([5, 6])
     cache.read_prompts([[5, 6, 7]], 0)
     cache.arrange([0, 0], [3])
     zeros = torch.zeros(2, dtype=torch.long)

@@ -219,8 +219,8 @@ class Batch:
         )
 
     def _write_next(self, rows: _Rows, window: int) -> torch.Tensor:
-        """One step; returns the logits [N, V]. It touches only tensors that never move, so that it
-        can be recorded."""
+        """One step; returns the logits [N, V]. Where it is recorded, on CUDA, it touches only
+        tensors that never move."""
         states_NC = self._cache.step(rows.tokens, rows.prompt_tokens, rows.read, window)
         logits_NV = self._network.logits(states_NC)
         self._write(logits_NV, rows)

@@ -8,7 +8,7 @@ prompt, and those of each row's own completion.
 * **A step** (:meth:`Cache.step`) reads one token per row. Each token attends to its prompt and to
   its own completion in one softmax. The queries of all rows of a prompt meet the prompt's keys in
   one product, so the prompt is read from memory once for the group, not once per row. Our kernel
-  reads what all prompts begin with once for all rows.
+  takes what all prompts begin with in tiles of queries of any rows, so that too is read about once.
 
 Rows and prompts leave by letting the last ones move into their places. So the rows and prompts in
 use are always the first ones, and a batch shrinks, or is refilled, at the cost of the rows that

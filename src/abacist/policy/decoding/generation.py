@@ -3,7 +3,8 @@
 What is guaranteed, whichever decoder writes them:
 
 * **Greedy** completions do not depend on the batch size or on the other rows of the batch, up to
-  floating-point rounding of the logits (which in float32 does not change a token in practice).
+  floating-point rounding of the logits. In float32 that does not change a token in practice; with
+  products in bfloat16 (``float32_matmul_precision``) it changes some replies.
 * **Sampled** completions depend only on ``seed``, the prompt's tokens and the number of the sample,
   up to the same rounding. Every position of every sample has its own uniform number, from a stream
   seeded by these three. So the same problem is sampled with the same numbers before and after

@@ -154,7 +154,7 @@ class DecodingNetwork:
         if not isinstance(self.head, kernels.Packed):
             return self.head(states_NC)
         # Kept, because so much memory comes anew from the system each time it is asked for, and
-        # touching it first took as long as half of the product.
+        # touching it first took almost a third of the product's time.
         rows = len(states_NC)
         if self._logits is None or len(self._logits) < rows:
             self._logits = states_NC.new_empty(rows, self.head.outputs)

@@ -175,6 +175,7 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
                                      rotated + row * query);
             wait_for_all();
             for (const auto* tiles : {&prefix_tiles, &prompt_tiles}) {
+                if (tiles->empty()) continue;  // no prefix; for all threads alike
                 const bool is_prefix = tiles == &prefix_tiles;
                 const int64_t pieces = tiles->size() * key_heads;
                 const Share my_pieces =

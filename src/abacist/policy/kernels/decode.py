@@ -204,7 +204,7 @@ class Packed:
     ) -> torch.Tensor:
         """``x`` [N, I] times the weights, plus the bias, plus ``residual`` [N, O].
 
-        ``out`` [N, O] is contiguous, and what is returned.
+        ``out`` [N, O], contiguous, is where the result is written, if given.
         """
         x = x.contiguous()
         residual = None if residual is None else residual.contiguous()

@@ -159,7 +159,8 @@ struct QueryTile {
     int64_t rows[LANES], queries[LANES];
 };
 
-// The tiles of the rows from `first` to `end`, either each of one prompt or of any.
+// The tiles of the rows from `first` to `end`, either each of one prompt or of any. The latter have
+// prompt 0, whose place holds the prefix as every place does.
 static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int64_t first,
                                           int64_t end, bool of_one_prompt) {
     std::vector<int64_t> order(end - first);

@@ -116,7 +116,7 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
                             sums, block_rows, count, bias && from == 0 ? bias + column : nullptr,
                             outputs - column, residual, to, outputs, column);
                     };
-                    if (one_vector)  // then there is one panel
+                    if (one_vector)  // then there is at most one panel
                         compute(std::integral_constant<int, 1>{});
                     else
                         compute(std::integral_constant<int, 2>{});
