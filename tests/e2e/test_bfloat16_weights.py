@@ -25,7 +25,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import abacist
 from abacist.cli.main import main
+from abacist.errors import UsageError
 from abacist.policy import families
 from abacist.policy.decoding import network
 from abacist.policy.decoding.engine import Engine
@@ -357,3 +359,30 @@ def test_deciding_on_checkpointing_draws_nothing(lookalike: Fold, tmp_path: Path
         assert main(run_of(lookalike, tmp_path / choice, *flags)) == 0
         adapters.append((tmp_path / choice / "adapter_model.safetensors").read_bytes())
     assert adapters[0] == adapters[1]
+
+
+@pytest.mark.e2e
+def test_a_run_is_measured_in_the_precision_it_was_trained_in_unless_told_otherwise(
+    lookalike: Fold, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = ("--max_steps", "1", "--float32_matmul_precision", "medium", "--num_heldout_problems")
+    assert main([*run_of(lookalike, run, *flags, "3"), "--num_consistency_problems", "0"]) == 0
+
+    def arithmetic(folder: Path, *more: str) -> str:
+        asked = ("eval", str(run), "--output_dir", str(folder), "--max_completion_length", "8")
+        assert main([*asked, *more]) == 0
+        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        return str(found["evaluation"]["conditions"]["arithmetic"])
+
+    verdict = json.loads((run / "evals" / "after" / "evaluation.json").read_text(encoding="utf-8"))
+    own = verdict["evaluation"]["conditions"]["arithmetic"]
+    assert own.endswith(", float32_matmul_precision medium")
+    assert arithmetic(tmp_path / "as-trained") == own
+    assert "float32_matmul_precision: medium (" in capsys.readouterr().out
+    exact = ("--float32_matmul_precision", "highest")
+    assert arithmetic(tmp_path / "exact", *exact) + ", float32_matmul_precision medium" == own
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert main(["eval", str(run), "--float32_matmul_precision", "low"]) == 2
+    with pytest.raises(UsageError, match="PyTorch knows"):
+        abacist.evaluate(run, float32_matmul_precision="low")

@@ -87,6 +87,9 @@ def _parser() -> Parser:
     add("--batch_size", type=positive, default=64, metavar="N", help="replies in work at a time "
         "(64); changes no figure in float32")  # fmt: skip
     add("--seed", type=count, default=0, metavar="N", help="of sampling (0)")
+    add("--float32_matmul_precision", choices=("highest", "high", "medium"), metavar="NAME",
+        help="highest, or medium: PyTorch's setting, faster on processors made for bfloat16 (as "
+        "trained, else highest)")  # fmt: skip
     result = parser.add_argument_group("result")
     add = result.add_argument
     add("--output_dir", type=Path, metavar="DIR", help="where it is kept (a new folder in the "

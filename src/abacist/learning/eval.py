@@ -1,4 +1,4 @@
-"""``abacist eval`` from start to end: load, ask, keep. Read :func:`evaluate_model` top to bottom.
+"""``abacist eval`` from start to end: load, ask, keep. Read :func:`_evaluate` top to bottom.
 
 What was not asked for is what the model was trained with, if it is a run, and else the default,
 so that the plain command measures a run as its own verdict did.
@@ -20,6 +20,11 @@ from abacist.learning.openings import note_asked
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
+from abacist.policy.choices import (
+    MATMUL_PRECISIONS,
+    explain_matmul_precision,
+    float32_matmul_precision,
+)
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
 from abacist.policy.source import BUILT_IN, find, read_json
 from abacist.proof.ask import Prompting, run_folder, run_settings
@@ -91,6 +96,7 @@ class Request:
     overwrite: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    float32_matmul_precision: str | None = None
     attn_implementation: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
@@ -123,6 +129,11 @@ def request_of(settings: Mapping[str, Any]) -> Request:
         given["output_dir"] = Path(given["output_dir"])
     if (split := given.get("split")) is not None and split not in _SPLITS:
         raise UsageError(f"there is no split {split!r}", f"Choose one of {', '.join(_SPLITS)}.")
+    if (precision := given.get("float32_matmul_precision", "highest")) not in MATMUL_PRECISIONS:
+        raise UsageError(
+            f"--float32_matmul_precision {precision!r} is not a precision that PyTorch knows",
+            f"Choose one of {', '.join(MATMUL_PRECISIONS)}.",
+        )
     if given.get("num_samples", 1) == 1 and "temperature" in given:
         raise UsageError(
             "--temperature is of the sampled replies, and there are none",
@@ -188,7 +199,14 @@ def evaluate_model(
     ``render`` writes what a person reads. Killed at any moment, the same request goes on where it
     was. Raises AbacistError for anything a person can mend; nothing is overwritten unasked.
     """
-    watcher = watcher or Silent()
+    recorded = run_settings(request.model).get("float32_matmul_precision", "highest")
+    precision = request.float32_matmul_precision or str(recorded)
+    request = replace(request, float32_matmul_precision=precision)
+    with float32_matmul_precision(precision):
+        return _evaluate(request, watcher or Silent(), render)
+
+
+def _evaluate(request: Request, watcher: Watcher, render: Render | None) -> EvalResult:
     quiet_libraries()
     watcher.stage(f"Loading {request.model}")
     trust = request.trust_remote_code
@@ -209,6 +227,10 @@ def evaluate_model(
         revision=request.revision,
         trust_remote_code=trust,
     )
+    asked_precision = request.float32_matmul_precision or "highest"
+    if (products := explain_matmul_precision(asked_precision, policy.model)) is not None:
+        policy.choices.append(products)
+        watcher.note(f"  {products.what}: {products.value} ({products.why})")
     form = native_form(policy) if request.native_prompt else None
     prompting = prompting_of(request, data, form)
     native = None

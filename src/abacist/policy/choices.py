@@ -24,6 +24,7 @@ from abacist.policy.kernels import build
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _HALF = (torch.bfloat16, torch.float16)
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 
 
 @dataclass(frozen=True)
