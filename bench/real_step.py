@@ -31,14 +31,31 @@ HERE = Path(__file__).resolve().parent.parent
 PARTS = ("rollout", "training", "step")
 CLOCKS = (0, 1)  # of the processor, of the wall
 
-WORKER = """
+# What both workers begin with.
+COMMON = """
 import json, resource, sys, time
 import torch
+
+PROMPTS, GENERATIONS, SHARED_TOKENS, OWN_TOKENS, REPLY_TOKENS = 4, 8, 520, 60, 112
+
+def seconds():
+    return time.process_time(), time.perf_counter()
+
+def say(start, middle, end, held_in):
+    unit = 1 if sys.platform == "darwin" else 1024
+    spent = lambda a, b: [y - x for x, y in zip(a, b)]
+    print(json.dumps({
+        "rollout": spent(start, middle), "training": spent(middle, end), "step": spent(start, end),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
+        "held in": held_in,
+    }))
+"""
+
+WORKER = """
 from abacist.policy.decoding.engine import Engine, Sampling
 from abacist.policy.loading import default_lora, load_policy, quiet_libraries
 from abacist.policy.scoring.score import score
 
-PROMPTS, GENERATIONS, SHARED_TOKENS, OWN_TOKENS, REPLY_TOKENS = 4, 8, 520, 60, 112
 folder, dtype, threads, checkpointing, train_replies, precision = json.loads(sys.argv[1])
 quiet_libraries()
 torch.set_num_threads(threads)
@@ -54,9 +71,6 @@ tokens = lambda count: torch.randint(1000, 20000, (count,), generator=draw).toli
 opening = tokens(SHARED_TOKENS)
 prompts = [opening + tokens(OWN_TOKENS) for _ in range(PROMPTS)]
 
-def seconds():
-    return time.process_time(), time.perf_counter()
-
 start = seconds()
 engine = Engine(network, stop_ids=[], pad_id=0)
 replies = engine.complete(prompts, GENERATIONS, REPLY_TOKENS, Sampling(temperature=1.0), draw)
@@ -69,31 +83,23 @@ for prompt, group in zip(prompts, replies):
     advantages = torch.linspace(-1, 1, len(ids))[:, None]
     (-(torch.exp(logps - logps.detach()) * advantages).sum() / 3000).backward()
 optimizer.step()
-end = seconds()
-unit = 1 if sys.platform == "darwin" else 1024
-spent = lambda a, b: [y - x for x, y in zip(a, b)]
-print(json.dumps({
-    "rollout": spent(start, middle), "training": spent(middle, end), "step": spent(start, end),
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
-    "held in": str(network.dtype).removeprefix("torch."),
-}))
+say(start, middle, seconds(), str(network.dtype).removeprefix("torch."))
 """
 
 STOCK = "stock TRL"
 STOCK_WORKER = """
-import json, resource, sys, tempfile, time
-import torch, transformers, trl
+import tempfile
+import transformers, trl
 from datasets import Dataset
 from peft import LoraConfig
 
-PROMPTS, GENERATIONS, PROMPT_TOKENS, REPLY_TOKENS = 4, 8, 580, 112
+PROMPT_TOKENS = SHARED_TOKENS + OWN_TOKENS
 folder, dtype, threads, checkpointing = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 texts = [word * PROMPT_TOKENS for word in (" one", " two", " six", " ten")]
 assert all(len(tokenizer(text)["input_ids"]) == PROMPT_TOKENS for text in texts)
 model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-seconds = lambda: (time.process_time(), time.perf_counter())
 at = {}
 
 class Clock(transformers.TrainerCallback):
@@ -104,9 +110,8 @@ class Clock(transformers.TrainerCallback):
 
 class Timed(trl.GRPOTrainer):
     def _generate(self, prompts):
-        before = seconds()
         prompt_ids, completion_ids, *rest = super()._generate(prompts)
-        at["rollout"] = [b - a for a, b in zip(before, seconds())]
+        at["middle"] = seconds()
         assert {len(ids) for ids in prompt_ids} == {PROMPT_TOKENS}
         assert {len(ids) for ids in completion_ids} == {REPLY_TOKENS}
         return prompt_ids, completion_ids, *rest
@@ -130,13 +135,7 @@ with tempfile.TemporaryDirectory() as output:
         callbacks=[Clock()],
     )
     trainer.train()
-unit = 1 if sys.platform == "darwin" else 1024
-step = [b - a for a, b in zip(at["start"], at["end"])]
-print(json.dumps({
-    "rollout": at["rollout"], "training": [a - b for a, b in zip(step, at["rollout"])],
-    "step": step, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
-    "held in": dtype,
-}))
+say(at["start"], at["middle"], at["end"], dtype)
 """
 
 
@@ -154,7 +153,7 @@ def measure(sources: Path | None, args: argparse.Namespace) -> dict[str, Any]:
         settings += [args.dtype, args.threads, args.checkpointing, args.train_replies, precision]
         environment["PYTHONPATH"] = str(sources / "src")
     done = subprocess.run(
-        [sys.executable, "-c", worker, json.dumps(settings)],
+        [sys.executable, "-c", COMMON + worker, json.dumps(settings)],
         env=environment,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -208,12 +207,8 @@ def main() -> None:
             times = [spread([step[part][clock] for step in steps]) for clock in CLOCKS]
             line = f"  {part}: {times[0]} s of processor time, {times[1]} s by the clock"
             if name != "this checkout":
-                ratios = (
-                    spread(
-                        [a[part][clock] / b[part][clock] for a, b in zip(steps, own, strict=True)]
-                    )
-                    for clock in CLOCKS
-                )
+                pairs = list(zip(steps, own, strict=True))
+                ratios = [spread([a[part][i] / b[part][i] for a, b in pairs]) for i in CLOCKS]
                 line += f"; {' and '.join(ratios)} × this checkout's"
             print(line)
 

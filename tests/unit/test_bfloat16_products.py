@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from abacist.errors import ModelError
 from abacist.policy import choices
 from abacist.policy.choices import explain_matmul_precision, float32_matmul_precision
 from abacist.policy.decoding.engine import Engine, Sampling
@@ -295,6 +296,15 @@ def test_the_setting_is_pytorchs_and_ends_with_its_block() -> None:
         with pytest.raises(RuntimeError), float32_matmul_precision("medium"):
             assert torch.get_float32_matmul_precision() == "medium"
             raise RuntimeError
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_name_that_pytorch_does_not_know_is_refused_as_that() -> None:
+    """A run's config.yaml may have been edited."""
+    with exactly_in_float32():
+        refused = pytest.raises(ModelError, match="'medum' is not a precision")
+        with refused, float32_matmul_precision("medum"):
+            pass
         assert torch.get_float32_matmul_precision() == "highest"
 
 

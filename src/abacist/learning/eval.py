@@ -201,12 +201,13 @@ def evaluate_model(
     """
     recorded = run_settings(request.model).get("float32_matmul_precision", "highest")
     precision = request.float32_matmul_precision or str(recorded)
-    request = replace(request, float32_matmul_precision=precision)
     with float32_matmul_precision(precision):
-        return _evaluate(request, watcher or Silent(), render)
+        return _evaluate(request, precision, watcher or Silent(), render)
 
 
-def _evaluate(request: Request, watcher: Watcher, render: Render | None) -> EvalResult:
+def _evaluate(
+    request: Request, precision: str, watcher: Watcher, render: Render | None
+) -> EvalResult:
     quiet_libraries()
     watcher.stage(f"Loading {request.model}")
     trust = request.trust_remote_code
@@ -227,8 +228,7 @@ def _evaluate(request: Request, watcher: Watcher, render: Render | None) -> Eval
         revision=request.revision,
         trust_remote_code=trust,
     )
-    asked_precision = request.float32_matmul_precision or "highest"
-    if (products := explain_matmul_precision(asked_precision, policy.model)) is not None:
+    if (products := explain_matmul_precision(precision, policy.model)) is not None:
         policy.choices.append(products)
         watcher.note(f"  {products.what}: {products.value} ({products.why})")
     form = native_form(policy) if request.native_prompt else None

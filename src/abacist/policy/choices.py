@@ -96,8 +96,14 @@ def float32_matmul_precision(asked: str) -> Iterator[None]:
     """PyTorch's setting of this name within the block: ``high`` or ``medium``.
 
     ``highest`` is PyTorch's default, and leaves what a script may have set. Raises
-    :class:`ModelError` where the same was set by PyTorch's newer ``fp32_precision`` (``--tf32``).
+    :class:`ModelError` for another name, and where the same was set by PyTorch's newer
+    ``fp32_precision`` (``--tf32``).
     """
+    if asked not in MATMUL_PRECISIONS:
+        raise ModelError(
+            f"float32_matmul_precision {asked!r} is not a precision that PyTorch knows.",
+            f"Choose one of {', '.join(MATMUL_PRECISIONS)}.",
+        )
     if asked == "highest":
         yield
         return

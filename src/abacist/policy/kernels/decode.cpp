@@ -126,12 +126,13 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
         float* const scratch = all_scratch + own * per_thread;
         const Share my_rows(rows, own, all_threads);
         const Share multiplied = shares_weights ? Share(rows, 0, 1) : my_rows;
-        const auto tiles_of = [&](bool of_one_prompt) {
-            return query_tiles(batch, group, multiplied.first, multiplied.end, of_one_prompt);
+        const auto tiles_of = [&](bool of_prefix) {
+            return query_tiles(batch, group, multiplied.first, multiplied.end, of_prefix);
         };
-        const std::vector<QueryTile> prompt_tiles = tiles_of(true);
-        const std::vector<QueryTile> prefix_tiles =
-            batch.prefix_tokens > 0 ? tiles_of(false) : std::vector<QueryTile>();
+        // One pass after the other, because each joins what the one before left.
+        std::vector<std::vector<QueryTile>> passes;
+        if (batch.prefix_tokens > 0) passes.push_back(tiles_of(true));
+        passes.push_back(tiles_of(false));
         const auto wait_for_all = [&] {
             if (shares_weights) {
 #pragma omp barrier
@@ -174,20 +175,13 @@ void decode(const Network* the_network, const Batch* the_batch, float* states, i
                     rotate_and_store(network, batch, number, row, head, heads + row * projected,
                                      rotated + row * query);
             wait_for_all();
-            for (const auto* tiles : {&prefix_tiles, &prompt_tiles}) {
-                if (tiles->empty()) continue;  // no prefix; for all threads alike
-                const bool is_prefix = tiles == &prefix_tiles;
-                const int64_t pieces = tiles->size() * key_heads;
+            for (const std::vector<QueryTile>& tiles : passes) {
+                const int64_t pieces = tiles.size() * key_heads;
                 const Share my_pieces =
                     shares_weights ? Share(pieces, own, all_threads) : Share(pieces, 0, 1);
-                for (int64_t piece = my_pieces.first; piece < my_pieces.end; piece++) {
-                    const QueryTile& tile = (*tiles)[piece / key_heads];
-                    const int64_t start = is_prefix ? 0 : batch.prefix_tokens;
-                    const int64_t end =
-                        is_prefix ? batch.prefix_tokens : batch.prompt_tokens[tile.rows[0]];
-                    attend_tile(network, batch, number, piece % key_heads, tile, start, end,
-                                rotated, scratch, softmax, attended);
-                }
+                for (int64_t piece = my_pieces.first; piece < my_pieces.end; piece++)
+                    attend_tile(network, batch, number, piece % key_heads,
+                                tiles[piece / key_heads], rotated, scratch, softmax, attended);
                 wait_for_all();
             }
             for (int64_t row = my_rows.first; row < my_rows.end; row++)

@@ -59,10 +59,10 @@ static void rotate_and_store(const Network& network, const Batch& batch, int64_t
 
 // Attention of `count` queries (at most LANES) to `keys` and `values` [T, D] of prompts. Queries
 // lie side by side in the lanes, so that scores are [T, LANES] and a softmax over the tokens needs
-// no sums across lanes. Writes `softmax` [count] and, for each query, the weighted values to its
-// `attended` [D]; if `joins`, together with what they hold of the tokens before.
+// no sums across lanes. Adds to `softmax` [count] and, for each query, the weighted values to its
+// `attended` [D], which hold what is known of the tokens before.
 static void attend_prompt(const float* keys, const float* values, int64_t tokens, int64_t size,
-                          const float* const* queries, int64_t count, bool joins, float* scratch,
+                          const float* const* queries, int64_t count, float* scratch,
                           PromptSoftmax* softmax, float* const* attended) {
     float* across = scratch;  // the queries transposed, [D, LANES]
     float* scores = across + size * LANES;
@@ -71,7 +71,7 @@ static void attend_prompt(const float* keys, const float* values, int64_t tokens
         for (int64_t i = 0; i < size; i++) across[i * LANES + query] = queries[query][i];
     product<1, false>(scores, LANES, tokens, {keys, size, 1}, across, LANES, size);
     Vec before = all(-INFINITY), total = {};
-    for (int64_t query = 0; joins && query < count; query++) {
+    for (int64_t query = 0; query < count; query++) {
         before[query] = softmax[query].largest;
         total[query] = softmax[query].sum;
     }
@@ -94,8 +94,7 @@ static void attend_prompt(const float* keys, const float* values, int64_t tokens
                               size, tokens);
             for (int64_t m = 0; m < rows; m++) {
                 float* const to = attended[start + m] + i;
-                const Vec sum = load(sums + m * LANES);
-                store(to, joins ? load(to) * rescale[start + m] + sum : sum);
+                store(to, load(to) * rescale[start + m] + load(sums + m * LANES));
             }
         }
     });
@@ -152,21 +151,21 @@ static auto attend_own_for(int64_t size) {
                          : attend_own<0>;
 }
 
-// Up to LANES queries that attend to the same tokens: pairs of a row and one of the Q query heads
-// that share a key head. The same tiles serve every key head.
+// Up to LANES queries that attend to the same tokens, those of a prompt from `start` to `end`: pairs
+// of a row and one of the Q query heads that share a key head. The same tiles serve every key head.
 struct QueryTile {
-    int64_t prompt, count;
+    int64_t prompt, start, end, count;
     int64_t rows[LANES], queries[LANES];
 };
 
-// The tiles of the rows from `first` to `end`, either each of one prompt or of any. The latter have
-// prompt 0, whose place holds the prefix as every place does.
+// The tiles of the rows from `first` to `end`: of the prefix, with rows of any prompts, or of what
+// follows it, with rows of one prompt each. The prefix is read in place 0; every place holds it.
 static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int64_t first,
-                                          int64_t end, bool of_one_prompt) {
+                                          int64_t end, bool of_prefix) {
     std::vector<int64_t> order(end - first);
     std::iota(order.begin(), order.end(), first);
     const auto prompt_of = [&](int64_t row) {
-        return of_one_prompt ? batch.prompts_of_rows[row] : 0;
+        return of_prefix ? 0 : batch.prompts_of_rows[row];
     };
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return prompt_of(a) < prompt_of(b); });
@@ -177,6 +176,8 @@ static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int
             if (tiles.empty() || tiles.back().prompt != prompt || tiles.back().count == LANES) {
                 tiles.emplace_back();
                 tiles.back().prompt = prompt;
+                tiles.back().start = of_prefix ? 0 : batch.prefix_tokens;
+                tiles.back().end = of_prefix ? batch.prefix_tokens : batch.prompt_tokens[row];
             }
             QueryTile& last = tiles.back();
             last.rows[last.count] = row;
@@ -185,12 +186,10 @@ static std::vector<QueryTile> query_tiles(const Batch& batch, int64_t group, int
     return tiles;
 }
 
-// attend_prompt for one tile and key head, to the tokens of the tile's prompt from `start` to
-// `end`: `rotated` and `attended` [N, H, D], `softmax` [N, H]. It joins what was left of the tokens
-// before `start`.
+// attend_prompt for one tile and key head: `rotated` and `attended` [N, H, D], `softmax` [N, H].
 static void attend_tile(const Network& network, const Batch& batch, int64_t layer, int64_t head,
-                        const QueryTile& tile, int64_t start, int64_t end, const float* rotated,
-                        float* scratch, PromptSoftmax* softmax, float* attended) {
+                        const QueryTile& tile, const float* rotated, float* scratch,
+                        PromptSoftmax* softmax, float* attended) {
     const int64_t size = network.head_dim, group = network.query_heads / network.key_heads;
     const float* queries[LANES];
     float* results[LANES];
@@ -200,12 +199,13 @@ static void attend_tile(const Network& network, const Batch& batch, int64_t laye
         numbers[i] = tile.rows[i] * network.query_heads + head * group + tile.queries[i];
         queries[i] = rotated + numbers[i] * size;
         results[i] = attended + numbers[i] * size;
-        if (start > 0) found[i] = softmax[numbers[i]];
+        found[i] = tile.start > 0 ? softmax[numbers[i]] : PromptSoftmax{-INFINITY, 0};
+        if (tile.start == 0) std::fill_n(results[i], size, 0.0f);
     }
     const auto from_start = [&](int kind) {
-        return batch.prompts.at(network, kind, layer, tile.prompt, head) + start * size;
+        return batch.prompts.at(network, kind, layer, tile.prompt, head) + tile.start * size;
     };
-    attend_prompt(from_start(0), from_start(1), end - start, size, queries, tile.count, start > 0,
+    attend_prompt(from_start(0), from_start(1), tile.end - tile.start, size, queries, tile.count,
                   scratch, found, results);
     for (int64_t i = 0; i < tile.count; i++) softmax[numbers[i]] = found[i];
 }
