@@ -75,7 +75,7 @@ def train(
             functions ``f(prompts, completions, **columns) -> list[float]``, lambdas and closures
             too. Of a function that stands in no file, ``config.yaml`` holds only the name: give it
             again to resume.
-        reward_weights: one for each of ``reward_funcs``.
+        reward_weights: one for each reward; ``"default"`` is five.
         resume: a run, or one of its checkpoints.
         progress: True and False show it and hide it, wherever this runs.
         watcher: receives the progress in place of what shows it by default.

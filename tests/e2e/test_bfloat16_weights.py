@@ -369,16 +369,20 @@ def test_a_run_is_measured_in_the_precision_it_was_trained_in_unless_told_otherw
     flags = ("--max_steps", "1", "--float32_matmul_precision", "medium", "--num_heldout_problems")
     assert main([*run_of(lookalike, run, *flags, "3"), "--num_consistency_problems", "0"]) == 0
 
-    def arithmetic(folder: Path, *more: str) -> str:
-        asked = ("eval", str(run), "--output_dir", str(folder), "--max_completion_length", "8")
-        assert main([*asked, *more]) == 0
+    def recorded(folder: Path) -> str:
         found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         return str(found["evaluation"]["conditions"]["arithmetic"])
 
-    verdict = json.loads((run / "evals" / "after" / "evaluation.json").read_text(encoding="utf-8"))
-    own = verdict["evaluation"]["conditions"]["arithmetic"]
+    def arithmetic(folder: Path, *more: str) -> str:
+        asked = ("eval", str(run), "--output_dir", str(folder), "--max_completion_length", "8")
+        assert main([*asked, *more]) == 0
+        return recorded(folder)
+
+    own = recorded(run / "evals" / "after")
     assert own.endswith(", float32_matmul_precision medium")
     assert arithmetic(tmp_path / "as-trained") == own
+    assert main(["compare", str(run), "--shots", "1"]) in (0, 3)
+    assert {recorded(run / "evals" / "shots-1" / when) for when in ("before", "after")} == {own}
     assert "float32_matmul_precision: medium (" in capsys.readouterr().out
     exact = ("--float32_matmul_precision", "highest")
     assert arithmetic(tmp_path / "exact", *exact) + ", float32_matmul_precision medium" == own

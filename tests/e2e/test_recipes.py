@@ -64,7 +64,7 @@ def test_every_recipe_takes_a_step_on_a_look_alike_of_its_family(
     assert list(rollouts[0].rewards) == [
         reward.__name__ for reward in load_reward_funcs(wanted.script.reward_funcs)
     ]
-    shots = int(wanted.script.num_shots)
+    shots = int(wanted.script.num_shots or 0)
     assert all(len(r.messages) == 2 + 2 * shots for r in rollouts), "system, examples, question"
     adapter = load_file(run / "adapter_model.safetensors")
     assert any(t.abs().sum() > 0 for name, t in adapter.items() if "lora_B" in name) or all(

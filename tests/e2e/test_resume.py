@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from abacist.cli.main import main
 from abacist.learning.resume.checkpoints import checkpoints_of, defect
+from abacist.learning.trainer import GRPOTrainer
 from faults import fault
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -179,12 +181,15 @@ def test_another_configuration_is_refused_with_the_list_and_forced_on_request(
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     manifest["versions"] |= {"torch": "2.0", "CPU kernels": "made by another compiler"}
     (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    forced = ["--max_steps", "6", "--weight_decay", "0.01", "--force"]
+    forced = ["--max_steps", "6", "--weight_decay", "0.01", "--max_completion_length", "20"]
+    forced += ["--force"]
     assert main(["train", "--resume", str(run), *forced]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "checkpoint-5: step 5 of 6" in said
     assert "torch was 2.0 and is" in said and "the last bits may differ" in said
     assert "CPU kernels was made by another compiler and is" in said
+    # The new budget is the verdict's on both sides.
+    assert "Measuring before training" in said and (run / "evals" / "verdict.json").exists()
     assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["resumed"][0]["forced"]
     assert lines(run / "metrics.jsonl") == 7  # six steps and the summary
 
@@ -274,3 +279,36 @@ def test_what_cannot_be_resumed_says_why(tmp_path: Path, capsys: Captured) -> No
     assert main(["train", "--resume"]) == 2
     assert main(["train", "--resume_from_checkpoint", "latest"]) == 2
     assert "of which run" in capsys.readouterr().err
+
+
+@fault("stops", "SIGTERM while the trained model is written",
+       "that what it learned is saved, and how to get the verdict", 143)  # fmt: skip
+def test_a_signal_while_the_trained_model_is_saved_waits_until_it_is(
+    short: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = GRPOTrainer.save_model
+
+    def interrupted(self: Any, output_dir: str | None = None, **how: Any) -> None:
+        if output_dir is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        save(self, output_dir, **how)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPOTrainer, "save_model", interrupted)
+        assert main(["train", "--output_dir", str(run), "--max_steps", "3", *STEADY]) == 143
+    assert "before its verdict; what it learned is saved" in capsys.readouterr().err
+    weights = "adapter_model.safetensors"
+    assert (run / weights).read_bytes() == (short / weights).read_bytes()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert contents(run) == contents(short)
+
+
+def test_a_control_that_is_made_longer_has_forced_nothing(tmp_path: Path, capsys: Captured) -> None:
+    run = tmp_path / "run"
+    control = ["--control", "random", "--reward_weights", "1", "1", "1", "1", "0.5"]
+    assert main(["train", "--output_dir", str(run), "--max_steps", "1", *STEADY, *control]) == 0
+    assert main(["train", "--resume", str(run), "--max_steps", "2"]) == 0
+    assert "forced" not in capsys.readouterr().out
+    resumed = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["resumed"][0]
+    assert resumed["longer"] and not resumed["forced"]

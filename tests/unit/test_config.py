@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from abacist.errors import UsageError
 from abacist.learning.config import full_help, load_config
 from abacist.learning.helptext import recipe_names
 from abacist.learning.limits import RETIRED
+from abacist.learning.task import load_task
 from abacist.task.rewards import built_in, load_reward_funcs
 
 
@@ -257,13 +259,18 @@ def test_recipes_for_a_machine_without_a_gpu_are_small_and_form_cannot_outweigh_
     assert config.chooses_checkpointing and script.num_heldout_problems <= 200
 
 
-def test_the_weights_of_a_recipe_are_of_its_rewards_only() -> None:
+def test_a_reward_of_the_recipe_keeps_its_weight_beside_others_which_count_once() -> None:
     def weights(*flags: str, recipe: str = "any-cpu") -> Any:
         return load_config(recipe, None, list(flags)).training.reward_weights
 
     assert weights() == weights("--reward_funcs", "default") == [1.0, 0.2, 0.2, 0.2, 0.2]
-    assert weights("--reward_funcs", "default", recipe="qwen2.5-0.5b") is None  # its own are six
-    assert weights("--reward_funcs", "correctness") is None
+    form = [0.2, 0.2, 0.2, 0.2]
+    assert weights("--reward_funcs", "default", recipe="qwen2.5-0.5b") == [1.0, *form]
+    with_own = ("--reward_funcs", "mine.py:brief", "default", "valid_steps")
+    assert weights(*with_own) == [1.0, 1.0, *form, 1.0]
+    assert weights("--reward_funcs", "int_reward_func", "correctness") == [0.2, 1.0]
+    for others in (["mine.py:brief"], ["gist"], ["gist.int_reward_func", "valid_steps"]):
+        assert weights("--reward_funcs", *others) is None
     both = ("--reward_funcs", "correctness", "integer", "--reward_weights", "1", "3")
     assert weights(*both) == [1.0, 3.0]
 
@@ -274,3 +281,52 @@ def test_the_weights_of_a_recipe_are_of_its_rewards_only() -> None:
 def test_scale_rewards_in_words_is_what_trl_computes_with(given: str, kept: str) -> None:
     config = load_config("tiny", None, ["--scale_rewards", given])
     assert config.training.scale_rewards == kept
+
+
+@pytest.mark.parametrize("given", [["none"], ["tensorboard"]])
+def test_a_saved_configuration_is_read_back_whatever_it_reports_to(
+    given: list[str], tmp_path: Path
+) -> None:
+    config = load_config("gist", None, ["--report_to", *given])
+    saved = tmp_path / "config.yaml"
+    saved.write_text(config.to_yaml(), encoding="utf-8")
+    again = load_config(None, str(saved), [])
+    assert again.training.report_to == config.training.report_to
+    assert again.to_yaml() == config.to_yaml()
+    # A file of an older version holds an empty list.
+    settings = yaml.safe_load(config.to_yaml()) | {"report_to": []}
+    saved.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert load_config(None, str(saved), []).training.report_to == []
+
+
+@pytest.mark.parametrize("off", ["false", "none", "False"])
+def test_no_resume_may_be_asked_for_in_words(off: str, tmp_path: Path) -> None:
+    config = load_config("tiny", None, ["--resume_from_checkpoint", off])
+    assert config.training.resume_from_checkpoint is None
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: tiny\nresume_from_checkpoint: {off}\n", encoding="utf-8")
+    assert load_config(None, str(path), []).training.resume_from_checkpoint is None
+
+
+def test_switching_off_one_precision_asks_for_no_other() -> None:
+    assert not load_config("tiny", None, ["--use_cpu", "--fp16", "false"]).training.bf16
+    assert not load_config("tiny", None, ["--use_cpu", "--bf16", "false"]).training.bf16
+
+
+def test_no_examples_is_a_number_too_where_a_file_of_them_is_set() -> None:
+    generated = ["--dataset_name", "generated", "--num_train_problems", "20"]
+    count = [
+        len(load_task(load_config("qwen2.5-0.5b", None, [*flags, *generated])).shots)
+        for flags in ([], ["--num_shots", "0"], ["--num_shots", "1"])
+    ]
+    assert count == [2, 0, 1]
+
+
+def test_data_that_moved_with_its_run_is_found_beside_its_settings(tmp_path: Path) -> None:
+    row = json.dumps({"question": "One and one?", "answer": "2"})
+    (tmp_path / "data.jsonl").write_text(row + "\n", encoding="utf-8")
+    saved = tmp_path / "config.yaml"
+    saved.write_text("dataset_name: /gone/run/data.jsonl\n", encoding="utf-8")
+    assert load_config(None, str(saved), []).script.dataset_name == str(tmp_path / "data.jsonl")
+    saved.write_text("dataset_name: /gone/run/other.jsonl\n", encoding="utf-8")
+    assert load_config(None, str(saved), []).script.dataset_name == "/gone/run/other.jsonl"

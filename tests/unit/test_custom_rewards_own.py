@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from abacist.errors import RewardError
-from abacist.task.custom_rewards import checked, import_reward
+from abacist.task.custom_rewards import call_reward, checked, import_reward
 
 COMPLETIONS = [[{"role": "assistant", "content": "a\nb"}], [{"role": "assistant", "content": "c"}]]
 
@@ -90,3 +91,32 @@ def test_a_file_of_a_package_is_told_by_which_name_it_can_be_imported(tmp_path: 
         import_reward(f"{file}:brief")
     named = found.value.hint.rpartition("example ")[2].rstrip(".")
     assert import_reward(named)(completions=["x"]) == [1.0]
+
+
+class Unsized:
+    """What an array of no dimension is: it has a length and cannot tell it."""
+
+    def __iter__(self) -> Iterator[float]:
+        raise TypeError("iteration over a 0-d array")
+
+    def __len__(self) -> int:
+        raise TypeError("len() of unsized object")
+
+
+@pytest.mark.parametrize(
+    "returned", [Unsized(), {0.5, 1.0}, frozenset([0.0, 1.0]), iter([0.0, 1.0]), 0.5, "ab", None]
+)
+def test_what_is_no_list_in_the_order_of_the_completions_is_refused_by_name(returned: Any) -> None:
+    def odd(completions: list[Any], **_: Any) -> Any:
+        return returned
+
+    with pytest.raises(RewardError, match=rf"'odd' returned a {type(returned).__name__}\."):
+        checked(odd)(prompts=["p", "q"], completions=COMPLETIONS)
+
+
+def test_an_asynchronous_reward_is_awaited_where_a_loop_runs_already_as_in_a_notebook() -> None:
+    async def cell() -> list[float | None]:
+        return call_reward(tidies_later, ["p", "q"], COMPLETIONS, [[1], [2]], {"answer": ["1"]})
+
+    assert asyncio.run(cell()) == [0.0, 0.0]
+    assert asyncio.run(cell()) == asyncio.run(cell())

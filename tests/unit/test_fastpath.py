@@ -220,6 +220,11 @@ def test_zero_advantage_rows_are_left_out_only_where_that_is_exact(
     assert fastpath.zero_advantage_rows(trainer, inputs)[:G].all()  # type: ignore[index]
     inputs["advantages"][:] = 0
     assert int((~fastpath.zero_advantage_rows(trainer, inputs)).sum()) == 1  # type: ignore[operator]
+    # The one that is kept for its entropy has tokens: the first was cut off, and is masked whole.
+    cut_off = inputs["completion_mask"].clone()
+    cut_off[0] = 0
+    kept = ~fastpath.zero_advantage_rows(trainer, {**inputs, "completion_mask": cut_off})  # type: ignore[operator]
+    assert int(kept.sum()) == 1 and bool(cut_off[kept].any())
     for config in ({"beta": 0.1}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}):
         other = make(GRPOTrainer, folder, tmp_path, **config)
         assert fastpath.zero_advantage_rows(other, inputs) is None, config

@@ -14,6 +14,8 @@ from abacist.learning.health.history import Facts
 from abacist.learning.health.rules import Watch
 from abacist.learning.rollout_rows import Scored, rollouts_of
 from abacist.learning.trainer import GRPOTrainer
+from abacist.records.rollout import read_rollouts, write_rollouts
+from abacist.task.reply import render_reply
 from faults import fault
 from unit.test_fastpath import PROBLEMS, G, fix_completions, make
 
@@ -127,3 +129,19 @@ def test_a_reward_that_applies_to_one_reply_a_step_is_not_called_dead() -> None:
             "completions/clipped_ratio": 0.0, "step": step,
         }  # fmt: skip
         assert watch.see(row) == []
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "kept"), [(2, 2), (2.0, 2), (2.5, None), ("hard", None), (math.nan, None)]
+)
+def test_labels_and_golds_of_other_types_are_kept_as_far_as_they_can_be(
+    difficulty: Any, kept: int | None, folder: Path, tmp_path: Path
+) -> None:
+    trainer = make(GRPOTrainer, folder, tmp_path)
+    row = {"problem_id": 17, "difficulty": difficulty, "answer": 4}
+    replies = [render_reply("2 + 2 = 4", "4"), "no answer"]
+    scored = Scored([row] * 2, ["a"] * 2, replies, [[5, 6]] * 2, torch.zeros(2, 1))
+    write_rollouts(tmp_path / "a.parquet", rollouts_of(trainer, scored, [1, 1], [0.0, 0.0]))
+    first, second = read_rollouts(tmp_path / "a.parquet")
+    assert (first.problem_id, first.difficulty, first.gold) == ("17", kept, "4")
+    assert (first.is_correct, second.is_correct) == (True, False)

@@ -33,7 +33,12 @@ RIGHT, WRONG, LOOSE = (
 
 
 def gated(
-    replies: list[str], size: int = 4, process: int = 0, cut_off: int = 0, is_masked: bool = True
+    replies: list[str],
+    size: int = 4,
+    process: int = 0,
+    cut_off: int = 0,
+    is_masked: bool = True,
+    gold: object = GOLD,
 ) -> tuple[list[float], float]:
     """The advantages, all 1 before, and the share of groups that was silenced.
 
@@ -47,7 +52,7 @@ def gated(
         _metrics={"train": defaultdict(list)},
     )
     ids = [[5, 4]] * cut_off + [[5, 9]] * (len(replies) - cut_off)
-    scored = Scored([{"answer": GOLD}] * len(replies), [], replies, ids, torch.empty(0))
+    scored = Scored([{"answer": gold}] * len(replies), [], replies, ids, torch.empty(0))
     advantages = torch.ones(len(replies))
     outcome_gating.gate(trainer, scored, advantages)
     (share,) = trainer._metrics["train"]["frac_outcome_gated"]
@@ -77,6 +82,12 @@ def test_replies_that_are_cut_off_say_nothing_about_the_format_where_they_are_le
     assert gated([WRONG] * 4, size=2, cut_off=4) == ([1.0] * 4, 0.0)  # nothing is known
 
 
+def test_golds_are_numbers_too_and_a_problem_without_one_has_no_outcome() -> None:
+    assert gated([RIGHT] * 4 + [WRONG] * 4, gold=7) == ([0.0] * 8, 1.0)
+    assert gated([RIGHT, WRONG] * 2, gold=7.0) == ([1.0] * 4, 0.0)
+    assert gated([RIGHT] * 4, gold=None) == ([1.0] * 4, 0.0)
+
+
 @given(st.lists(st.sampled_from([RIGHT, WRONG]), min_size=3, max_size=30))
 def test_a_mixed_group_keeps_every_advantage_and_no_other_keeps_one(replies: list[str]) -> None:
     replies = replies[: len(replies) // 3 * 3]
@@ -89,7 +100,8 @@ def test_a_mixed_group_keeps_every_advantage_and_no_other_keeps_one(replies: lis
 def test_a_group_that_is_spread_over_processes_is_judged_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    first = [(True, True, True), (True, True, True), (False, True, True)]  # the other process's
+    other = [(False, True), (False, True), (False, False)]  # without a gold, right
+    first = [(*row, True, True) for row in other]  # strict, counted
     monkeypatch.setattr(outcome_gating, "gather_object", lambda mine: first + mine)
     assert gated([RIGHT, WRONG, WRONG], size=2, process=1)[0] == [1.0, 0.0, 0.0]
     assert gated([WRONG, WRONG, WRONG], size=2, process=1)[0] == [0.0, 0.0, 0.0]

@@ -151,10 +151,11 @@ def test_alike_ids_and_too_few_problems_are_refused() -> None:
 
 
 def test_outcomes_are_read_by_the_answer_rule() -> None:
-    rows = [{"problem_id": "a", "answer": "7"}, {"problem_id": "b", "answer": "8"}]
+    golds = {"a": "7", "b": 8, "c": 7.0, "d": None}
+    rows = [{"problem_id": name, "answer": gold} for name, gold in golds.items()]
     text = "<reasoning>\n3 + 4 = 7\n</reasoning>\n<answer>\n7\n</answer>"
-    replies = [[{"role": "assistant", "content": text}]] * 2
-    assert outcomes(rows, replies) == [("a", True), ("b", False)]
+    replies = [[{"role": "assistant", "content": text}]] * 4
+    assert outcomes(rows, replies) == [("a", True), ("b", False), ("c", True)]
 
 
 ROWS = [

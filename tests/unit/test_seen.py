@@ -269,3 +269,20 @@ def test_an_overlap_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     replace(evaluation([GOOD]), overlap=overlap).save(tmp_path)
     assert load_side(str(tmp_path)).evaluation.overlap == overlap
     assert load_side(str(tmp_path)).evaluation.to_json()["seen"]["seen"] == 1
+
+
+def test_a_run_is_asked_the_problems_of_its_verdict_though_rows_without_a_gold_were_left_out(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "mine.jsonl"
+    rows = [
+        {"question": f"How much is {n} + 1?", "answer": "unknown" if n % 7 == 0 else str(n + 1)}
+        for n in range(400)
+    ]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    run = a_run(tmp_path / "run", data, skip_bad_rows=True, num_heldout_problems=12)
+    settings = RunDir(run).read_settings()
+    verdict = load_task(load_config(None, str(run / "config.yaml"), [])).heldout
+    found = load_data(Request(model=str(run)), settings, seen_by(run)).problems
+    assert [one.problem_id for one in found] == [one.problem_id for one in verdict]
+    assert len(found) == 12 and all(one.answer for one in found)

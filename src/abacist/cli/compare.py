@@ -151,6 +151,7 @@ def _by_shots(options: Namespace) -> Result:
     from abacist.policy.loading import quiet_libraries
     from abacist.policy.source import BUILT_IN
     from abacist.proof.comparison.gate import least_gain
+    from abacist.proof.comparison.sides import BEFORE, load_side
     from abacist.records.rundir import RunDir
     from abacist.view.comparison import shots_page
     from abacist.view.live import Live
@@ -163,7 +164,7 @@ def _by_shots(options: Namespace) -> Result:
     page = shots_page(
         found,
         str(path),
-        trained_at=str(settings.get("num_shots") or "0"),
+        trained_at=str(load_side(str(path), BEFORE).evaluation.settings.num_shots),
         is_built_in=settings.get("model_name_or_path") == BUILT_IN,
     )
     document = {"run": str(path), "shots": {n: one.to_json() for n, one in found.items()}}

@@ -226,7 +226,8 @@ def help_text() -> str:
 usage: abacist train [RECIPE] [--config FILE] [flags]
 
 Teaches a model with GRPO and measures it, before and after, on the same held-out problems.
-Without a recipe it is `tiny`: the built-in model and generated problems, minutes on any CPU.
+Without a recipe it is `tiny`: the built-in model and generated problems, minutes on any CPU; `any`
+if --model_name_or_path is given; with --config, the file and the defaults alone.
 
   abacist train
   abacist train qwen2.5-1.5b --num_generations 16 --report_to wandb

@@ -93,7 +93,7 @@ class ScriptArguments:
     num_heldout_problems: int = field(default=300, metadata=text_of("num_heldout_problems"))
     num_consistency_problems: int = field(default=100, metadata=text_of("num_consistency_problems"))
     system_prompt: str = field(default="default", metadata=text_of("system_prompt"))
-    num_shots: str = field(default="0", metadata=text_of("num_shots"))
+    num_shots: str | None = field(default=None, metadata=text_of("num_shots"))
     shots_file: str | None = field(default=None, metadata=text_of("shots_file"))
     reward_funcs: list[str] = field(
         default_factory=lambda: ["default"], metadata=text_of("reward_funcs")

@@ -38,15 +38,17 @@ from abacist.learning.limits import (
     split_at_commas,
     trackers,
 )
-from abacist.learning.paths import with_absolute_paths
+from abacist.learning.paths import with_absolute_paths, with_data_beside
 from abacist.learning.reply_selection import refuse_contradictions
-from abacist.learning.resume.checkpoints import run_to_resume
+from abacist.learning.resume.checkpoints import asks_for_none, run_to_resume
 
 AUTO = "auto"
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
 GENERAL_RECIPE = "any"
 # Where a run is kept is not part of what it does: config.yaml must run again as it stands.
+OUR_DEFAULTS = {"project": "abacist"}
+"""Where TRL and transformers have another."""
 NOT_SAVED = ("output_dir", "overwrite", "extends", "resume_from_checkpoint", "force")
 
 
@@ -129,6 +131,7 @@ class _Parser(HfArgumentParser):
             allow_abbrev=False,
             prog="abacist train",
         )
+        self.set_defaults(**OUR_DEFAULTS)
         for action in self._actions:
             if action.dest == "gradient_checkpointing" and "--gradient_checkpointing" in (
                 action.option_strings
@@ -203,8 +206,14 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     given = {key: value for key, value in settings.items() if sources[key] != ""}
     for key, (value, followed) in followers(of_recipe, given).items():
         settings[key], sources[key] = value, f"follows {followed}"
+    if asks_for_none(settings.get("resume_from_checkpoint")):
+        settings.pop("resume_from_checkpoint", None)
     _read_lists(settings, sources)
     refuse_out_of_range(settings, sources)
+    if config_path is not None:
+        settings = with_data_beside(settings, Path(config_path).parent)
+    elif began is not None:
+        settings = with_data_beside(settings, began.path)
     settings = with_absolute_paths(settings)
     notes += _fit_to_machine(settings)
     config = Config(
@@ -244,7 +253,7 @@ def _build(
     if training.get("gradient_checkpointing") == AUTO:  # a bool for TRL
         training["gradient_checkpointing"] = False
     training.setdefault("output_dir", None)
-    training.setdefault("project", "abacist")
+    training = {**OUR_DEFAULTS, **training}
     training["disable_tqdm"] = True  # progress is the watcher's
     if "eval_steps" in training:
         training.setdefault("eval_strategy", "steps")
@@ -344,7 +353,7 @@ def _fit_to_machine(settings: dict[str, Any]) -> list[str]:
         settings["use_cpu"] = True
     on_gpu = torch.cuda.is_available() and not settings.get("use_cpu")
     settings.setdefault("dataloader_pin_memory", on_gpu)
-    if not {"bf16", "fp16"} & settings.keys():
+    if "bf16" not in settings and not settings.get("fp16"):
         settings["bf16"] = on_gpu and torch.cuda.is_bf16_supported()
         if settings["bf16"]:
             notes.append("bf16 mixed precision: this GPU computes in it")
@@ -479,7 +488,9 @@ def flags_of(settings: Mapping[str, Any]) -> list[str]:
     tokens: list[str] = []
     for key, value in settings.items():
         if isinstance(value, list):
-            tokens += [f"--{key}", *map(_typed, value)]
+            # A run without trackers keeps an empty list.
+            names = ["none"] if key == "report_to" and not value else value
+            tokens += [f"--{key}", *map(_typed, names)]
         elif value is not None:
             tokens.append(f"--{key}={_typed(value)}")
     return tokens

@@ -430,7 +430,8 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
         split=split,
         limit=limit if cut_first else None,
         seed=FIXED_SEED,
-        keep_without_gold=True,
+        # The training read its own splits without them, before it drew as many as it wanted.
+        keep_without_gold=not is_own or split in ("test", "all"),
         **reading,
     )
     leave_out = not (request.include_seen or (is_own and split in ("train", "selection")))

@@ -173,7 +173,9 @@ def zero_advantage_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor
         return None
     skip: torch.Tensor = advantages == 0
     if bool(skip.all()):
-        skip[inputs["completion_mask"].sum(dim=1).argmin()] = False
+        lengths = inputs["completion_mask"].sum(dim=1)
+        # A row that is masked whole, because it was cut off, has no entropy to log.
+        skip[lengths.masked_fill(lengths == 0, lengths.max() + 1).argmin()] = False
     return skip if bool(skip.any()) else None
 
 

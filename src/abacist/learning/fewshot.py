@@ -16,6 +16,7 @@ from abacist.learning.config import Config, load_config
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.task import load_task
 from abacist.learning.tracking import Watcher, told_of
+from abacist.policy.choices import float32_matmul_precision
 from abacist.policy.loading import load_policy
 from abacist.proof.comparison.alike import refuse_unlike
 from abacist.proof.comparison.compare import Comparison, compare
@@ -26,7 +27,7 @@ from abacist.proof.unfinished import EvaluationFolder, asked_in, says_how_to_go_
 from abacist.records.provenance import data_fingerprint
 from abacist.records.rundir import RunDir
 from abacist.task.custom_rewards import RewardFunc
-from abacist.task.prompts import Shots, system_text
+from abacist.task.prompts import GIST, Shots, system_text
 
 
 def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[int, Comparison]:
@@ -49,9 +50,11 @@ def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[i
         run.lock()
         try:
             rewards = reported_rewards(config.settings, watcher.note, brought_in=run.path)
-            for when in own:
-                if missing := [count for count in counts if (count, when) not in found]:
-                    found |= _measure(run, config, own[when], missing, when, rewards, watcher)
+            # These figures stand beside the verdict, so they are measured in its precision.
+            with float32_matmul_precision(config.model.float32_matmul_precision):
+                for when in own:
+                    if missing := [count for count in counts if (count, when) not in found]:
+                        found |= _measure(run, config, own[when], missing, when, rewards, watcher)
         finally:
             run.release()
     control = config.script.control
@@ -63,7 +66,7 @@ def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[i
 
 def _kept(run: RunDir, config: Config, own: Evaluation, count: int, when: str) -> Evaluation | None:
     """What was measured already: by the run itself, or by an earlier call."""
-    if config.script.num_shots == str(count):
+    if own.settings.num_shots == count and config.script.num_shots != GIST:
         return own
     folder = _folder(run, count, when)
     if not (folder / "evaluation.json").is_file():

@@ -62,9 +62,10 @@ TRAIN_FLAGS = (
             Flag("--decimal_mark", "MARK", "of golds such as 3,5: point or comma"),
             Flag("--num_heldout_problems", "N", "problems of the verdict, measured before and "
                  "after; 0: no verdict"),
-            Flag("--num_consistency_problems", "N", "of these, get 4 sampled replies each, before "
-                 "and after (100); 0: none"),
-            Flag("--num_shots", "N", "solved examples in every prompt, or `gist` for its one-shot"),
+            Flag("--num_consistency_problems", "N", "how many of these also get 4 sampled replies "
+                 "each, before and after (100); 0: none"),
+            Flag("--num_shots", "N", "solved examples in every prompt, or `gist` for its one-shot "
+                 "(0, or all of --shots_file)"),
             Flag("--system_prompt", "TEXT", "default, none, or your own text asking for a format"),
         ),
     ),
@@ -73,7 +74,8 @@ TRAIN_FLAGS = (
         (
             Flag("--reward_funcs", "NAME …", "rewards by name, the sets `default` and `gist`, or "
                  "your own module.function or file.py:function"),
-            Flag("--reward_weights", "W …", "one factor for each"),
+            Flag("--reward_weights", "W …", "one factor for each; `default` is five (without it, "
+                 "1, and the recipe's for its own)"),
             Flag("--allow_hackable_rewards", "", "train on them although a hack earns what an "
                  "honest solution does"),
             Flag("--control", "KIND", "random or format: a placebo under the same budget, random "
@@ -115,7 +117,8 @@ TRAIN_FLAGS = (
             Flag("--log_completions", "", "print completions as it learns, and keep them in the "
                  "trackers; --num_completions_to_print N of each batch"),
             Flag("--logging_steps", "N", "steps between two lines of metrics"),
-            Flag("--eval_steps", "N", "steps between two looks at held-out problems"),
+            Flag("--eval_steps", "N", "steps between two measurements on the "
+                 "selection problems, none of which is in the verdict"),
             Flag("--save_steps", "N", "steps between two checkpoints"),
             Flag("--resume", "RUN", "go on with a run, or from one of its checkpoints, exactly; "
                  "with more --max_steps a finished one too"),

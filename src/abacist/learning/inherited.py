@@ -12,7 +12,7 @@ config file would, or, where a recipe or a file is named, its prompt, under that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from abacist.learning.arguments import ScriptArguments
 from abacist.records.provenance import EXPORT_FORMAT, EXPORT_NAME
 from abacist.records.rundir import RunDir
 from abacist.records.seen import read_object
+from abacist.task.custom_rewards import RewardFunc
+from abacist.task.rewards import HISTORIC, REWARD_SETS, built_in
 
 PROMPT_SETTINGS = ("system_prompt", "num_shots", "shots_file")
 # What belongs to one run, or to the model that it began with.
@@ -124,12 +126,25 @@ def _batch_of_groups(
 def _weights_of_rewards(
     recipe: Mapping[str, Any], given: Mapping[str, Any]
 ) -> dict[str, tuple[Any, str]]:
-    """None for other rewards: the recipe's weights are of its own."""
-    if "reward_weights" not in recipe or "reward_weights" in given or "reward_funcs" not in given:
+    """The recipe's for its own rewards, 1 for others; None if all are others."""
+    weights, names = recipe.get("reward_weights"), recipe.get("reward_funcs")
+    if not weights or not names or "reward_weights" in given or "reward_funcs" not in given:
         return {}
-    if given["reward_funcs"] == recipe.get("reward_funcs"):
-        return {}
-    return {"reward_weights": (None, "reward_funcs")}
+    of_rewards = dict(zip(_rewards(names), weights, strict=True))
+    rewards = _rewards(given["reward_funcs"])
+    if of_rewards.keys().isdisjoint(rewards):
+        return {"reward_weights": (None, "reward_funcs")}
+    followed = [of_rewards.get(reward, 1.0) for reward in rewards]
+    return {"reward_weights": (followed, "reward_funcs")}
+
+
+def _rewards(names: Iterable[str]) -> list[RewardFunc | str]:
+    """Those that ``names`` stand for, in order; a person's own by name, unread."""
+    found: list[RewardFunc | str] = []
+    for name in names:
+        row = built_in(name)
+        found += REWARD_SETS.get(name, (HISTORIC.get(name, name) if row is None else row.func,))
+    return found
 
 
 def _parts_of_a_run(

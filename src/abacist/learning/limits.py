@@ -233,14 +233,14 @@ RETIRED: dict[str, str] = {
     "dataset_prompt_column": "It is --question_column.",
     "dataset_streaming": "Problems are held in memory: GSM8K is 4 MB.",
     "reward_model_name_or_path": "Rewards here are functions: --reward_funcs module.function.",
-    "push_to_hub": "Not part of this version: upload the run directory with `hf upload`.",
+    "push_to_hub": "When the run is done: `abacist export RUN --to adapter --push_to_hub NAME`.",
     "model_init_kwargs": "Set --dtype, --attn_implementation and --model_revision.",
     "hub_token": "Tokens stay off command lines: set HF_TOKEN, or run `hf auth login`.",
     "use_auth_token": "Tokens stay off command lines: set HF_TOKEN, or run `hf auth login`.",
     "log_completions_hub_repo": "Not part of this version: upload completions/ with `hf upload`.",
     "auto_find_batch_size": "GRPO needs whole groups: lower --per_device_train_batch_size instead.",
-    "deepspeed": "Not offered: Abacist trains on one machine, with accelerate.",
-    "fsdp": "Not offered: Abacist trains on one machine, with accelerate.",
+    "deepspeed": "It is --accelerate_config zero2, or a file of accelerate that names DeepSpeed.",
+    "fsdp": "It is --accelerate_config fsdp2, or a file of accelerate that names FSDP.",
 }
 
 # Those that can be switched off, which asks for nothing: `push_to_hub: false` is no fault.

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from abacist.errors import DataError
 from abacist.learning.rollout_rows import Scored
 from abacist.records.rollout import StopReason
-from abacist.task.answers import same_answer
+from abacist.task.answers import gold_of, same_answer
 from abacist.task.reply import completion_text, parse_reply
 
 LEARNED_STRICT_FRACTION = 0.9
@@ -48,18 +48,21 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
     """
     replies = [parse_reply(completion_text(completion)) for completion in scored.completions]
     stop_ids = set(trainer.eos_token_ids)
+    golds = [gold_of(row["answer"]) for row in scored.rows]
     leaves_out = trainer.mask_truncated_completions
     known = [
         (
-            same_answer(reply.answer, row["answer"]),
+            gold is None,
+            gold is not None and same_answer(reply.answer, gold),
             reply.strict,
             not leaves_out or StopReason.of(ids, stop_ids) is not StopReason.LENGTH,
         )
-        for reply, row, ids in zip(replies, scored.rows, scored.completion_ids, strict=True)
+        for reply, gold, ids in zip(replies, golds, scored.completion_ids, strict=True)
     ]
-    solved, strict, counts = torch.tensor(gather_object(known)).unbind(dim=1)
+    unknown, solved, strict, counts = torch.tensor(gather_object(known)).unbind(dim=1)
     solved = solved.view(-1, trainer.num_generations)
     alike = (solved == solved[:, :1]).all(dim=1)
+    alike &= ~unknown.view(-1, trainer.num_generations).any(dim=1)
     # The mean over none is NaN, and the format then counts as not learned.
     if not strict[counts].float().mean() >= LEARNED_STRICT_FRACTION:
         alike[:] = False

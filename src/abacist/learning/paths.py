@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from abacist.policy.source import BUILT_IN
+from abacist.records.rundir import RunDir
 from abacist.task.custom_rewards import absolute_reward
 from abacist.task.problems import MADE_HERE
 from abacist.task.prompts import BUILT_IN_SHOTS
@@ -27,6 +28,14 @@ _MAY_BE_PATHS: dict[str, tuple[str, ...]] = {
     "accelerator_config": (),
     "fsdp_config": (),
 }
+
+
+def with_data_beside(settings: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """``settings`` of the folder ``run``; if it has moved with data of its own, naming that."""
+    kept, named = RunDir(run).data_path, Path(str(settings.get("dataset_name", "")))
+    if named.name == kept.name and not named.exists() and kept.is_file():
+        return {**settings, "dataset_name": str(kept)}
+    return dict(settings)
 
 
 def with_absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:

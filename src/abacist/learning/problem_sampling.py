@@ -28,7 +28,7 @@ from torch.utils.data import Sampler
 from trl.trainer.utils import RepeatSampler
 
 from abacist.errors import DataError, UsageError
-from abacist.task.answers import same_answer
+from abacist.task.answers import gold_of, same_answer
 from abacist.task.reply import completion_text, parse_reply
 
 CHOICES = ("uniform", "solve_rate")
@@ -277,11 +277,12 @@ def sampler_for(trainer: Any) -> SolveRateSampler | None:
 
 
 def outcomes(rows: Sequence[Mapping[str, Any]], completions: Sequence[Any]) -> list[Outcome]:
-    """Whose problem each completion answers, and whether it does so correctly."""
+    """Whose problem each completion answers, and whether it does so correctly, if it has a gold."""
     return [
         (
             row["problem_id"],
-            same_answer(parse_reply(completion_text(completion)).answer, row["answer"]),
+            same_answer(parse_reply(completion_text(completion)).answer, gold),
         )
         for row, completion in zip(rows, completions, strict=True)
+        if (gold := gold_of(row["answer"])) is not None
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from abacist.records.rollout import Rollout, StopReason
-from abacist.task.answers import same_answer
+from abacist.task.answers import gold_of, same_answer
 from abacist.task.reply import completion_text, parse_reply
 
 
@@ -52,7 +52,7 @@ def rollouts_of(
     ):
         text = completion_text(completion)
         answer = parse_reply(text).answer
-        gold = row.get("answer")
+        gold = gold_of(row.get("answer"))
         paid = zip(trainer.reward_func_names, scored.rewards[index].tolist(), strict=True)
         rollouts.append(
             Rollout(
@@ -67,11 +67,11 @@ def rollouts_of(
                 prompt_tokens=prompt_lengths[index],
                 completion_tokens=len(ids),
                 stop_reason=StopReason.of(ids, stop_ids),
-                problem_id=row.get("problem_id"),
-                difficulty=row.get("difficulty"),
-                gold=gold if isinstance(gold, str) else None,
+                problem_id=_as_text(row.get("problem_id")),
+                difficulty=_as_level(row.get("difficulty")),
+                gold=gold,
                 read_answer=answer,
-                is_correct=same_answer(answer, gold) if isinstance(gold, str) else None,
+                is_correct=None if gold is None else same_answer(answer, gold),
                 rewards={name: None if math.isnan(value) else value for name, value in paid},
                 reward=None if math.isnan(totals[index]) else totals[index],
                 advantage=advantages[index],
@@ -79,6 +79,16 @@ def rollouts_of(
             )
         )
     return rollouts
+
+
+def _as_text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _as_level(value: Any) -> int | None:
+    """A difficulty that is a whole number; a stranger's data may hold anything there."""
+    is_whole = isinstance(value, int | float) and float(value).is_integer()
+    return int(value) if is_whole and abs(value) < 2**31 else None
 
 
 def _messages(prompt: Any) -> list[dict[str, str]]:

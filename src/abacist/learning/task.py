@@ -117,13 +117,13 @@ def task_of(
 
 
 def _shots(script: ScriptArguments, problems: list[Problem], seed: int) -> Shots:
-    """Examples drawn from the training problems or a file of their own; all of it without a
+    """Examples drawn from the training problems, or from a file of their own: all of it without a
     number."""
     wanted = script.num_shots
     if script.shots_file is None:
-        return choose_shots(problems, wanted, seed=seed)
+        return choose_shots(problems, wanted or "0", seed=seed)
     found = load_shots(shots_path(script.shots_file), decimal_mark=script.decimal_mark)
-    if wanted != "0":
+    if wanted is not None:
         return choose_shots(found.all, wanted, seed=seed)
     choose_shots(found.all, len(found.all))  # raises where one of them cannot serve
     return found

@@ -85,11 +85,15 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
         if others is not None:
             others.hint = f"Nothing saved is lost: {processes.command_to_resume(run.path)}"
         held.enter_context(float32_matmul_precision(config.model.float32_matmul_precision))
+        # Before the rewards are loaded: those of a control change the settings.
+        differences = resuming.differing(config, run) if is_resumed else {}
         task, rewards, policy = load_parts(config, watcher)
         trackers = held.enter_context(trackers_of(config, run, watcher))
         held.enter_context(stops)
         try:
-            return _train_in(run, config, task, policy, rewards, stops, trackers, watcher)
+            return _train_in(
+                run, config, task, policy, rewards, differences, stops, trackers, watcher
+            )
         except StopNow as stop:
             if stop.signal_number is not None:
                 raise resuming.interrupted(stop, stops.where, run) from None
@@ -158,6 +162,7 @@ def _train_in(
     task: Task,
     policy: Policy,
     rewards: list[Any],
+    differences: dict[str, tuple[Any, Any]],
     stops: StopRequests,
     trackers: Trackers,
     watcher: Watcher,
@@ -188,7 +193,7 @@ def _train_in(
         }
     )
     if is_resumed:
-        made_of = resuming.checked_resumption(config, run, made_of, watcher)
+        made_of = resuming.checked_resumption(config, run, made_of, differences, watcher)
     heldout = HeldoutEvaluation(config, task, run, watcher)
     trainer = make_trainer(policy, rewards, heldout)
     looks = config.training.eval_strategy != "no"
@@ -208,8 +213,7 @@ def _train_in(
     processes.wait_for_all()
     watcher.note(f"  this run is kept in {run.path}")
 
-    num_sampled = config.script.num_consistency_problems
-    known = resuming.measured_before(run, task.heldout, num_sampled) if is_resumed else None
+    known = resuming.measured_before(config, run, task) if is_resumed else None
     if any(processes.agreed(known is None)):
         known = None
     if checkpointing := gradient_checkpointing.decide(config, task, policy, trainer):
@@ -238,8 +242,9 @@ def _train_in(
     trainer.stops, trainer.say = stops, lambda text: watcher.note(f"  {text}")
     trainer.train(resuming.checkpoint_to_resume(config, run, watcher) if is_resumed else None)
     guard.check()
-    trainer.save_model()
-    trainer.save_state()
+    with stops.deferred():
+        trainer.save_model()
+        trainer.save_state()
     stops.end_of_training()
     steps, after, sampled_after = trainer.state.global_step, None, None
     if task.heldout:

@@ -262,10 +262,12 @@ def _config_path(model: str) -> Path | None:
 
 
 def _shots(config: dict[str, Any], folder: Path) -> Shots:
-    if str(config.get("num_shots") or "0") == "0" and not config.get("shots_file"):
+    path, wanted = RunDir(folder).shots_path, config.get("num_shots")
+    if str(wanted or "0") == "0" and not config.get("shots_file"):
         return Shots()
-    path = RunDir(folder).shots_path
     if not path.is_file():
+        if str(wanted) == "0":  # none of the file was asked for
+            return Shots()
         raise RunError(
             f"{folder}: was trained with worked examples in its prompt, and shots.jsonl, which "
             "holds them, is missing.",

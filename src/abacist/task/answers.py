@@ -35,12 +35,13 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from abacist.task.answer_letters import letters_of
 from abacist.task.gloss import comes_to, without_glosses
 from abacist.task.numerals import Number, as_number, is_integer_numeral, plain_text, scaled
 
-__all__ = ["Number", "gold_text", "is_integer_numeral", "read_answer", "same_answer"]
+__all__ = ["Number", "gold_of", "gold_text", "is_integer_numeral", "read_answer", "same_answer"]
 
 # Beside the digits: nobody who was asked for one number writes more.
 MAX_ANSWER_CHARS = 1_000
@@ -88,6 +89,11 @@ def same_answer(answer: str | None, gold: str) -> bool:
     """
     value = None if answer is None else read_answer(answer)
     return value is not None and value == read_answer(gold_text(gold))
+
+
+def gold_of(value: Any) -> str | None:
+    """A gold as a data set holds it, text or a number, as text; None where there is none."""
+    return None if value is None else str(value)
 
 
 def gold_text(solution: str) -> str:

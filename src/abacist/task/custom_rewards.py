@@ -17,7 +17,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -319,14 +320,18 @@ class _Checked:
 
     def _usable(self, rewards: Any, completions: Sequence[Any]) -> list[float | None]:
         """``rewards`` as floats and Nones, or RewardError."""
-        is_text = isinstance(rewards, str | bytes | dict)
-        if is_text or not (hasattr(rewards, "__iter__") and hasattr(rewards, "__len__")):
+        has_no_order = isinstance(rewards, str | bytes | dict | set | frozenset)
+        try:
+            count = -1 if has_no_order or not hasattr(rewards, "__iter__") else len(rewards)
+        except TypeError:  # a generator, or an array of no dimension
+            count = -1
+        if count < 0:
             raise RewardError(
                 f"The reward '{self.__name__}' returned a {type(rewards).__name__}.", _HOW_TO_WRITE
             )
-        if len(rewards) != len(completions):
+        if count != len(completions):
             raise RewardError(
-                f"The reward '{self.__name__}' returned {len(rewards)} rewards for "
+                f"The reward '{self.__name__}' returned {count} rewards for "
                 f"{len(completions)} completions.",
                 "It must return one for each, in their order; None where it does not apply.",
             )
@@ -509,7 +514,17 @@ def call_reward(
         log_metric=_ignore,
         **columns,
     )
-    return list(asyncio.run(paid) if inspect.iscoroutine(paid) else paid)
+    return list(_awaited(paid) if inspect.iscoroutine(paid) else paid)
+
+
+def _awaited(call: Coroutine[Any, Any, Any]) -> Any:
+    """What ``call`` returns, also where a loop is running already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(call)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, call).result()
 
 
 def _ignore(*values: Any, **named: Any) -> None:

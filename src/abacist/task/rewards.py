@@ -32,7 +32,7 @@ from typing import Any
 
 from abacist.errors import RewardError
 from abacist.task import gist, steps
-from abacist.task.answers import is_integer_numeral, same_answer
+from abacist.task.answers import gold_of, is_integer_numeral, same_answer
 from abacist.task.custom_rewards import (
     DEFAULT_TIMEOUT_SECONDS,
     RewardFunc,
@@ -85,8 +85,8 @@ def correctness(
             "The column `answer` must hold one gold for each completion.",
         )
     return [
-        None if gold is None else 2.0 if same_answer(reply.answer, str(gold)) else 0.0
-        for reply, gold in zip(_replies(completions), answer, strict=True)
+        None if gold is None else 2.0 if same_answer(reply.answer, gold) else 0.0
+        for reply, gold in zip(_replies(completions), map(gold_of, answer), strict=True)
     ]
 
 

@@ -23,6 +23,7 @@ from abacist.learning.resume import checkpoints
 from abacist.learning.resume.reward_code import reward_sum
 from abacist.learning.resume.stopping import StopNow
 from abacist.learning.resume.training_state import KEPT_LINES, cut_after
+from abacist.learning.task import Task
 from abacist.learning.tracking import Watcher
 from abacist.policy.choices import choose_device
 from abacist.proof.comparison.compare import NO_CONTROL, Comparison, change_words, compare
@@ -277,9 +278,16 @@ def fingerprints(model: Any, rewards: Sequence[Any]) -> dict[str, Any]:
 
 
 def checked_resumption(
-    config: Config, run: RunDir, made_of: Mapping[str, Any], watcher: Watcher
+    config: Config,
+    run: RunDir,
+    made_of: Mapping[str, Any],
+    others: Mapping[str, tuple[Any, Any]],
+    watcher: Watcher,
 ) -> dict[str, Any]:
-    """Check the ingredients and warn of other versions; the manifest of the run that goes on."""
+    """Check the ingredients and warn of other versions; the manifest of the run that goes on.
+
+    ``others`` is what :func:`differing` found.
+    """
     begun = run.read_manifest()
     found = ingredient_differences(made_of, begun)
     refuse(found, config, run, watcher)
@@ -287,7 +295,6 @@ def checked_resumption(
         now = made_of["versions"].get(package)
         if now != version:
             watcher.note(f"  {package} was {version} and is {now}: the last bits may differ")
-    others = differing(config, run)
     longer = is_longer(others)
     entry = {
         "argv": scrub_argv(made_of["argv"]),
@@ -341,21 +348,32 @@ def checkpoint_to_resume(config: Config, run: RunDir, watcher: Watcher) -> str |
 
 
 def measured_before(
-    run: RunDir, heldout: Sequence[Problem], num_consistency_problems: int
+    config: Config, run: RunDir, task: Task
 ) -> tuple[Evaluation, Evaluation | None] | None:
-    """The measurements before training, if the run has all it wants, on these problems.
+    """The measurements before training, if the run has all that it wants: of these problems, with
+    these golds, prompts and budget, since those after it are to be compared with them.
 
-    The second, of sampled replies, is None where ``num_consistency_problems`` is 0.
+    The second, of sampled replies, is None where none are wanted.
     """
-    try:
-        greedy = Evaluation.load(run.evals_dir / "before")
-        sampled = (
-            Evaluation.load(run.evals_dir / "before-sampled") if num_consistency_problems else None
+    repeated = task.heldout[: config.script.num_consistency_problems]
+
+    def load(name: str, problems: Sequence[Problem]) -> Evaluation | None:
+        found = Evaluation.load(run.evals_dir / name)
+        prompts = {row["problem_id"]: row["prompt"] for row in task.rows(problems)}
+        is_same = (
+            [(one.problem_id, one.answer) for one in found.problems]
+            == [(one.problem_id, one.answer) for one in problems]
+            and found.settings.max_completion_tokens == config.max_completion_tokens
+            and all(reply.messages == prompts[reply.problem_id] for reply in found.rollouts)
         )
+        return found if is_same else None
+
+    try:
+        greedy = load("before", task.heldout)
+        sampled = load("before-sampled", repeated) if repeated else None
     except (AbacistError, OSError):
         return None
-    same = [problem.problem_id for problem in greedy.problems] == [p.problem_id for p in heldout]
-    return (greedy, sampled) if same else None
+    return None if greedy is None or (repeated and sampled is None) else (greedy, sampled)
 
 
 def what_is_left(
