@@ -144,6 +144,12 @@ def test_json_is_one_object_and_markdown_is_written_where_asked(
         (["a", "--seeds", "b", "c", "--control", "d"], 2, "--control takes one run"),
         (["a", "--allow_different", "problems"], 2, "invalid choice"),
         (["a", "--at_least", "many"], 2, "not a number"),
+        (["a", "--shots", "1", "--sampled"], 2, "--sampled says nothing beside --shots"),
+        (["a", "--shots", "1", "--include_seen", "--examples", "2"], 2, "say nothing beside"),
+        (["a", "--shots", "1", "--allow_different", "budget"], 2, "--allow_different says"),
+        (["--seeds", "a", "b", "--examples", "2"], 2, "--examples says nothing beside --seeds"),
+        (["a", "--markdown", "."], 2, "is no Markdown file"),
+        (["a", "--markdown", "/dev/null"], 2, "is no Markdown file"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_with_a_remedy(
@@ -220,3 +226,41 @@ def test_a_control_is_trained_and_named_and_a_run_is_measured_at_other_shots(
     assert not (run / "evals" / "shots-0").exists()  # what the run itself has measured
     code, again = compared(capsys, str(run), "--shots", "1", "0")
     assert code == 3 and "Measuring" not in again and "shots base trained" in again
+
+
+def test_a_file_of_another_kind_is_never_replaced_by_the_page(
+    run_of: Made, tmp_path: Path, capsys: Captured
+) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine", encoding="utf-8")
+    run = run_of("a", right_on(38))
+    assert main(["compare", run, "--markdown", str(notes)]) == 2
+    assert notes.read_text(encoding="utf-8") == "mine" and "left alone" in capsys.readouterr().err
+    page = tmp_path / "page.md"
+    for _ in range(2):  # its own page may be written again
+        assert main(["compare", run, "--markdown", str(page)]) == 0
+
+
+def test_evaluations_are_told_apart_from_inside_their_run_as_from_above(
+    run_of: Made, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    run = Path(run_of("placebo", right_on(38), control="random"))
+    above = compared(capsys, str(run / "evals" / "before"), str(run / "evals" / "after"))
+    assert above[0] == 0 and "B is a control" in above[1]
+    monkeypatch.chdir(run / "evals")
+    assert "B is a control" in compared(capsys, "before", "after")[1]
+    monkeypatch.chdir(run / "evals" / "after")
+    assert "B is a control" in compared(capsys, "../before", ".")[1]
+    assert compared(capsys, "../before", ".", "--sampled")[0] == 0
+
+
+def test_what_a_run_says_of_itself_reaches_the_terminal_harmless(
+    run_of: Made, tmp_path: Path, capsys: Captured
+) -> None:
+    evil = "be \x1b]0;owned\x07\x1b[2J"
+    runs = [run_of(f"s{n}", right_on(38), system_prompt=f"{evil}{n}") for n in (0, 1)]
+    page = tmp_path / "page.md"
+    main(["compare", "--seeds", *runs, "--markdown", str(page)])
+    said = capsys.readouterr().out
+    assert "system_prompt: " in " ".join(said.split())
+    assert not set("\x1b\x07") & set(said + page.read_text(encoding="utf-8"))

@@ -317,3 +317,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["doctor", str(tmp_path / "nowhere")]) == 1
     assert "no such run directory" in capsys.readouterr().err
     assert main(["doctor", str(tmp_path), "--online"]) == 2
+
+
+def test_a_command_to_type_has_its_path_in_quotes_where_it_needs_them(
+    run: RunDir, tmp_path: Path
+) -> None:
+    (run.path / "adapter_model.safetensors").unlink()
+    spaced = tmp_path / "my runs"
+    run.path.rename(spaced)
+    hints = [finding.remedy for finding in summarise(spaced) if finding.remedy]
+    assert any(f"--resume '{spaced}'" in hint for hint in hints)

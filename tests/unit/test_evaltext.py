@@ -9,7 +9,7 @@ import pytest
 
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.overlap import Overlap
-from abacist.view.charts import save_difficulty_chart
+from abacist.view.charts import difficulty_plot, difficulty_series, save_difficulty_chart
 from abacist.view.evaltext import (
     evaluation_json,
     evaluation_markdown,
@@ -117,3 +117,13 @@ def test_kinds_of_which_none_was_sampled_have_a_row_all_the_same() -> None:
         line for line in evaluation_text(greedy, sampled).splitlines() if "3 steps" in line
     )  # fmt: skip
     assert row.split()[-2:] == ["-", "-"]
+
+
+def test_a_difficulty_of_which_nothing_was_sampled_leaves_a_gap_in_the_chart() -> None:
+    problems = [problem(n, difficulty=1 + n % 3) for n in range(9)]
+    greedy = evaluation([GOOD] * 9, problems)
+    sampled = evaluation([[GOOD, WRONG]] * 2, problems[:2])
+    series = difficulty_series(greedy, sampled)
+    gaps = {name: [one is None for one in found] for name, found in series.items()}
+    assert [False, False, True] in gaps.values() and [False] * 3 in gaps.values()
+    assert difficulty_plot(greedy, sampled) is not None

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abacist.errors import DataError, RunError
+from abacist.proof.comparison.compare import compare
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.statistics import proportion
 from abacist.records.rollout import StopReason, write_rollouts
 from abacist.task.custom_rewards import checked
+from abacist.task.problems import Problem
 from abacist.task.reply import render_reply
 from abacist.task.rewards import load_reward_funcs
 from evaluated import BARE, GOOD, POLICY, SILENT, WORKLESS, WRONG, evaluation, problem, saying
@@ -223,3 +225,33 @@ def test_the_historic_rewards_get_golds_without_commas_and_ours_the_same_value()
 def test_no_rewards_is_a_choice_too() -> None:
     found = evaluation([GOOD], rewards=[])
     assert found.rewards == {} and found.rollouts[0].rewards == {} and found.accuracy.value == 1.0
+
+
+def test_a_reply_to_which_no_reward_applies_has_no_reward_and_not_a_reward_of_zero() -> None:
+    def of_the_first(prompts: Any, completions: Any, answer: Any, **_: Any) -> list[float | None]:
+        return [None] * len(completions)
+
+    none, zero = (
+        evaluation([GOOD], rewards=rewards).rollouts[0]
+        for rewards in ([of_the_first], [lambda completions, **_: [0.0] * len(completions)])
+    )
+    assert none.reward is None and zero.reward == 0.0
+
+
+def test_under_its_native_prompt_every_figure_reads_the_form_that_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    replies = ["So it is \\boxed{7}.", "So it is \\boxed{8}."] * 3
+    problems = [problem(n, difficulty=1 + n % 2) for n in range(6)]
+
+    def bare_question(one: Problem) -> list[dict[str, str]]:
+        return [{"role": "user", "content": one.question}]
+
+    found = evaluation(replies, problems, native_messages=bare_question)
+    found.save(tmp_path)
+    for one in (found, Evaluation.load(tmp_path)):
+        assert one.accuracy.value == 0.5 and one.own_form_accuracy == one.accuracy
+        assert [row.accuracy.value for row in one.by_difficulty()] == [1.0, 0.0]
+        assert [reply.is_correct for reply in one.rollouts] == [True, False] * 3
+    change = compare(evaluation([WRONG] * 6, problems), found, allow_different=("prompt",))
+    assert change.accuracy.after.value == change.after.figures["correct"].value == 0.5

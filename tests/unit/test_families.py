@@ -96,3 +96,26 @@ def test_a_part_that_a_family_lacks_is_named_and_not_used(monkeypatch: pytest.Mo
     ids = torch.randint(4, 60, (2, 8))
     logps, _ = score(model, ids, torch.ones_like(ids), 3, temperature=1.0)
     assert logps.isfinite().all()
+
+
+def test_attention_that_looks_ahead_is_refused() -> None:
+    model = made(FAMILIES[0])
+    assert unsupported_reason(model, FastPart.SCORING) is None
+    model.config.is_causal = False
+    for part in (FastPart.DECODING, FastPart.SCORING):
+        assert "not causal" in str(unsupported_reason(model, part))
+
+
+@pytest.mark.parametrize("what", ["lm_head", "model.norm", "model.layers.1.mlp.up_proj"])
+def test_dtypes_that_our_engine_does_not_multiply_together_are_refused(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(FAMILIES[0]).to(torch.bfloat16)
+    model.get_submodule(what).float()
+    with monkeypatch.context() as patch:
+        patch.setattr(families.build, "library", lambda: None)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = unsupported_reason(model, FastPart.DECODING)
+        assert found == "it holds float32 beside bfloat16"
+    model.get_submodule(what).half()
+    assert unsupported_reason(model, FastPart.DECODING) == "it holds float16 beside bfloat16"

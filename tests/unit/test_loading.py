@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, MptConfig
 
 from abacist.errors import ModelError
 from abacist.policy import choices, loading, source
+from abacist.policy.chat import PlainChat
 from abacist.policy.choices import choose_attention, choose_device, choose_dtype
-from abacist.policy.loading import Policy, default_lora, load_policy
+from abacist.policy.decoding.generation import generate
+from abacist.policy.families import FastPart, unsupported_reason
+from abacist.policy.loading import Policy, default_lora, load_chat, load_policy
 from abacist.policy.source import find
 
 Fold = Callable[[str], Path]
@@ -539,3 +544,55 @@ def test_a_missing_built_in_model_says_how_to_get_it(
     with pytest.raises(ModelError, match="built-in model is missing") as caught:
         find("tiny")
     assert "CONTRIBUTING" in caught.value.hint
+
+
+@pytest.mark.parametrize(("config", "longest"), [(BloomConfig, None), (MptConfig, 77)])
+def test_a_model_that_names_no_longest_text_has_none(
+    config: Any, longest: int | None, folder: Path
+) -> None:
+    rows = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    size = {"hidden_size": 32, "n_layer": 1, "n_head": 2, "vocab_size": rows}
+    given = size if longest is None else {**size, "d_model": 32, "max_seq_len": longest}
+    (folder / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_config(config(**given)).save_pretrained(folder)
+    policy = load_policy(str(folder))
+    assert policy.context_tokens == (longest or sys.maxsize)
+    asked = [{"role": "user", "content": "One and one?"}]
+    ((reply,),) = generate(policy, [asked], max_completion_tokens=4)
+    assert 1 <= len(reply.ids) <= 4
+
+
+def test_an_adapter_of_a_method_derived_from_lora_is_loaded_as_what_it_is(
+    lookalike: Fold, tmp_path: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(lookalike(QWEN))
+    how = {"target_modules": ["q_proj"], "init_r": 4, "target_r": 2, "total_step": 10}
+    adapted = get_peft_model(base, AdaLoraConfig(task_type="CAUSAL_LM", **how))
+    adapted.peft_config["default"].base_model_name_or_path = str(lookalike(QWEN))
+    adapted.save_pretrained(tmp_path)
+    policy = load_policy(str(tmp_path))
+    assert type(policy.model.active_peft_config) is AdaLoraConfig
+    assert "AdaLora" in str(unsupported_reason(policy.model, FastPart.DECODING))
+
+
+def test_the_chat_alone_has_the_stop_tokens_of_the_loaded_model(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["eos_token_id"] = [2, 5, 7]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    stop_ids = load_policy(str(folder)).chat.stop_ids
+    assert {2, 5, 7} <= set(stop_ids) and load_chat(str(folder)).stop_ids == stop_ids
+
+
+def test_a_stop_token_without_a_name_is_named_by_its_number_in_plain_text_too(
+    folder: Path,
+) -> None:
+    rows = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    settings = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    settings["eos_token_id"] = [rows - 1]
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    chat = load_policy(str(folder)).chat
+    nameless = chat.tokenizer.convert_ids_to_tokens(rows - 1) is None
+    for notes in (chat.notes, PlainChat.of(chat).notes):
+        assert not nameless or f"number {rows - 1}" in dict(notes)["stop tokens"]
+    assert nameless

@@ -23,11 +23,11 @@ import pytest
 import torch
 
 from abacist.cli.main import main
-from abacist.delivery import archive, verify_replay
+from abacist.delivery import archive, verify_replay, verify_weights
 from abacist.delivery.bundle import Bundle, bundle
 from abacist.delivery.findings import alike
 from abacist.delivery.verify import Request, Verification, verify
-from abacist.errors import UsageError
+from abacist.errors import ModelError, UsageError
 from abacist.records.openings import EVAL, Opening, note_opening
 from bundles import Edit, Members, edit_json, edit_line, edit_rows, tampered
 from made_runs import rollout
@@ -489,6 +489,40 @@ def test_only_the_published_fingerprint_tells_of_a_date_that_nothing_contradicts
 def test_a_fingerprint_that_is_none_is_refused(made: Bundle, given: str) -> None:
     with pytest.raises(UsageError, match="is not one"):
         verify(Request(made.path, fingerprint=given))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"device": "cuda:99"}, "cuda"),
+        ({"dtype": "bf16"}, "There is no dtype 'bf16'"),
+        ({"weights": Path("nowhere")}, "no such folder of weights"),
+    ],
+)
+def test_a_flag_that_cannot_be_followed_says_nothing_of_the_bundle(
+    given: dict[str, Any], says: str, made: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        verify(Request(made.path, **given))
+    ((name, value),) = given.items()
+    assert main(["verify", str(made.path), f"--{name}", str(value)]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_base_that_cannot_be_loaded_leaves_its_replies_unchecked_and_is_no_fault(
+    made: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: Any, **how: Any) -> Any:
+        raise ModelError("The copy is damaged.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify_weights, "_load", fails)
+        found = verify(Request(made.path, replies=4))
+    replay = {check.name: check for check in found.checks}["replay"]
+    assert replay.is_incomplete and any(
+        "base cannot be loaded" in one for one in replay.not_checked
+    )
+    assert all(fault.file != "weights of base" for fault in replay.faults)
 
 
 def test_the_command_exits_with_what_it_found(

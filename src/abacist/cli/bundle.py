@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from abacist.cli import console
@@ -27,7 +28,10 @@ def run(argv: list[str]) -> int:
         for note in made.notes:
             print(f"  {note}")
         print(f"Its fingerprint, to be published beside the result:\n  {made.fingerprint}")
-        print(f"Anybody can check it:\n  abacist verify {made.path} --fingerprint …")
+        print(
+            "Anybody can check it:\n  "
+            + console.as_typed(f"abacist verify {shlex.quote(str(made.path))} --fingerprint …")
+        )
         print("It holds the questions, golds and replies of the run, and no path or token of this "
               "machine.")  # fmt: skip
     return 0

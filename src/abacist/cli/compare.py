@@ -61,7 +61,8 @@ def run(argv: list[str]) -> int:
         if options.markdown is not None:
             from abacist.records.rundir import write_aside
 
-            write_aside(Path(options.markdown), as_markdown("Comparison", page).encode())
+            text = as_markdown("Comparison", page).encode("utf-8", "backslashreplace")
+            write_aside(Path(options.markdown), text)
         if options.html is not None:
             from abacist.view.report.writing import write_comparison
 
@@ -90,6 +91,7 @@ def _of_pair(options: Namespace) -> Result:
     from abacist.proof.comparison.gate import pair_gate
     from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
     from abacist.view.comparison import control_blocks, pair_page
+    from abacist.view.plaintext import visible
 
     first, *rest = options.evaluations
     named = [(first, AFTER if rest else BEFORE), (rest[0] if rest else first, AFTER)]
@@ -98,18 +100,19 @@ def _of_pair(options: Namespace) -> Result:
     sides = [load_side(path, when, sampled=options.sampled) for path, when in named]
     (a, b, *control), left_out = _of_new_problems(options, sides)
     gate = pair_gate(a, b, *control, allow_different=options.allow_different)
-    page = pair_page(gate.found, (a.name, b.name), num_examples=options.examples)
+    num_examples = 3 if options.examples is None else options.examples
+    page = pair_page(gate.found, (a.name, b.name), num_examples=num_examples)
     document: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
         "comparison": gate.found.to_json(),
-        "examples": [one.to_json("a", "b") for one in gate.found.examples(options.examples)],
+        "examples": [one.to_json("a", "b") for one in gate.found.examples(num_examples)],
     }
     if (beside := gate.control) is not None:
         document["control"] = beside.to_json()
         page[2:2] = control_blocks(gate.found, beside.gain, beside.beyond, beside.name)
     notes = left_out + gate.notes
-    page += [f"Note: {note}" for note in notes]
+    page += [f"Note: {visible(note)}" for note in notes]
     return Result(page, document | {"notes": notes}, gate.sure_gain, (a.name, b.name), gate.found)
 
 
@@ -117,6 +120,7 @@ def _of_seeds(options: Namespace) -> Result:
     from abacist.proof.comparison.gate import seeds_gate
     from abacist.proof.comparison.sides import AFTER, BEFORE, load_side
     from abacist.view.comparison import seeds_page
+    from abacist.view.plaintext import visible
 
     runs = options.seeds
     afters = [load_side(one, AFTER, sampled=options.sampled) for one in runs]
@@ -129,7 +133,7 @@ def _of_seeds(options: Namespace) -> Result:
     gate = seeds_gate(befores, afters, allow_different=options.allow_different)
     a_name = befores[0].name if options.evaluations else "each run, before training"
     notes = left_out + gate.notes
-    page = [*seeds_page(gate.found, a_name), *(f"Note: {note}" for note in notes)]
+    page = [*seeds_page(gate.found, a_name), *(f"Note: {visible(note)}" for note in notes)]
     names = [side.name for side in afters]
     document = {"a": a_name, "b": names, "seeds": gate.found.to_json(), "notes": notes}
     return Result(page, document, gate.sure_gain, (a_name, ", ".join(names)))
@@ -174,11 +178,15 @@ def _by_shots(options: Namespace) -> Result:
 def _refuse_contradictions(options: Namespace) -> None:
     """UsageError for what cannot be meant together, before anything is loaded."""
     given, seeds = options.evaluations, options.seeds
+    if options.markdown is not None:
+        _refuse_to_replace(Path(options.markdown))
     if options.shots is not None:
         if len(given) != 1 or seeds is not None or options.control is not None:
             raise UsageError("--shots is about one run", "abacist compare RUN --shots 0 1 8")
+        _refuse_flags(options, "--shots", "sampled", "include_seen", "allow_different", "examples")
         return
     if seeds is not None:
+        _refuse_flags(options, "--seeds", "examples")
         if options.control is not None:
             raise UsageError(
                 "--control takes one run, and --seeds names several",
@@ -200,6 +208,24 @@ def _refuse_contradictions(options: Namespace) -> None:
         raise UsageError(
             f"{len(given)} evaluations were named, and a comparison has two sides",
             "If the first is the base and the others are several seeds of one method, add --seeds.",
+        )
+
+
+def _refuse_flags(options: Namespace, beside: str, *names: str) -> None:
+    given = [f"--{name}" for name in names if getattr(options, name)]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} say{'s' * (len(given) == 1)} nothing beside {beside}",
+            f"Leave {'it' if len(given) == 1 else 'them'} out.",
+        )
+
+
+def _refuse_to_replace(target: Path) -> None:
+    """UsageError for what is no Markdown file: measuring may take a while, and is not lost so."""
+    if target.is_dir() or (target.exists() and target.suffix.lower() not in (".md", ".markdown")):
+        raise UsageError(
+            f"{target} exists and is no Markdown file: it is left alone",
+            "Name a file that ends .md.",
         )
 
 
@@ -237,7 +263,7 @@ def _parser() -> Parser:
                         "default they are left out, and counted")  # fmt: skip
     parser.add_argument("--at_least", type=not_negative, default=0.0, metavar="POINTS",
                         help="how much better B must surely be (0)")  # fmt: skip
-    parser.add_argument("--examples", type=count, default=3, metavar="N",
+    parser.add_argument("--examples", type=count, metavar="N",
                         help="problems to show with both replies (3)")  # fmt: skip
     parser.add_argument("--markdown", metavar="FILE", help="write the page there too, as Markdown")
     parser.add_argument("--html", metavar="FILE", help="write the page there too, with charts and "

@@ -43,10 +43,11 @@ def render(groups: Sequence[Group], width: int = 96) -> str:
 def normalise(argv: Sequence[str]) -> list[str]:
     """Flags in one spelling: ``--num-shots=5`` becomes ``--num_shots 5``, as TRL would read it.
 
-    Only what looks like a flag is touched, and nothing after a bare ``--``.
+    Only what looks like a flag is touched, and nothing after a bare ``--``. A value that begins
+    with a dash stays with its flag, or it would be taken for one.
 
-    >>> normalise(["tiny", "--learning-rate=-1e-3", "--use_peft"])
-    ['tiny', '--learning_rate', '-1e-3', '--use_peft']
+    >>> normalise(["tiny", "--num-shots=5", "--learning-rate=-1e-3", "--use_peft"])
+    ['tiny', '--num_shots', '5', '--learning_rate=-1e-3', '--use_peft']
     """
     spelled: list[str] = []
     for index, argument in enumerate(argv):
@@ -54,9 +55,11 @@ def normalise(argv: Sequence[str]) -> list[str]:
             return [*spelled, *argv[index:]]
         if argument.startswith("--") and _FLAG.fullmatch(argument):
             name, equals, value = argument.partition("=")
-            spelled.append("--" + name[2:].replace("-", "_"))
-            if equals:
-                spelled.append(value)
+            flag = "--" + name[2:].replace("-", "_")
+            if value.startswith("-"):
+                spelled.append(f"{flag}={value}")
+            else:
+                spelled += [flag, value] if equals else [flag]
         else:
             spelled.append(argument)
     return spelled

@@ -25,6 +25,7 @@ def run(argv: list[str]) -> int:
             "abacist report RUN --trackio PROJECT",
         )
     with console.stdout_for(result_only=options.json) as stdout:
+        from abacist.view.plaintext import visible
         from abacist.view.report.writing import default_path, write_report
 
         if options.serve:
@@ -43,7 +44,7 @@ def run(argv: list[str]) -> int:
         else:
             print(f"The report is in {target}: open it in a browser.")
             for line in written["remarks"]:
-                print(f"  {line}")
+                print(f"  {visible(line)}")
             if traces is not None:
                 print(f"{traces:,} replies are traces in Trackio's project {options.trackio}: "
                       f"trackio show --project {options.trackio}")  # fmt: skip

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import io
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -207,7 +208,7 @@ def open_origin(request: ExportRequest) -> Origin:
         saved = checkpoints.checkpoints_of(path)
         raise RunError(
             f"{path}: holds no trained model, the run is not finished.",
-            f"Finish it with abacist train --resume {path}"
+            f"Finish it with abacist train --resume {shlex.quote(str(path))}"
             + (f", or export {saved[-1]}." if saved else "."),
         )
     settings = run.read_settings()

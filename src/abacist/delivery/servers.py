@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def _fitting(source: Source) -> tuple[list[str], dict[str, str]]:
 
 
 def _way_on(source: Source) -> str:
-    way = f"abacist export {source.name} --to"
+    way = f"abacist export {shlex.quote(source.name)} --to"
     if source.is_adapter:
         return f"Merge it with its base, and serve that folder: {way} merged"
     return f"For llama.cpp: {way} gguf"

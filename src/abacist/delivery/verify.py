@@ -25,8 +25,9 @@ from abacist.delivery.verify_splits import check_data, check_splits
 from abacist.delivery.verify_training import check_training
 from abacist.delivery.verify_verdict import check_verdict
 from abacist.delivery.verify_weights import check_replays
-from abacist.errors import AbacistError, UsageError, first_line
+from abacist.errors import AbacistError, ModelError, UsageError, first_line
 from abacist.learning.tracking import Silent, Watcher
+from abacist.policy.choices import choose_device, choose_dtype
 
 FINGERPRINT_DIGITS = 64
 #: What no check of a bundle alone can tell; said with every result.
@@ -102,6 +103,7 @@ def verify(request: Request, watcher: Watcher | None = None) -> Verification:
     """
     watcher = watcher or Silent()
     wanted = _fingerprint(request.fingerprint)
+    _refuse_unusable(request)
     watcher.stage(f"Reading {request.bundle}")
     contents = archive.read(request.bundle)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
@@ -194,6 +196,19 @@ def _add(
         replace(fault, found=fault.found.replace(f"{opened.folder}/", "")) for fault in check.faults
     ]
     found.checks.append(check)
+
+
+def _refuse_unusable(request: Request) -> None:
+    """UsageError for what this machine or person lacks: that says nothing of the bundle."""
+    try:
+        device, _ = choose_device(request.device)
+        choose_dtype(request.dtype, device, trains_all_weights=False)
+    except ModelError as error:
+        raise UsageError(error.message, error.hint) from error
+    if request.weights is not None and not request.weights.is_dir():
+        raise UsageError(
+            f"{request.weights}: no such folder of weights", "Give the run, or a copy of it."
+        )
 
 
 def _fingerprint(given: str | None) -> str | None:

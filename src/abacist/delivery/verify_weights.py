@@ -143,7 +143,12 @@ def check_replays(
             check.is_incomplete = True
             continue
         except ModelError as error:
-            check.fault(f"weights of {role}", "", "weights that can be loaded", error.message)
+            if role != BASE:
+                check.fault(f"weights of {role}", "", "weights that can be loaded", error.message)
+                continue
+            names = ", ".join(job.name for job in mine)  # the base is not the bundle's
+            check.not_checked.append(f"{names}: the base cannot be loaded. {error.message}")
+            check.is_incomplete = True
             continue
         why = unsupported_reason(policy.model, FastPart.DECODING)
         for job in mine:
@@ -388,8 +393,6 @@ def _find_weights(
 
 
 def _by_size(folder: Path) -> dict[int, list[Path]]:
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder of weights.", "Give the run, or a copy of it.")
     found: dict[int, list[Path]] = {}
     for path in sorted(folder.rglob("*.safetensors")):
         found.setdefault(path.stat().st_size, []).append(path)

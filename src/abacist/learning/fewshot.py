@@ -127,6 +127,7 @@ def _measure(
                 rewards=rewards[0],
                 reward_weights=rewards[1],
                 run_id=run.run_id,
+                conditions={"arithmetic": policy.arithmetic},
                 parts=folder.parts(GREEDY),
             )
             evaluation.save(place)

@@ -101,9 +101,7 @@ class Chat:
 
         closer = _turn_closer(tokenizer, {} if date is None else {"date_string": date})
         stop_ids = _stop_ids(tokenizer, generation_config, closer)
-        # A generation config may declare a token that the tokenizer does not have.
-        tokens = zip(stop_ids, tokenizer.convert_ids_to_tokens(list(stop_ids)), strict=True)
-        named = ", ".join(token or f"number {index}" for index, token in tokens)
+        named = _named(tokenizer, stop_ids)
         if not stop_ids:
             raise ModelError(
                 "Neither tokenizer, generation config nor chat template names a token that ends "
@@ -246,7 +244,7 @@ class PlainChat(Chat):
         ids = chat.tokenizer("\n\nQuestion", add_special_tokens=False)["input_ids"]
         alone = chat.tokenizer.decode(ids[-1:]) == "Question"
         stop_ids = (*chat.stop_ids, ids[-1]) if alone else chat.stop_ids
-        named = ", ".join(chat.tokenizer.convert_ids_to_tokens(list(stop_ids)))
+        named = _named(chat.tokenizer, stop_ids)
         notes = (
             ("template", "none: 'Question: … Answer: …' as plain text"),
             ("stop tokens", f"{named}, and the text is cut at a next 'Question'"),
@@ -284,6 +282,12 @@ class PlainChat(Chat):
 def generation_config_holders(model: PreTrainedModel | PeftModel) -> list[Any]:
     """The objects that hold a generation config of ``model``; a PEFT wrapper has a second one."""
     return [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+
+
+def _named(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The tokens in words. A generation config may declare one that the tokenizer does not have."""
+    tokens = zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True)
+    return ", ".join(token or f"number {index}" for index, token in tokens)
 
 
 def _turn_closer(tokenizer: PreTrainedTokenizerBase, kwargs: dict[str, Any]) -> int | None:

@@ -317,6 +317,8 @@ def _unsupported_config(base: Any, part: FastPart) -> str | None:
             return f"its attention is '{implementation}', not sdpa or FlashAttention"
         if implementation not in ALL_ATTENTION_FUNCTIONS:
             return f"its attention, '{implementation}', is not registered with transformers"
+    if not getattr(config, "is_causal", True):
+        return "its attention is not causal"
     if _has_sliding_window(base):
         return "it has layers with sliding-window attention"
     if getattr(config, "final_logit_softcapping", None):
@@ -377,9 +379,25 @@ def _unsupported_here(base: Any, part: FastPart) -> str | None:
         linears.append(base.lm_head)
         if any(type(x.data) is not torch.Tensor or x.numel() == 0 for x in base.parameters()):
             return "its weights are sharded over processes"
+        if (found := _mixed_dtypes(base, weight)) is not None:
+            return found
     for linear in linears:
         if (found := unsupported_linear(linear, part, dtype)) is not None:
             return found
+    return None
+
+
+def _mixed_dtypes(base: Any, embedding: torch.Tensor) -> str | None:
+    """What of ``base`` is held in a dtype that our engine does not multiply its states with."""
+    # The kernels compute in float32 with weights in either.
+    widened = {torch.float32, torch.bfloat16} if build.supports_weight(embedding) else set()
+    of_layers = (norm for layer in base.model.layers for norm in layer.children())
+    norms = [part for part in of_layers if isinstance(getattr(part, "weight", None), nn.Parameter)]
+    linears = [getattr(one, "base_layer", one) for one in (*linears_of(base), base.lm_head)]
+    for part in (base.model.norm, *norms, *linears):
+        weight = part.weight
+        if weight.is_floating_point() and weight.dtype not in {embedding.dtype, *widened}:
+            return f"it holds {_name(weight.dtype)} beside {_name(embedding.dtype)}"
     return None
 
 

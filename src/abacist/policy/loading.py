@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import logging
 import os
+import sys
 import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -70,8 +71,12 @@ class Policy:
 
     @property
     def context_tokens(self) -> int:
-        """The longest prompt plus completion that the model supports."""
-        positions = int(self.model.config.get_text_config().max_position_embeddings)
+        """The longest prompt plus completion that the model supports; ``sys.maxsize`` for any."""
+        config = self.model.config.get_text_config()
+        # BLOOM and Mamba name none, MPT calls it so, XLNet's is -1.
+        named = ("max_position_embeddings", "max_seq_len")
+        found = [int(getattr(config, name, None) or 0) for name in named]
+        positions = next((count for count in found if count > 0), sys.maxsize)
         if isinstance(self.model, PeftModel) and self.model.active_peft_config.is_prompt_learning:
             positions -= int(self.model.active_peft_config.num_virtual_tokens or 0)
         return positions
@@ -95,9 +100,13 @@ def load_chat(model: str, *, trust_remote_code: bool = False) -> Chat:
     """
     found = find(model, trust_remote_code=trust_remote_code)
     base = _base_of(found, trust_remote_code) if found.is_adapter else found
-    generation = None
     if (base.folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(base.folder, local_files_only=True)
+    else:  # as transformers does when it loads the weights
+        config = AutoConfig.from_pretrained(
+            base.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        generation = GenerationConfig.from_model_config(config)
     tokenizer = _load_tokenizer(found if found.has_tokenizer else base, trust_remote_code)
     return Chat.guard(tokenizer, generation_config=generation)
 
@@ -385,7 +394,7 @@ def _load_adapter(
     try:
         config = PeftConfig.from_pretrained(str(adapter.folder))
         _refuse_lost_prefix(config, adapter)
-        if isinstance(config, LoraConfig):
+        if type(config) is LoraConfig:  # not AdaLoRA's, which is derived from it
             config = _PortableLora.of(config, base.portable_name, held)
             config.base_model_name_or_path = str(base.folder)
         config.inference_mode = not trainable

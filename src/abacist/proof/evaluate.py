@@ -235,7 +235,7 @@ class Paying:
                 self.rewards = [one for one in self.rewards if one.__name__ != name]
         return paid
 
-    def total(self, paid: Mapping[str, float | None]) -> float:
-        """The weighted sum of one reply's rewards."""
-        known = ((self.weights[name], value) for name, value in paid.items() if value is not None)
-        return sum(weight * value for weight, value in known)
+    def total(self, paid: Mapping[str, float | None]) -> float | None:
+        """The weighted sum of one reply's rewards; None where none applied."""
+        known = [(self.weights[name], value) for name, value in paid.items() if value is not None]
+        return sum(weight * value for weight, value in known) if known else None

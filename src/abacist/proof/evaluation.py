@@ -34,7 +34,7 @@ from abacist.proof.metrics import (
 )
 from abacist.proof.native import right_in_own_form
 from abacist.proof.overlap import Overlap
-from abacist.proof.statistics import Interval, clustered_mean, clustered_proportion
+from abacist.proof.statistics import Interval, clustered_mean
 from abacist.records.rollout import (
     REWARD_PREFIX,
     Rollout,
@@ -91,6 +91,17 @@ class Evaluation:
     path: Path | None = field(default=None, compare=False)
     sampled: Evaluation | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        """Under its native prompt a model is right if it is so in the form which that asks for."""
+        if self.settings.native_prompt:
+            judged = (
+                None if r.gold is None else right_in_own_form(r.completion, r.gold)
+                for r in self.rollouts
+            )
+            kept = zip(self.rollouts, judged, strict=True)
+            rollouts = tuple(replace(reply, is_correct=right) for reply, right in kept)
+            object.__setattr__(self, "rollouts", rollouts)
+
     def __repr__(self) -> str:
         """One line; the replies are in ``rollouts``, every figure in ``figures``."""
         problems, replies = len(self.problems), len(self.rollouts)
@@ -129,7 +140,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> Interval:
-        """The share of replies whose answer is right by our rule."""
+        """The share of replies whose answer is right, by our rule or in their native form."""
         return self.figures["correct"]
 
     @property
@@ -156,10 +167,7 @@ class Evaluation:
     @cached_property
     def own_form_accuracy(self) -> Interval | None:
         """The share of replies right in the form their native prompt asks for; None for ours."""
-        if not self.settings.native_prompt:
-            return None
-        outcomes = [right_in_own_form(r.completion, r.gold) for r in self.rollouts]
-        return clustered_proportion(outcomes, [r.problem_id for r in self.rollouts])
+        return self.accuracy if self.settings.native_prompt else None
 
     @property
     def counts(self) -> dict[str, int]:

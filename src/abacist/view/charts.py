@@ -54,9 +54,10 @@ def difficulty_series(
     series = {name: [getattr(row, field) for row in rows] for name, field in _OF_GREEDY.items()}
     if sampled is not None:
         repeated = {row.label: row for row in sampled.by_difficulty()}
-        twins = [repeated[row.label] for row in rows]
+        # A training samples fewer problems, perhaps none of this kind.
+        twins = [repeated.get(row.label) for row in rows]
         for name, field in _OF_SAMPLED.items():
-            series[name] = [getattr(row, field) for row in twins]
+            series[name] = [None if row is None else getattr(row, field) for row in twins]
     return series
 
 

@@ -171,9 +171,10 @@ _COLUMNS = ("value", "95 % interval", "n", "method")
 
 def _figures(title: str, evaluation: Evaluation) -> Table:
     figures = evaluation.figures
-    rows = [_figure(_LABELS[name], figures[name]) for name in _ORDER if name in figures]
-    if evaluation.own_form_accuracy is not None:
-        rows.insert(0, _figure("correct, in the form asked for", evaluation.own_form_accuracy))
+    labels = dict(_LABELS)
+    if evaluation.settings.native_prompt:
+        labels["correct"] = "correct, in the form asked for"
+    rows = [_figure(labels[name], figures[name]) for name in _ORDER if name in figures]
     rows += [_figure(name, found) for name, found in evaluation.attempts.items()]
     rows.append(_figure("tokens a reply", figures["completion_tokens"], scale=1))
     return Table((title, *_COLUMNS), rows, has_words=True)

@@ -7,6 +7,7 @@ that cannot be read is a finding, not a failure.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -179,7 +180,8 @@ def _model(run: RunDir, rows: list[dict[str, Any]], settings: Mapping[str, Any])
     steps = [row["step"] for row in rows if isinstance(row.get("step"), int)]
     wanted = settings.get("max_steps")
     of = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
-    how = f"Go on with it: abacist train --resume {run.path}. A checkpoint can be asked already."
+    again = f"abacist train --resume {shlex.quote(str(run.path))}"
+    how = f"Go on with it: {again}. A checkpoint can be asked already."
     return Finding(
         "model", State.NOTE, f"none yet: the training is at step {max(steps, default=0)}{of}", how
     )
@@ -211,7 +213,7 @@ def _evaluations(run: RunDir, settings: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("evaluations", State.OK, ", ".join(sound))
     is_over = run.read_manifest().get("finished") and settings.get("num_heldout_problems") != 0
     if is_over and not folders:
-        how = f"abacist eval {run.path} measures the trained policy."
+        how = f"abacist eval {shlex.quote(str(run.path))} measures the trained policy."
         yield Finding("evaluations", State.MEND, "none, though the run came to its end", how)
 
 

@@ -127,17 +127,23 @@ def _not_python(error: SyntaxError, script: ScriptFile) -> DataError:
 
 
 def _without_magics(text: str) -> str:
-    """``text`` with the lines blanked that are IPython's.
+    """``text`` with the lines blanked that are IPython's, and those that they go on in.
 
     >>> _without_magics("%pip install trl\\nif x:\\n    !ls\\nfiles = !ls")
     'pass\\nif x:\\n    pass\\nfiles = None'
+    >>> _without_magics("!pip install \\\\\\n    trl\\nx = 1")
+    'pass\\n\\nx = 1'
     """
-    lines = []
+    lines: list[str] = []
+    goes_on = False
     for line in text.split("\n"):
-        if magic := _MAGIC_LINE.fullmatch(line):
-            line = f"{magic[1]}pass"
-        elif value := _MAGIC_VALUE.fullmatch(line):
-            line = f"{value[1]}None"
+        if goes_on:
+            goes_on = line.endswith("\\")
+            lines.append("")
+            continue
+        if magic := _MAGIC_LINE.fullmatch(line) or _MAGIC_VALUE.fullmatch(line):
+            goes_on = line.endswith("\\")
+            line = magic[1] + ("None" if "=" in magic[1] else "pass")
         lines.append(line)
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ from abacist.policy.model_parts import base_of
 from abacist.policy.scoring.attention_backend import AttentionBackend, HeadShape, choose_backend
 from abacist.policy.scoring.forward import SharedPrefix, hidden_states
 from abacist.policy.scoring.head import score_tokens
+from abacist.policy.scoring.linears import product, weight_in
 from abacist.policy.scoring.packing import GatherRows, pack
 
 
@@ -119,8 +120,8 @@ def completion_logits(
     states_NH = hidden_TH[packing.predictors]
     for start in range(0, len(states_NH), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
-        weight = causal_lm.lm_head.weight
-        yield packing.places[chunk], (states_NH[chunk].to(weight.dtype) @ weight.T).float()
+        weight = weight_in(dtype, causal_lm.lm_head.weight.detach())
+        yield packing.places[chunk], product(states_NH[chunk].to(dtype), weight).float()
 
 
 def attention_choice(model: Any) -> Choice:

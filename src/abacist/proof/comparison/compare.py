@@ -16,7 +16,6 @@ from abacist.proof.comparison.change import Paired, changes
 from abacist.proof.comparison.split import Part, Shares, kinds_by_problem, split_of
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import steps_label, structure_label
-from abacist.proof.native import right_in_own_form
 from abacist.proof.statistics import Interval, bootstrap_mean, clustered_proportion
 from abacist.records.rollout import Rollout
 from abacist.task.problems import Problem
@@ -216,10 +215,7 @@ class Comparison:
 
 
 def _outcomes(evaluation: Evaluation, measure: str) -> list[bool]:
-    """Whether the measure is true, for each reply; under its native prompt a model is right if it
-    is so in the form which that prompt asks for."""
-    if measure == "correct" and evaluation.settings.native_prompt:
-        return [right_in_own_form(r.completion, r.gold) for r in evaluation.rollouts]
+    """Whether the measure is true, for each reply."""
     return [bool(getattr(mark, measure)) for mark in evaluation.marks]
 
 

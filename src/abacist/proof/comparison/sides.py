@@ -7,6 +7,7 @@ settings, whether it was a control) comes along, because it decides what the res
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from abacist.proof.comparison.compare import NO_CONTROL
 from abacist.proof.evaluation import SAMPLED, Evaluation
 from abacist.proof.unfinished import SAMPLED_FOLDER
 from abacist.records.rundir import RunDir
+from abacist.task.sources import shown
 
 BEFORE, AFTER = "before", "after"
 # Settings in which runs of one method may differ.
@@ -49,7 +51,7 @@ def load_side(path: str, when: str = AFTER, *, sampled: bool = False) -> Side:
     A run gives its evaluation ``when`` ("before" or "after" training), the sampled one if
     ``sampled``. Raises RunError if there is nothing to compare.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path).expanduser().resolve()  # "." has a name and parents too
     if (folder / "evaluation.json").is_file():
         return _of_evaluation(path, folder, sampled)
     if not folder.is_dir():
@@ -63,7 +65,7 @@ def load_side(path: str, when: str = AFTER, *, sampled: bool = False) -> Side:
             f"{path}: this run has no evaluation {when} training"
             f"{' of sampled replies' if sampled else ''}.",
             "Its training has not come to its end, no problems were held out, or it was removed. "
-            f"`abacist doctor {path}` says what is there.",
+            f"`abacist doctor {shlex.quote(path)}` says what is there.",
         )
     name = f"{path}, {when} training" + (", sampled" if sampled else "")
     settings = found.read_settings() if when == AFTER else {}
@@ -93,7 +95,7 @@ def other_settings(first: Side, second: Side, *, of_control: bool = False) -> st
     ignored = _CONTROL_SETTINGS if of_control else _SEED_SETTINGS
     names = sorted((first.settings.keys() & second.settings.keys()) - ignored)
     return "; ".join(
-        f"{name}: {first.settings[name]} and {second.settings[name]}"
+        f"{name}: {shown(first.settings[name])} and {shown(second.settings[name])}"
         for name in names
         if first.settings[name] != second.settings[name]
     )
