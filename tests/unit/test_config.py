@@ -25,6 +25,7 @@ def write(path: Path, text: str) -> str:
 
 def test_nothing_given_is_the_tiny_recipe() -> None:
     config = load_config(None, None, [])
+    assert not {"flag", None} & {*config.sources.values()} and "project" not in config.settings
     assert config.recipe == "tiny" and config.model.model_name_or_path == "tiny"
 
 

@@ -131,8 +131,8 @@ class _Parser(HfArgumentParser):
             allow_abbrev=False,
             prog="abacist train",
         )
-        self.set_defaults(**OUR_DEFAULTS)
         for action in self._actions:
+            action.default = OUR_DEFAULTS.get(action.dest, action.default)
             if action.dest == "gradient_checkpointing" and "--gradient_checkpointing" in (
                 action.option_strings
             ):
