@@ -39,7 +39,7 @@ print with `--json` is in [the skill file](../skills/abacist/SKILL.md).
 
 Every command exits with 0 when it is done, 1 when it failed, 2 when the command line is wrong, 130
 when it was interrupted and 143 when it was terminated. 3 is an answer: of `compare` that B is not
-better, of `audit` that a reward is not sound, of `verify` that a bundle does not hold.
+better, of `audit` that a reward is not sound, of `verify` that not all could be replayed.
 A flag may be written `--num-shots=5` or `--num_shots 5`.
 
 {_block(help_of())}

@@ -61,7 +61,7 @@ def test_json_is_one_object_with_every_finding(mine: str, capsys: Captured) -> N
     [
         (["--reward_funcs", "correctnes"], 1, "Did you mean 'correctness'?"),
         (["--reward_funcs", "nowhere.py:f"], 1, "no reward file"),
-        (["--reward_weights", "1", "2"], 2, "2 reward weights were given for 5 rewards"),
+        (["--reward_weights", "1", "2"], 2, "--reward_weights: 2 given, 5 needed"),
         (["--dataset_name", "missing.jsonl"], 1, "no such file"),
         (["--limit", "0"], 2, "at least 1"),
         (["--rewards", "gist"], 2, "Did you mean --reward"),

@@ -95,7 +95,7 @@ def test_bad_rows_that_are_skipped_are_counted_by_reason(
     (said,) = [
         record.getMessage() for record in caplog.records if "left out" in record.getMessage()
     ]
-    assert f"left out {len(BAD)} bad rows" in said and "line 4: the row has no gold" in said
+    assert f"bad rows left out: {len(BAD)}" in said and "line 4: the row has no gold" in said
     for reason in (
         "1 × “has no gold”",
         "2 × “has a gold that is no number”",

@@ -113,7 +113,7 @@ WRONG: list[tuple[str, Callable[[Path], list[str]], int, str]] = [
     ("unknown key", lambda _: ["train", "--num_generation", "4"], 2, "num_generations"),
     ("unknown model", lambda _: ["train", "--dataset_name", "generated", *NOWHERE], 1, "nowhere"),
     ("unknown reward", lambda _: ["train", "--reward_funcs", "corectness"], 1, "correctness"),
-    ("weights that do not fit", lambda _: ["train", "--reward_weights", "1", "2"], 2, "5 rewards"),
+    ("weights that do not fit", lambda _: ["train", "--reward_weights", "1", "2"], 2, "2 given, 5"),
     ("unknown file", lambda p: ["train", "--dataset_name", f"{p}/no.jsonl"], 1, "no.jsonl"),
     ("empty data", lambda p: ["train", "--dataset_name", rows(p / "e.jsonl")], 1, "e.jsonl"),
     ("tiny data", lambda p: ["train", "--dataset_name", rows(p / "t.jsonl", GOOD)], 1, "rows"),

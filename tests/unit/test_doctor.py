@@ -227,7 +227,7 @@ def test_damage_is_named_file_by_file(run: RunDir) -> None:
     (run.path / "checkpoint-10" / "weights").write_bytes(b"1235")
     to_mend = {one.name: one for one in summarise(run.path) if one.state is State.MEND}
     assert set(to_mend) == {"config", "metrics", "rollouts", "checkpoints"}
-    assert "1 damaged lines" in to_mend["metrics"].found
+    assert "damaged lines: 1" in to_mend["metrics"].found
     assert "step 2" in to_mend["metrics"].found
     assert "step-2.parquet" in to_mend["rollouts"].found
     assert "checkpoint-10" in to_mend["checkpoints"].found
@@ -307,7 +307,7 @@ def test_the_last_replies_are_summed_up(run: RunDir) -> None:
     ]  # fmt: skip
     write_rollouts(run.rollouts_dir / "step-2.parquet", replies)
     (said,) = [one.found for one in summarise(run.path) if one.name == "replies"]
-    assert "of the 3 of step 2: 2 were cut off, 1 ended by themselves, 1 correct" in said
+    assert "of the 3 of step 2: 2 cut off, 1 complete, 1 correct" in said
     assert "(3): There is no <reasoning> tag." in said
 
 

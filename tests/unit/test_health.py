@@ -146,7 +146,7 @@ def test_a_row_that_speaks_for_ten_steps_counts_as_ten() -> None:
     assert [found.name for found in watch.see(row(10))] == ["no signal"]
 
 
-@fault("training", "held-out accuracy falls while the reward rises", GOES_ON, 0)
+@fault("training", "eval_accuracy falls while the reward rises", GOES_ON, 0)
 def test_a_fall_of_held_out_accuracy_is_named_with_the_step_to_go_back_to() -> None:
     watch = Watch(FACTS)
     for step in range(1, STEPS + 1):

@@ -189,7 +189,9 @@ def test_processes_that_were_given_something_else_are_refused(
     monkeypatch.setattr(processes, "gathered", lambda items: [*items, given])
     processes.refuse_differing(given)
     monkeypatch.setattr(processes, "gathered", lambda items: [*items, other])
-    with pytest.raises(AbacistError, match="rank 1 has other settings than rank 0: seed is 2"):
+    with pytest.raises(
+        AbacistError, match="rank 1 and rank 0 have different settings: seed is 2 on rank 1"
+    ):
         processes.refuse_differing(given)
 
 

@@ -195,7 +195,7 @@ def test_a_bad_row_is_named_by_file_line_and_reason_or_left_out(
     with caplog.at_level(logging.WARNING, logger="abacist"):
         good = load_problems(path, split="all", skip_bad_rows=True)
     assert [p.answer for p in good] == ["3", "4", "5"]
-    assert "left out 1 bad rows" in caplog.text and reason in caplog.text
+    assert "bad rows left out: 1" in caplog.text and reason in caplog.text
 
 
 def test_a_row_that_was_left_out_does_not_block_a_good_one_with_its_id(tmp_path: Path) -> None:

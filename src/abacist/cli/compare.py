@@ -215,7 +215,7 @@ def _refuse_flags(options: Namespace, beside: str, *names: str) -> None:
     given = [f"--{name}" for name in names if getattr(options, name)]
     if given:
         raise UsageError(
-            f"{' and '.join(given)} say{'s' * (len(given) == 1)} nothing beside {beside}",
+            f"{' and '.join(given)} ha{'s' if len(given) == 1 else 've'} no effect with {beside}",
             f"Leave {'it' if len(given) == 1 else 'them'} out.",
         )
 
@@ -262,7 +262,8 @@ def _parser() -> Parser:
                         help="compare also on problems that a side has seen in training: by "
                         "default they are left out, and counted")  # fmt: skip
     parser.add_argument("--at_least", type=not_negative, default=0.0, metavar="POINTS",
-                        help="how much better B must surely be (0)")  # fmt: skip
+                        help="B counts as better only if the lower bound of its gain exceeds "
+                        "this (0)")  # fmt: skip
     parser.add_argument("--examples", type=count, metavar="N",
                         help="problems to show with both replies (3)")  # fmt: skip
     parser.add_argument("--markdown", metavar="FILE", help="write the page there too, as Markdown")

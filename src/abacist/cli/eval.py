@@ -48,7 +48,8 @@ def _parser() -> Parser:
         "eval",
         "Measures a model on problems with known answers: every figure with its 95 % interval, by "
         "difficulty, with the replies behind it. A run is asked as it was trained, on its own "
-        "held-out problems, unless you say otherwise. Killed, the same command goes on.",
+        "held-out problems, unless you say otherwise. Run the same command again to continue a "
+        "stopped evaluation.",
         "examples:\n  abacist eval tiny --num_samples 4\n"
         "  abacist eval runs/qwen2.5-1.5b-001 --dataset_name openai/gsm8k --split test\n"
         "  abacist eval Qwen/Qwen2.5-1.5B-Instruct --native_prompt",

@@ -112,7 +112,7 @@ def hand_over(launch: Launch, argv: Sequence[str]) -> int | None:
         number = number or (1 if launch.config == SINGLE_GPU else cards)
         most = min(cards, 1) if launch.config == SINGLE_GPU else cards
         if number > most or not cards:
-            here = f"{cards} GPUs" if cards else "no GPU that PyTorch sees"
+            here = f"{cards} GPU{'s' * (cards != 1)}" if cards else "no GPU that PyTorch sees"
             raise UsageError(
                 f"--accelerate_config {launch.config} --num_processes {max(number, 1)}: "
                 f"this machine has {here}",
@@ -152,7 +152,8 @@ def _arguments(launch: Launch, number: int | None, cards: int) -> list[str]:
     machines = settings.get("num_machines") or 1
     if not on_cpu and machines == 1 and isinstance(number, int) and number > cards:
         raise UsageError(
-            f"{launch.config} asks for {number} processes, and this machine has {cards} GPUs",
+            f"{launch.config} asks for {number} processes, and this machine has {cards} "
+            f"GPU{'s' * (cards != 1)}",
             f"Add --num_processes {cards}." if cards else f"On CPUs: {MULTI_CPU}.",
         )
     arguments = ["--config_file", str(path)]

@@ -34,7 +34,7 @@ VERBS = {
     "show": Verb("abacist.cli.show", "read the replies of a run, and why each was judged so"),
     "ask": Verb("abacist.cli.ask", "put a question to a model or to a finished run"),
     "serve": Verb("abacist.cli.serve", "hand a model to a server: transformers, vLLM, llama.cpp"),
-    "export": Verb("abacist.cli.export", "take what a run learned elsewhere, proven the same"),
+    "export": Verb("abacist.cli.export", "write the trained model in another format and check it"),
     "bundle": Verb("abacist.cli.bundle", "pack what a result rests on, for others to check"),
     "verify": Verb("abacist.cli.verify", "is a bundle's result what it says it is?"),
     "import-gist": Verb("abacist.cli.import_gist", "make a configuration of a GRPO script"),

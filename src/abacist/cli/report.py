@@ -66,8 +66,8 @@ def _parser() -> Parser:
     add("runs", metavar="RUN", nargs="+", help="a run, a trainer's output folder, or an evaluation")
     add("-o", "--output", type=Path, metavar="FILE", help="where to write it (report.html in the "
         "run; of several runs in the working directory)")  # fmt: skip
-    add("--replies", type=positive, default=5000, metavar="N", help="replies in the page, about, "
-        "whole groups (5000); the rest stays in the run's Parquet files")  # fmt: skip
+    add("--replies", type=positive, default=5000, metavar="N", help="about how many replies the "
+        "page holds, in whole groups (5000); the rest is in the run's Parquet files")  # fmt: skip
     add("--serve", action="store_true", help="show it at http://localhost and follow the run; "
         "Ctrl-C ends")  # fmt: skip
     add("--port", type=count, default=DEFAULT_PORT, metavar="N", help=f"for --serve "

@@ -211,7 +211,10 @@ class Proof:
                 )
             return None
         if not found.equal_share >= EQUAL_BOUND:
-            return f"{100 * found.equal_share:.2f} % of the tokens are equal, of {EQUAL_BOUND:.0%}"
+            return (
+                f"only {100 * found.equal_share:.2f} % of the tokens are equal; at least "
+                f"{EQUAL_BOUND:.0%} must be"
+            )
         if not found.kl_a_token <= KL_BOUND:
             return f"the divergence is {found.kl_a_token:.1e} a token, more than {KL_BOUND:g}"
         if (reason := self._lost_training()) is not None:

@@ -69,8 +69,8 @@ class Tally:
         if self.same == self.tokens and not wrong:
             return f"all {self.replies:,} token for token ({self.tokens:,} tokens)"
         return (
-            f"{self.same_replies:,} token for token, "
-            f"{self.near_replies:,} but for ties, {wrong:,} not ({self.tokens:,} tokens: "
+            f"{self.same_replies:,} equal token for token, {self.near_replies:,} equal except at "
+            f"ties, {wrong:,} different ({self.tokens:,} tokens: "
             f"{self.same:,} the same, {self.near - self.wide:,} at a tie, "
             + (f"{self.wide:,} within the bound of narrower numbers, " if self.wide else "")
             + f"{different:,} different)"

@@ -321,7 +321,8 @@ def _step_in_words(config: Config) -> list[str]:
     training = config.training
     size, problems = int(training.num_generations or 1), config.problems_per_step
     lines = [
-        f"a step: {problems} problems × {size} replies = {problems * size} replies "
+        f"a step: {problems} problem{'s' * (problems != 1)} × {size} replies = "
+        f"{problems * size} replies "
         f"of at most {config.max_completion_tokens} tokens"
     ]
     if training.world_size > 1:

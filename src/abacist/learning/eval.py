@@ -136,8 +136,8 @@ def request_of(settings: Mapping[str, Any]) -> Request:
         )
     if given.get("num_samples", 1) == 1 and "temperature" in given:
         raise UsageError(
-            "--temperature is of the sampled replies, and there are none",
-            "Say how many with --num_samples 4; the greedy reply is always asked for.",
+            "--temperature applies to sampled replies only, and --num_samples is 1",
+            "Ask for sampled replies with --num_samples 4; a greedy reply is always written too.",
         )
     temperature = given.get("temperature", 1.0)
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:

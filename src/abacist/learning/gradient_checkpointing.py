@@ -80,13 +80,14 @@ def _choice(config: Config, task: Task, policy: Policy, trainer: Any) -> tuple[b
         f"training would take {gib(without)} of {gib(there)} available without it, and {gib(with_)}"
     )
     if with_ <= SAFE_FRACTION * there:
-        return True, f"{why} so"
+        return True, f"{why} when it is on"
     in_all = rows * trainer.args.gradient_accumulation_steps
     for fewer in (n for n in range(rows - 1, 0, -1) if in_all % n == 0):
         needed = with_micro_batch(memory, trainer, forward, fewer, True).training_bytes
         if needed <= SAFE_FRACTION * there:
             return True, (
-                f"{why} so, which is too much; {gib(needed)} with --per_device_train_batch_size "
-                f"{fewer} --gradient_accumulation_steps {in_all // fewer}"
+                f"{why} when it is on, which is too much; {gib(needed)} with "
+                f"--per_device_train_batch_size {fewer} "
+                f"--gradient_accumulation_steps {in_all // fewer}"
             )
-    return True, f"{why} so, which is too much; lower --max_completion_length"
+    return True, f"{why} when it is on, which is too much; lower --max_completion_length"

@@ -87,7 +87,7 @@ class HeldoutEvaluation:
             self.watcher.note(
                 f"Warning: none of {len(greedy.rollouts)} replies ended by itself within "
                 f"{self.config.max_completion_tokens} tokens, so all were cut. Raise "
-                "--max_completion_length, or give a model whose chat template it was trained on."
+                "--max_completion_length, or use a model that was trained on its chat template."
             )
         sampled = None
         if repeated:

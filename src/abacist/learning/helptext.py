@@ -74,8 +74,8 @@ TRAIN_FLAGS = (
         (
             Flag("--reward_funcs", "NAME …", "rewards by name, the sets `default` and `gist`, or "
                  "your own module.function or file.py:function"),
-            Flag("--reward_weights", "W …", "one factor for each; `default` is five (without it, "
-                 "1, and the recipe's for its own)"),
+            Flag("--reward_weights", "W …", "one weight for each reward, five for `default` (if "
+                 "not given: the recipe's weights for its own rewards, 1 for others)"),
             Flag("--allow_hackable_rewards", "", "train on them although a hack earns what an "
                  "honest solution does"),
             Flag("--control", "KIND", "random or format: a placebo under the same budget, random "
@@ -94,14 +94,14 @@ TRAIN_FLAGS = (
             Flag("--learning_rate", "LR", "with LoRA about ten times that of full training"),
             Flag("--beta", "B", "weight of the KL term; 0 needs no reference model"),
             Flag("--loss_type", "NAME", "dapo, dr_grpo, grpo, bnpo, …"),
-            Flag("--max_steps", "N", "optimizer steps; wins over epochs. In a shorter run than the "
-                 "recipe's, warm-up and measurements follow"),
+            Flag("--max_steps", "N", "optimizer steps; overrides --num_train_epochs. With fewer "
+                 "than the recipe's, warm-up and measured problems are reduced too"),
             Flag("--num_train_epochs", "N", "times through the problems"),
             Flag("--per_device_train_batch_size", "N", "replies in one forward pass"),
             Flag("--gradient_accumulation_steps", "N", "forward passes in one step"),
             Flag("--use_vllm", "", "sample with vLLM"),
-            Flag("--nan_policy", "NAME", "stop or skip, once a step has been refused whose "
-                 "gradient is NaN or infinite"),
+            Flag("--nan_policy", "NAME", "after a NaN or infinite gradient, which is never "
+                 "applied: stop the run, or skip the step"),
             Flag("--seed", "N", "of everything that is drawn"),
         ),
     ),

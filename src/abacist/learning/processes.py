@@ -57,7 +57,8 @@ def refuse_missing_cards() -> None:
     cards = torch.cuda.device_count()
     if 0 < cards < max(started, local + 1):
         raise UsageError(
-            f"{max(started, local + 1)} processes were started on a machine with {cards} GPUs",
+            f"{max(started, local + 1)} processes were started on a machine with {cards} "
+            f"GPU{'s' * (cards != 1)}",
             f"Start at most {cards}: --num_processes {cards}.",
         )
 
@@ -68,7 +69,7 @@ def command_to_resume(run: Path) -> str:
     if count() == 1:
         return command
     launched = os.environ.get("ABACIST_LAUNCH_FLAGS")  # set by `abacist train --accelerate_config`
-    return f"{command} {launched or f'(by a launcher, on {count()} processes)'}"
+    return f"{command} {launched or f'# by your launcher, on {count()} processes'}"
 
 
 def from_main(make: Callable[[], T]) -> T:
@@ -156,8 +157,8 @@ def refuse_differing(made_of: Mapping[str, Mapping[str, Any]]) -> None:
                 ours, theirs = content.get(name), other[part].get(name)
                 if ours != theirs:
                     raise UsageError(
-                        f"rank {number} has other {part} than rank 0: {name} is "
-                        f"{_shown(theirs)} there and {_shown(ours)} here",
+                        f"rank {number} and rank 0 have different {part}: {name} is "
+                        f"{_shown(theirs)} on rank {number} and {_shown(ours)} on rank 0",
                         "Start every process with the same command, on the same files and with "
                         "the same packages.",
                     )

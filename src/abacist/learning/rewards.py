@@ -64,7 +64,7 @@ def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
     weights = config.training.reward_weights
     if weights is not None and len(weights) != len(rewards):
         raise UsageError(
-            f"{len(weights)} reward weights were given for {len(rewards)} rewards: "
+            f"--reward_weights: {len(weights)} given, {len(rewards)} needed, one for each of "
             f"{', '.join(reward.__name__ for reward in rewards)}",
             "Give --reward_weights one number for each, in this order.",
         )

@@ -147,7 +147,7 @@ def _questions_drawn(run: RunDir) -> Iterator[str]:
         except (pa.ArrowException, OSError, KeyError) as error:
             raise RunError(
                 f"{path}: not a readable rollout file ({error}).",
-                "Remove that file: what its replies were to is then not known to have been seen.",
+                "Remove that file: Abacist then no longer knows that the run saw its problems.",
             ) from error
         for turns in conversations:
             question = question_of(turns)

@@ -135,8 +135,8 @@ def _refuse_unknown_keys(config: Config, name: str, given: Any, known: Collectio
     unknown = sorted(set(given or {}) - set(known))
     if unknown:
         raise UsageError(
-            f"{_as_set(name, config)}: {', '.join(unknown)} is not known to what takes it",
-            f"There are: {', '.join(sorted(one for one in known if one[0] != '_'))}.",
+            f"{_as_set(name, config)}: unknown argument {', '.join(unknown)}",
+            f"Known arguments: {', '.join(sorted(one for one in known if one[0] != '_'))}.",
         )
 
 

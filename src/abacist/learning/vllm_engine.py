@@ -87,8 +87,9 @@ def look_for(config: Config, watcher: Watcher) -> Server | None:
     trained = str(config.model.model_name_or_path)
     if PurePath(server.model).name.lower() != PurePath(trained).name.lower():
         watcher.note(
-            f"  warning: this run trains {trained}. Each step sends the server its weights, which "
-            "another architecture does not take, and another tokenizer reads the prompts otherwise"
+            f"  warning: the vLLM server serves {server.model}, and this run trains {trained}: the "
+            "server gets this run's weights at each step, so it needs the same architecture and "
+            "tokenizer"
         )
     if server.logprobs_mode not in (None, "processed_logprobs"):
         watcher.note(

@@ -452,7 +452,7 @@ def _unloadable(source: Source, error: Exception) -> ModelError:
         hint = "Use --attn_implementation auto (or eager, which every model supports)."
     elif "trust_remote_code" in str(error):
         reason = "it needs code of its own to be loaded"
-        hint = "Read that code, then allow it with --trust_remote_code true."
+        hint = "Read that code, then allow it with --trust_remote_code."
     elif "does not recognize this architecture" in str(error):
         reason = "this version of transformers does not know its architecture"
         hint = "Update transformers, or choose another model."

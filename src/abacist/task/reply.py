@@ -49,7 +49,7 @@ class Defect(SentenceEnum):
     NO_ANSWER = "no_answer", "There is no <answer> tag."
     UNCLOSED_ANSWER = "unclosed_answer", "The answer block is opened and never closed."
     REPEATED_ANSWER = "repeated_answer", "An answer tag appears more than once."
-    DISAGREEING_ANSWERS = "disagreeing_answers", "Several answer blocks do not hold one integer."
+    DISAGREEING_ANSWERS = "disagreeing_answers", "The answer blocks do not hold the same integer."
     EMPTY_ANSWER = "empty_answer", "The answer block is empty."
     STRAY_CLOSING_TAG = "stray_closing_tag", "A closing tag has no opening tag before it."
     WRONG_ORDER = "wrong_order", "The reasoning block does not come before the answer block."

@@ -141,7 +141,7 @@ def problems_of(
             "Give rows with a question and a worked answer that ends in '#### number'.",
         )
     if faults:
-        _warn_once(f"{source}: left out {len(faults)} bad rows: {_counted(faults)}. The first: "
+        _warn_once(f"{source}: bad rows left out: {len(faults)}, {_counted(faults)}. The first: "
                    f"{_sentence(*faults[0])}")  # fmt: skip
     if not keep_columns:
         return problems

@@ -125,8 +125,8 @@ def read_folder(folder: Path, split: str, config: str | None) -> Iterator[Row]:
         present = ", ".join(path.name for path in _listing(root)[:8]) or "nothing"
         raise DataError(
             f"{folder}: no file for the split {split!r}; it holds {present}.",
-            f"Name a file {split}.jsonl, {split}.csv or {split}.parquet, or say which split to "
-            "read with --dataset_train_split and --dataset_test_split.",
+            f"Name a file {split}.jsonl, {split}.csv or {split}.parquet, or choose another split: "
+            "--split in abacist eval, else --dataset_train_split and --dataset_test_split.",
         )
     return (row for path in files for row in read_file(path))
 

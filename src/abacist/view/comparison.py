@@ -30,10 +30,11 @@ IDS_SHOWN = 10
 _ID_COLUMNS = 40
 
 PARTS_NOTE = (
-    "The parts say what the replies that became right (or stopped being right) are on the other "
-    "side: format, the right number stood at the end, but in no answer block; parser, there was an "
-    "answer block, and our rule and lm-eval's flexible one read the reply differently; reasoning, "
-    "no rule found the right number. They add up to the difference."
+    "Each part counts problems whose reply became right (or stopped being right), by what was "
+    "wrong with the reply on the other side: format, the right number is at its end, but in no "
+    "answer block; parser, it has an answer block, and only lm-eval's flexible rule reads the "
+    "right number; reasoning, no rule finds the right number. The parts add up to the "
+    "difference."
 )
 
 

@@ -80,7 +80,7 @@ def _metrics(run: RunDir) -> tuple[list[dict[str, Any]], Finding]:
     told = [f"{name} {_short(last[name])}" for name in _TELLING if name in last]
     found = f"{len(rows)} lines; last: {', '.join(told) or 'nothing known'}"
     if damaged:
-        return rows, Finding("metrics", State.MEND, f"{found}; {damaged} damaged lines")
+        return rows, Finding("metrics", State.MEND, f"{found}; damaged lines: {damaged}")
     return rows, Finding("metrics", State.OK if rows else State.NOTE, found)
 
 
@@ -150,9 +150,9 @@ def _replies(run: RunDir) -> Iterator[Finding]:
 
 
 _ENDINGS = {
-    StopReason.STOPPED: "ended by themselves",
-    StopReason.LENGTH: "were cut off",
-    StopReason.EMPTY: "were empty",
+    StopReason.STOPPED: "complete",
+    StopReason.LENGTH: "cut off",
+    StopReason.EMPTY: "empty",
 }
 
 

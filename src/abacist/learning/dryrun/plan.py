@@ -336,7 +336,7 @@ def _group_size(plan: Plan, config: Config) -> Recommendation:
 def _budget(plan: Plan, context_tokens: int) -> Recommendation:
     budget, probe = plan.budget_tokens, plan.probe
     long = probe.length(0.99)
-    flags, reason = "", f"99 in 100 replies need at most {long}"
+    flags, reason = "", f"99 % of the replies have at most {long} tokens"
     wanted = max(16, math.ceil(SPARE_LENGTH * long / 16) * 16)
     if probe.truncated_fraction > TRUNCATED_AT_MOST:
         room = context_tokens - plan.longest_prompt_tokens
@@ -347,7 +347,7 @@ def _budget(plan: Plan, context_tokens: int) -> Recommendation:
             reason += ", and the model's context has no more room"
     elif wanted <= 0.75 * budget:
         flags = f"--max_completion_length {wanted}"
-        reason += ": half as much again is room enough, and saves memory"
+        reason += ": 1.5 times as many are enough, and take less memory"
     return Recommendation("max_completion_length", str(budget), flags, reason)
 
 
@@ -450,7 +450,7 @@ def _signal_warnings(plan: Plan) -> Iterator[str]:
     if probe.truncated_fraction == 1:
         yield (
             f"All {replies} replies were cut off at {plan.budget_tokens} tokens: none ended by "
-            "itself. Raise --max_completion_length, or take a model whose chat template it knows."
+            "itself. Raise --max_completion_length, or use a model trained on its chat template."
         )
     if figures["strict"].value == 0:
         yield (

@@ -266,8 +266,7 @@ def held_out_fall(history: MetricsHistory) -> Said | None:
     if history.accuracy > best - 0.15:
         return None
     return Said(
-        f"held-out accuracy has fallen to {history.accuracy:.1%} from {best:.1%} at step "
-        f"{at_step}.",
+        f"eval_accuracy has fallen to {history.accuracy:.1%} from {best:.1%} at step {at_step}.",
         f"Go back to the checkpoint nearest step {at_step}; lower the learning rate, and audit "
         "rewards of your own: they may be paying for something else.",
     )

@@ -117,7 +117,8 @@ def choose(run: Path, wanted: str | bool | None, say: Callable[[str], None]) -> 
             if wrong:
                 raise RunError(
                     f"{path} is not resumed: {wrong}.",
-                    "--resume_from_checkpoint latest takes the newest sound checkpoint instead.",
+                    f"Newest sound checkpoint: abacist train --resume {path.parent}; in a script, "
+                    "trainer.train(resume_from_checkpoint=True).",
                 )
             return path
         run = path

@@ -222,8 +222,8 @@ def _refuse_other_count(run: RunDir) -> None:
         raise RunError(
             f"{run.path} was started on {words} and is resumed on {now}: a step would have other "
             "replies, and each process keeps a state of its own.",
-            f"Resume it {how}, or begin a new run with what it learned so far:\nabacist train "
-            f"--model_name_or_path {run.path}",
+            f"Resume it {how}, or begin a new run from its newest checkpoint N:\nabacist train "
+            f"--model_name_or_path {run.path}/checkpoint-N",
         )
 
 

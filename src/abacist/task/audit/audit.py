@@ -80,7 +80,7 @@ def audit(
         raise UsageError("There are no rewards to audit.", "Name some with --reward_funcs.")
     if weights is not None and len(weights) != len(funcs):
         raise UsageError(
-            f"{len(weights)} reward weights were given for {len(funcs)} rewards.",
+            f"--reward_weights: {len(weights)} given, {len(funcs)} needed.",
             "Give --reward_weights one number for each.",
         )
     if not problems:

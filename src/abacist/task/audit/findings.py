@@ -31,7 +31,10 @@ class Kind(SentenceEnum):
     UNPAID_LAYOUT = "unpaid_layout", "A reward is never paid for the layout that is asked for."
     EXCLUSION = "exclusion", "Two rewards exclude one another."
     UNREACHABLE = "unreachable", "The rewards add up to more than any reply can earn."
-    HONEST_BELOW_MOST = "honest_below_most", "A right solution as it is asked for earns less."
+    HONEST_BELOW_MOST = (
+        "honest_below_most",
+        "A right solution in the requested layout earns less than another reply.",
+    )
     WRONG_HACK = "wrong_hack", "A reply without work earns more than an honest attempt gone wrong."
     WORKLESS = "workless", "A right answer earns more without its work."
     LISTED = "listed", "A list of numbers is paid, because the right one is among them."

@@ -241,7 +241,7 @@ def _rollouts(run: RunDir, remarks: list[str]) -> pa.Table:
     for name, why in list(damaged.items())[:3]:
         remarks.append(f"rollouts/{name} is left out: {why.partition(': ')[2] or why}")
     if len(damaged) > 3:
-        remarks.append(f"{len(damaged) - 3} more rollout files are left out, being damaged.")
+        remarks.append(f"Further damaged rollout files, left out: {len(damaged) - 3}.")
     return table
 
 
