@@ -12,6 +12,16 @@ from abacist.errors import ModelError
 from abacist.learning import canary
 
 
+def trainer_of(processes: int = 1, **sampling: Any) -> Any:
+    """One that samples from the whole distribution, among so many processes that are alike."""
+    whole = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+    accelerator = SimpleNamespace(reduce=lambda found, reduction: found * processes)
+    return SimpleNamespace(accelerator=accelerator, **{**whole, **sampling})
+
+
+TRAINER = trainer_of()
+
+
 def output(difference: float, **more: Any) -> dict[str, Any]:
     theirs = torch.full((2, 3), -1.0)
     theirs[0, 0] = torch.nan  # a token vLLM gave no number for
@@ -28,19 +38,19 @@ def output(difference: float, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("difference", [0.0, 0.02, -0.05])
 def test_rounding_passes(difference: float) -> None:
-    canary.check(None, output(difference), step=1)
+    canary.check(TRAINER, output(difference), step=1)
 
 
 @pytest.mark.parametrize("difference", [0.5, -0.5, float("nan")])
 def test_another_model_stops_the_run_by_step_and_size(difference: float) -> None:
     with pytest.raises(ModelError, match="At step 7 vLLM"):
-        canary.check(None, output(difference), step=7)
+        canary.check(TRAINER, output(difference), step=7)
 
 
 def test_padding_is_not_compared() -> None:
     found = output(0.0)
     found["old_per_token_logps"][1, 2] = 99.0
-    canary.check(None, found, step=1)
+    canary.check(TRAINER, found, step=1)
 
 
 def test_without_old_log_probabilities_the_model_is_asked() -> None:
@@ -50,7 +60,7 @@ def test_without_old_log_probabilities_the_model_is_asked() -> None:
         asked.append((ids.shape, kept, batch_size))
         return torch.full((2, 3), -1.0), None, None
 
-    trainer = SimpleNamespace(
+    trainer = trainer_of(
         model=None,
         args=SimpleNamespace(per_device_train_batch_size=2),
         _get_per_token_logps_and_entropies=score,
@@ -60,4 +70,29 @@ def test_without_old_log_probabilities_the_model_is_asked() -> None:
 
 
 def test_where_vllm_reported_nothing_nothing_is_compared() -> None:
-    canary.check(None, output(9.0, sampling_per_token_logps=None), step=1)
+    canary.check(TRAINER, output(9.0, sampling_per_token_logps=None), step=1)
+
+
+def test_tokens_of_tools_and_replies_that_are_all_left_out_say_nothing() -> None:
+    found = output(0.0, tool_mask=torch.tensor([[1, 0, 1], [1, 1, 1]]))
+    found["old_per_token_logps"][0, 1] = 99.0
+    canary.check(TRAINER, found, step=1)
+    canary.check(TRAINER, output(9.0, completion_mask=torch.zeros(2, 3).long()), step=1)
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"top_p": 0.8}, {"top_k": 20}, {"min_p": 0.1}, {"repetition_penalty": 1.1}]
+)
+def test_where_sampling_changes_the_distribution_nothing_is_compared(
+    sampling: dict[str, float],
+) -> None:
+    canary.check(trainer_of(**sampling), output(0.5), step=1)
+    with pytest.raises(ModelError):
+        canary.check(trainer_of(top_k=None, min_p=0.0), output(0.5), step=1)
+
+
+def test_a_process_whose_own_tokens_agree_stops_with_the_others() -> None:
+    trainer = trainer_of()
+    trainer.accelerator.reduce = lambda found, reduction: found + torch.tensor([9.0, 1.0])
+    with pytest.raises(ModelError, match="vLLM"):
+        canary.check(trainer, output(0.0), step=1)

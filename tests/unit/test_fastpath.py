@@ -21,6 +21,7 @@ from abacist.learning import fastpath
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
+from abacist.policy.model_parts import base_of
 
 Lookalike = Callable[[str], Path]
 G, PROBLEMS, BUDGET = 4, 4, 10
@@ -318,3 +319,75 @@ def test_under_adamw_ours_is_as_near_to_exact_arithmetic_as_trl_and_nearer_to_tr
     stocks_error = float((stock - exact).abs().mean())
     assert float((ours - exact).abs().mean()) < 1.25 * stocks_error
     assert 0 < float((ours - stock).abs().mean()) < stocks_error < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_trainer", "named"),
+    [
+        ({"suppress_tokens": [5]}, {}, "suppress_tokens"),
+        ({"min_p": 0.5}, {}, "min_p 0.5"),
+        ({}, {"no_repeat_ngram_size": 2}, "no_repeat_ngram_size"),
+        ({}, {"top_k": 1}, "top_k 1"),
+        ({}, {"top_k": None}, "top_k None"),
+        ({"top_k": 20, "top_p": 0.8, "repetition_penalty": 1.1, "temperature": 0.7}, {}, None),
+        (
+            {"num_beams": 1, "no_repeat_ngram_size": 0, "max_length": 99, "use_cache": True},
+            {},
+            None,
+        ),
+    ],
+)
+def test_what_generate_would_obey_and_our_engine_does_not_know_is_left_to_generate(
+    of_model: dict[str, Any], of_trainer: dict[str, Any], named: str | None,
+    lookalike: Lookalike, tmp_path: Path,
+) -> None:  # fmt: skip
+    trainer = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path)
+    for config, settings in (
+        (base_of(trainer.model).generation_config, of_model),
+        (trainer.generation_config, of_trainer),
+    ):
+        for name, value in settings.items():
+            setattr(config, name, value)
+    found = fastpath.unsupported_reason(trainer, FastPart.DECODING)
+    assert (found is None) if named is None else f"generate() would read {named}" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole"),
+    [({}, True), ({"loss_type": "bnpo"}, False), ({"top_entropy_quantile": 0.2}, False)],
+)
+def test_groups_share_a_micro_batch_only_where_a_loss_does_not_depend_on_its_company(
+    settings: dict[str, Any], whole: bool, lookalike: Lookalike, tmp_path: Path
+) -> None:
+    trainer = make(
+        GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path, per_device_train_batch_size=G,
+        gradient_accumulation_steps=PROBLEMS, **settings,
+    )  # fmt: skip
+    fix_completions(trainer)
+    trainer.model.train()
+    rows = [row for row in list(trainer.train_dataset)[:PROBLEMS] for _ in range(G)]
+    trainer._prepare_inputs(rows)
+    prompts = [part["prompt_ids"] for part in trainer._buffered_inputs]
+    alike = [bool((ids == ids[:1]).all()) for ids in prompts]
+    assert all(alike) if whole else not all(alike)
+
+
+def test_the_entropy_that_is_logged_is_of_the_tokens_that_the_model_wrote(
+    lookalike: Lookalike, tmp_path: Path
+) -> None:
+    trainer = make(GRPOTrainer, lookalike("qwen2.5-instruct"), tmp_path)
+    inputs = scored(trainer)
+    inputs["advantages"][:] = 0  # those are not computed
+    inputs["advantages"][:G] = 1
+    tools = torch.ones_like(inputs["completion_mask"])
+    tools[:, ::2] = 0
+    inputs["tool_mask"] = tools
+    gradients(trainer, inputs)
+    (logged,) = trainer._metrics["train"]["entropy"]
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)[:G]
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)[:G]
+    _, entropies, _ = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, mask, tools.shape[1], compute_entropy=True
+    )
+    own = (inputs["completion_mask"] * tools)[:G].bool()
+    assert logged == pytest.approx(float(entropies[own].mean()), rel=1e-5)

@@ -145,3 +145,15 @@ def test_labels_and_golds_of_other_types_are_kept_as_far_as_they_can_be(
     first, second = read_rollouts(tmp_path / "a.parquet")
     assert (first.problem_id, first.difficulty, first.gold) == ("17", kept, "4")
     assert (first.is_correct, second.is_correct) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
+)
+def test_groups_that_are_paid_alike_are_counted_whatever_the_rewards_are_scaled_by(
+    settings: dict[str, str], folder: Path, tmp_path: Path
+) -> None:
+    trainer = make(GRPOTrainer, folder, tmp_path, **settings)
+    trainer.reward_funcs = [paying([[0.7] * G, [2.0] * G, MIXED, [1.0, None, None, None]])]
+    batch(trainer)
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(0.75)]

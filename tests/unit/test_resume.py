@@ -366,3 +366,20 @@ def test_a_resumed_run_joins_its_wandb_run_and_the_next_run_of_the_process_does_
     with training_state.joined_trackers({"tracker": {"WANDB_RUN_ID": "abc"}}):
         assert os.environ["WANDB_RUN_ID"] == "mine"
     assert os.environ["WANDB_RUN_ID"] == "mine"
+
+
+def test_the_controller_of_the_entropy_bonus_is_taken_back_with_its_step(
+    model: Path, tmp_path: Path
+) -> None:
+    from abacist.learning.resume.training_state import capture, load_state, restore, save_state
+
+    settings = STEPS | {"max_steps": 1, "use_adaptive_entropy": True, "entropy_coef": 0.1}
+    trainer = make_trainer(by_name("lora"), model, tmp_path / "run", **settings)
+    trainer.train()
+    names = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats")
+    before = [getattr(trainer, name) for name in names]
+    save_state(capture(trainer), tmp_path / "state.pt")
+    for name in names:
+        setattr(trainer, name, 77.0)
+    restore(trainer, load_state(tmp_path / "state.pt"))
+    assert [getattr(trainer, name) for name in names] == before and 77.0 not in before

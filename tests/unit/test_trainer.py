@@ -225,3 +225,24 @@ def test_a_draft_card_that_fails_is_a_warning_and_never_the_end_of_a_training(
     assert (tmp_path / "run" / "README.md").is_file() is not fails
     assert ("card was not written: name 'wandb'" in caplog.text) == fails
     assert "and more" not in caplog.text
+
+
+def test_an_evaluation_between_two_logs_takes_nothing_from_the_training_metrics(
+    tmp_path: Path,
+) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    logs = []
+    for often in (100, 1):  # never, and after every step
+        config = GRPOConfig(
+            output_dir=str(tmp_path / str(often)), eval_strategy="steps", eval_steps=often,
+            per_device_eval_batch_size=4, **TINY_BATCH | {"logging_steps": 2, "max_steps": 2},
+        )  # fmt: skip
+        trainer = trained(
+            GRPOTrainer, config, folder, evaluator=lambda model: {"accuracy": 0.25},
+            eval_dataset=Dataset.from_list(ROWS[:2]),
+        )  # fmt: skip
+        rows = trainer.state.log_history
+        assert all("reward" not in row for row in rows if "eval_accuracy" in row)
+        logs.append(next(row for row in rows if "reward" in row))
+    same = ("loss", "reward", "entropy", "completions/mean_length", "num_tokens", "grad_norm")
+    assert [logs[0][name] for name in same] == [logs[1][name] for name in same]

@@ -310,7 +310,8 @@ def _check_line(
 def _metrics_of(batch: Sequence[Rollout], paid: Paid, opened: Opened) -> dict[str, float]:
     """What TRL logs of one generation, from its replies as they were recorded."""
     size = _group_size(opened)
-    is_scaled_by_group = _scale(opened) != "batch"
+    sums_first = opened.settings.get("multi_objective_aggregation") in (None, "sum_then_normalize")
+    is_scaled_by_group = sums_first and _scale(opened) != "batch"
     lengths = torch.tensor([float(len(one.completion_ids)) for one in batch])
     cut = torch.tensor([one.stop_reason is StopReason.LENGTH for one in batch])
     ended = lengths[~cut] if not bool(cut.all()) else torch.zeros(1)

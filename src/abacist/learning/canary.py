@@ -15,18 +15,31 @@ from typing import Any
 import torch
 
 from abacist.errors import ModelError
+from abacist.learning.reply_selection import loss_mask
 
 LARGEST_MEAN_DIFFERENCE = 0.1
+
+
+def filters(trainer: Any) -> bool:
+    """Whether sampling changes the distribution beside its temperature: then vLLM reports the
+    log-probabilities of the changed one, and they cannot be compared."""
+    return bool(
+        trainer.top_p < 1.0
+        or (trainer.top_k or 0) > 0
+        or trainer.min_p
+        or trainer.repetition_penalty != 1.0
+    )
 
 
 def check(trainer: Any, output: Mapping[str, Any], step: int) -> None:
     """Compare vLLM's log-probabilities in ``output`` with the training model's.
 
     Raises :class:`ModelError` if they differ, on average over the tokens, by more than
-    ``LARGEST_MEAN_DIFFERENCE``. Does nothing where vLLM reported none.
+    ``LARGEST_MEAN_DIFFERENCE``. Does nothing where vLLM reported none, or where they cannot be
+    compared (:func:`filters`).
     """
     theirs = output.get("sampling_per_token_logps")
-    if theirs is None:
+    if theirs is None or filters(trainer):
         return
     ours = output.get("old_per_token_logps")
     if ours is None:
@@ -40,8 +53,11 @@ def check(trainer: Any, output: Mapping[str, Any], step: int) -> None:
                 output["completion_ids"].size(1),
                 batch_size=trainer.args.per_device_train_batch_size,
             )
-    written = output["completion_mask"].bool() & ~torch.isnan(theirs)
-    difference = (ours - theirs)[written].abs().mean().item()
+    written = loss_mask(output).bool() & ~torch.isnan(theirs)
+    found = torch.stack([(ours - theirs)[written].abs().sum(), written.sum()])
+    # All processes compare all tokens: one that stopped alone would leave the others waiting.
+    total, count = trainer.accelerator.reduce(found.float(), reduction="sum").tolist()
+    difference = total / count if count else 0.0
     if not difference <= LARGEST_MEAN_DIFFERENCE:
         raise ModelError(
             f"At step {step} vLLM and the training model disagree about vLLM's own tokens: their "

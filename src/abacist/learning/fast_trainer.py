@@ -17,7 +17,7 @@ import trl
 from accelerate.logging import get_logger
 from torch.distributed.fsdp import FSDPModule
 from trl.extras.profiling import profiling_context
-from trl.trainer.utils import split_tensor_dict
+from trl.trainer.utils import shuffle_sequence_dict, split_tensor_dict
 
 from abacist.learning import fastpath, frozen, reply_selection, vllm_engine
 from abacist.learning.micro_batch_fusion import MicroBatchFusion, Values
@@ -52,6 +52,7 @@ class FastTrainer(trl.GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._skip_rows: torch.Tensor | None = None  # [B], in the loss and nowhere else
+        self._own_tokens: torch.Tensor | None = None  # [B, C], as above: those that the model wrote
         self._may_fuse = False  # in the loss and nowhere else
         self._logged: set[tuple[FastPart, str]] = set()
         self._fusion = MicroBatchFusion(self)
@@ -92,6 +93,9 @@ class FastTrainer(trl.GRPOTrainer):
         without_signal = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
         fractions = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
         fractions[-1] = min(1.0, fractions[-1] + without_signal)
+        if not reply_selection.is_scaled_by_group(self):
+            # TRL's says of the whole batch, and not of its groups, whether rewards differ.
+            fractions[-1] = reply_selection.paid_alike(self, size).float().mean().item()
         return output
 
     def _generate_single_turn(
@@ -151,6 +155,8 @@ class FastTrainer(trl.GRPOTrainer):
             scored = self._generate_and_score_completions(generation_batch)
             if reply_selection.TRAINED_FRACTION in scored:
                 whole = reply_selection.chosen_first(self, scored)
+            elif fastpath.depends_on_company(self):
+                whole = shuffle_sequence_dict(scored)
             else:
                 whole = fastpath.whole_groups(scored, self.num_generations)
             self._buffered_inputs = split_tensor_dict(whole, steps)
@@ -175,6 +181,7 @@ class FastTrainer(trl.GRPOTrainer):
         # An evaluation wants its metrics over all of them.
         training = self.model.training
         self._skip_rows = fastpath.zero_advantage_rows(self, inputs) if training else None
+        self._own_tokens = reply_selection.loss_mask(inputs).bool()
         # Not where something wraps the model (DDP): it must see forward and backward in turn.
         self._may_fuse = training and model is self.model
         metrics = self._metrics["train" if training else "eval"]
@@ -186,7 +193,7 @@ class FastTrainer(trl.GRPOTrainer):
                     del values[logged.get(name, 0) :]
             return reply_selection.normalised(loss, self, inputs)
         finally:
-            self._skip_rows, self._may_fuse = None, False
+            self._skip_rows, self._own_tokens, self._may_fuse = None, None, False
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -244,9 +251,9 @@ class FastTrainer(trl.GRPOTrainer):
             logps = torch.cat([part[0] for part in parts])
             known = [part[1] for part in parts if part[1] is not None]
             entropies = torch.cat(known) if known else None
-        if entropies is not None and self._skip_rows is not None:
+        if entropies is not None and self._skip_rows is not None and self._own_tokens is not None:
             # Skipped rows get the mean of the others, which so stays the mean that is logged.
-            scored = attention_mask[:, -logits_to_keep:].bool() & ~self._skip_rows[:, None]
+            scored = self._own_tokens & ~self._skip_rows[:, None]
             if bool(scored.any()):
                 entropies[self._skip_rows] = entropies[scored].mean()
         return logps, entropies, None  # no auxiliary loss

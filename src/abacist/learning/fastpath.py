@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, PeftModelForCausalLM
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from abacist.learning import reply_selection
 from abacist.policy import families
@@ -83,6 +83,7 @@ def _rollout_settings(trainer: Any) -> dict[str, Any]:
         "the model is multimodal": trainer._is_vlm,
         "generation_kwargs may mean anything to generate()": args.generation_kwargs,
         "cache_implementation asks for generate()'s caches": args.cache_implementation is not None,
+        f"generate() would read {(setting := _other_setting(trainer))}": setting is not None,
         "the model is sharded over processes": (
             _is_sharded(trainer) and getattr(trainer, "whole", None) is None
         ),
@@ -121,6 +122,43 @@ def _fusion_settings(trainer: Any) -> dict[str, Any]:
         "there are several processes": trainer.accelerator.num_processes > 1,
         f"{optimizer} updates weights in every backward": "lomo" in optimizer,
     }
+
+
+# What our engine is told by the trainer's own attributes.
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# What it takes from elsewhere, or what changes no completion.
+_TAKEN = {
+    *_SAMPLING,
+    *("max_new_tokens", "max_length", "do_sample", "cache_implementation", "disable_compile"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "transformers_version", "use_cache"),
+    *("output_scores", "output_logits", "output_attentions", "output_hidden_states"),
+    *("return_dict_in_generate", "renormalize_logits"),
+}
+
+
+def _other_setting(trainer: Any) -> str | None:
+    """A setting that ``generate`` would obey and our engine does not know; None: there is none.
+
+    It obeys the trainer's generation config and, where that leaves a field open, the model's.
+    """
+    given = getattr(trainer, "generation_config", None)
+    if given is None:  # vLLM samples
+        return None
+    for name in _SAMPLING:
+        value = getattr(given, name, None)
+        if value != getattr(trainer, name) or (value is None and name != "min_p"):
+            return f"{name} {value}"
+    layer = _decoded(trainer)
+    base: Any = layer.get_base_model() if isinstance(layer, PeftModel) else layer
+    own = base.generation_config
+    set_here = {name: value for name, value in vars(given).items() if value is not None}
+    neutral = GenerationConfig._get_default_generation_params()
+    if set_here.get("min_p") is None and getattr(own, "min_p", None):
+        return f"min_p {own.min_p}"
+    for name, value in {**vars(own), **set_here}.items():
+        if value and value != neutral.get(name) and name not in _TAKEN and name[0] != "_":
+            return f"{name} of a generation config"
+    return None
 
 
 def _decoded(trainer: Any) -> Any:
@@ -177,6 +215,15 @@ def zero_advantage_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor
         # A row that is masked whole, because it was cut off, has no entropy to log.
         skip[lengths.masked_fill(lengths == 0, lengths.max() + 1).argmin()] = False
     return skip if bool(skip.any()) else None
+
+
+def depends_on_company(trainer: Any) -> bool:
+    """Whether the loss of a completion depends on which others share its micro-batch.
+
+    So it is where TRL divides by the tokens of a micro-batch, or takes a quantile of its entropies.
+    Then completions are shuffled one by one, as TRL does.
+    """
+    return bool(trainer.loss_type == "bnpo" or trainer.top_entropy_quantile < 1.0)
 
 
 def whole_groups(batch: dict[str, Any], num_generations: int) -> dict[str, Any]:

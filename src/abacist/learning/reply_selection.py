@@ -22,6 +22,7 @@ Shapes: N completions of a generation batch (of all processes, or of this one), 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
     """Choose replies of a generation batch, and leave the others out of it, in place.
 
     Returns which of this process's completions [N] are trained on. Where no reply teaches anything
-    the batch stays as it is: its gradient is zero either way.
+    all advantages become 0, and the completions stay, so that their entropy can be logged.
     """
     count = wanted(trainer.args)
     if count is None:
@@ -121,28 +122,36 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
     accelerator, advantages = trainer.accelerator, batch["advantages"]
     everyones = accelerator.gather(advantages).cpu()
     has_tokens = accelerator.gather(batch["completion_mask"].any(dim=1)).cpu()
-    teaches = (everyones != 0) & has_tokens & ~_paid_alike(trainer)
+    teaches = (everyones != 0) & has_tokens & ~paid_alike(trainer, trainer.num_generations)
     # Micro-steps, not steps: several generation batches may belong to one optimizer step.
     generator = torch.Generator().manual_seed((trainer.args.seed << 32) + trainer._step)
     chosen = choose(everyones, teaches, trainer.num_generations, count, generator)
-    if not bool(chosen.any()):
-        chosen[:] = True
-    fraction = chosen.float().mean()
     first = accelerator.process_index * len(advantages)
     mine = chosen[first : first + len(advantages)].to(advantages.device)
     trainer._metrics["train"]["trained_replies"].append(float(chosen.sum()))
+    if not bool(chosen.any()):
+        batch["advantages"] = torch.zeros_like(advantages)
+        batch[TRAINED_FRACTION] = torch.ones((), device=advantages.device)
+        return mine
+    fraction = chosen.float().mean()
     batch["completion_mask"] = batch["completion_mask"] * mine[:, None].int()
     batch["advantages"] = advantages * mine
     if "old_per_token_logps" in batch:  # our forward gives 0 for what is left out: a ratio of 1
         old = batch["old_per_token_logps"]
         batch["old_per_token_logps"] = old.masked_fill(~mine[:, None], 0.0)
-    batch["num_items_in_batch"] = accelerator.gather(_loss_mask(batch).sum()).sum()
+    batch["num_items_in_batch"] = accelerator.gather(loss_mask(batch).sum()).sum()
     batch[TRAINED_FRACTION] = fraction.to(advantages.device)
     return mine
 
 
-def _paid_alike(trainer: Any) -> Tensor:
-    """Completions [N] of groups in which all rewards are equal.
+def is_scaled_by_group(trainer: Any) -> bool:
+    """Whether TRL takes the standard deviation of rewards group by group."""
+    sums_first = trainer.multi_objective_aggregation == "sum_then_normalize"
+    return bool(sums_first and trainer.scale_rewards != "batch")
+
+
+def paid_alike(trainer: Any, size: int) -> Tensor:
+    """Completions [N] of groups of ``size`` in which all rewards are equal, or fewer than two.
 
     Their advantages are not always exactly 0: the mean of eight times 0.7 is not 0.7.
     """
@@ -150,11 +159,11 @@ def _paid_alike(trainer: Any) -> Tensor:
     if trainer.multi_objective_aggregation == "sum_then_normalize":
         unscored = weighted.isnan().all(dim=1, keepdim=True)
         weighted = weighted.nansum(dim=1, keepdim=True).masked_fill(unscored, torch.nan)
-    groups = weighted.view(-1, trainer.num_generations, weighted.shape[1])
+    groups = weighted.view(-1, size, weighted.shape[1])
     most = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
     least = groups.nan_to_num(nan=torch.inf).amin(dim=1)
     alike = (most - least <= 1e-6 * most.abs().clamp(min=1.0)).all(dim=1)
-    return alike.repeat_interleave(trainer.num_generations)
+    return alike.repeat_interleave(size)
 
 
 def chosen_first(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -211,11 +220,12 @@ def normalised(loss: Tensor, trainer: Any, inputs: dict[str, Any]) -> Tensor:
     if trainer.loss_type == "bnpo":
         even = inputs["num_items_in_batch"] / trainer.accelerator.num_processes
         even = even.clamp(min=1.0) / trainer.args.steps_per_generation
-        return loss * (_loss_mask(inputs).sum() / even)
+        return loss * (loss_mask(inputs).sum() / even)
     return loss
 
 
-def _loss_mask(batch: dict[str, Any]) -> Tensor:
+def loss_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Which tokens [N, C] are in the loss: written by the model, not by a tool."""
     mask: Tensor = batch["completion_mask"]
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 

@@ -17,6 +17,7 @@ mean and standard deviation, a clipped ratio. Departures by default, both TRL's:
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,12 @@ class GRPOTrainer(ResumableTrainer):
             return measured
         with self.whole_model() as model:
             metrics = {f"eval_{name}": value for name, value in self.evaluator(model).items()}
-        self.log(dict(metrics))
+        # TRL would add what training has gathered since its last log, and forget it.
+        gathered, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        try:
+            self.log(dict(metrics))
+        finally:
+            self._metrics["train"] = gathered
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

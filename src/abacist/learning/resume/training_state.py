@@ -41,6 +41,8 @@ _COPIED = {
     "grad_norm": "last_grad_norm",
     "learning_rate": "last_learning_rate",
 }
+# TRL's controller of the entropy bonus, which moves within a step: before the backward.
+_ENTROPY = ("entropy_coef", "_last_world_entropy", "_entropy_window_stats")
 
 
 def load_adapters(model: PeftModel, checkpoint: Path) -> None:
@@ -77,6 +79,7 @@ def capture(trainer: Any) -> State:
         "format": STATE_FORMAT,
         "step": state.global_step,
         **{name: getattr(trainer, attribute) for name, attribute in _COPIED.items()},
+        "entropy": {name: getattr(trainer, name) for name in _ENTROPY if hasattr(trainer, name)},
         # The mean loss is over the steps since this one; before transformers 5.19 since step 0.
         "first_step": getattr(trainer, "_initial_global_step", 0),
         "buffered": trainer._buffered_inputs if mid_buffer else None,
@@ -103,6 +106,8 @@ def restore(trainer: Any, saved: State) -> None:
     state = trainer.state
     for name, attribute in _COPIED.items():
         setattr(trainer, attribute, saved[name])
+    for attribute, value in saved.get("entropy", {}).items():  # older states have none
+        setattr(trainer, attribute, value)
     trainer._initial_global_step = saved["first_step"]
     trainer._buffered_inputs = _on_device(saved["buffered"], trainer.accelerator.device)
     for mode, metrics in saved["metrics"].items():
