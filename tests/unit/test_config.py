@@ -331,3 +331,14 @@ def test_data_that_moved_with_its_run_is_found_beside_its_settings(tmp_path: Pat
     assert load_config(None, str(saved), []).script.dataset_name == str(tmp_path / "data.jsonl")
     saved.write_text("dataset_name: /gone/run/other.jsonl\n", encoding="utf-8")
     assert load_config(None, str(saved), []).script.dataset_name == "/gone/run/other.jsonl"
+
+
+@pytest.mark.parametrize("source", ["generated", "file"])
+def test_runs_with_other_seeds_are_judged_on_the_same_problems(source: str, tmp_path: Path) -> None:
+    flags = ["--num_heldout_problems", "5", "--num_train_problems", "20"]
+    if source == "file":
+        rows = [json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) for n in range(400)]
+        flags += ["--dataset_name", write(tmp_path / "mine.jsonl", "\n".join(rows))]
+    one, two = (load_task(load_config("tiny", None, [*flags, "--seed", seed])) for seed in "07")
+    assert one.heldout == two.heldout and one.selection == two.selection
+    assert len(one.heldout) == 5 and one.train != two.train

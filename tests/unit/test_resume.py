@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import pickle
+import random
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -383,3 +385,17 @@ def test_the_controller_of_the_entropy_bonus_is_taken_back_with_its_step(
         setattr(trainer, name, 77.0)
     restore(trainer, load_state(tmp_path / "state.pt"))
     assert [getattr(trainer, name) for name in names] == before and 77.0 not in before
+
+
+def test_every_random_generator_comes_back() -> None:
+    from abacist.learning.resume.training_state import random_state, set_random_state
+
+    def draw() -> tuple[float, ...]:
+        numbers = random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn()
+        return (*numbers, torch.rand(1).item())
+
+    saved = random_state()
+    first = draw()
+    assert draw() != first
+    set_random_state(saved)
+    assert draw() == first

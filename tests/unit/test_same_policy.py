@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,12 @@ def test_rounding_that_takes_half_of_what_was_learned_is_refused(
     if not is_fine:
         with pytest.raises(ModelError, match="float32 or as an adapter"):
             same_policy.refuse_other(proof)
+
+
+def test_mass_that_leaves_the_kept_tokens_counts_in_the_divergence() -> None:
+    p = torch.tensor([[0.5, 0.3]]).double()  # the rest is 0.2
+    for kept, rest in ((0.1, 0.4), (0.4, 0.1)):
+        q = torch.tensor([[0.5, kept]]).double()
+        wanted = 0.3 * math.log(0.3 / kept) + 0.2 * math.log(0.2 / rest)
+        found = float(same_policy._divergence(p.log(), q.log())[0])
+        assert found == pytest.approx(wanted)
