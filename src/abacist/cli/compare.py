@@ -179,7 +179,10 @@ def _refuse_contradictions(options: Namespace) -> None:
     """UsageError for what cannot be meant together, before anything is loaded."""
     given, seeds = options.evaluations, options.seeds
     if options.markdown is not None:
-        _refuse_to_replace(Path(options.markdown))
+        from abacist.view.report.writing import refuse_to_replace
+
+        # Before anything is measured, which may take a while.
+        refuse_to_replace(Path(options.markdown), "Markdown", ".md", ".markdown")
     if options.shots is not None:
         if len(given) != 1 or seeds is not None or options.control is not None:
             raise UsageError("--shots is about one run", "abacist compare RUN --shots 0 1 8")
@@ -217,15 +220,6 @@ def _refuse_flags(options: Namespace, beside: str, *names: str) -> None:
         raise UsageError(
             f"{' and '.join(given)} ha{'s' if len(given) == 1 else 've'} no effect with {beside}",
             f"Leave {'it' if len(given) == 1 else 'them'} out.",
-        )
-
-
-def _refuse_to_replace(target: Path) -> None:
-    """UsageError for what is no Markdown file: measuring may take a while, and is not lost so."""
-    if target.is_dir() or (target.exists() and target.suffix.lower() not in (".md", ".markdown")):
-        raise UsageError(
-            f"{target} exists and is no Markdown file: it is left alone",
-            "Name a file that ends .md.",
         )
 
 

@@ -46,9 +46,9 @@ AUTO = "auto"
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
 GENERAL_RECIPE = "any"
-# Where a run is kept is not part of what it does: config.yaml must run again as it stands.
+# Where TRL and transformers have another.
 OUR_DEFAULTS = {"project": "abacist"}
-"""Where TRL and transformers have another."""
+# Where a run is kept is not part of what it does: config.yaml must run again as it stands.
 NOT_SAVED = ("output_dir", "overwrite", "extends", "resume_from_checkpoint", "force")
 
 

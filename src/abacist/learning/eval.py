@@ -17,6 +17,7 @@ from typing import Any
 
 from abacist.errors import DataError, UsageError
 from abacist.learning.openings import note_asked
+from abacist.learning.paths import with_data_beside
 from abacist.learning.rewards import reported_rewards
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
@@ -41,7 +42,6 @@ from abacist.proof.overlap import Overlap
 from abacist.proof.unfinished import SAMPLED_FOLDER, EvaluationFolder, says_how_to_go_on
 from abacist.records.openings import EVAL
 from abacist.records.provenance import data_fingerprint, package_versions
-from abacist.records.rundir import RunDir
 from abacist.records.seen import Seen
 from abacist.task.given import GivenData
 from abacist.task.golds import DecimalMark
@@ -409,10 +409,10 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
     """
     given = request.problems
     is_own = request.dataset_name is None and given is None and bool(recorded)
+    if is_own and (run := run_folder(request.model)) is not None:
+        recorded = with_data_beside(recorded, run)
     default = GENERATED if request.model == BUILT_IN else DEFAULT_DATASET
     source = request.dataset_name or str(recorded.get("dataset_name", default))
-    if is_own and not Path(source).exists() and (kept := _kept_data(request.model, source)):
-        source = str(kept)
     split = request.split or _default_split(source, is_own)
     if given is not None:
         source, split = GIVEN, "all"
@@ -460,13 +460,6 @@ def load_data(request: Request, recorded: Mapping[str, Any], seen: Seen | None =
                 "That needs worked solutions with calculator annotations, as GSM8K's.",
             )
     return Data(problems, source, split, perturbed, reading, is_own, overlap)
-
-
-def _kept_data(model: str, source: str) -> Path | None:
-    """The data that a run was given in Python and has kept, where the run has been moved."""
-    run = run_folder(model)
-    kept = None if run is None else RunDir(run).data_path
-    return kept if kept is not None and kept.name == Path(source).name and kept.exists() else None
 
 
 def _unseen(problems: list[Problem], overlap: Overlap, source: str) -> list[Problem]:

@@ -85,15 +85,16 @@ class FastTrainer(trl.GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        # A group with fewer than two rewards (a reward may be None) has no signal. TRL gives it
-        # advantages of 0, and counts it as one whose rewards differ.
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
-        has_reward = ~self._rewards.isnan().all(dim=1)  # [N, functions], of all processes
-        without_signal = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
         fractions = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
-        fractions[-1] = min(1.0, fractions[-1] + without_signal)
-        if not reply_selection.is_scaled_by_group(self):
+        if reply_selection.is_scaled_by_group(self):
+            # A group with fewer than two rewards (a reward may be None) has no signal. TRL gives it
+            # advantages of 0, and counts it as one whose rewards differ.
+            has_reward = ~self._rewards.isnan().all(dim=1)  # [N, functions], of all processes
+            without_signal = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
+            fractions[-1] = min(1.0, fractions[-1] + without_signal)
+        else:
             # TRL's says of the whole batch, and not of its groups, whether rewards differ.
             fractions[-1] = reply_selection.paid_alike(self, size).float().mean().item()
         return output

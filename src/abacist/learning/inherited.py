@@ -22,7 +22,7 @@ from abacist.records.provenance import EXPORT_FORMAT, EXPORT_NAME
 from abacist.records.rundir import RunDir
 from abacist.records.seen import read_object
 from abacist.task.custom_rewards import RewardFunc
-from abacist.task.rewards import HISTORIC, REWARD_SETS, built_in
+from abacist.task.rewards import built_in_funcs
 
 PROMPT_SETTINGS = ("system_prompt", "num_shots", "shots_file")
 # What belongs to one run, or to the model that it began with.
@@ -140,11 +140,7 @@ def _weights_of_rewards(
 
 def _rewards(names: Iterable[str]) -> list[RewardFunc | str]:
     """Those that ``names`` stand for, in order; a person's own by name, unread."""
-    found: list[RewardFunc | str] = []
-    for name in names:
-        row = built_in(name)
-        found += REWARD_SETS.get(name, (HISTORIC.get(name, name) if row is None else row.func,))
-    return found
+    return [reward for name in names for reward in built_in_funcs(name) or (name,)]
 
 
 def _parts_of_a_run(

@@ -11,7 +11,7 @@ a model family").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -379,7 +379,7 @@ def _unsupported_here(base: Any, part: FastPart) -> str | None:
         linears.append(base.lm_head)
         if any(type(x.data) is not torch.Tensor or x.numel() == 0 for x in base.parameters()):
             return "its weights are sharded over processes"
-        if (found := _mixed_dtypes(base, weight)) is not None:
+        if (found := _mixed_dtypes(base, linears)) is not None:
             return found
     for linear in linears:
         if (found := unsupported_linear(linear, part, dtype)) is not None:
@@ -387,14 +387,15 @@ def _unsupported_here(base: Any, part: FastPart) -> str | None:
     return None
 
 
-def _mixed_dtypes(base: Any, embedding: torch.Tensor) -> str | None:
+def _mixed_dtypes(base: Any, linears: Iterable[Any]) -> str | None:
     """What of ``base`` is held in a dtype that our engine does not multiply its states with."""
+    embedding = base.get_input_embeddings().weight
     # The kernels compute in float32 with weights in either.
     widened = {torch.float32, torch.bfloat16} if build.supports_weight(embedding) else set()
     of_layers = (norm for layer in base.model.layers for norm in layer.children())
     norms = [part for part in of_layers if isinstance(getattr(part, "weight", None), nn.Parameter)]
-    linears = [getattr(one, "base_layer", one) for one in (*linears_of(base), base.lm_head)]
-    for part in (base.model.norm, *norms, *linears):
+    bases = (getattr(linear, "base_layer", linear) for linear in linears)
+    for part in (base.model.norm, *norms, *bases):
         weight = part.weight
         if weight.is_floating_point() and weight.dtype not in {embedding.dtype, *widened}:
             return f"it holds {_name(weight.dtype)} beside {_name(embedding.dtype)}"

@@ -263,13 +263,22 @@ def load_reward_funcs(
     return funcs
 
 
+def built_in_funcs(name: str) -> tuple[RewardFunc, ...]:
+    """The functions of ours that a name means; none where it means none of ours."""
+    if name in REWARD_SETS:
+        return REWARD_SETS[name]
+    row = built_in(name)
+    func = HISTORIC.get(name) if row is None else row.func
+    return () if func is None else (func,)
+
+
 def is_built_in_name(name: str) -> bool:
     """Whether a name means a reward or a set of ours, whatever stands in the working directory.
 
     >>> [is_built_in_name(name) for name in ("default", "gist.int_reward_func", "mine.brief")]
     [True, True, False]
     """
-    return name in REWARD_SETS or name in HISTORIC or built_in(name) is not None
+    return bool(built_in_funcs(name))
 
 
 def _resolve(
@@ -281,12 +290,8 @@ def _resolve(
             func.__name__ = function_name(name)
         return (func,)
     refuse_lost(name)
-    if name in REWARD_SETS:
-        return REWARD_SETS[name]
-    if (ours := built_in(name)) is not None:
-        return (ours.func,)
-    if name in HISTORIC:
-        return (HISTORIC[name],)
+    if ours := built_in_funcs(name):
+        return ours
     if ("." in name and not name.startswith(_GIST)) or ":" in name:
         return (checked(import_reward(name), timeout_seconds),)
     known = [*(each for reward in REWARDS for each in reward.names), *HISTORIC, *REWARD_SETS]

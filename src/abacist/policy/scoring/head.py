@@ -86,8 +86,8 @@ def _parts(weight: Tensor) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(weight), size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, v] in float32."""
+def logits(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n, v] in float32, of the states [n, H] and the rows [v, H] of a head; without autograd."""
     return product(hidden.to(dtype), weight_in(dtype, weight)).float()
 
 
@@ -114,7 +114,7 @@ class _FrozenHead(torch.autograd.Function):
             softmax = pointwise.Softmax(targets[here], inverse_temperature, hidden)
             expected_nH = None  # exp(z - max z) @ W, over all parts so far
             for part in _parts(weight):
-                logits_nv = _logits(hidden[here], weight[part], dtype)
+                logits_nv = logits(hidden[here], weight[part], dtype)
                 exps_nv, factors_n = softmax.weigh(logits_nv, part.start)
                 if slope_NH is None:
                     continue
@@ -172,7 +172,7 @@ class _TrainedHead(torch.autograd.Function):
             here = slice(start, start + chunk_tokens)
             softmax = pointwise.Softmax(targets[here], inverse_temperature, hidden)
             for part in _parts(weight):
-                softmax.weigh(_logits(hidden[here], cast[part], dtype), part.start)
+                softmax.weigh(logits(hidden[here], cast[part], dtype), part.start)
             logps_N[here] = softmax.logps
             if entropies_N is not None:
                 entropies_N[here] = softmax.entropies
@@ -193,7 +193,7 @@ class _TrainedHead(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens):
             here = slice(start, start + chunk_tokens)
             softmax = pointwise.Softmax(targets[here], inverse_temperature, hidden)
-            exps_nV = softmax.weigh(_logits(hidden[here], cast, dtype), 0)[0]
+            exps_nV = softmax.weigh(logits(hidden[here], cast, dtype), 0)[0]
             # d logp / d z = onehot(target) - softmax(z)
             grad_logits_nV = exps_nV.mul_((-grad[here] / softmax.totals)[:, None])
             grad_logits_nV.scatter_add_(1, targets[here, None], grad[here, None])

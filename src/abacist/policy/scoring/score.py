@@ -28,8 +28,8 @@ from abacist.policy.families import compute_dtype_of
 from abacist.policy.model_parts import base_of
 from abacist.policy.scoring.attention_backend import AttentionBackend, HeadShape, choose_backend
 from abacist.policy.scoring.forward import SharedPrefix, hidden_states
-from abacist.policy.scoring.head import score_tokens
-from abacist.policy.scoring.linears import product, weight_in
+from abacist.policy.scoring.head import logits, score_tokens
+from abacist.policy.scoring.linears import weight_in
 from abacist.policy.scoring.packing import GatherRows, pack
 
 
@@ -118,10 +118,10 @@ def completion_logits(
     dtype = compute_dtype_of(causal_lm)
     hidden_TH = hidden_states(causal_lm, packing, _backend(causal_lm, dtype), dtype)
     states_NH = hidden_TH[packing.predictors]
+    weight = weight_in(dtype, causal_lm.lm_head.weight.detach())
     for start in range(0, len(states_NH), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
-        weight = weight_in(dtype, causal_lm.lm_head.weight.detach())
-        yield packing.places[chunk], product(states_NH[chunk].to(dtype), weight).float()
+        yield packing.places[chunk], logits(states_NH[chunk], weight, dtype)
 
 
 def attention_choice(model: Any) -> Choice:

@@ -68,15 +68,21 @@ def write_comparison(
     write_aside(target, text.encode("utf-8", "backslashreplace"))
 
 
+def refuse_to_replace(target: Path, kind: str, *suffixes: str) -> None:
+    """Raise UsageError where ``target`` is there already and is no file of this kind."""
+    if target.is_dir() or (target.exists() and target.suffix.lower() not in suffixes):
+        raise UsageError(
+            f"{target} exists and is no {kind} file: it is left alone",
+            f"Name a file that ends {suffixes[0]}.",
+        )
+
+
 def _refuse_unfit(target: Path) -> None:
     if str(target) == "-":
         raise UsageError("the report is written to a file, not to stdout", "Name one: -o run.html")
     if target.is_dir():
         raise UsageError(f"{target} is a folder", f"Name a file: {target / PAGE_NAME}")
-    if target.exists() and target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(
-            f"{target} exists and is no HTML file: it is left alone", "Name a file that ends .html."
-        )
+    refuse_to_replace(target, "HTML", ".html", ".htm")
     # Reading a run takes a while: a place that cannot be written to is refused before.
     folder = next((one for one in target.absolute().parents if one.exists()), Path("/"))
     try:
