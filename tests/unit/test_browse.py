@@ -288,7 +288,11 @@ def printed(page: object, width: int) -> list[str]:
         (UNFORMATTED, "12", "no answer is read (there is no <answer> tag)"),
         ("<answer>13</answer> 12", "12", "Right in another format, not by our rule"),
         (CUT, "12", "Cut off after 2 tokens"),
-        ("<answer>3</answer><answer>4</answer>", "12", "several answer blocks do not hold one"),
+        (
+            "<answer>3</answer><answer>4</answer>",
+            "12",
+            "the answer blocks do not hold the same integer",
+        ),
         ("<answer></answer>", "12", "the answer block is empty"),
         (RIGHT, None, "Not judged, there is no gold"),
     ],

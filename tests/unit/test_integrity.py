@@ -138,14 +138,6 @@ def take_weight_away(module: Any) -> Undo | None:
     return lambda: (delattr(module, "weight"), module.register_parameter("weight", weight))[0]
 
 
-def enlarge_weight(module: Any) -> Undo | None:
-    weight = module._parameters.get("weight")
-    if weight is None or 2 in weight.shape:  # LoRA's own, of rank 2, may be of any
-        return None
-    module.weight = nn.Parameter(torch.cat([weight, weight[:1]]).detach(), weight.requires_grad)
-    return lambda: setattr(module, "weight", weight)
-
-
 def hook_weight(module: Any) -> Undo | None:
     weight = module._parameters.get("weight")
     if weight is None or not weight.requires_grad:
@@ -180,7 +172,7 @@ def set_otherwise(module: Any) -> Undo | None:
 WAYS = (
     hook_output, hook_input, hook_gradient, hook_gradient_before, replace_forward,
     wrap_forward_in_disguise, replace_by_another_class, compile_call, parametrize_weight, add_bias,
-    take_weight_away, enlarge_weight, hook_weight, watch_weight, add_part, set_otherwise,
+    take_weight_away, hook_weight, watch_weight, add_part, set_otherwise,
 )  # fmt: skip
 OF_GRADIENTS = (hook_gradient, hook_gradient_before, hook_weight, watch_weight)
 
@@ -448,9 +440,7 @@ def test_a_model_of_another_family_is_never_taken_for_one_of_ours(tmp_path: Path
     assert "Own is not" in str(scoring_reason(Own(config)))
 
 
-def test_a_vocabulary_that_grows_with_its_config_is_no_obstacle_and_a_larger_head_alone_is() -> (
-    None
-):
+def test_a_vocabulary_may_grow_with_its_config_and_a_head_may_not_grow_alone() -> None:
     model = model_of(FAMILIES[0])
     base = base_of(model)
     assert unsupported_reason(model, FastPart.SCORING) is None
@@ -458,4 +448,12 @@ def test_a_vocabulary_that_grows_with_its_config_is_no_obstacle_and_a_larger_hea
     assert unsupported_reason(model, FastPart.SCORING) is None
     rows, width = base.lm_head.weight.shape
     base.lm_head = nn.Linear(width, rows + 7, bias=False)
-    assert "lm_head has a weight of" in str(unsupported_reason(model, FastPart.DECODING))
+    assert "more tokens than its embedding" in str(unsupported_reason(model, FastPart.DECODING))
+
+
+def test_heads_that_were_pruned_in_one_layer_are_not_taken_for_those_of_the_first() -> None:
+    model = model_of(FAMILIES[0], lora=False)
+    attention = layer_of(model).self_attn
+    attention.q_proj = nn.Linear(32, attention.head_dim, bias=False)
+    attention.o_proj = nn.Linear(attention.head_dim, 32, bias=False)
+    assert "layer 1 has other attention heads" in str(unsupported_reason(model, FastPart.DECODING))

@@ -318,7 +318,7 @@ def test_rows_become_lines_that_a_stranger_can_read() -> None:
             "--num_problems 0 is not a whole number",
         ),
         (lambda: abacist.evaluate("tiny", num_problems=True), "--num_problems True"),
-        (lambda: abacist.evaluate("tiny", temperature=0.5), "there are none"),
+        (lambda: abacist.evaluate("tiny", temperature=0.5), "num_samples is 1"),
         (lambda: abacist.evaluate("tiny", num_samples=2, temperature=0), "not a number above 0"),
         (lambda: abacist.evaluate("tiny", include_seen="no"), "is a switch"),
         (lambda: abacist.evaluate("tiny", split="tset"), "no split 'tset'"),

@@ -379,7 +379,7 @@ def _unsupported_here(base: Any, part: FastPart) -> str | None:
         linears.append(base.lm_head)
         if any(type(x.data) is not torch.Tensor or x.numel() == 0 for x in base.parameters()):
             return "its weights are sharded over processes"
-        if (found := _mixed_dtypes(base, linears)) is not None:
+        if (found := _mixed_dtypes(base, linears) or _odd_sizes(base)) is not None:
             return found
     for linear in linears:
         if (found := unsupported_linear(linear, part, dtype)) is not None:
@@ -399,6 +399,19 @@ def _mixed_dtypes(base: Any, linears: Iterable[Any]) -> str | None:
         weight = part.weight
         if weight.is_floating_point() and weight.dtype not in {embedding.dtype, *widened}:
             return f"it holds {_name(weight.dtype)} beside {_name(embedding.dtype)}"
+    return None
+
+
+def _odd_sizes(base: Any) -> str | None:
+    """What of ``base`` is of another size than our engine takes it to be; MLPs may be of any."""
+    # A token that the embedding does not hold may not be written: it would be read next.
+    if base.lm_head.weight.shape[0] > base.get_input_embeddings().weight.shape[0]:
+        return "its head has more tokens than its embedding"
+    first, *others = (layer.self_attn for layer in base.model.layers)
+    for number, attention in enumerate(others, start=1):
+        for name in ("q_proj", "k_proj", "v_proj"):
+            if getattr(attention, name).out_features != getattr(first, name).out_features:
+                return f"layer {number} has other attention heads than layer 0"
     return None
 
 

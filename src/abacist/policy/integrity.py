@@ -21,7 +21,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -163,7 +163,7 @@ class _Plan:
 
     kind: type
     children: Mapping[str, _Plan]
-    weights: Mapping[str, torch.Size]
+    weights: frozenset[str]
     settings: Mapping[str, object]
 
     @classmethod
@@ -173,7 +173,7 @@ class _Plan:
         return cls(
             kind=type(module),
             children={name: cls.of(child) for name, child in module.named_children()},
-            weights=_shapes(module),
+            weights=_weights(module),
             settings={
                 name: value
                 for name, value in vars(module).items()
@@ -188,22 +188,20 @@ class _Plan:
         return {self.kind}.union(*(part.kinds for part in self.children.values()))
 
 
-def _shapes(module: nn.Module) -> dict[str, torch.Size]:
-    return {name: weight.shape for name, weight in module._parameters.items() if weight is not None}
+def _weights(module: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, weight in module._parameters.items() if weight is not None)
 
 
-_plans: WeakKeyDictionary[Any, tuple[int, _Plan]] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[Any, _Plan] = WeakKeyDictionary()
 
 
 def _plan_of(base: Any) -> _Plan:
     """Of a model built from the config of ``base`` without memory for weights."""
-    vocabulary, plan = _plans.get(base, (None, None))
-    if plan is None or vocabulary != base.config.vocab_size:  # new tokens may be added at any time
+    if (plan := _plans.get(base)) is None:
         config = copy.deepcopy(base.config)
         config._attn_implementation = "eager"  # which needs nothing that may be missing
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            plan = _Plan.of(type(base)(config))
-        _plans[base] = config.vocab_size, plan
+            plan = _plans[base] = _Plan.of(type(base)(config))
     return plan
 
 
@@ -225,9 +223,7 @@ class _Search:
         is_4bit = kind is quantization.linear_4bit() and plan.kind is nn.Linear
         if module is None or not (kind is plan.kind or is_4bit):
             return "", f"is {kind.__module__}.{kind.__name__}, not a plain {plan.kind.__name__}"
-        if what := self._own(module, plan.weights.keys()):
-            return "", what
-        if not is_4bit and (what := _other_shape(module, plan.weights)):
+        if what := self._own(module, plan.weights):
             return "", what
         for name, value in plan.settings.items():
             if (now := module.__dict__.get(name)) != value:
@@ -279,7 +275,7 @@ class _Search:
                 return adapter, what
         return None
 
-    def _own(self, module: Any, expected: Set[str]) -> str | None:
+    def _own(self, module: Any, expected: frozenset[str]) -> str | None:
         """What has been done to ``module`` itself or to its weights, not to modules below it."""
         learns = self.learns
         if not _is_bare(module, learns) and (what := _changed(module, learns)):
@@ -303,16 +299,6 @@ class _Search:
             if weights.get(name) is None:
                 return f"has lost its parameter {name}"
         return None
-
-
-def _other_shape(module: nn.Module, shapes: Mapping[str, torch.Size]) -> str | None:
-    """What of ``module`` is of another size than its config makes it."""
-    for name, weight in module._parameters.items():
-        now, made = () if weight is None else tuple(weight.shape), tuple(shapes.get(name, ()))
-        # Shards of a weight, over several processes, are flat or empty.
-        if len(now) == len(made) and now != made and 0 not in now:
-            return f"has a {name} of {now}, where its config makes it {made}"
-    return None
 
 
 _NONE: frozenset[str] = frozenset()

@@ -118,7 +118,7 @@ def choose(run: Path, wanted: str | bool | None, say: Callable[[str], None]) -> 
                 raise RunError(
                     f"{path} is not resumed: {wrong}.",
                     f"Newest sound checkpoint: abacist train --resume {path.parent}; in a script, "
-                    "trainer.train(resume_from_checkpoint=True).",
+                    "trainer.train(resume_from_checkpoint='latest').",
                 )
             return path
         run = path
