@@ -2,6 +2,7 @@
 
     python bench/real_step.py MODEL [--against PATH ...] [--stock] [--pairs 3] [--threads 1]
                               [--float32_matmul_precision medium] [--precision_of_others medium]
+                              [--load_in_8bit]
 
 MODEL is a local folder. Each measurement is a process of its own, so that its peak memory is its
 own, and every second round is in reverse order. All do the same work: 4 prompts with worked
@@ -9,6 +10,8 @@ examples, 8 replies of 112 tokens to each are sampled, then scored in 4 micro-ba
 backward under LoRA r32, and Adam takes its step. No reply stops early, so both sides write and
 train on the same number of tokens. Processor seconds bear other work on the machine better than
 those of the wall.
+
+``--load_in_8bit`` adds this checkout with the base in 8 bits.
 
 ``--stock`` adds stock TRL: ``trl.GRPOTrainer``, with transformers' own decoding, weights and
 autocast in ``--stock_dtype``, and TRL's default, gradient checkpointing, unless
@@ -56,11 +59,15 @@ from abacist.policy.decoding.engine import Engine, Sampling
 from abacist.policy.loading import default_lora, load_policy, quiet_libraries
 from abacist.policy.scoring.score import score
 
-folder, dtype, threads, checkpointing, train_replies, precision = json.loads(sys.argv[1])
+folder, dtype, threads, checkpointing, train_replies, precision, in_8_bits = json.loads(sys.argv[1])
+how = {}
+if in_8_bits:
+    from abacist.policy.quantization import Quantization
+    how["quantization"] = Quantization(8)
 quiet_libraries()
 torch.set_num_threads(threads)
 torch.set_float32_matmul_precision(precision)
-network = load_policy(folder, dtype=dtype, lora=default_lora(r=32, alpha=64)).model
+network = load_policy(folder, dtype=dtype, lora=default_lora(r=32, alpha=64), **how).model
 if checkpointing:
     network.gradient_checkpointing_enable({"use_reentrant": False})
     network.enable_input_require_grads()
@@ -83,10 +90,11 @@ for prompt, group in zip(prompts, replies):
     advantages = torch.linspace(-1, 1, len(ids))[:, None]
     (-(torch.exp(logps - logps.detach()) * advantages).sum() / 3000).backward()
 optimizer.step()
-say(start, middle, seconds(), str(network.dtype).removeprefix("torch."))
+held_in = str(network.dtype).removeprefix("torch.") + ", linear layers in 8 bits" * in_8_bits
+say(start, middle, seconds(), held_in)
 """
 
-STOCK = "stock TRL"
+OWN, IN_8_BITS, STOCK = "this checkout", "this checkout in 8 bits", "stock TRL"
 STOCK_WORKER = """
 import tempfile
 import transformers, trl
@@ -139,19 +147,20 @@ say(at["start"], at["middle"], at["end"], dtype)
 """
 
 
-def measure(sources: Path | None, args: argparse.Namespace) -> dict[str, Any]:
-    """One step of the checkout in ``sources``, or of stock TRL, in a process of its own."""
+def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One step of what ``name`` names, or of the checkout in that folder, in its own process."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
     settings: list[Any] = [str(args.model.resolve())]
-    if sources is None:
+    if name == STOCK:
         worker = STOCK_WORKER
         settings += [args.stock_dtype, args.threads, not args.no_stock_checkpointing]
     else:
         worker = WORKER
-        is_own = sources == HERE
+        is_own = name in (OWN, IN_8_BITS)
         precision = args.float32_matmul_precision if is_own else args.precision_of_others
         settings += [args.dtype, args.threads, args.checkpointing, args.train_replies, precision]
-        environment["PYTHONPATH"] = str(sources / "src")
+        settings.append(name == IN_8_BITS)
+        environment["PYTHONPATH"] = str((HERE if is_own else Path(name)) / "src")
     done = subprocess.run(
         [sys.executable, "-c", COMMON + worker, json.dumps(settings)],
         env=environment,
@@ -177,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--against", type=Path, nargs="*", default=[], help="other checkouts")
+    parser.add_argument("--load_in_8bit", action="store_true", help="against that, too")
     parser.add_argument("--stock", action="store_true", help="against stock TRL, too")
     parser.add_argument("--stock_dtype", default="bfloat16", help="its weights and autocast")
     parser.add_argument("--no_stock_checkpointing", action="store_true")
@@ -190,23 +200,20 @@ def main() -> None:
     args = parser.parse_args()
     if args.stock and args.train_replies != 8:
         parser.error("stock TRL trains all replies: leave out --train_replies")
-    checkouts: dict[str, Path | None] = {"this checkout": HERE}
-    checkouts |= {str(path): path for path in args.against}
-    if args.stock:
-        checkouts[STOCK] = None
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in checkouts}
+    names = [OWN, *map(str, args.against), *[IN_8_BITS] * args.load_in_8bit, *[STOCK] * args.stock]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(args.pairs):
-        for name in sorted(checkouts, reverse=bool(number % 2)):
-            found[name].append(measure(checkouts[name], args))
+        for name in sorted(names, reverse=bool(number % 2)):
+            found[name].append(measure(name, args))
             print(f"round {number + 1}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
-    own = found["this checkout"]
+    own = found[OWN]
     for name, steps in found.items():
         print(f"{name}: held in {steps[0]['held in']}")
         print(f"  peak {spread([step['peak'] for step in steps])} GB")
         for part in PARTS:
             times = [spread([step[part][clock] for step in steps]) for clock in CLOCKS]
             line = f"  {part}: {times[0]} s of processor time, {times[1]} s by the clock"
-            if name != "this checkout":
+            if name != OWN:
                 pairs = list(zip(steps, own, strict=True))
                 ratios = [spread([a[part][i] / b[part][i] for a, b in pairs]) for i in CLOCKS]
                 line += f"; {' and '.join(ratios)} × this checkout's"

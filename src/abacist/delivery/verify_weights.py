@@ -27,13 +27,16 @@ from abacist.delivery.verify_replay import Reply, Tally, replay
 from abacist.delivery.verify_training import item_of
 from abacist.errors import AbacistError, ModelError, RunError
 from abacist.learning.tracking import Watcher
+from abacist.policy import quantization
 from abacist.policy.decoding.generation import streams_of
 from abacist.policy.decoding.token_sampling import Sampling, uniforms_of
 from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
+from abacist.policy.quantization import Quantization
 from abacist.policy.source import Source, find, read_json
 
 BASE = "base"
+_IN_MXINT8 = Quantization(8, quantization.MXINT8)
 # About what is computed without being asked for more: some minutes on a core.
 _WORK = 2e13
 _LEAST_REPLIES = 4
@@ -101,11 +104,11 @@ def check_replays(
         check.looked_at = "nothing was replayed, as asked"
         check.not_checked.append("whether the weights write these replies")
         return check
-    if _is_quantized(opened):
+    if _is_quantized(opened) and not _is_in_mxint8(opened):
         check.is_incomplete = True
         check.looked_at = "nothing was replayed"
         check.not_checked.append(
-            "whether the weights write these replies: the run's base was held in 4 or 8 bits"
+            "whether the weights write these replies: bitsandbytes held the run's base in few bits"
         )
         return check
     roles = _roles(opened)
@@ -176,6 +179,14 @@ def check_replays(
 
 def _is_quantized(opened: Opened) -> bool:
     return any(opened.settings.get(f"load_in_{bits}bit") for bits in (4, 8))
+
+
+def _is_in_mxint8(opened: Opened) -> bool:
+    try:
+        adapter = opened.document("run/adapter_config.json")
+        return isinstance(adapter, dict) and quantization.recorded(adapter) == _IN_MXINT8
+    except AbacistError:  # missing or damaged
+        return False
 
 
 def _sum_up(check: Check, tallies: Mapping[str, Tally], is_narrow: bool) -> None:
@@ -416,6 +427,8 @@ def _load(
     """The policy of a role. Raises ModelError if it cannot be loaded."""
     # In float32: narrower numbers would add their own rounding to the run's.
     how: Any = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
+    if _is_quantized(opened):
+        how |= {"quantization": _IN_MXINT8, "dequantized": True}
     if role == BASE:
         return load_policy(base.name, revision=revision, **how)
     # No name that a stranger chose: the bundle's words are not part of any path that is written.

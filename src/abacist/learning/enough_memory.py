@@ -41,8 +41,9 @@ def refuse_too_large(config: Config) -> None:
     device, _ = choose_device("cpu" if training.use_cpu else model.device)
     if found.is_adapter or device.type != "cpu":
         return
-    if model.quantization is not None:
-        _refuse_too_large_quantized(config, model.quantization, found, device)
+    # What is held in our own 8 bits is first loaded as it is stored.
+    if (held := model.quantization) is not None and not held.on(device).is_ours:
+        _refuse_too_large_quantized(config, held, found, device)
         return
     count = _weights_in(found.folder)
     trains_all = not model.use_peft

@@ -150,7 +150,8 @@ _OTHERS = {
     "model_revision": "branch, tag or commit of a model on the Hub",
     "use_rslora": "scale the adapter by alpha / sqrt(r)",
     "use_dora": "weight-decomposed LoRA",
-    "load_in_8bit": "hold the base's linear layers in 8 bits (bitsandbytes), under an adapter",
+    "load_in_8bit": "hold the base's linear layers in 8 bits, under an adapter (on a CPU by our "
+    "kernels, else by bitsandbytes)",
     "bnb_4bit_quant_type": "how 4 bits stand for a weight: nf4 or fp4",
     "use_bnb_nested_quant": "hold the scales of the 4-bit blocks in 8 bits",
     "skip_bad_rows": "leave out unusable rows and count them",

@@ -47,7 +47,7 @@ from abacist.learning.trackers.shielded import Trackers
 from abacist.learning.tracking import MetricsLog, Silent, Watcher, refuse_incomplete
 from abacist.learning.trainer import GRPOTrainer
 from abacist.policy import families, quantization
-from abacist.policy.choices import explain_matmul_precision, float32_matmul_precision
+from abacist.policy.choices import choose_device, explain_matmul_precision, float32_matmul_precision
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
@@ -123,7 +123,8 @@ def _open(config: Config, watcher: Watcher) -> RunDir:
 def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Policy]:
     """What a run is made of, checked, before anything is written: task, rewards and policy."""
     if (held := config.model.quantization) is not None:
-        quantization.refuse_missing(held, f"--load_in_{held.bits}bit")
+        device, _ = choose_device("cpu" if config.training.use_cpu else config.model.device)
+        quantization.refuse_missing(held.on(device), f"--load_in_{held.bits}bit")
     named = f"recipe {config.recipe}" if config.recipe else "no recipe"
     watcher.stage(f"Loading ({named})")
     for line in config.lines():

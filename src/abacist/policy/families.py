@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from abacist.policy import integrity, quantization
+from abacist.policy import integrity, mxint8, quantization
 from abacist.policy.decoding import graphs
 from abacist.policy.kernels import build
 from abacist.policy.model_parts import base_of, linears_of
@@ -234,6 +234,10 @@ def unsupported_linear(linear: Any, part: FastPart, dtype: torch.dtype) -> str |
         base = linear.base_layer
     if support.quantized and quantization.is_4bit(base):
         return quantization.not_dense_reason(base, dtype)
+    if type(base) is mxint8.Linear:
+        if dtype == torch.float32 and build.widens(base.blocks):
+            return None
+        return f"its 8-bit layers compute in {_name(dtype)} here, and our kernels in float32"
     if type(base) is not nn.Linear:
         return f"a projection is {type(base).__module__}.{type(base).__name__}, not a plain one"
     weight, bias = base.weight, base.bias

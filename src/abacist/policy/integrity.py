@@ -37,7 +37,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from abacist.policy import quantization
+from abacist.policy import mxint8, quantization
 from abacist.policy.model_parts import base_of
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -220,8 +220,8 @@ class _Search:
         kind = type(module)
         if kind in (LoraLinear, quantization.lora_4bit()) and plan.kind is nn.Linear:
             return self._first_in_lora(module, plan)
-        is_4bit = kind is quantization.linear_4bit() and plan.kind is nn.Linear
-        if module is None or not (kind is plan.kind or is_4bit):
+        in_few_bits = kind in (quantization.linear_4bit(), mxint8.Linear)
+        if module is None or not (kind is plan.kind or (in_few_bits and plan.kind is nn.Linear)):
             return "", f"is {kind.__module__}.{kind.__name__}, not a plain {plan.kind.__name__}"
         if what := self._own(module, plan.weights):
             return "", what

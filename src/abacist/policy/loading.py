@@ -39,9 +39,10 @@ from transformers import (
 )
 
 from abacist.errors import ModelError
-from abacist.policy import families, quantization
+from abacist.policy import families, mxint8, quantization
 from abacist.policy.chat import Chat
 from abacist.policy.choices import Choice, choose_attention, choose_device, choose_dtype
+from abacist.policy.kernels import build
 from abacist.policy.quantization import Quantization, hold_as_loaded
 from abacist.policy.source import (
     BUILT_IN,
@@ -173,25 +174,33 @@ def load_policy(
             f"'{model}' is already an adapter, and a second one cannot be added.",
             "Leave out the LoRA settings to train it further, or merge it first.",
         )
-    held, held_choice = _quantization_of(found, quantization)
     where, device_choice = choose_device(device)
+    held = _quantization_of(found, quantization, where)
     full = trainable and lora is None and not found.is_adapter
     kind = class_of(base, trust_remote_code)
     if held is not None and full:
         raise ModelError(
             f"The weights of '{model}' cannot be trained in {held}.", "Train an adapter on them."
         )
-    # Our kernels widen plain weights only.
-    widened = None if held is not None else kind
+    # Our kernels do not widen what bitsandbytes holds.
+    by_bitsandbytes = held is not None and not held.is_ours
+    widened = None if by_bitsandbytes else kind
     number, dtype_choice = dtype_of(base, widened, dtype, where, trains_all_weights=full)
     attention, attention_choice = choose_attention(attn_implementation, where, number, kind)
 
     options: dict[str, Any] = {"dtype": number, "attn_implementation": attention}
-    if held is not None:
+    if held is not None and by_bitsandbytes:
         options |= {"quantization_config": held.config(number), "device_map": {"": where}}
     network: Any = _load_network(base, trust_remote_code=trust_remote_code, **options)
     hold_as_loaded(network)
-    if held is not None and dequantized:
+    why_held = "asked for" if quantization is not None else "the adapter learned on it so"
+    if held is not None and held.is_ours:
+        if dequantized or where.type != "cpu" or build.library() is None:
+            mxint8.round_weights(network)
+            why_held += f"; rounded to them, and held in {str(number).removeprefix('torch.')}"
+        else:
+            mxint8.hold_in_blocks(network)
+    elif held is not None and dequantized:
         network = network.dequantize(dtype=number)
     chat = Chat.guard(
         _load_tokenizer(found if found.has_tokenizer else base, trust_remote_code),
@@ -211,7 +220,7 @@ def load_policy(
         is_ours = base.name == BUILT_IN
         network.config._name_or_path = BUILT_IN if is_ours else base.portable_name
     try:
-        if held is None:  # else it was loaded there
+        if not by_bitsandbytes:  # else it was loaded there
             network = network.to(where)
     except torch.OutOfMemoryError as error:
         raise ModelError(
@@ -230,7 +239,9 @@ def load_policy(
             dtype_choice = Choice("dtype", "float32", f"exact on a CPU; held so because {why}")
     elif dtype == "bfloat16" and where.type == "cpu":
         dtype_choice = _explained_bfloat16(network, base, trains)
-    choices = [device_choice, dtype_choice, attention_choice, *held_choice]
+    choices = [device_choice, dtype_choice, attention_choice]
+    if held is not None:
+        choices.append(Choice("base", str(held), why_held))
     choices.append(_trained_part(network, trains))
     return Policy(network, chat, choices, model, base.name, found.folder)
 
@@ -295,21 +306,19 @@ class _PortableLora(LoraConfig):
 
 
 def _quantization_of(
-    found: Source, asked: Quantization | None
-) -> tuple[Quantization | None, list[Choice]]:
-    """How the base is to be held, and the choice to print if it is not as its files have it.
+    found: Source, asked: Quantization | None, device: torch.device
+) -> Quantization | None:
+    """How the base is to be held; None: as its files have it.
 
     Raises ModelError if that needs bitsandbytes, which is not there.
     """
-    held, why = asked, "asked for"
+    held = None if asked is None else asked.on(device)
     if held is None and found.is_adapter:
         held = quantization.recorded(read_json(found.folder / "adapter_config.json"))
-        why = "the adapter learned on it so"
-    if held is None:
-        return None, []
-    name = f"The adapter '{found.name}'" if why != "asked for" else f"Loading '{found.name}'"
-    quantization.refuse_missing(held, name)
-    return held, [Choice("base", str(held), why)]
+    if held is not None:
+        name = f"Loading '{found.name}'" if asked else f"The adapter '{found.name}'"
+        quantization.refuse_missing(held, name)
+    return held
 
 
 def _base_of(adapter: Source, trust_remote_code: bool) -> Source:

@@ -1,9 +1,10 @@
-"""Bases whose linear layers are held in 4 or 8 bits by bitsandbytes, as QLoRA trains adapters on.
+"""Bases whose linear layers are held in 4 or 8 bits, as QLoRA trains adapters on.
 
-The embedding, the norms and the head stay as they are. A 4-bit layer multiplies by the weights that
-its codes stand for, in ``compute_dtype``: a part of ours that reads :func:`dense_weight` computes
-the same. An 8-bit layer rounds what it reads as well, by all rows of the batch, so that no part of
-ours computes the same.
+On a CPU, 8 bits are our own (``policy.mxint8``); all else is by bitsandbytes. The embedding, the
+norms and the head stay as they are. A 4-bit layer multiplies by the weights that its codes stand
+for, in ``compute_dtype``: a part of ours that reads :func:`dense_weight` computes the same. An
+8-bit layer of bitsandbytes rounds what it reads as well, by all rows of the batch, so that no part
+of ours computes the same.
 
 bitsandbytes is optional and loads with the first model that needs it; nothing here imports it
 before.
@@ -22,11 +23,13 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from abacist.errors import ModelError
+from abacist.policy.kernels.blocks import BLOCK, Blocks
 
 RECORD = "quantization_config"
 """Where ``adapter_config.json`` says how the base was held that the adapter learned on."""
 
 QUANT_TYPES = ("nf4", "fp4")
+MXINT8 = "mxint8"
 # One float32 scale for each block of this many weights; nested, these are 8-bit codes themselves.
 _BLOCK_WEIGHTS = 64
 
@@ -37,20 +40,33 @@ class Quantization:
 
     bits: int
     quant_type: str = "nf4"
+    """``nf4`` or ``fp4`` of 4 bits; of 8, ``mxint8`` or anything else for bitsandbytes' own."""
     is_nested: bool = False
 
     def __str__(self) -> str:
         """
-        >>> str(Quantization(4, is_nested=True)), str(Quantization(8))
-        ('4 bits (nf4, nested)', '8 bits')
+        >>> str(Quantization(4, is_nested=True)), str(Quantization(8)), str(Quantization(8, MXINT8))
+        ('4 bits (nf4, nested)', '8 bits', '8 bits (MXINT8)')
         """
         if self.bits == 8:
-            return "8 bits"
+            return f"8 bits{' (MXINT8)' if self.is_ours else ''}"
         return f"4 bits ({self.quant_type}{', nested' if self.is_nested else ''})"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether ``policy.mxint8`` does it, not bitsandbytes."""
+        return self.quant_type == MXINT8
+
+    def on(self, device: torch.device) -> Quantization:
+        """What is meant by it on ``device``: on a CPU, 8 bits are ours."""
+        is_ours = self.bits == 8 and device.type == "cpu"
+        return Quantization(8, MXINT8) if is_ours else self
 
     @property
     def bytes_per_weight(self) -> float:
         """Of a linear layer, with the scales of its blocks."""
+        if self.is_ours:
+            return 1 + 1 / BLOCK
         if self.bits == 8:
             return 1.0
         return 0.5 + (1 if self.is_nested else 4) / _BLOCK_WEIGHTS
@@ -68,6 +84,8 @@ class Quantization:
 
     def record(self) -> dict[str, Any]:
         """What an adapter's file keeps, in transformers' words."""
+        if self.is_ours:
+            return {"quant_method": MXINT8}
         if self.bits == 8:
             return {"quant_method": "bitsandbytes", "load_in_8bit": True}
         return {
@@ -87,20 +105,22 @@ def recorded(adapter_config: Mapping[str, Any]) -> Quantization | None:
     found = adapter_config.get(RECORD)
     if not isinstance(found, dict):
         return None
+    if found.get("quant_method") == MXINT8:
+        return Quantization(8, MXINT8)
     if found.get("load_in_8bit") is True:
         return Quantization(8)
     quant_type = found.get("bnb_4bit_quant_type", "nf4")
     if found.get("load_in_4bit") is not True or quant_type not in QUANT_TYPES:
         raise ModelError(
-            f"The adapter's {RECORD} names no way of bitsandbytes to hold its base.",
+            f"The adapter's {RECORD} names no way to hold its base.",
             "The copy is damaged, or of another program.",
         )
     return Quantization(4, quant_type, found.get("bnb_4bit_use_double_quant") is True)
 
 
 def refuse_missing(quantization: Quantization, why: str) -> None:
-    """Raise ModelError where bitsandbytes is not installed; ``why`` it is needed opens it."""
-    if find_spec("bitsandbytes") is None:
+    """Raise ModelError if it needs bitsandbytes, which is not there; ``why`` opens the message."""
+    if not quantization.is_ours and find_spec("bitsandbytes") is None:
         raise ModelError(
             f"{why} holds the base in {quantization}, and bitsandbytes, which does that, is not "
             "installed.",
@@ -176,6 +196,8 @@ def num_weights(parameters: Iterable[torch.Tensor]) -> int:
     total = 0
     for weight in parameters:
         shape = getattr(getattr(weight, "quant_state", None), "shape", None)
+        if shape is None and weight.dtype == torch.uint8:
+            shape = Blocks(weight.detach()).shape
         total += weight.numel() if shape is None else torch.Size(shape).numel()
     return total
 

@@ -28,7 +28,7 @@ from torch import nn
 from torch.autograd.function import BackwardCFunction
 
 from abacist.learning import fastpath, micro_batch_fusion
-from abacist.policy import families, quantization
+from abacist.policy import families, mxint8, quantization
 from abacist.policy.decoding.cache import PREFILL_TOKENS
 from abacist.policy.families import FastPart
 from abacist.policy.kernels import build
@@ -200,7 +200,7 @@ def _copied_bytes(model: Any) -> int:
         if not isinstance(linear, nn.Linear) or ".lora_" in name or name.endswith(".base_layer"):
             continue
         is_fused = name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        if adapted or is_fused or build.supports_weight(linear.weight):
+        if adapted or is_fused or build.supports_weight(mxint8.weight_of(linear)):
             total += quantization.dense_bytes(linear)
     return total
 

@@ -23,9 +23,10 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from abacist.policy import model_parts, quantization
+from abacist.policy import model_parts, mxint8, quantization
 from abacist.policy.kernels import build
 from abacist.policy.kernels import decode as kernels
+from abacist.policy.kernels.blocks import Blocks, Weight
 from abacist.policy.kernels.multiply import multiply, multiply_row
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -236,11 +237,11 @@ def uncopied_swiglu(gate: Any, up: Any) -> SwiGLU:
 
 
 def _are_widened(linears: Sequence[Any]) -> bool:
-    return all(build.widens(_base_layer(linear).weight) for linear in linears)
+    return all(build.widens(mxint8.weight_of(_base_layer(linear))) for linear in linears)
 
 
 def _unmerged(linears: Sequence[Any], *, gated: bool = False) -> kernels.Packed:
-    """``linears`` held in bfloat16, adapters beside them: merged, they would be rounded."""
+    """``linears`` in bfloat16 or 8 bits, adapters beside them: merged, they would be rounded."""
     weights, biases = zip(*map(_base, linears), strict=True)
     adapters = [
         [kernels.Adapter(lora_a, lora_b * scale) for lora_a, lora_b, scale in _adapters(linear)]
@@ -269,6 +270,7 @@ def _merged(*linears: Any) -> tuple[list[torch.Tensor], list[torch.Tensor | None
 def _merged_one(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias of ``linear`` with its active adapters merged, summed in float32."""
     weight, bias = _base(linear)
+    assert isinstance(weight, torch.Tensor)  # what our kernels widen is never merged
     if adapters := _adapters(linear):
         total = weight.float()
         for lora_a, lora_b, scale in adapters:
@@ -281,11 +283,12 @@ def _uncopied(x: torch.Tensor, linear: Any) -> torch.Tensor:
     """``x`` [T, I] through ``linear`` and its active adapters, [T, O]."""
     weight, bias = _base(linear)
     if build.widens(weight):
-        is_row = len(x) == 1 and weight.is_contiguous()
+        is_row = len(x) == 1 and (isinstance(weight, Blocks) or weight.is_contiguous())
         y = (multiply_row if is_row else multiply)(
             x, weight, None if bias is None else bias.float()
         )
     else:
+        assert isinstance(weight, torch.Tensor)
         y = F.linear(x, weight, bias)
     for lora_a, lora_b, scale in _adapters(linear):
         y += F.linear(F.linear(x.float(), lora_a), lora_b).mul_(scale).to(y.dtype)
@@ -297,9 +300,12 @@ def _base_layer(linear: Any) -> Any:
     return linear.base_layer if isinstance(linear, LoraLayer) else linear
 
 
-def _base(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _base(linear: Any) -> tuple[Weight, torch.Tensor | None]:
     base = _base_layer(linear)
-    return quantization.dense_weight(base), None if base.bias is None else base.bias.detach()
+    bias = None if base.bias is None else base.bias.detach()
+    if type(base) is mxint8.Linear:
+        return base.blocks, bias
+    return quantization.dense_weight(base), bias
 
 
 def _adapters(linear: Any) -> list[tuple[torch.Tensor, torch.Tensor, float]]:

@@ -34,6 +34,8 @@ from pathlib import Path
 
 import torch
 
+from abacist.policy.kernels.blocks import Blocks, Weight, memory_of
+
 SOURCES = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 # Not -ffast-math: it assumes that NaN and infinity do not occur. Here both must propagate.
@@ -90,18 +92,19 @@ def supports(*tensors: torch.Tensor) -> bool:
     )
 
 
-def widens(weight: torch.Tensor) -> bool:
-    """Whether products with ``weight`` are computed in float32 though it is held in bfloat16.
+def widens(weight: Weight) -> bool:
+    """Whether products with ``weight`` are computed in float32 though it is held in fewer bits.
 
-    A number in bfloat16 is widened as it is read, which is exact: half the memory, nothing rounded.
-    Only :func:`multiplies_pairs` changes that.
+    A number in bfloat16 or 8 bits is widened as it is read, which is exact: less memory, nothing
+    rounded. Only :func:`multiplies_pairs` changes that.
     """
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and library() is not None
+    is_narrow = isinstance(weight, Blocks) or weight.dtype == torch.bfloat16
+    return is_narrow and memory_of(weight).device.type == "cpu" and library() is not None
 
 
-def supports_weight(weight: torch.Tensor) -> bool:
-    """Whether the kernels compute in float32 with ``weight``, held in float32 or in bfloat16."""
-    return supports(weight) or widens(weight)
+def supports_weight(weight: Weight) -> bool:
+    """Whether the kernels compute in float32 with ``weight``, however it is held."""
+    return widens(weight) or (isinstance(weight, torch.Tensor) and supports(weight))
 
 
 def multiplies_pairs() -> bool:

@@ -42,16 +42,34 @@ static void pack(const Number* weight, int64_t outputs, int64_t inputs, int64_t 
     }
 }
 
+// The same of weights in 8 bits.
+static void pack_codes(const Blocks& weight, int64_t outputs, int64_t before, int64_t width,
+                       int64_t lane, int8_t* packed, int threads) {
+    const int64_t first = before / width, end = (before + outputs + width - 1) / width;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t panel = first; panel < end; panel++) {
+        const int64_t start = std::max(panel * width, before) - before;
+        const int64_t count = std::min((panel + 1) * width - before, outputs) - start;
+        lay_out_codes(weight, start, count,
+                      packed + panel * panel_size<Code<float>>(weight.columns()) + lane +
+                          (before + start) % width);
+    }
+}
+
 extern "C" {
 
 int64_t panel_outputs() { return PANEL; }
 
 // Packs weight [outputs, inputs] into the panels of `packed`, behind `before` outputs of other
-// weights. Each panel takes `width` outputs, from lane `lane` on. Both hold Bfloat16 or float; of
-// Bfloat16, panels may hold pairs.
+// weights. Each panel takes `width` outputs, from lane `lane` on. Both hold float, Bfloat16 or
+// blocks by `format`, 0 to 2; of Bfloat16, panels may hold pairs.
 void pack(const void* weight, int64_t outputs, int64_t inputs, int64_t before, int64_t width,
-          int64_t lane, void* packed, int64_t bfloat16, int64_t in_pairs, int threads) {
-    if (bfloat16 && in_pairs)
+          int64_t lane, void* packed, int64_t format, int64_t in_pairs, int threads) {
+    const bool bfloat16 = format == 1;
+    if (format == 2)
+        pack_codes({static_cast<const uint8_t*>(weight), inputs / BLOCK * BLOCK_BYTES}, outputs,
+                   before, width, lane, static_cast<int8_t*>(packed), threads);
+    else if (bfloat16 && in_pairs)
         pack(static_cast<const Bfloat16*>(weight), outputs, inputs, before, width, lane,
              static_cast<Pair*>(packed), threads);
     else if (bfloat16)

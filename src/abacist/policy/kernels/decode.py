@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from abacist.policy.kernels import build
+from abacist.policy.kernels.blocks import BLOCK, Blocks, Weight, format_of, memory_of
 from abacist.policy.kernels.build import library, threads
 
 _Address, _Count = ctypes.c_void_p, ctypes.c_int64
@@ -66,6 +67,7 @@ class _Product(ctypes.Structure):
         ("outputs", _Count),
         ("gated", ctypes.c_bool),
         ("bfloat16", ctypes.c_bool),
+        ("in_blocks", ctypes.c_bool),
         ("in_pairs", ctypes.c_bool),
         ("inner", _Address),
         ("outer", _Address),
@@ -124,14 +126,15 @@ class Adapter:
 class Packed:
     """The product with ``weights`` [O, I] that read the same input; outputs are side by side.
 
-    ``weights`` are float32 or bfloat16, which is widened as it is read; everything else is float32.
+    ``weights`` are float32, or bfloat16 or 8 bits, which are widened as they are read; everything
+    else is float32.
     ``gated``: ``weights`` are a gate and an up projection; the output is silu(gate) · up (SwiGLU).
     ``adapters``: those of each weight, computed beside it.
     """
 
     def __init__(
         self,
-        weights: Sequence[torch.Tensor],
+        weights: Sequence[Weight],
         biases: Sequence[torch.Tensor | None],
         *,
         gated: bool = False,
@@ -140,16 +143,18 @@ class Packed:
         kernels: Any = library()
         panel = int(kernels.panel_outputs())
         self.outputs = len(weights[0]) if gated else sum(map(len, weights))
-        inputs, dtype = weights[0].shape[1], weights[0].dtype
+        inputs, held = weights[0].shape[1], format_of(weights[0])
+        in_blocks = isinstance(weights[0], Blocks)
         # A panel holds `panel` outputs of one weight, or half as many of gate and up each.
         width = panel // 2 if gated else panel
         panels = -(-self.outputs // width)
         ranks = sum(len(adapter.inner) for of_weight in adapters for adapter in of_weight)
-        in_pairs = dtype == torch.bfloat16 and build.multiplies_pairs()
-        # A pair is two numbers wide; behind an odd number of inputs it is half empty.
-        self._packed = torch.zeros(
-            panels, -(-inputs // 2) * 2 if in_pairs else inputs, panel, dtype=dtype
-        )
+        in_pairs = held > 0 and build.multiplies_pairs()
+        # A pair is two numbers wide; behind an odd number of inputs it is half empty. In 8 bits a
+        # block has its exponents beside the codes.
+        depth = -(-inputs // 2) * 2 if in_pairs else inputs
+        depth += inputs // BLOCK if in_blocks else 0
+        self._packed = torch.zeros(panels, depth, panel, dtype=memory_of(weights[0]).dtype)
         self._bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             self._bias = torch.zeros(panels, 1, panel)
@@ -188,7 +193,8 @@ class Packed:
             inputs,
             self.outputs,
             gated,
-            dtype == torch.bfloat16,
+            memory_of(weights[0]).dtype == torch.bfloat16,
+            in_blocks,
             in_pairs,
             None if self._inner is None else self._inner.structure.packed,
             None if self._outer is None else self._outer.data_ptr(),
@@ -336,7 +342,7 @@ def sample(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> 
 
 
 def _pack(
-    weight: torch.Tensor,
+    weight: Weight,
     before: int,
     width: int,
     lane: int,
@@ -344,19 +350,20 @@ def _pack(
     in_pairs: bool = False,
 ) -> None:
     """Copy ``weight`` [O, I] into the panels ``into``, behind ``before`` outputs of others."""
-    weight = weight.contiguous()
+    if not isinstance(weight, Blocks):
+        weight = weight.contiguous()
     kernels: Any = library()
     kernels.pack(
-        _address(weight),
+        _address(memory_of(weight)),
         _Count(weight.shape[0]),
         _Count(weight.shape[1]),
         _Count(before),
         _Count(width),
         _Count(lane),
         _address(into),
-        _Count(weight.dtype == torch.bfloat16),
+        _Count(format_of(weight)),
         _Count(in_pairs),
-        threads(20.0 * weight.numel()),  # bound by memory
+        threads(20.0 * weight.shape.numel()),  # bound by memory
     )
 
 

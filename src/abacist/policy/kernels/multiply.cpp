@@ -16,42 +16,86 @@ constexpr int64_t INPUTS_AT_ONCE = 4096;
 // each input is on another page of memory.
 constexpr int64_t PACKED_AT_ONCE = 64;
 
-// Packs the panels of `count` outputs of `weight`: to [panels, inputs, PANEL], padded with zeros.
-template <typename Number, typename Packed>
-static void pack_group(const Number* weight, int64_t output_step, int64_t input_step, int64_t count,
-                       int64_t inputs, Packed* to) {
-    const int64_t panels = (count + PANEL - 1) / PANEL, depth = depth_of<Packed>(inputs);
-    if (count % PANEL)
-        std::fill_n(to + (panels - 1) * depth * PANEL, depth * PANEL, Packed{});
-    const int64_t at_once = output_step == 1 ? PACKED_AT_ONCE : inputs;
-    for (int64_t from = 0; from < inputs; from += at_once)
-        for (int64_t panel = 0; panel < panels; panel++)
-            lay_out(weight + panel * PANEL * output_step + from * input_step, output_step,
-                    input_step, std::min<int64_t>(PANEL, count - panel * PANEL),
-                    std::min(at_once, inputs - from), to + (panel * depth + depth_of<Packed>(from)) * PANEL);
-}
+// A weight matrix [outputs, inputs] of plain numbers with any strides.
+template <typename Number>
+struct Plain {
+    const Number* at;
+    int64_t output_step, input_step;
+
+    // Whether the outputs lie side by side in memory.
+    bool by_output() const { return output_step == 1; }
+
+    // Packs the panels of `count` outputs, from `first` on, and of some inputs: to [panels, inputs,
+    // PANEL], padded with zeros.
+    template <typename Packed>
+    void pack(int64_t first, int64_t count, int64_t first_input, int64_t inputs, Packed* to) const {
+        const int64_t panels = (count + PANEL - 1) / PANEL, size = panel_size<Packed>(inputs);
+        if (count % PANEL) std::fill_n(to + (panels - 1) * size, size, Packed{});
+        const Number* const start = at + first * output_step + first_input * input_step;
+        const int64_t at_once = by_output() ? PACKED_AT_ONCE : inputs;
+        for (int64_t from = 0; from < inputs; from += at_once)
+            for (int64_t panel = 0; panel < panels; panel++)
+                lay_out(start + panel * PANEL * output_step + from * input_step, output_step,
+                        input_step, std::min<int64_t>(PANEL, count - panel * PANEL),
+                        std::min(at_once, inputs - from),
+                        to + panel * size + panel_size<Packed>(from));
+    }
+};
+
+// The same in 8 bits: the outputs are the rows of `blocks` or, if `transposed`, its columns. They
+// are widened to Bfloat16 piece by piece, and then packed like that.
+struct InBlocks {
+    Blocks blocks;
+    bool transposed;
+
+    bool by_output() const { return transposed; }
+
+    template <typename Packed>
+    void pack(int64_t first, int64_t count, int64_t first_input, int64_t inputs, Packed* to) const {
+        alignas(LINE_BYTES) Bfloat16 wide[PACKED_AT_ONCE * PANEL];
+        const int64_t panels = (count + PANEL - 1) / PANEL, size = panel_size<Packed>(inputs);
+        if (count % PANEL) std::fill_n(to + (panels - 1) * size, size, Packed{});
+        for (int64_t from = 0; from < inputs; from += PACKED_AT_ONCE) {
+            const int64_t some = std::min(PACKED_AT_ONCE, inputs - from), input = first_input + from;
+            for (int64_t panel = 0; panel < panels; panel++) {
+                const int64_t output = first + panel * PANEL;
+                const int64_t outputs = std::min<int64_t>(PANEL, count - panel * PANEL);
+                Packed* const here = to + panel * size + panel_size<Packed>(from);
+                if (transposed) {
+                    for (int64_t k = 0; k < some; k++)
+                        blocks.widen_row(input + k, output, outputs, wide + k * PANEL);
+                    lay_out(wide, 1, PANEL, outputs, some, here);
+                } else {
+                    for (int64_t k = 0; k < outputs; k++)
+                        blocks.widen_row(output + k, input, some, wide + k * PACKED_AT_ONCE);
+                    lay_out(wide, PACKED_AT_ONCE, 1, outputs, some, here);
+                }
+            }
+        }
+    }
+};
 
 // A product of few inputs, those of LoRA's B, for example: x [rows, ranks] times weight
 // [outputs, ranks] transposed. Both have any strides.
 struct LowRank {
     Scalars x;
-    const float* weight;
-    int64_t output_step, rank_step, ranks;  // 0 ranks: there is none
+    Plain<float> weight;
+    int64_t ranks;  // 0: there is none
 };
 
-// y [rows, outputs] = (or +=) x [rows, inputs] times weight [outputs, inputs] transposed, plus the
-// bias and the product of low rank. x and weight have any strides; y has none. The weights are
-// packed as `Packed`.
-template <typename Packed, typename Number>
-static void multiply_any(Scalars x, const Number* weight, int64_t output_step, int64_t input_step,
-                         const float* bias, const LowRank& low, float* y, int64_t rows,
-                         int64_t inputs, int64_t outputs, bool adds, int threads) {
+// y [rows, outputs] = (or +=) x [rows, inputs] times `weight` [outputs, inputs], Plain or InBlocks,
+// transposed, plus the bias and the product of low rank. x has any strides; y has none. The weights
+// are packed as `Packed`.
+template <typename Packed, typename Weight>
+static void multiply_any(Scalars x, const Weight& weight, const float* bias, const LowRank& low,
+                         float* y, int64_t rows, int64_t inputs, int64_t outputs, bool adds,
+                         int threads) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
     // As many groups for each thread. With few panels, the rows are divided among them instead.
     const bool few = panels < 4 * threads;
     const int64_t parts = few ? std::min<int64_t>(threads, rows / TILE_ROWS<PANEL_VECTORS> + 1) : 1;
     // Few rows lie in the caches anyway. Then a panel is best multiplied right after its packing.
-    const int64_t most = rows <= GROUP_ROWS && output_step != 1 ? 1 : GROUP_PANELS;
+    const int64_t most = rows <= GROUP_ROWS && !weight.by_output() ? 1 : GROUP_PANELS;
     const int64_t least = (panels + most - 1) / most;
     const int64_t groups = few ? least : (least + threads - 1) / threads * threads;
     static thread_local Rounded rounded_memory;  // of the calling thread, for all of them
@@ -89,13 +133,11 @@ static void multiply_any(Scalars x, const Number* weight, int64_t output_step, i
                 const int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
                 const int64_t in_group = std::min(count * PANEL, outputs - column);
                 const bool one_vector = in_group <= LANES;
-                pack_group(weight + column * output_step + from * input_step, output_step,
-                           input_step, in_group, some, packed);
+                weight.pack(column, in_group, from, some, packed);
                 // Added while the sums lie in the caches: a pass over y less.
                 const int64_t ranks = from == 0 ? low.ranks : 0;
                 if (ranks > 0)
-                    pack_group(low.weight + column * low.output_step, low.output_step,
-                               low.rank_step, in_group, ranks, low_packed);
+                    low.weight.pack(column, in_group, 0, ranks, low_packed);
                 in_blocks<GROUP_ROWS>(end - first, [&](int64_t start, int64_t block_rows) {
                     const int64_t row = first + start;
                     float* const to = y + row * outputs;
@@ -152,26 +194,43 @@ void multiply_row(const float* x, const Bfloat16* weight, const float* bias, flo
         y[output] = dot(x, weight + output * inputs, inputs) + (bias ? bias[output] : 0);
 }
 
-// multiply_any; weight holds float or, if `bfloat16`, Bfloat16, which is multiplied in pairs if
-// `in_pairs`.
+// The same of weights in 8 bits.
+void multiply_row_in_blocks(const float* x, const uint8_t* weight, const float* bias, float* y,
+                            int64_t inputs, int64_t outputs, int threads) {
+    const Blocks blocks = {weight, inputs / BLOCK * BLOCK_BYTES};
+#pragma omp parallel for num_threads(threads)
+    for (int64_t output = 0; output < outputs; output++)
+        y[output] = blocks.dot(output, x) + (bias ? bias[output] : 0);
+}
+
+// multiply_any; weight holds float, Bfloat16 or blocks by `format`, 0 to 2, and the narrower ones
+// are multiplied in pairs if `in_pairs`.
 void multiply_any(const float* x, int64_t x_row_step, int64_t x_input_step, const void* weight,
                   int64_t output_step, int64_t input_step, const float* bias, const float* low_x,
                   int64_t low_x_row_step, int64_t low_x_rank_step, const float* low_weight,
                   int64_t low_output_step, int64_t low_rank_step, int64_t ranks, float* y,
-                  int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int64_t bfloat16,
+                  int64_t rows, int64_t inputs, int64_t outputs, int64_t adds, int64_t format,
                   int64_t in_pairs, int threads) {
-    const Scalars from = {x, x_row_step, x_input_step};
     const LowRank low = {{low_x, low_x_row_step, low_x_rank_step},
-                         low_weight, low_output_step, low_rank_step, ranks};
-    if (bfloat16 && in_pairs)
-        multiply_any<Pair>(from, static_cast<const Bfloat16*>(weight), output_step, input_step,
-                           bias, low, y, rows, inputs, outputs, adds, threads);
-    else if (bfloat16)
-        multiply_any<float>(from, static_cast<const Bfloat16*>(weight), output_step, input_step,
-                            bias, low, y, rows, inputs, outputs, adds, threads);
-    else
-        multiply_any<float>(from, static_cast<const float*>(weight), output_step, input_step, bias,
-                            low, y, rows, inputs, outputs, adds, threads);
+                         {low_weight, low_output_step, low_rank_step},
+                         ranks};
+    const auto multiply = [&](auto packed, const auto& from) {
+        multiply_any<decltype(packed)>({x, x_row_step, x_input_step}, from, bias, low, y, rows,
+                                       inputs, outputs, adds, threads);
+    };
+    if (format == 2) {
+        const bool transposed = output_step == 1;
+        const InBlocks blocks = {
+            {static_cast<const uint8_t*>(weight), transposed ? input_step : output_step},
+            transposed};
+        in_pairs ? multiply(Pair{}, blocks) : multiply(float{}, blocks);
+    } else if (format == 1) {
+        const Plain<Bfloat16> plain = {static_cast<const Bfloat16*>(weight), output_step,
+                                       input_step};
+        in_pairs ? multiply(Pair{}, plain) : multiply(float{}, plain);
+    } else {
+        multiply(float{}, Plain<float>{static_cast<const float*>(weight), output_step, input_step});
+    }
 }
 
 }  // extern "C"

@@ -6,7 +6,7 @@
 //     panel 0: outputs 0 to PANEL - 1 of input 0, the same outputs of input 1, ...
 //     panel 1: outputs PANEL to 2 PANEL - 1 of input 0, ...
 //
-// Of weights in pairs, a panel is [pairs of inputs, PANEL].
+// Of weights in pairs, a panel is [pairs of inputs, PANEL]; of weights in 8 bits see blocks.h.
 //
 // So the inner loop reads the weights front to back, and once: with the few dozen rows of decoding,
 // reading the weights is what takes the time.
@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "amx.h"
+#include "blocks.h"
 #include "pointwise.h"
 #include "transpose.h"
 
@@ -85,6 +86,70 @@ static inline int64_t depth_of(int64_t inputs) {
     return std::is_same_v<Number, Pair> ? pairs_of(inputs) : inputs;
 }
 
+// How many numbers, pairs or bytes a panel has.
+template <typename Number>
+static inline int64_t panel_size(int64_t inputs) {
+    return depth_of<Number>(inputs) * PANEL;
+}
+
+template <>
+inline int64_t panel_size<Code<float>>(int64_t inputs) {
+    return inputs / BLOCK * BLOCK_BYTES * PANEL;
+}
+
+template <>
+inline int64_t panel_size<Code<Pair>>(int64_t inputs) {
+    return panel_size<Code<float>>(inputs);
+}
+
+// Packs `count` outputs of 8-bit weights, from row `first` on, as lanes of a panel.
+static inline void lay_out_codes(const Blocks& weight, int64_t first, int64_t count, int8_t* to) {
+    for (int64_t column = 0; column < weight.columns(); column += BLOCK, to += BLOCK_BYTES * PANEL)
+        for (int64_t output = 0; output < count; output++) {
+            const int8_t* const from = weight.codes(first + output, column);
+            for (int64_t k = 0; k < BLOCK; k++) to[k * PANEL + output] = from[k];
+            to[BLOCK * PANEL + output] =
+                static_cast<int8_t>(weight.exponent(first + output, column));
+        }
+}
+
+// One vector of a panel's block: its codes begin at `codes`.
+class BlockLanes {
+  public:
+    explicit BlockLanes(const int8_t* codes)
+        : codes_(codes), scale_(powers(load_exponents(codes + BLOCK * PANEL))) {}
+
+    // The numbers of one input.
+    Vec operator[](int64_t input) const { return load(codes_ + input * PANEL) * scale_; }
+
+  private:
+    const int8_t* codes_;
+    Vec scale_;
+};
+
+// Widens a part of a panel, of `inputs` inputs, to [inputs, PANEL].
+static inline void widen_panel(const int8_t* codes, int64_t inputs, float* to) {
+    for (int64_t k = 0; k < inputs;
+         k += BLOCK, codes += BLOCK_BYTES * PANEL, to += BLOCK * PANEL)
+        for (int64_t lane = 0; lane < PANEL; lane += LANES) {
+            const BlockLanes numbers(codes + lane);
+            for (int64_t i = 0; i < BLOCK; i++) store(to + i * PANEL + lane, numbers[i]);
+        }
+}
+
+// The same in pairs: to [pairs, PANEL]. The numbers are exact in bfloat16, so their lower halves
+// are zero.
+static inline void widen_panel(const int8_t* codes, int64_t inputs, Pair* to) {
+    for (int64_t k = 0; k < inputs;
+         k += BLOCK, codes += BLOCK_BYTES * PANEL, to += BLOCK / 2 * PANEL)
+        for (int64_t lane = 0; lane < PANEL; lane += LANES) {
+            const BlockLanes numbers(codes + lane);
+            for (int64_t i = 0; i < BLOCK / 2; i++)
+                store(to + i * PANEL + lane,
+                      (UIntVec)numbers[2 * i] >> 16 | (UIntVec)numbers[2 * i + 1]);
+        }
+}
+
 // Panels are multiplied in groups, with some rows and some inputs at a time, so that what is read
 // again lies in the nearest cache that can hold it: the inputs of the rows and the sums in the
 // second, a piece of a panel in the first.
@@ -132,12 +197,45 @@ class Rounded {
     int64_t stride_ = 0;
 };
 
-// The sums of a group of panels in pairs: of each panel [rows, vectors * LANES]. Pieces of the
-// inputs begin at whole lines, see amx.h.
+// The sums [rows, vectors * LANES] of a part of a panel in pairs, of `depth` pairs. The first of
+// them begins a whole line, see amx.h. `fetches`: it comes from memory.
+template <int vectors>
+static void multiply_part(float* sums, Strided<Pair> x, int64_t rows, bool adds, const Pair* part,
+                          int64_t depth, bool fetches) {
+    constexpr int64_t width = vectors * LANES;
+    const int64_t by_amx = amx_permitted() ? depth / LINE_PAIRS * LINE_PAIRS : 0;
+    if (by_amx > 0) amx_product<vectors>(sums, rows, adds, x, part, by_amx, fetches);
+    if (by_amx > 0 && by_amx == depth) return;
+    in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
+        float* const to = sums + start * width;
+        const Strided<Pair> rest = {x.at + start * x.row + by_amx, x.row, 1};
+        if (adds || by_amx > 0)
+            tile_of<vectors, true>(count, to, width, rest, part + by_amx * PANEL, PANEL,
+                                   depth - by_amx);
+        else
+            tile_of<vectors, false>(count, to, width, rest, part + by_amx * PANEL, PANEL,
+                                    depth - by_amx);
+    });
+}
+
+// The same of panels of float or of Bfloat16, of `depth` inputs.
+template <int vectors, typename Number>
+static void multiply_part(float* sums, Scalars x, int64_t rows, bool adds, const Number* part,
+                          int64_t depth) {
+    constexpr int64_t width = vectors * LANES;
+    in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
+        float* const to = sums + start * width;
+        if (adds)
+            tile_of<vectors, true>(count, to, width, x.from_row(start), part, PANEL, depth);
+        else
+            tile_of<vectors, false>(count, to, width, x.from_row(start), part, PANEL, depth);
+    });
+}
+
+// The sums of a group of panels in pairs: of each panel [rows, vectors * LANES].
 template <int vectors>
 static void multiply_group(float* sums, Strided<Pair> x, int64_t rows, const Pair* panels,
                            int64_t panel_count, int64_t inputs) {
-    constexpr int64_t width = vectors * LANES;
     const int64_t depth = pairs_of(inputs), lines = depth / LINE_PAIRS;
     const bool decodes = rows <= ROWS_DECODED;
     const int64_t most = decodes ? MOST_PAIRS : MOST_PAIRS_OF_MANY;
@@ -145,64 +243,66 @@ static void multiply_group(float* sums, Strided<Pair> x, int64_t rows, const Pai
     for (int64_t piece = 0; piece < pieces; piece++) {
         const int64_t from = lines * piece / pieces * LINE_PAIRS;
         const int64_t end = piece + 1 < pieces ? lines * (piece + 1) / pieces * LINE_PAIRS : depth;
-        const int64_t by_amx = amx_permitted() ? (end - from) / LINE_PAIRS * LINE_PAIRS : 0;
-        for (int64_t panel = 0; panel < panel_count; panel++) {
-            float* const to = sums + panel * rows * width;
-            const Pair* const weights = panels + (panel * depth + from) * PANEL;
-            if (by_amx > 0)
-                amx_product<vectors>(to, rows, from > 0, {x.at + from, x.row, 1}, weights, by_amx,
-                                     decodes);
-            if (by_amx > 0 && by_amx == end - from) continue;
-            in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
-                float* const here = to + start * width;
-                const Strided<Pair> rest = {x.at + start * x.row + from + by_amx, x.row, 1};
-                const Pair* const panel_rest = weights + by_amx * PANEL;
-                const int64_t left = end - from - by_amx;
-                if (from + by_amx > 0)
-                    tile_of<vectors, true>(count, here, width, rest, panel_rest, PANEL, left);
-                else
-                    tile_of<vectors, false>(count, here, width, rest, panel_rest, PANEL, left);
-            });
-        }
+        for (int64_t panel = 0; panel < panel_count; panel++)
+            multiply_part<vectors>(sums + panel * rows * vectors * LANES, {x.at + from, x.row, 1},
+                                   rows, from > 0, panels + (panel * depth + from) * PANEL,
+                                   end - from, decodes);
     }
+}
+
+// What is multiplied with weights that are widened so.
+template <typename Widened>
+using Multiplied = Strided<std::conditional_t<std::is_same_v<Widened, Pair>, Pair, float>>;
+
+// The same of panels in 8 bits, which are widened piece by piece, as long as a piece stays in the
+// nearest caches.
+template <int vectors, typename Widened>
+static void multiply_group(float* sums, Multiplied<Widened> x, int64_t rows,
+                           const Code<Widened>* panels, int64_t panel_count, int64_t inputs) {
+    alignas(LINE_BYTES) Widened wide[GROUP_INPUTS * PANEL];
+    for (int64_t panel = 0; panel < panel_count; panel++)
+        for (int64_t from = 0; from < inputs; from += GROUP_INPUTS) {
+            const int64_t count = std::min(GROUP_INPUTS, inputs - from);
+            const Code<Widened>* const piece = panels + panel * panel_size<Code<Widened>>(inputs) +
+                                               panel_size<Code<Widened>>(from);
+            widen_panel(&piece->bits, count, wide);
+            float* const to = sums + panel * rows * vectors * LANES;
+            const Widened* const part = wide;
+            if constexpr (std::is_same_v<Widened, Pair>)
+                multiply_part<vectors>(to, {x.at + from / 2, x.row, 1}, rows, from > 0, part,
+                                       count / 2, false);
+            else
+                multiply_part<vectors>(to, {x.at + from * x.column, x.row, x.column}, rows,
+                                       from > 0, part, count);
+        }
 }
 
 // The same of panels of float or of Bfloat16. If `adds`, the products are added to what the sums
 // hold. A sum is taken in the order of the inputs, whatever the pieces.
-template <int vectors, bool adds = false, typename Number>
+template <int vectors, bool adds = false, typename Number,
+          typename = std::enable_if_t<std::is_same_v<Number, float> ||
+                                      std::is_same_v<Number, Bfloat16>>>
 static void multiply_group(float* sums, Scalars x, int64_t rows, const Number* panels,
                            int64_t panel_count, int64_t inputs) {
-    constexpr int64_t width = vectors * LANES;
     const bool are_few = rows <= FEW_ROWS;
-    const auto multiply_piece = [&](auto some, int64_t panel, const auto* piece, int64_t depth,
-                                    bool is_first) {
-        in_blocks<TILE_ROWS<vectors>>(rows, [&](int64_t start, int64_t count) {
-            float* const to = sums + (panel * rows + start) * width;
-            const auto tile_x = some.from_row(start);
-            if (is_first && !adds)
-                tile_of<vectors, false>(count, to, width, tile_x, piece, PANEL, depth);
-            else
-                tile_of<vectors, true>(count, to, width, tile_x, piece, PANEL, depth);
-        });
-    };
     const int64_t at_once = are_few ? std::max<int64_t>(inputs, 1) : GROUP_INPUTS;
     for (int64_t from = 0; from == 0 || from < inputs; from += at_once) {  // no inputs: zeros
         const int64_t depth = std::min(at_once, inputs - from);
         const Scalars some = {x.at + from * x.column, x.row, x.column};
-        const auto piece_of = [&](int64_t panel) {
-            return panels + (panel * inputs + from) * PANEL;
-        };
         for (int64_t panel = 0; panel < panel_count; panel++) {
+            float* const to = sums + panel * rows * vectors * LANES;
+            const Number* const piece = panels + (panel * inputs + from) * PANEL;
             if constexpr (std::is_same_v<Number, Bfloat16>) {
                 if (!are_few) {  // widened once for all tiles
                     alignas(sizeof(Vec)) float wide[GROUP_INPUTS * PANEL];
                     for (int64_t i = 0; i < depth * PANEL; i += LANES)
-                        store(wide + i, load(piece_of(panel) + i));
-                    multiply_piece(some, panel, static_cast<const float*>(wide), depth, from == 0);
+                        store(wide + i, load(piece + i));
+                    multiply_part<vectors>(to, some, rows, adds || from > 0,
+                                           static_cast<const float*>(wide), depth);
                     continue;
                 }
             }
-            multiply_piece(some, panel, piece_of(panel), depth, from == 0);
+            multiply_part<vectors>(to, some, rows, adds || from > 0, piece, depth);
         }
     }
 }
@@ -270,12 +370,13 @@ static void finish_group(const float* sums, int64_t rows, int64_t panels, const 
 
 // A packed product, with or without LoRA; must match `_Product` in decode.py.
 struct Product {
-    const void* packed;  // panels of float, of Bfloat16, or of Pair
+    const void* packed;  // panels of float, of Bfloat16, of Pair, or of Code
     const float* bias;   // in the packed order, padded to whole panels; or null
     int64_t inputs, outputs;
     bool gated;  // SwiGLU: panels hold LANES outputs of the gate, then the same ones of up
     bool bfloat16;
-    bool in_pairs;  // then `bfloat16` too
+    bool in_blocks;  // 8 bits
+    bool in_pairs;   // then one of the two too
     // LoRA, where `ranks` is not 0: panels of A [inputs, PANEL], over the ranks of all adapters; of
     // B, scaled [ranks, PANEL]; and what each vector of each panel needs of them.
     const float *inner, *outer;
@@ -287,12 +388,16 @@ struct Product {
     int64_t panels() const { return (outputs + width() - 1) / width(); }
 
     int64_t bytes() const {
-        return panels() * PANEL * (inputs * (bfloat16 ? 2 : 4) + ranks * 4) + inputs * ranks * 4;
+        const int64_t of_weights = in_blocks  ? panel_size<Code<float>>(inputs)
+                                   : bfloat16 ? 2 * inputs * PANEL
+                                              : 4 * inputs * PANEL;
+        return panels() * (of_weights + PANEL * ranks * 4) + inputs * ranks * 4;
     }
 
     // The product with A: [rows, inputs] -> [rows, ranks].
     Product inner_product() const {
-        return {inner, nullptr, inputs, ranks, false, false, false, nullptr, nullptr, nullptr, 0};
+        return {inner, nullptr, inputs,  ranks,   false,   false,
+                false, false,   nullptr, nullptr, nullptr, 0};
     }
 
     // The panels from `first` to `end` of y [rows, outputs] = x [rows, inputs] W' + bias
@@ -300,15 +405,21 @@ struct Product {
     // makes of x.
     void apply(const float* x, int64_t rows, const float* inner_x, const float* residual, float* y,
                int64_t first, int64_t end) const {
-        if (in_pairs)
-            apply_panels(static_cast<const Pair*>(packed), x, rows, inner_x, residual, y, first,
+        const auto with = [&](auto number) {
+            using Number = decltype(number);
+            apply_panels(static_cast<const Number*>(packed), x, rows, inner_x, residual, y, first,
                          end);
+        };
+        if (in_blocks && in_pairs)
+            with(Code<Pair>{});
+        else if (in_blocks)
+            with(Code<float>{});
+        else if (in_pairs)
+            with(Pair{});
         else if (bfloat16)
-            apply_panels(static_cast<const Bfloat16*>(packed), x, rows, inner_x, residual, y, first,
-                         end);
+            with(Bfloat16{});
         else
-            apply_panels(static_cast<const float*>(packed), x, rows, inner_x, residual, y, first,
-                         end);
+            with(float{});
     }
 
   private:
@@ -320,7 +431,8 @@ struct Product {
         const auto finish = gated ? finish_group<PANEL_VECTORS, true>
                                   : finish_group<PANEL_VECTORS, false>;
         // Of x, some rows at a time are rounded, once for all panels.
-        constexpr bool in_pairs = std::is_same_v<Number, Pair>;
+        constexpr bool in_pairs =
+            std::is_same_v<Number, Pair> || std::is_same_v<Number, Code<Pair>>;
         static thread_local Rounded rounded;
         const int64_t at_once = in_pairs ? std::min(rows, ROUNDED_ROWS) : rows;
         for (int64_t start = 0; start < rows; start += at_once) {
@@ -331,8 +443,8 @@ struct Product {
             }
             for (int64_t panel = first; panel < end; panel += GROUP_PANELS) {
                 const int64_t count = std::min(GROUP_PANELS, end - panel);
-                const Number* const group = panels + panel * depth_of<Number>(inputs) * PANEL;
-                in_blocks<GROUP_ROWS>(block, [&](int64_t in_block, int64_t some) {
+                const Number* const group = panels + panel * panel_size<Number>(inputs);
+                ::in_blocks<GROUP_ROWS>(block, [&](int64_t in_block, int64_t some) {
                     const int64_t row = start + in_block;
                     if constexpr (in_pairs)
                         multiply_group<PANEL_VECTORS>(sums, rounded.rows_from(in_block), some,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,10 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from abacist.policy import integrity
+from abacist.policy import integrity, mxint8
 from abacist.policy.families import FastPart, compute_dtype, unsupported_linear
 from abacist.policy.kernels import build as kernels
+from abacist.policy.kernels.blocks import Blocks, Weight
 from abacist.policy.kernels.multiply import multiply
 
 LowRank = tuple[Tensor, Tensor]
@@ -31,31 +32,39 @@ LowRank = tuple[Tensor, Tensor]
 
 
 def product(
-    x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None, low_rank: LowRank | None = None
+    x_NI: Tensor, weight_OI: Weight, bias_O: Tensor | None = None, low_rank: LowRank | None = None
 ) -> Tensor:
     """``x`` times ``weight`` transposed, plus ``bias``: [N, O]; without autograd.
 
-    ``weight`` may be bfloat16 where ``kernels.widens`` it and ``x`` is float32.
+    ``weight`` may be in bfloat16 or 8 bits where ``kernels.widens`` it and ``x`` is float32.
     """
     if kernels.supports(x_NI) and kernels.supports_weight(weight_OI):
         return multiply(x_NI, weight_OI, bias_O, low_rank=low_rank)
+    assert isinstance(weight_OI, Tensor)
     y_NO = F.linear(x_NI, weight_OI, bias_O)
     return y_NO if low_rank is None else product_added(*low_rank, y_NO)
 
 
 def product_added(
-    x_NI: Tensor, weight_OI: Tensor, to_NO: Tensor, low_rank: LowRank | None = None
+    x_NI: Tensor, weight_OI: Weight, to_NO: Tensor, low_rank: LowRank | None = None
 ) -> Tensor:
     """:func:`product` plus ``to``, in one pass; ``to`` is overwritten with the result."""
     if kernels.supports(x_NI, to_NO) and kernels.supports_weight(weight_OI):
         return multiply(x_NI, weight_OI, to=to_NO, low_rank=low_rank)
+    assert isinstance(weight_OI, Tensor)
     to_NO.addmm_(x_NI, weight_OI.t())
     return to_NO if low_rank is None else product_added(*low_rank, to_NO)
 
 
-def weight_in(dtype: torch.dtype, weight: Tensor) -> Tensor:
+@overload
+def weight_in(dtype: torch.dtype, weight: Tensor) -> Tensor: ...
+@overload
+def weight_in(dtype: torch.dtype, weight: Weight) -> Weight: ...
+def weight_in(dtype: torch.dtype, weight: Weight) -> Weight:
     """``weight`` for a :func:`product` in ``dtype``: cast, unless our kernels widen it."""
-    return weight if dtype == torch.float32 and kernels.widens(weight) else weight.to(dtype)
+    if dtype == torch.float32 and kernels.widens(weight):
+        return weight
+    return weight.dense(dtype) if isinstance(weight, Blocks) else weight.to(dtype)
 
 
 def call_linear(module: nn.Module, x: Tensor) -> Tensor:
@@ -94,7 +103,7 @@ class FusedLinear:
     Computed in ``dtype``. ``inner`` is A and ``outer`` B; both None: a frozen linear layer.
     """
 
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None
     inner: Tensor | None
     outer: Tensor | None
@@ -105,15 +114,16 @@ class FusedLinear:
     def of(cls, module: Any, dtype: torch.dtype) -> FusedLinear:
         """``module``, plain or LoRA, as it is set now; ``unsupported_linear`` must be None."""
         if not isinstance(module, LoraLinear):
-            return cls(module.weight, module.bias, None, None, 0.0, dtype)
+            return cls(mxint8.weight_of(module), module.bias, None, None, 0.0, dtype)
         base: Any = module.base_layer
+        weight = mxint8.weight_of(base)
         names = [name for name in module.active_adapters if name in module.lora_A]
         if module.disable_adapters or not names:
-            return cls(base.weight, base.bias, None, None, 0.0, dtype)
+            return cls(weight, base.bias, None, None, 0.0, dtype)
         (name,) = names
         inner: Any = module.lora_A[name]
         outer: Any = module.lora_B[name]
-        return cls(base.weight, base.bias, inner.weight, outer.weight, module.scaling[name], dtype)
+        return cls(weight, base.bias, inner.weight, outer.weight, module.scaling[name], dtype)
 
     @property
     def ranks(self) -> int:
@@ -197,7 +207,7 @@ class FusedLinears:
     def _added(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Weight,
         low_rank: LowRank | None,
         to: Tensor | None,
         dtype: torch.dtype,
