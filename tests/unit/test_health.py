@@ -15,7 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abacist.errors import ModelError, TrainingError
-from abacist.learning.health.guard import Guard, all_finite, refuse_broken_weights
+from abacist.learning.health.guard import (
+    MOST_REFUSED_IN_A_ROW,
+    Guard,
+    all_finite,
+    refuse_broken_weights,
+)
 from abacist.learning.health.history import Facts, MetricsHistory
 from abacist.learning.health.rules import RULES, Watch, rate_out_of_band
 from abacist.learning.tracking import Silent
@@ -248,14 +253,16 @@ def test_a_sound_gradient_passes_untouched() -> None:
     assert all(bool((weight.grad == 1).all()) for weight in model.parameters())
 
 
-def test_skipping_ends_when_every_step_is_poisoned() -> None:
+def test_skipping_ends_when_more_steps_in_a_row_are_poisoned_than_are_allowed() -> None:
     guard = Guard(FACTS, Silent(), nan_policy="skip")
-    for step in range(11):
+    in_a_row = [*[True] * MOST_REFUSED_IN_A_ROW, False]  # a good step begins the count anew
+    for step, is_poisoned in enumerate([*in_a_row * 2, *[True] * (MOST_REFUSED_IN_A_ROW + 1)]):
         guard.check()
         model = trained()
-        model.bias.grad[0] = math.nan
+        if is_poisoned:
+            model.bias.grad[0] = math.nan
         guard.on_pre_optimizer_step(ARGS, state(step), None, model=model)
-    with pytest.raises(TrainingError, match="in a row"):
+    with pytest.raises(TrainingError, match=f"the {MOST_REFUSED_IN_A_ROW + 1}th time in a row"):
         guard.check()
 
 
