@@ -4,6 +4,7 @@ own model family with LoRA; sizes are shrunk, by flags a user could type, and a 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,15 @@ from abacist.records.rollout import read_rollouts
 from abacist.task.rewards import load_reward_funcs
 from abacist.task.wordproblems import generate
 from adapters import paid_apart, untrained
-from lookalikes import build
 
 pytestmark = pytest.mark.e2e
+Lookalike = Callable[[str], Path]
 
 SMALL = [
     *("--max_steps", "1", "--num_generations", "2", "--per_device_train_batch_size", "2"),
     *("--gradient_accumulation_steps", "2", "--max_completion_length", "12"),
     *("--num_train_problems", "8", "--num_heldout_problems", "4", "--save_strategy", "no"),
-    *("--num_selection_problems", "4", "--device", "cpu"),
+    *("--num_selection_problems", "0", "--num_consistency_problems", "0", "--device", "cpu"),
 ]
 
 
@@ -46,9 +47,10 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name != "tiny"])
 def test_every_recipe_takes_a_step_on_a_look_alike_of_its_family(
-    recipe: str, problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = build(family_of(recipe), tmp_path / "model")  # type: ignore[arg-type]
+    recipe: str, problems: Path, lookalike: Lookalike, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    model = lookalike(family_of(recipe))
     run = tmp_path / "run"
     flags = ["--model_name_or_path", str(model), "--dataset_name", str(problems)]
     flags += ["--output_dir", str(run), "--learning_rate", "0.1", "--warmup_steps", "0", *SMALL]
@@ -76,9 +78,9 @@ def test_every_recipe_takes_a_step_on_a_look_alike_of_its_family(
 
 
 def test_the_saved_config_of_a_run_runs_again_as_it_stands(
-    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    problems: Path, lookalike: Lookalike, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = build("qwen2.5-instruct", tmp_path / "model")
+    model = lookalike("qwen2.5-instruct")
     first, again = tmp_path / "first", tmp_path / "again"
     flags = ["--model_name_or_path", str(model), "--dataset_name", str(problems), *SMALL]
     assert main(["train", "any", *flags, "--output_dir", str(first)]) == 0

@@ -78,7 +78,8 @@ def test_metrics_hold_accuracy_on_the_selection_split_during_training_and_no_tim
     assert [r.split for one in measured for r in one.rollouts[:1]] == [
         *["heldout"] * 2, *["selection"] * 2, *["heldout"] * 2
     ]  # fmt: skip
-    assert [one.problems for one in during] == [during[0].problems] * 2
+    assert [len(one.problems) for one in during] == [6, 6]
+    assert during[0].problems == during[1].problems
     found = [(r["step"], r["eval_accuracy"]) for r in rows if "eval_accuracy" in r]
     assert found == [(step, one.accuracy.value) for step, one in enumerate(during, 1)]
     assert all("rewards/correctness/mean" in row for row in rows if "reward" in row)
