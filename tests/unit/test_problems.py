@@ -27,7 +27,7 @@ from abacist.errors import DataError, UsageError
 from abacist.task import sources
 from abacist.task.answers import same_answer
 from abacist.task.hub import fault
-from abacist.task.problems import Problem, load_problems, normalise_question
+from abacist.task.problems import Problem, draw, load_problems, normalise_question
 
 Record = dict[str, object]
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
@@ -337,6 +337,9 @@ def test_a_limit_draws_by_seed_whatever_the_row_order(tmp_path: Path) -> None:
     assert ten != load_problems(ahead, split="all", limit=10, seed=2)
     assert len(load_problems(ahead, split="all", limit=1000)) == 50
     in_order = load_problems(ahead, split="all")
+    # What is drawn for another purpose, such as worked examples, is another draw.
+    assert draw(in_order, seed=1, purpose="limit")[:10] == ten
+    assert draw(in_order, seed=1, purpose="shots")[:10] != ten
     assert [p.question for p in in_order] == [row["question"] for row in rows]
 
 

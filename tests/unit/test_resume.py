@@ -131,6 +131,25 @@ def test_a_checkpoint_that_lacks_a_trained_weight_is_not_resumed(
         again._load_from_checkpoint(str(checkpoint))
 
 
+def test_all_that_was_recorded_after_a_checkpoint_is_cut_and_nothing_before_it(
+    tmp_path: Path,
+) -> None:
+    from abacist.learning.resume.training_state import cut_after
+
+    names = ["step-000001", "step-000002-part1", "step-000003", "step-000003-part2", "step-000010"]
+    (tmp_path / "rollouts").mkdir()
+    for name in names:
+        (tmp_path / "rollouts" / f"{name}.parquet").write_bytes(b"rows")
+    for name in ("metrics.jsonl", "timings.jsonl", "mine.jsonl"):
+        (tmp_path / name).write_bytes(b"1\n2\n3\n")
+    cut_after(tmp_path, 2, {"metrics.jsonl": 4, "timings.jsonl": 99, "mine.jsonl": 0})
+    kept = sorted(path.stem for path in (tmp_path / "rollouts").iterdir())
+    assert kept == names[:2]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"1\n2\n"
+    assert (tmp_path / "timings.jsonl").read_bytes() == b"1\n2\n3\n"
+    assert (tmp_path / "mine.jsonl").read_bytes() == b"1\n2\n3\n"
+
+
 def test_a_trainer_that_counts_from_step_0_has_a_state_too(model: Path, tmp_path: Path) -> None:
     # transformers before 5.19: the trainer has no first step of its own.
     from abacist.learning.resume.training_state import capture, restore
