@@ -302,10 +302,13 @@ def ids_by_split(path: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8, 20, 200])
+@pytest.mark.parametrize("edges", [None, (0.0, 0.0), (0.0, 1.0), (1.0, 1.0)], ids=str)
 def test_the_splits_share_nothing_leave_nothing_and_are_never_empty(
-    tmp_path: Path, count: int
+    tmp_path: Path, count: int, edges: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for trial in range(8):
+    if edges:  # chance puts all rows on one side
+        monkeypatch.setattr("abacist.task.problems._EDGES", edges)
+    for trial in range(1 if edges else 8):
         rows = [record(1000 * trial + n) for n in range(count)]
         path = write_jsonl(tmp_path / "data.jsonl", rows)
         splits = ids_by_split(path)
