@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,17 @@ def short_run(folder: Path, *flags: str) -> Path:
     """A whole run with the built-in model in ``folder``: seconds."""
     train(load_config("tiny", None, [*SHORT, "--output_dir", str(folder), *flags]))
     return folder
+
+
+def forget_the_end(run: Path) -> None:
+    """As if the run had been killed right after its last checkpoint."""
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["finished"]
+    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for name in ("after", "after-sampled"):
+        shutil.rmtree(run / "evals" / name)
+    (run / "evals" / "verdict.json").unlink()  # written only at the end
+    (run / "adapter_model.safetensors").unlink()
 
 
 def tampered(bundle: Path, target: Path, edit: Edit, *, anew: bool) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from offline import OFFLINE
 
@@ -20,7 +20,13 @@ PRINTING = {
 }  # fmt: skip
 
 # Timings belong to the machine, not to the code; and a run must be the same twice.
-settings.register_profile("abacist", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile(
+    "abacist",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    max_examples=60,
+)
 settings.load_profile("abacist")
 
 # What the machine wants printed, and where it reports to, is none of a test's business.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from abacist.records.rollout import read_rollouts
+from adapters import paid_apart, untrained
 
 pytestmark = pytest.mark.e2e
 
@@ -88,6 +89,7 @@ def test_a_run_on_a_gpu_is_the_run_on_a_cpu_to_rounding(run_on_gpu: Run, tmp_pat
     assert cpu == gpu and len(cpu) == 16
     for on_cpu, on_gpu in zip(metrics(tmp_path / "cpu"), metrics(tmp_path / "gpu"), strict=True):
         assert on_gpu == pytest.approx(on_cpu, rel=1e-4, abs=1e-6)
+        assert on_cpu.get("grad_norm", 1.0) > 0
 
 
 @pytest.mark.parametrize(
@@ -104,11 +106,13 @@ def test_a_recipe_trains_in_bfloat16_on_a_gpu(
     done = run_on_gpu(
         *("-m", "abacist", "train", recipe, "--model_name_or_path", str(lookalike(kind))),
         *("--dataset_name", "generated", "--output_dir", str(tmp_path / "run")),
-        *("--max_steps", "2", *SHORT, *FEW, "16", *flags),
+        *("--max_steps", "2", "--warmup_steps", "0", *SHORT, *FEW, "16", *flags),
+        *("--reward_funcs", paid_apart(tmp_path), "--allow_hackable_rewards"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dtype: bfloat16" in done.stdout
     assert (tmp_path / "run" / "evals" / "verdict.json").exists()
+    assert untrained(tmp_path / "run") == []
 
 
 def test_replayed_graphs_write_what_a_cpu_writes(run_on_gpu: Run) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 
 import lookalikes
 from abacist.cli.main import main
+from adapters import paid_apart, untrained
 
 pytestmark = pytest.mark.e2e
 
@@ -64,7 +65,8 @@ def test_a_model_beyond_the_table_is_trained_by_trls_path_which_is_said_with_the
         *("--num_selection_problems", "0", "--num_consistency_problems", "0"),
         *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "1"),
         *("--max_steps", "1", "--warmup_steps", "0", "--max_completion_length", "8"),
-        *("--lora_target_modules", "all-linear"),
+        *("--lora_target_modules", "all-linear", "--learning_rate", "0.01"),
+        *("--reward_funcs", paid_apart(tmp_path), "--allow_hackable_rewards"),
     ]
     assert main(["train", "any", *what, "--dry_run", "--dry_run_problems", "2"]) == 0
     capsys.readouterr()
@@ -75,3 +77,4 @@ def test_a_model_beyond_the_table_is_trained_by_trls_path_which_is_said_with_the
     said = [line for line in captured.out.splitlines() if "TRL's path" in line]
     assert len(said) == 2 and all(name in line for line in said)
     assert (tmp_path / "run" / "evals" / "verdict.json").is_file()
+    assert untrained(tmp_path / "run") == []

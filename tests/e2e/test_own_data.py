@@ -82,7 +82,8 @@ def test_a_run_on_own_data_is_evaluated_and_resumed_from_another_folder(
     assert kept["dataset_name"] == str(here / "data.csv") and kept["decimal_mark"] == "comma"
     assert kept["reward_funcs"] == ["default", str(here / "own_data_mine.on_topic")]
     assert main(["eval", str(run), "--num_problems", "2", "--max_completion_length", "4"]) == 0
-    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "--max_steps", "2"]) == 0
+    assert len(list((run / "rollouts").iterdir())) == 2
     again = load_config(None, str(run / "config.yaml"), [])
     assert len(load_task(again).train) >= 20
     assert [func.__name__ for func in load_reward_funcs(again.script.reward_funcs)][

@@ -18,6 +18,7 @@ import pytest
 from abacist.cli.main import main
 from abacist.learning.resume.checkpoints import checkpoints_of, defect
 from abacist.learning.trainer import GRPOTrainer
+from bundles import forget_the_end
 from faults import fault
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -152,17 +153,6 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_taken(
     assert "checkpoint-5 is passed over" in said and "optimizer.pt" in said
     assert "checkpoint-4: step 4 of 5" in said
     assert contents(run) == contents(whole)
-
-
-def forget_the_end(run: Path) -> None:
-    """As if the run had been killed right after its last checkpoint."""
-    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    del manifest["finished"]
-    (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    for name in ("after", "after-sampled"):
-        shutil.rmtree(run / "evals" / name)
-    (run / "evals" / "verdict.json").unlink()  # written only at the end
-    (run / "adapter_model.safetensors").unlink()
 
 
 @fault("resume", "other settings than the run was begun with", "the list of them, and --force")

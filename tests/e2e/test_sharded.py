@@ -15,6 +15,7 @@ import safetensors.torch
 from abacist.policy.decoding.generation import generate
 from abacist.policy.loading import load_policy
 from abacist.records.rollout import read_rollouts
+from bundles import forget_the_end
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -94,12 +95,14 @@ def test_problems_are_measured_with_the_weights_that_are_saved(run: Path) -> Non
     before = read_rollouts(run / "evals" / "before" / "rollouts.parquet")
     assert [one.completion_ids for one in measured] != [one.completion_ids for one in before]
     logged = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert any("eval_accuracy" in json.loads(line) for line in logged)
+    rows = [json.loads(line) for line in logged]
+    assert [row["step"] for row in rows if "eval_accuracy" in row] == [2]
 
 
 def test_a_run_in_shards_resumes_exactly(run: Path, tmp_path: Path) -> None:
     resumed = tmp_path / "run"
     shutil.copytree(run, resumed)
+    forget_the_end(resumed)  # of a run that is finished nothing would be done
     train("--resume", str(resumed / "checkpoint-2"))
     for name in ("adapter_model.safetensors", "metrics.jsonl", "evals/after/rollouts.parquet"):
         assert (resumed / name).read_bytes() == (run / name).read_bytes(), name

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from abacist.cli.main import main
+from abacist.learning import heldout
 from abacist.policy.source import BUILT_IN_FOLDER
+from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import read_rollouts
 
@@ -25,9 +28,22 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured() -> list[Evaluation]:
+    """Every measurement that the run makes, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, measured: list[Evaluation]) -> Path:
     run = tmp_path_factory.mktemp("runs") / "first"
-    assert main(["train", "--output_dir", str(run), *SHORT, *FEW]) == 0
+
+    def watched(*args: Any, **kwargs: Any) -> Evaluation:
+        measured.append(evaluate(*args, **kwargs))
+        return measured[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heldout, "evaluate", watched)
+        assert main(["train", "--output_dir", str(run), *SHORT, *FEW]) == 0
     return run
 
 
@@ -51,21 +67,33 @@ def test_the_report_of_a_run_shows_where_its_time_went_and_every_reply(finished:
     )
 
 
-def test_metrics_hold_held_out_accuracy_during_training_and_no_times(finished: Path) -> None:
+def test_metrics_hold_accuracy_on_the_selection_split_during_training_and_no_times(
+    finished: Path, measured: list[Evaluation]
+) -> None:
     rows = [
         json.loads(line)
         for line in (finished / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    measured = [row for row in rows if "eval_accuracy" in row]
-    assert [row["step"] for row in measured] == [1, 2]
+    during = measured[2:-2]
+    assert [r.split for one in measured for r in one.rollouts[:1]] == [
+        *["heldout"] * 2, *["selection"] * 2, *["heldout"] * 2
+    ]  # fmt: skip
+    assert [len(one.problems) for one in during] == [6, 6]
+    assert during[0].problems == during[1].problems
+    found = [(r["step"], r["eval_accuracy"]) for r in rows if "eval_accuracy" in r]
+    assert found == [(step, one.accuracy.value) for step, one in enumerate(during, 1)]
     assert all("rewards/correctness/mean" in row for row in rows if "reward" in row)
     assert not any(key.endswith(("_time", "_runtime")) for row in rows for key in row)
 
 
-def test_the_three_splits_of_a_run_share_no_problem(finished: Path) -> None:
-    heldout = {p.problem_id for p in Evaluation.load(finished / "evals" / "before").problems}
+def test_the_three_splits_of_a_run_share_no_problem(
+    finished: Path, measured: list[Evaluation]
+) -> None:
+    judged = {p.problem_id for p in Evaluation.load(finished / "evals" / "before").problems}
+    selection = {p.problem_id for p in measured[2].problems}
     trained = {r.problem_id for r in read_rollouts(finished / "rollouts")}
-    assert len(heldout) == 12 and not heldout & trained
+    assert len(judged) == 12 and len(selection) == 6
+    assert not judged & trained and not judged & selection and not selection & trained
 
 
 def test_before_and_after_are_measured_on_the_same_problems(finished: Path) -> None:

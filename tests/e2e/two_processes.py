@@ -65,9 +65,15 @@ def weights_after(
         return written, None
 
     trainer._generate_single_turn = fixed
+
+    def weights() -> torch.Tensor:
+        state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        return torch.cat([v.flatten() for n, v in state.items() if "lora" in n])
+
+    start = weights()
     trainer.train()
-    state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-    return torch.cat([v.flatten() for n, v in state.items() if "lora" in n]), trainer
+    assert float((weights() - start).abs().max()) > 1e-4, "nothing was trained"
+    return weights(), trainer
 
 
 if __name__ == "__main__":

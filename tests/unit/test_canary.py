@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from abacist.errors import ModelError
 from abacist.learning import canary
+from abacist.learning.arguments import GRPOConfig
+from abacist.learning.fast_trainer import FastTrainer
+from abacist.learning.trainer import GRPOTrainer
 
 
 def trainer_of(processes: int = 1, **sampling: Any) -> Any:
@@ -96,3 +101,30 @@ def test_a_process_whose_own_tokens_agree_stops_with_the_others() -> None:
     trainer.accelerator.reduce = lambda found, reduction: found + torch.tensor([9.0, 1.0])
     with pytest.raises(ModelError, match="vLLM"):
         canary.check(trainer, output(0.0), step=1)
+
+
+@pytest.mark.parametrize(
+    ("use_vllm", "every", "checked"),
+    [(True, 2, [1, 3, 5]), (True, 1, [1, 2, 3, 4, 5]), (True, 0, []), (False, 2, [])],
+)
+def test_the_trainer_compares_every_so_many_steps_where_vllm_samples(
+    use_vllm: bool, every: int, checked: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = output(0.0, advantages=torch.zeros(2))
+    monkeypatch.setattr(FastTrainer, "_generate_and_score_completions", lambda *_: made)
+    seen: list[int] = []
+
+    def check(trainer: Any, output: Any, step: int) -> None:
+        assert output is made
+        seen.append(step)
+
+    monkeypatch.setattr(canary, "check", check)
+    trainer = GRPOTrainer.__new__(GRPOTrainer)
+    trainer.model = torch.nn.Linear(1, 1)
+    trainer.args = GRPOConfig(output_dir=str(tmp_path), vllm_canary_steps=every, use_cpu=True)
+    trainer.use_vllm, trainer._scored, trainer.gates_by_outcome = use_vllm, None, False
+    trainer._rollout_seconds = 0.0
+    for step in range(5):
+        trainer.state = TrainerState(global_step=step)
+        trainer._generate_and_score_completions([])
+    assert seen == checked

@@ -198,6 +198,8 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert len(checkpoints_of(tmp_path)) == 4
     rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"))
     assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2", "checkpoint-8"]
+    rotate(tmp_path, 1, str(tmp_path / "checkpoint-2"))  # two are kept rather than one lost
+    assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-2", "checkpoint-8"]
     rotate(tmp_path, 1, None)
     assert [path.name for path in checkpoints_of(tmp_path)] == ["checkpoint-8"]
 

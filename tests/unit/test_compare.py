@@ -39,6 +39,19 @@ def test_every_problem_is_gained_lost_right_both_times_or_wrong_both_times() -> 
     assert accuracy.p_value == mcnemar(3, 1) and not accuracy.is_better
 
 
+def test_a_change_is_proven_where_interval_and_test_agree_and_not_by_one_of_them() -> None:
+    few, enough = pair([WRONG] * 5, [GOOD] * 5).accuracy, pair([WRONG] * 6, [GOOD] * 6).accuracy
+    assert few.change.low > 0 and few.p_value == 0.0625 and not few.is_better
+    assert enough.change.low > 0 and enough.p_value < 0.05 and enough.is_better
+    few, enough = pair([GOOD] * 5, [WRONG] * 5).accuracy, pair([GOOD] * 6, [WRONG] * 6).accuracy
+    assert few.change.high < 0 and few.p_value == 0.0625 and not few.is_worse
+    assert enough.change.high < 0 and enough.p_value < 0.05 and enough.is_worse
+    # Neither by the interval alone nor by the test alone.
+    for change, p_value in ((enough.change, 0.051), (replace(enough.change, high=0.001), 0.049)):
+        doubtful = replace(enough, change=change, p_value=p_value)
+        assert not doubtful.is_worse and not doubtful.is_better
+
+
 def test_any_format_tells_what_is_left_of_a_gain_without_the_format() -> None:
     comparison = pair([BARE] * 20, [GOOD] * 20)
     assert comparison.accuracy.is_better and comparison.accuracy.change.value == 1

@@ -15,7 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abacist.errors import ModelError, TrainingError
-from abacist.learning.health.guard import Guard, all_finite, refuse_broken_weights
+from abacist.learning.health.guard import (
+    MOST_REFUSED_IN_A_ROW,
+    Guard,
+    all_finite,
+    refuse_broken_weights,
+)
 from abacist.learning.health.history import Facts, MetricsHistory
 from abacist.learning.health.rules import RULES, Watch, rate_out_of_band
 from abacist.learning.tracking import Silent
@@ -248,15 +253,69 @@ def test_a_sound_gradient_passes_untouched() -> None:
     assert all(bool((weight.grad == 1).all()) for weight in model.parameters())
 
 
-def test_skipping_ends_when_every_step_is_poisoned() -> None:
+def test_skipping_ends_when_more_steps_in_a_row_are_poisoned_than_are_allowed() -> None:
     guard = Guard(FACTS, Silent(), nan_policy="skip")
-    for step in range(11):
+    in_a_row = [*[True] * MOST_REFUSED_IN_A_ROW, False]  # a good step begins the count anew
+    for step, is_poisoned in enumerate([*in_a_row * 2, *[True] * (MOST_REFUSED_IN_A_ROW + 1)]):
         guard.check()
         model = trained()
-        model.bias.grad[0] = math.nan
+        if is_poisoned:
+            model.bias.grad[0] = math.nan
         guard.on_pre_optimizer_step(ARGS, state(step), None, model=model)
-    with pytest.raises(TrainingError, match="in a row"):
+    with pytest.raises(TrainingError, match=f"the {MOST_REFUSED_IN_A_ROW + 1}th time in a row"):
         guard.check()
+
+
+def test_in_float16_an_overflow_is_left_to_the_gradient_scaler() -> None:
+    model = trained()
+    model.bias.grad[0] = math.inf
+    guard = Guard(FACTS, Silent())
+    guard.on_pre_optimizer_step(SimpleNamespace(fp16=True), state(), None, model=model)
+    guard.check()
+    assert bool(model.bias.grad[0].isinf())
+
+
+SILENT = {"frac_reward_zero_std": lambda s: 1.0 if s > 3 else 0.5}
+
+
+@pytest.mark.parametrize(
+    ("row", "steps", "max_steps", "is_ended"),
+    [
+        (wrong(**SILENT, **UNSOLVED), 8, STEPS, True),
+        (wrong(**SILENT, **UNSOLVED), 7, STEPS, False),  # one step too few
+        (wrong(**SILENT, **UNSOLVED), 8, 8, False),  # there is nothing left to stop
+        (wrong(**SILENT, rewards__correctness__mean=2.0), 8, STEPS, False),  # or to learn
+    ],
+    ids=["silent", "not for long enough", "at its end", "solved"],
+)
+def test_only_a_run_that_could_still_learn_is_ended_by_silent_steps(
+    row: Callable[[int], Row], steps: int, max_steps: int, is_ended: bool
+) -> None:
+    guard = Guard(FACTS, Silent(), max_silent_steps=5)
+    control = SimpleNamespace(should_training_stop=False, should_save=False)
+    for step in range(1, steps + 1):
+        after = SimpleNamespace(global_step=step, max_steps=max_steps, log_history=[])
+        guard.on_log(ARGS, after, control, logs=row(step))
+    assert (guard.fault is not None) == control.should_training_stop == is_ended
+    assert control.should_save == is_ended
+
+
+def test_a_resumed_run_does_not_repeat_what_was_said_before_the_stop() -> None:
+    class Told(Silent):
+        def __init__(self) -> None:
+            self.warnings: list[str] = []
+
+        def warning(self, text: str) -> None:
+            self.warnings.append(text)
+
+    row, counts = wrong(frac_reward_zero_std=1.0, **UNSOLVED), []
+    for before in ([], [row(step) for step in range(1, 31)]):
+        guard = Guard(FACTS, Told())
+        guard.on_train_begin(ARGS, SimpleNamespace(log_history=before), None)
+        for step in range(len(before) + 1, len(before) + 31):
+            guard.on_log(ARGS, state(step), None, logs=row(step))
+        counts.append(sum("no signal" in text for text in guard.watcher.warnings))
+    assert counts == [1, 0]
 
 
 @fault("training", "a step makes the weights overflow",

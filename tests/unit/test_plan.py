@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
+from transformers.training_args import OptimizerNames
 
 from abacist.learning.config import Config, load_config
 from abacist.learning.dryrun import memory
@@ -28,6 +29,7 @@ from abacist.learning.health.rules import rate_out_of_band
 from abacist.learning.heldout import HeldoutEvaluation
 from abacist.learning.tracking import Silent
 from abacist.learning.train import load_parts, make_trainer
+from abacist.policy.decoding.cache import Cache
 from abacist.policy.decoding.network import DecodingNetwork
 from abacist.policy.kernels.decode import Packed
 from abacist.proof.statistics import Interval
@@ -35,6 +37,7 @@ from abacist.records.rundir import RunDir
 from abacist.view.plantext import WIDTH, plan_text
 
 GIB = 2**30
+BFLOAT16 = torch.bfloat16
 SMALL = ["--num_train_problems", "24", "--num_heldout_problems", "0", "--eval_strategy", "no",
          "--per_device_train_batch_size", "16"]  # fmt: skip
 
@@ -239,6 +242,76 @@ def test_the_copy_to_decode_with_has_the_size_that_the_engine_makes_it(tiny: Ass
     made = 4 * sum(product._packed.numel() for product in products)
     # Packed weights are filled up to whole panels.
     assert made == pytest.approx(memory._copied_bytes(model.get_base_model()), rel=0.02)
+
+
+def test_the_cache_of_keys_and_values_has_the_size_that_the_engine_makes_it(
+    tiny: Assembled,
+) -> None:
+    trainer, budget = tiny.trainer, tiny.trainer.max_completion_length
+    with torch.inference_mode():
+        network = DecodingNetwork(trainer.model, 8)
+
+    def made(prompts: int, rows: int) -> int:
+        cache = Cache(network, max_rows=rows, max_prompts=prompts, prompt_tokens=50,
+                      completion_tokens=budget)  # fmt: skip
+        return cache._prompts.nbytes + cache._rows.nbytes
+
+    def foretold(eval_rows: int) -> int:
+        parts = {part.name: part for part in memory._rollout_parts(trainer, 50, eval_rows)}
+        assert parts["KV cache"].phase == "rollout"
+        return parts["KV cache"].bytes
+
+    rows = trainer.args.generation_batch_size
+    assert foretold(eval_rows=0) == made(rows // trainer.num_generations, rows)
+    # A measurement of more problems than a step has replies needs more.
+    assert foretold(eval_rows=4 * rows) == made(4 * rows, 4 * rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adamw_torch", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD),
+        ("rmsprop", torch.optim.RMSprop),
+        ("adagrad", torch.optim.Adagrad),
+    ],
+)
+def test_the_state_of_an_optimizer_has_the_size_that_torch_makes_it(name: str, kind: Any) -> None:
+    trained = [torch.nn.Parameter(torch.ones(30, 7, dtype=d)) for d in (torch.float32, BFLOAT16)]
+    optimizer = kind(trained)
+    for weight in trained:
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    state = [value for one in optimizer.state.values() for value in one.values()]
+    made = sum(one.nbytes for one in state if one.numel() > 1)  # steps are counted in one number
+    assert memory.optimizer_bytes(OptimizerNames(name), trained) == made
+
+
+def test_moments_in_8_bits_take_a_byte_each() -> None:
+    trained = [torch.ones(30, 7, dtype=torch.float32)]
+    for name, bytes_each in (("adamw_bnb_8bit", 2), ("paged_adamw_8bit", 2), ("lion_8bit", 1)):
+        assert memory.optimizer_bytes(name, trained) == bytes_each * 210
+
+
+def test_a_kl_term_needs_a_second_model_only_where_all_weights_are_trained(
+    tiny: Assembled, tmp_path: Path
+) -> None:
+    def parts(trainer: Any) -> dict[str, int]:
+        found = memory.plan_memory(trainer, Forward(0.0, 1e6, 100, 8, 96), 50, eval_rows=0)
+        assert found.device == "cpu" and all(part.bytes > 0 for part in found.parts)
+        return {part.name: part.bytes for part in found.parts if part.phase == "both"}
+
+    full = Assembled(tmp_path, "--no_use_peft", "--beta", "0.04").trainer
+    weights = sum(p.nbytes for p in full.model.parameters())
+    found = parts(full)
+    assert found.keys() == {"weights", "reference model", "optimizer state"}
+    assert found["reference model"] == found["weights"] == pytest.approx(weights, rel=0.01)
+    assert found["optimizer state"] == pytest.approx(2 * weights, rel=0.01)
+    full.args.beta = 0.0
+    assert parts(full).keys() == {"weights", "optimizer state"}
+    tiny.trainer.args.beta = 0.04
+    assert "reference model" not in parts(tiny.trainer)  # it is the same model without its adapter
+    tiny.trainer.args.beta = 0.0
 
 
 def test_the_parts_add_up_and_checkpointing_and_small_batches_need_less(tiny: Assembled) -> None:

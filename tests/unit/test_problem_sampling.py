@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import DataError, UsageError
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.problem_sampling import SolveRateSampler, outcomes
+from abacist.learning.problem_sampling import HALF_LIFE_BATCHES, SolveRateSampler, outcomes
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollouts
 from lookalikes import build
@@ -106,6 +106,15 @@ def test_an_untried_problem_borrows_the_rate_of_its_difficulty() -> None:
     one.observe([*solved(0, 0.5), *solved(1, 1.0)])
     assert one.variance(2) > 2 * one.variance(3) > 0
     assert one.variance(0) > one.variance(2)
+
+
+def test_an_outcome_counts_half_after_the_half_life() -> None:
+    one = sampler()
+    one.observe(solved(0, 0.5))
+    for _ in range(int(HALF_LIFE_BATCHES)):
+        one.observe(solved(1, 1.0))
+    state = one.state_dict()
+    assert state["problems"]["p0"] == state["pools"]["0"] == pytest.approx([2.0, 4.0])
 
 
 @given(st.lists(st.tuples(st.integers(0, 39), st.booleans()), max_size=60))

@@ -27,7 +27,7 @@ from abacist.errors import DataError, UsageError
 from abacist.task import sources
 from abacist.task.answers import same_answer
 from abacist.task.hub import fault
-from abacist.task.problems import Problem, load_problems, normalise_question
+from abacist.task.problems import Problem, draw, load_problems, normalise_question
 
 Record = dict[str, object]
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
@@ -302,10 +302,13 @@ def ids_by_split(path: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 8, 20, 200])
+@pytest.mark.parametrize("edges", [None, (0.0, 0.0), (0.0, 1.0), (1.0, 1.0)], ids=str)
 def test_the_splits_share_nothing_leave_nothing_and_are_never_empty(
-    tmp_path: Path, count: int
+    tmp_path: Path, count: int, edges: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for trial in range(8):
+    if edges:  # chance puts all rows on one side
+        monkeypatch.setattr("abacist.task.problems._EDGES", edges)
+    for trial in range(1 if edges else 8):
         rows = [record(1000 * trial + n) for n in range(count)]
         path = write_jsonl(tmp_path / "data.jsonl", rows)
         splits = ids_by_split(path)
@@ -337,6 +340,9 @@ def test_a_limit_draws_by_seed_whatever_the_row_order(tmp_path: Path) -> None:
     assert ten != load_problems(ahead, split="all", limit=10, seed=2)
     assert len(load_problems(ahead, split="all", limit=1000)) == 50
     in_order = load_problems(ahead, split="all")
+    # What is drawn for another purpose, such as worked examples, is another draw.
+    assert draw(in_order, seed=1, purpose="limit")[:10] == ten
+    assert draw(in_order, seed=1, purpose="shots")[:10] != ten
     assert [p.question for p in in_order] == [row["question"] for row in rows]
 
 

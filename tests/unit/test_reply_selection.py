@@ -3,8 +3,10 @@ TRL's of a batch that holds only these."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet
@@ -68,6 +70,41 @@ def test_equal_advantages_are_drawn_by_lot_and_one_seed_draws_the_same() -> None
     assert draws == [tuple(chosen(advantages, 8, 4, seed)) for seed in range(400)]
     for row in range(8):  # each is in half of the draws, give or take five standard deviations
         assert 150 < sum(row in draw for draw in draws) < 250
+
+
+def lots(step: int, seed: int = 3, process: int = 0) -> list[bool]:
+    """Which replies of two groups of 4, all with advantages of one size, a trainer takes."""
+    advantages = torch.tensor([1.0, -1.0] * 4)
+    mine = slice(4 * process, 4 * process + 4)
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(train_replies=2, seed=seed),
+        accelerator=SimpleNamespace(
+            process_index=process,
+            gather=lambda each: advantages if each.is_floating_point() else torch.ones(8).bool(),
+        ),
+        num_generations=4,
+        multi_objective_aggregation="sum_then_normalize",
+        reward_weights=torch.ones(1),
+        _rewards=advantages[:, None],
+        _metrics={"train": defaultdict(list)},
+        _step=step,
+    )
+    batch = {"advantages": advantages[mine], "completion_mask": torch.ones(4, 3).int()}
+    found = reply_selection.leave_out_others(trainer, batch)
+    assert found is not None
+    assert (batch["completion_mask"].bool() == found[:, None]).all()
+    return list(found.tolist())
+
+
+def test_lots_are_drawn_from_the_seed_and_the_micro_step_and_nothing_else() -> None:
+    first = [lots(step) for step in range(200)]
+    torch.manual_seed(99)  # a resumed run stands elsewhere
+    assert [lots(step) for step in range(200)] == first
+    assert [lots(step, seed=4) for step in range(200)] != first
+    for row in range(4):  # each is in half of the draws, give or take five standard deviations
+        assert 65 < sum(draw[row] for draw in first) < 135
+    # Of two processes each takes its own part of the same draw.
+    assert all(sum(lots(step) + lots(step, process=1)) == 4 for step in range(20))
 
 
 @given(

@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import RunError
-from abacist.learning.resume import checkpoints
+from abacist.learning.resume import checkpoints, resuming
 from abacist.learning.resume.checkpoints import MANIFEST_NAME, checkpoints_of, defect, seal, step_of
 from abacist.learning.trainer import GRPOTrainer
+from abacist.records.provenance import build_manifest
+from abacist.records.rundir import RunDir
 from faults import fault
 from soak.resume_matrix import (
     BASE,
@@ -128,6 +131,25 @@ def test_a_checkpoint_that_lacks_a_trained_weight_is_not_resumed(
         again._load_from_checkpoint(str(checkpoint))
 
 
+def test_all_that_was_recorded_after_a_checkpoint_is_cut_and_nothing_before_it(
+    tmp_path: Path,
+) -> None:
+    from abacist.learning.resume.training_state import cut_after
+
+    names = ["step-000001", "step-000002-part1", "step-000003", "step-000003-part2", "step-000010"]
+    (tmp_path / "rollouts").mkdir()
+    for name in names:
+        (tmp_path / "rollouts" / f"{name}.parquet").write_bytes(b"rows")
+    for name in ("metrics.jsonl", "timings.jsonl", "mine.jsonl"):
+        (tmp_path / name).write_bytes(b"1\n2\n3\n")
+    cut_after(tmp_path, 2, {"metrics.jsonl": 4, "timings.jsonl": 99, "mine.jsonl": 0})
+    kept = sorted(path.stem for path in (tmp_path / "rollouts").iterdir())
+    assert kept == names[:2]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"1\n2\n"
+    assert (tmp_path / "timings.jsonl").read_bytes() == b"1\n2\n3\n"
+    assert (tmp_path / "mine.jsonl").read_bytes() == b"1\n2\n3\n"
+
+
 def test_a_trainer_that_counts_from_step_0_has_a_state_too(model: Path, tmp_path: Path) -> None:
     # transformers before 5.19: the trainer has no first step of its own.
     from abacist.learning.resume.training_state import capture, restore
@@ -156,6 +178,51 @@ def test_a_stop_inside_a_step_takes_the_step_back_and_loses_nothing(
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     assert differences(uninterrupted, run) == []
+
+
+def test_the_best_weights_are_those_at_the_end_also_after_a_resume_and_never_damaged_ones(
+    model: Path, tmp_path: Path
+) -> None:
+    accuracies = dict(zip(range(1, 5), (0.2, 0.7, 0.3, 0.5), strict=True))
+    case = Case(
+        "best",
+        {
+            "eval_strategy": "steps",
+            "eval_steps": 1,
+            "metric_for_best_model": "accuracy",
+            "load_best_model_at_end": True,
+        },
+    )
+
+    def trainer_in(run: Path) -> GRPOTrainer:
+        trainer = make_trainer(case, model, run, **STEPS | {"max_steps": 4})
+        trainer.evaluator = lambda _: {"accuracy": accuracies[trainer.state.global_step]}
+        return trainer
+
+    def held(trainer: GRPOTrainer) -> dict[str, torch.Tensor]:
+        return get_peft_model_state_dict(trainer.model)
+
+    run = tmp_path / "run"
+    run.mkdir()
+    whole = trainer_in(run)
+    whole.train()
+    best, last = (
+        load_file(run / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (2, 4)
+    )
+    assert all(torch.equal(held(whole)[name], weight) for name, weight in best.items())
+    assert any(not torch.equal(best[name], weight) for name, weight in last.items())
+    assert whole.state.best_model_checkpoint == str(run / "checkpoint-2")
+
+    shutil.rmtree(run / "checkpoint-4")
+    moved = run.rename(tmp_path / "moved")  # the best is looked for where the run is now
+    resumed = trainer_in(moved)
+    resumed.train(resume_from_checkpoint=True)
+    assert all(torch.equal(held(resumed)[name], weight) for name, weight in best.items())
+
+    shutil.rmtree(moved / "checkpoint-4")
+    (moved / "checkpoint-2" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=r"The best checkpoint is not loaded: .*checkpoint-2"):
+        trainer_in(moved).train(resume_from_checkpoint=True)
 
 
 def plain_trainer(model: Path, run: Path, **settings: Any) -> GRPOTrainer:
@@ -352,6 +419,36 @@ def test_another_learning_rate_at_resume_takes_effect(
     ]
     assert rates[0][:3] == rates[1][:3]
     assert rates[1][3:6] == pytest.approx([rate / 2 for rate in rates[0][3:6]])
+
+
+PARTS = {
+    "data": "problems changed",
+    "rewards": "reward code changed",
+    "model": "initial weights changed",
+}
+
+
+@pytest.mark.parametrize("changed", [["data"], ["rewards"], ["model"], list(PARTS), []], ids=str)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_run_made_of_something_else_is_refused_by_what_has_changed_or_forced_and_recorded(
+    changed: list[str], force: bool, tmp_path: Path
+) -> None:
+    begun = build_manifest(seed=0, argv=[]) | {name: {"sha256": name} for name in PARTS}
+    run = RunDir(tmp_path)
+    run.write_manifest(begun)
+    now = begun | {name: {"sha256": "another"} for name in changed}
+    config: Any = SimpleNamespace(script=SimpleNamespace(force=force))
+    notes: list[str] = []
+    watcher: Any = SimpleNamespace(note=notes.append)
+    if changed and not force:
+        with pytest.raises(RunError, match="is not resumed, because these have changed") as found:
+            resuming.checked_resumption(config, run, now, {}, watcher)
+        told = found.value.message
+    else:
+        resumed = resuming.checked_resumption(config, run, now, {}, watcher)["resumed"]
+        told = "\n".join(resumed[0]["forced"])
+        assert all(any(line in note for note in notes) for line in resumed[0]["forced"])
+    assert [name for name, words in PARTS.items() if f"{name}: {words}" in told] == changed
 
 
 def test_a_resumed_run_joins_its_wandb_run_and_the_next_run_of_the_process_does_not(

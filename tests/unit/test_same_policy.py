@@ -17,6 +17,7 @@ from abacist.policy.scoring import teacher_forced
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.task.problems import load_problems
+from evaluated import GOOD, WRONG, evaluation
 
 
 def nothing(done: int, total: int) -> None:
@@ -105,9 +106,6 @@ def test_float32_is_held_to_its_log_probabilities(difference: float, is_fine: bo
     assert (Proof("a test", True, found, None).fault is None) == is_fine
 
 
-NEAR = Agreement(1, 1, 0, 1000, 960, 0, 0.5, 0.01, 0.01)
-
-
 @pytest.mark.parametrize(
     ("equal", "kl", "is_fine"),
     [(960, 0.01, True), (940, 0.01, False), (960, 0.03, False), (960, float("nan"), False)],
@@ -119,6 +117,19 @@ def test_fewer_bits_are_held_to_their_bounds(equal: int, kl: float, is_fine: boo
     if not is_fine:
         with pytest.raises(ModelError, match="not the trained policy"):
             same_policy.refuse_other(proof)
+
+
+def test_fewer_bits_that_answer_fewer_problems_right_are_refused() -> None:
+    found = Agreement(20, 10, 0, 1000, 1000, 0, 0.1, 0.001, 1e-3)
+    right = evaluation([GOOD] * 20)
+    for wrong, is_fine in ((0, True), (1, True), (20, False)):
+        answers = same_policy.paired(right, evaluation([WRONG] * wrong + [GOOD] * (20 - wrong)))
+        proof = Proof("a test", False, found, answers)
+        assert (proof.fault is None) == is_fine, wrong
+    assert "fewer problems right" in str(proof.fault)
+    # More right ones are no fault.
+    answers = same_policy.paired(evaluation([WRONG] * 20), right)
+    assert Proof("a test", False, found, answers).fault is None
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,34 @@ def test_without_correlation_the_bounds_are_squared_and_added() -> None:
     assert change.high == pytest.approx(after.high)
 
 
+@pytest.mark.parametrize(
+    ("both", "gained", "lost", "neither", "correlation"),
+    [
+        # (25 · 18 - 5 · 2 - 50 / 2) / √(27 · 23 · 30 · 20): half an n is taken off, for continuity.
+        (25, 5, 2, 18, 415 / math.sqrt(27 * 23 * 30 * 20)),
+        (12, 6, 6, 4, 0.0),  # 12 · 4 - 6 · 6 is less than half of 28
+        (3, 14, 15, 3, -201 / math.sqrt(18 * 17 * 17 * 18)),  # nothing is taken off
+    ],
+)
+def test_a_paired_change_has_the_bounds_of_newcombes_method_10(
+    both: int, gained: int, lost: int, neither: int, correlation: float
+) -> None:
+    n = both + gained + lost + neither
+    change = paired_counts(both, gained, lost, neither)
+    before, after = (proportion(outcomes(right, n)) for right in (both + lost, both + gained))
+
+    def joined(one: float, other: float) -> float:
+        return math.sqrt(one**2 - 2 * correlation * one * other + other**2)
+
+    assert change.value == pytest.approx((gained - lost) / n)
+    assert change.value - change.low == pytest.approx(
+        joined(after.value - after.low, before.high - before.value)
+    )
+    assert change.high - change.value == pytest.approx(
+        joined(after.high - after.value, before.value - before.low)
+    )
+
+
 def test_what_is_measured_twice_alike_narrows_the_interval() -> None:
     before = outcomes(25, 50)
     alike = paired_difference(before, outcomes(30, 50))
@@ -108,6 +136,16 @@ def test_repeating_every_reply_adds_no_certainty() -> None:
     assert repeated.value == plain.value and repeated.n == 40
     assert repeated.low <= plain.low and repeated.high >= plain.high
     assert repeated.high - repeated.low < 1.1 * (plain.high - plain.low)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_replies_that_balance_each_other_within_a_problem_are_no_more_than_independent_ones(
+    last: bool,
+) -> None:
+    flags = [True, False] * 19 + [True, last]
+    share, plain = clustered_proportion(flags, [i // 2 for i in range(40)]), proportion(flags)
+    assert share.value == plain.value and share.n == 20
+    assert share.low <= plain.low and share.high >= plain.high
 
 
 def test_equal_outcomes_still_leave_doubt() -> None:

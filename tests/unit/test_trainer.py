@@ -31,7 +31,8 @@ TINY_BATCH: dict[str, Any] = {
     "seed": 3,
 }
 ROWS = [
-    {"prompt": [{"role": "user", "content": f"{n} + 1?"}], "answer": str(n + 1)} for n in range(8)
+    {"prompt": [{"role": "user", "content": f"{'1 + ' * n}1?"}], "answer": str(n + 1)}
+    for n in range(8)  # prompts of different lengths
 ]
 
 
@@ -76,9 +77,10 @@ def test_without_the_fast_path_it_is_trl_to_the_last_bit(tmp_path: Path) -> None
 def test_rollouts_hold_the_rewards_and_the_advantages_of_their_group(tmp_path: Path) -> None:
     folder = build("qwen2.5-instruct", tmp_path / "model")
     config = GRPOConfig(output_dir=str(tmp_path / "run"), keep_rollouts=True, **TINY_BATCH)
-    trained(GRPOTrainer, config, folder)
+    encode = trained(GRPOTrainer, config, folder).processing_class.apply_chat_template
     rollouts = read_rollouts(tmp_path / "run" / "rollouts")
     assert [r.step for r in rollouts] == [1] * 8 + [2] * 8
+    assert len({r.prompt_tokens for r in rollouts}) > 1
     groups: dict[tuple[int, int], list[Any]] = {}
     for rollout in rollouts:
         groups.setdefault((rollout.step, rollout.group), []).append(rollout)
@@ -94,7 +96,8 @@ def test_rollouts_hold_the_rewards_and_the_advantages_of_their_group(tmp_path: P
         assert rollout.rewards["length_reward"] == pytest.approx(len(rollout.completion) / 10)
         assert rollout.rewards["none_reward"] == (None if index % 2 else 1.0)
         assert rollout.completion_tokens == len(rollout.completion_ids) <= 8
-        assert rollout.prompt_tokens > 5
+        ids = encode(rollout.messages, add_generation_prompt=True, return_dict=False)
+        assert rollout.prompt_tokens == len(ids)
 
 
 def test_who_watches_is_told_the_replies_of_each_step_also_where_none_are_kept(

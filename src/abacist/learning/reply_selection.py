@@ -22,6 +22,7 @@ Shapes: N completions of a generation batch (of all processes, or of this one), 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -123,8 +124,10 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
     everyones = accelerator.gather(advantages).cpu()
     has_tokens = accelerator.gather(batch["completion_mask"].any(dim=1)).cpu()
     teaches = (everyones != 0) & has_tokens & ~paid_alike(trainer, trainer.num_generations)
-    # Micro-steps, not steps: several generation batches may belong to one optimizer step.
-    generator = torch.Generator().manual_seed((trainer.args.seed << 32) + trainer._step)
+    # Micro-steps, not steps: several generation batches may belong to one optimizer step. PyTorch
+    # takes the low 32 bits of a seed only, so both numbers are mixed into these.
+    draw = random.Random(f"{trainer.args.seed}/{trainer._step}")
+    generator = torch.Generator().manual_seed(draw.getrandbits(32))
     chosen = choose(everyones, teaches, trainer.num_generations, count, generator)
     first = accelerator.process_index * len(advantages)
     mine = chosen[first : first + len(advantages)].to(advantages.device)

@@ -1,0 +1,31 @@
+"""A reward that cannot fall silent, and what a trained adapter learned from it.
+
+A look-alike writes noise, which our own rewards all pay alike: every advantage is 0, and a training
+that moves no weight would go unnoticed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+EVERY_OTHER = """
+def every_other(completions, **columns):
+    return [float(place % 2) for place, _ in enumerate(completions)]
+"""
+
+
+def paid_apart(folder: Path) -> str:
+    """For ``--reward_funcs``: pays every other reply, so that no group is paid alike."""
+    module = folder / "paid_apart.py"
+    module.write_text(EVERY_OTHER, encoding="utf-8")
+    return f"{module}:every_other"
+
+
+def untrained(folder: Path) -> list[str]:
+    """The LoRA weights in ``folder`` that still are what they begin as: B is 0 before training."""
+    adapter = load_file(folder / "adapter_model.safetensors")
+    starting = {name: weight for name, weight in adapter.items() if "lora_B" in name}
+    assert starting, "there is no LoRA"
+    return [name for name, weight in starting.items() if not weight.any()]
