@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, overload
 from abacist.errors import UsageError
 from abacist.learning.config import Config
 from abacist.learning.eval import Request, evaluate_model, request_of
-from abacist.learning.keywords import config_of, unknown_keyword
+from abacist.learning.keywords import config_of, model_name, unknown_keyword
 from abacist.learning.resume.resuming import Run
 from abacist.learning.seen import without_seen
 from abacist.learning.tracking import Silent, Watcher, told_of
@@ -29,6 +29,7 @@ from abacist.proof.comparison.gate import pair_gate
 from abacist.proof.comparison.sides import AFTER, BEFORE, Side, load_side
 from abacist.proof.evaluation import Evaluation
 from abacist.task.given import GivenData
+from abacist.task.plain import is_number, is_whole, plain
 from abacist.view.live import Live
 
 PathLike = str | os.PathLike[str]
@@ -69,8 +70,8 @@ def train(
             With nothing at all it is ``tiny``.
         model: ``"tiny"``, a folder, an adapter, a Hub id, or a run, which is trained further.
         dataset: ``"generated"``, a Hub id, a file, a folder, or the rows themselves: problems,
-            dicts with ``question`` and ``answer``, or a ``datasets.Dataset``. Rows are kept in the
-            run as ``data.jsonl``.
+            dicts with ``question`` and ``answer``, a ``datasets.Dataset`` or a table of pandas.
+            Rows are kept in the run as ``data.jsonl``.
         reward_funcs: names (``"default"``, ``"correctness"``, ``"path/to/file.py:function"``) and
             functions ``f(prompts, completions, **columns) -> list[float]``, lambdas and closures
             too. Of a function that stands in no file, ``config.yaml`` holds only the name: give it
@@ -113,7 +114,7 @@ def train(
 
 def evaluate(
     model: PathLike | Run,
-    problems: GivenData | None = None,
+    problems: PathLike | GivenData | None = None,
     *,
     dataset: PathLike | GivenData | None = None,
     split: str | None = None,
@@ -138,9 +139,9 @@ def evaluate(
 
     Args:
         model: ``"tiny"``, a run, a folder, an adapter or a Hub id.
-        problems: the problems themselves, or rows with ``question`` and ``answer``.
-        dataset: where problems come from, or the rows, as for :func:`train`; ``split`` says which
-            part.
+        problems: the problems themselves, rows with ``question`` and ``answer``, or where they
+            come from, as ``dataset`` of :func:`train`; ``split`` says which part.
+        dataset: the same, by the name that :func:`train` has for it.
         num_problems: at most so many.
         num_samples: sampled replies to each problem beside the greedy one, if more than 1; they
             are the evaluation ``found.sampled``.
@@ -156,16 +157,16 @@ def evaluate(
     for name in flags:
         if name not in known:
             raise UsageError(unknown_keyword("evaluate", name, known | {"dataset"}))
-    if dataset is not None and flags.get("dataset_name") is not None:
+    if problems is not None and dataset is not None:
+        raise UsageError("problems and dataset are one setting", "Give one of them.")
+    given = problems if dataset is None else dataset
+    if given is not None and flags.get("dataset_name") is not None:
         raise UsageError("dataset and dataset_name are one setting", "Give one of them.")
-    if dataset is not None and not isinstance(dataset, str | os.PathLike):
-        if problems is not None:
-            raise UsageError("problems and dataset both hold rows", "Give one of them.")
-        problems, dataset = dataset, None
+    is_named = isinstance(given, str | os.PathLike)
     named = {
-        "model": _name_of(model, "evaluate"),
-        "problems": problems,
-        "dataset_name": None if dataset is None else os.fspath(dataset), "split": split,
+        "model": model_name(model, "evaluate"),
+        "problems": None if is_named else given, "dataset_name": given if is_named else None,
+        "split": split,
         "num_problems": num_problems, "num_samples": num_samples, "temperature": temperature,
         "max_completion_length": max_completion_length, "native_prompt": native_prompt,
         "output_dir": output_dir,
@@ -183,7 +184,7 @@ def compare(
     b: PathLike | Run | Evaluation | None = None,
     *,
     sampled: bool = False,
-    allow_different: Sequence[str] = (),
+    allow_different: str | Sequence[str] | None = (),
     include_seen: bool = False,
 ) -> Comparison:
     """Is B better than A on the same problems, and by how much? Paired, problem by problem.
@@ -225,7 +226,8 @@ def compare(
     left_out = ""
     if not include_seen:
         sides, left_out = without_seen(sides)
-    gate = pair_gate(sides[0], sides[1], allow_different=allow_different)
+    allowed = (allow_different,) if isinstance(allow_different, str) else allow_different or ()
+    gate = pair_gate(sides[0], sides[1], allow_different=allowed)
     notes = (*([left_out] if left_out else []), *gate.notes)
     return replace(gate.found, names=(sides[0].name, sides[1].name), notes=notes)
 
@@ -267,6 +269,13 @@ def ask(
         if name not in _LOADING:
             known = {*_LOADING, "num_samples", "temperature", "max_completion_length", "seed"}
             raise UsageError(unknown_keyword("ask", name, known))
+    loading = {name: plain(value) for name, value in loading.items() if value is not None}
+    for name, value in loading.items():
+        if not isinstance(value, bool if name == "trust_remote_code" else str):
+            raise UsageError(f"{name} is {value!r}, a {type(value).__name__}")
+    num_samples, temperature, max_completion_length, seed = plain(
+        (num_samples, temperature, max_completion_length, seed)
+    )
     for what, value, least in (
         ("num_samples", num_samples, 1),
         ("max_completion_length", max_completion_length, 1),
@@ -274,17 +283,13 @@ def ask(
     ):
         if what == "max_completion_length" and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_whole(value) or value < least:
             raise UsageError(f"{what} is {value!r}, not a whole number of at least {least}")
-    if temperature is not None and not (
-        isinstance(temperature, int | float) and 0 <= temperature < math.inf
-    ):
+    if temperature is not None and not (is_number(temperature) and 0 <= temperature < math.inf):
         raise UsageError(f"temperature is {temperature!r}, not a number of at least 0")
     warmth = sampling_temperature(temperature, num_samples)
-    questions = [question] if isinstance(question, str) else list(question)
-    if not questions or not all(isinstance(one, str) for one in questions):
-        raise UsageError("ask() takes a question, or a list of questions", "Give texts.")
-    name = _name_of(model, "ask")
+    questions = _questions(question)
+    name = model_name(model, "ask")
     quiet_libraries()
     prompting = Prompting.of(name)
     if max_completion_length is not None:
@@ -302,23 +307,29 @@ def ask(
     return answers[0] if isinstance(question, str) else answers
 
 
+def _questions(given: object) -> list[str]:
+    """One question or several as a list. Raises UsageError for what is no text, with its kind."""
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Iterable) or isinstance(given, Mapping | Set | bytes):
+        given = [given]
+    questions: list[str] = []
+    for one in given:
+        if not isinstance(one, str):
+            raise UsageError(
+                f"ask() was given a {type(one).__name__} as a question",
+                "Give a text or a list of texts, such as problem.question of a Problem.",
+            )
+        questions.append(one)
+    if not questions:
+        raise UsageError("ask() takes a question, or a list of questions", "Give texts.")
+    return questions
+
+
 def _is_evaluation(given: object) -> bool:
     if isinstance(given, Evaluation):
         return True
     return isinstance(given, str | os.PathLike) and (Path(given) / "evaluation.json").is_file()
-
-
-def _name_of(model: PathLike | Run, function: str) -> str:
-    """A model by the name that finds it."""
-    if isinstance(model, Run):
-        return str(model.path)
-    if not isinstance(model, str | os.PathLike):
-        raise UsageError(
-            f"{function}() was given a {type(model).__name__} as the model",
-            "Give a run, a folder, a Hub id or 'tiny'. Save a model in memory first: "
-            "trainer.save_model(folder).",
-        )
-    return os.fspath(model)
 
 
 def _side(given: PathLike | Run | Evaluation, when: str, sampled: bool) -> Side:
@@ -341,6 +352,8 @@ def _side(given: PathLike | Run | Evaluation, when: str, sampled: bool) -> Side:
 @contextmanager
 def _shown(progress: bool | None, watcher: Watcher | None = None) -> Iterator[Watcher | None]:
     """The watcher to tell: the one given, else a panel in a notebook's cell or on a terminal."""
+    if progress not in (None, True, False):
+        raise UsageError(f"progress is {progress!r}, not True, False or None")
     if watcher is not None or progress is False:
         yield watcher
         return

@@ -91,6 +91,10 @@ class RunError(AbacistError):
     """A run directory that exists already, is damaged, or is not a run at all."""
 
 
+class NoCheckpoint(RunError, ValueError):
+    """No sound checkpoint to resume from. A ValueError too, which TRL's trainer raises for it."""
+
+
 class TrainingError(AbacistError):
     """A training that was stopped because it could not go on soundly; what was good is kept."""
 

@@ -148,8 +148,14 @@ def test_json_is_one_object_and_markdown_is_written_where_asked(
         (["a", "--shots", "1", "--include_seen", "--examples", "2"], 2, "have no effect with"),
         (["a", "--shots", "1", "--allow_different", "budget"], 2, "--allow_different has"),
         (["--seeds", "a", "b", "--examples", "2"], 2, "--examples has no effect with --seeds"),
-        (["a", "--markdown", "."], 2, "is no Markdown file"),
+        (["a", "--markdown", "."], 2, "is a folder"),
+        (["a", "--markdown", "-"], 2, "not to stdout"),
         (["a", "--markdown", "/dev/null"], 2, "is no Markdown file"),
+        (["a", "--markdown", "/dev/null/page.md"], 2, "cannot be written"),
+        (["a", "--html", "."], 2, "is a folder"),
+        (["a", "--html", "-"], 2, "not to stdout"),
+        (["a", "--html", "/dev/null"], 2, "is no HTML file"),
+        (["a", "--html", "/dev/null/page.html"], 2, "cannot be written"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_with_a_remedy(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abacist.errors import UsageError
 from abacist.task.answers import gold_text, is_integer_numeral, read_answer, same_answer
 from abacist.task.numerals import MAX_DIGITS, plain_text, read_numeral
 
@@ -431,6 +432,31 @@ def test_nothing_equals_what_is_no_number() -> None:
     for text in ("nan", "inf", "-inf", "apples", ""):
         assert not same_answer(text, text)
     assert not same_answer(None, "12")
+
+
+def test_a_number_is_the_answer_that_it_is_written_as() -> None:
+    for number, text in (
+        (18, "18"), (18.0, "$18"), (0.1, "0.1"), (1e300, "1e300"), (Fraction(-1, 3), "-1/3"),
+        (Decimal("1450.50"), "1,450.5"), (Decimal("1e5000"), "1e5000"),
+        (10**5000, f"1{'0' * 5000}"),
+    ):  # fmt: skip
+        assert same_answer(number, text) and same_answer(text, number)
+        assert same_answer(number, number) and not same_answer(number, "7")
+    for nothing in (None, True, float("nan"), float("inf"), Decimal("nan"), Decimal("-inf")):
+        assert not same_answer(nothing, nothing) and not same_answer(nothing, "1")
+        assert not same_answer("1", nothing)
+
+
+def test_a_number_of_numpy_or_torch_is_an_answer_and_a_list_is_none() -> None:
+    import numpy as np
+    import torch
+
+    for number in (np.float32(0.1), np.float64(0.1), torch.tensor(0.1), np.array(0.1)):
+        assert same_answer(number, "0.1") and same_answer("1/10", number)
+    for other in ([18], b"18", {"answer": "18"}, object()):
+        for pair in ((other, "18"), ("18", other)):
+            with pytest.raises(UsageError, match="Give texts or numbers"):
+                same_answer(*pair)
 
 
 def test_invisible_characters_are_ignored() -> None:

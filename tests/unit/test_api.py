@@ -152,6 +152,24 @@ def test_the_tables_of_a_run_hold_its_steps_its_replies_and_its_problems(tmp_pat
         result_frame(Run(tmp_path, None, None, None, None, None), "problems")
 
 
+@pytest.mark.parametrize("width", [None, "80", 5, -1, 72.5, True])
+def test_a_width_that_holds_no_line_is_refused(tmp_path: Path, width: Any) -> None:
+    for result in results(tmp_path):
+        with pytest.raises(UsageError, match="width is"):
+            result_text(result, width)
+
+
+def test_what_may_differ_in_a_comparison_is_one_name_or_several_and_no_other(
+    tmp_path: Path,
+) -> None:
+    run, *_ = results(tmp_path)
+    assert run.before is not None and run.after is not None
+    for allowed in ("prompt", ["prompt"], ("prompt", "shots"), None):
+        assert abacist.compare(run.before, run.after, allow_different=allowed).accuracy
+    with pytest.raises(UsageError, match="no 'promt'"):
+        abacist.compare(run.before, run.after, allow_different=["promt"])
+
+
 def test_what_has_no_plot_says_so(tmp_path: Path) -> None:
     *_, answers = results(tmp_path)
     with pytest.raises(UsageError, match="no plot of <Answers"):
@@ -207,8 +225,13 @@ def test_help_of_the_package_is_a_page_that_begins_with_what_one_does() -> None:
     for name in ("train", "evaluate", "compare", "ask", "audit", "load_run"):
         assert f"abacist.{name}(" in abacist.__doc__
         function = getattr(abacist, name)
-        assert "abacist." in (inspect.getdoc(function) or "") or name == "audit"
+        assert "abacist." in (inspect.getdoc(function) or "")
         assert "Raises" in pydoc.render_doc(function) or name == "ask"
+
+
+def test_a_notebook_completes_what_the_package_offers_and_nothing_else() -> None:
+    names = {name for name in dir(abacist) if not name.startswith("__")}
+    assert names == {name for name in abacist.__all__ if not name.startswith("__")}
 
 
 def test_help_of_a_method_says_what_it_gives(tmp_path: Path) -> None:
@@ -265,6 +288,10 @@ def test_the_hint_stands_below_the_error() -> None:
         ({"max_completion_length": "x"}, "max_completion_length is 'x'"),
         ({"seed": None}, "seed is None"),
         ({"num_samples": True}, "num_samples is True"),
+        ({"temperature": True}, "temperature is True"),
+        ({"attn_implementation": 5}, "attn_implementation is 5"),
+        ({"trust_remote_code": "no"}, "trust_remote_code is 'no'"),
+        ({"progress": "no"}, "progress is 'no'"),
     ],
 )
 def test_what_ask_cannot_do_is_said_before_a_model_is_loaded(
@@ -273,6 +300,38 @@ def test_what_ask_cannot_do_is_said_before_a_model_is_loaded(
     monkeypatch.setattr(api, "load_policy", None)
     with pytest.raises(UsageError, match=said):
         abacist.ask("tiny", "2 + 2?", **options)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [{"question": "2 + 2?"}, 5, None, PROBLEMS[0], PROBLEMS[:2], {"2 + 2?"}, b"2 + 2?", ["a", 5]],
+)
+def test_what_is_no_question_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, question: object
+) -> None:
+    monkeypatch.setattr(api, "load_policy", None)
+    with pytest.raises(UsageError, match=r"ask\(\) was given a .* as a question"):
+        abacist.ask("tiny", question)
+
+
+def test_a_run_is_read_again_and_what_names_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run, *_ = results(tmp_path)
+    opened: list[Path] = []
+
+    def stop(path: Path) -> None:
+        opened.append(path)
+        raise InterruptedError
+
+    monkeypatch.setattr("abacist.records.rundir.RunDir.open", stop)
+    for given in (run, tmp_path, str(tmp_path)):
+        with pytest.raises(InterruptedError):
+            abacist.load_run(given)
+    assert opened == [tmp_path] * 3
+    for other in (None, 5, b"runs/a", PROBLEMS):
+        with pytest.raises(UsageError, match="load_run"):
+            abacist.load_run(other)
 
 
 def test_evaluate_takes_rows_as_problems_or_as_the_dataset_and_not_both(
@@ -290,5 +349,41 @@ def test_evaluate_takes_rows_as_problems_or_as_the_dataset_and_not_both(
         with pytest.raises(InterruptedError):
             abacist.evaluate("tiny", **given)
     assert asked[0] == asked[1] and asked[0] is not None
-    with pytest.raises(UsageError, match="both hold rows"):
-        abacist.evaluate("tiny", rows, dataset=rows)
+    for other in (rows, "generated"):
+        with pytest.raises(UsageError, match="problems and dataset are one setting"):
+            abacist.evaluate("tiny", rows, dataset=other)
+    with pytest.raises(UsageError, match="--split test of problems that are given"):
+        abacist.evaluate("tiny", rows, split="test")
+
+
+def test_evaluate_takes_values_of_other_libraries_as_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import numpy as np
+    import torch
+
+    asked: list[Any] = []
+
+    def stop(request: Any, **_: Any) -> None:
+        asked.append(request)
+        raise InterruptedError
+
+    monkeypatch.setattr(api, "evaluate_model", stop)
+    forms: list[tuple[Any, dict[str, Any]]] = [
+        ("openai/gsm8k", {"num_samples": 4, "temperature": 0.7, "dtype": "bfloat16",
+                          "device": "cpu", "num_shots": 2, "native_prompt": True, "seed": 3}),
+        (Path("openai/gsm8k"), {
+            "num_samples": np.int64(4), "temperature": np.float32(0.7), "dtype": torch.bfloat16,
+            "device": torch.device("cpu"), "num_shots": np.int64(2), "native_prompt": np.bool_(1),
+            "seed": torch.tensor(3)}),
+    ]  # fmt: skip
+    for data, options in forms:
+        with pytest.raises(InterruptedError):
+            abacist.evaluate("tiny", data, **options)
+    with pytest.raises(InterruptedError):
+        abacist.evaluate("tiny", dataset="openai/gsm8k", **forms[0][1])
+    assert asked[0] == asked[1] == asked[2] and asked[0].dataset_name == "openai/gsm8k"
+    for name, value in {"output_dir": 5, "split": ["all"], "system_prompt": 5, "num_shots": 2.5,
+                        "temperature": True, "revision": b"main"}.items():  # fmt: skip
+        with pytest.raises(UsageError, match=f"--{name}"):
+            abacist.evaluate("tiny", num_samples=2, **{name: value})

@@ -350,6 +350,40 @@ def test_bad_input_is_said_in_words() -> None:
         audit(["default"], [])
     with pytest.raises(RewardError):
         audit(["no_such_reward"], PROBLEMS)
+    for rewards in (None, 5, {"default"}, [None], [["default"]]):
+        with pytest.raises(RewardError):
+            audit(rewards, PROBLEMS)
+    for weights in ("ab", ["a"], [float("nan")], [float("inf")], [True], {"default": 1}):
+        with pytest.raises(UsageError, match="--reward_weights"):
+            audit("correctness", PROBLEMS, weights)
+    for seconds in (0, -1, None, "10", float("nan")):
+        with pytest.raises(UsageError, match="max_seconds"):
+            audit("correctness", PROBLEMS, max_seconds=seconds)
+    for problems in (None, 5, PROBLEMS[0], {"question": "1 + 1?", "answer": "2"}, ["1 + 1?"]):
+        with pytest.raises(DataError):
+            audit("correctness", problems)
+
+
+def test_rewards_and_problems_come_in_every_form_that_training_takes(tmp_path: Path) -> None:
+    import numpy as np
+    import pandas as pd
+    from datasets import Dataset
+
+    rows = [{"question": f"{n} + {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"}
+            for n in range(10, 14)]  # fmt: skip
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    read = load_problems(rows, split="all")
+    wanted = audit(["correctness"], read, [2.0], thorough=False)
+    assert wanted.num_problems_given == 4
+    forms = (rows, tuple(read), iter(read), (row for row in rows), Dataset.from_list(rows),
+             pd.DataFrame(rows), tmp_path / "data.jsonl", str(tmp_path / "data.jsonl"))  # fmt: skip
+    for problems in forms:
+        assert audit("correctness", problems, 2, thorough=False) == wanted
+    for rewards in (correctness, (correctness,), iter(["correctness"])):
+        assert audit(rewards, read, np.array([2.0]), thorough=False) == wanted
+    for name in ("generated", "gsm_symbolic"):
+        made = audit("integer", name, max_seconds=0.5, thorough=False)
+        assert made.num_problems_given == 4_000
 
 
 def test_a_gold_too_long_to_be_rewritten_is_left_out_and_said() -> None:

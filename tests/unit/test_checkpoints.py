@@ -149,6 +149,14 @@ def test_nothing_sound_is_an_error_that_says_what_there_is(tmp_path: Path) -> No
     assert choose(tmp_path, None, print) is choose(tmp_path, False, print) is None
 
 
+def test_no_checkpoint_is_the_kind_of_error_that_trl_raises_for_it(tmp_path: Path) -> None:
+    halve(make(tmp_path, 2) / "optimizer.pt")
+    for wanted in (True, "latest", str(tmp_path / "checkpoint-2"), str(tmp_path / "checkpoint-9")):
+        with pytest.raises(ValueError) as caught:
+            choose(tmp_path, wanted, lambda text: None)
+        assert isinstance(caught.value, RunError) and caught.value.hint
+
+
 @fault("stops", "SIGKILL, in the middle of a save too",
        "nothing; what is resumed is the newest sound checkpoint", 137)  # fmt: skip
 @pytest.mark.parametrize("killed_after", range(12))

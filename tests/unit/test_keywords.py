@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +52,70 @@ def test_keywords_make_the_configuration_that_flags_make() -> None:
     assert by_keywords.to_yaml() == by_flags.to_yaml()
 
 
+def test_values_of_other_libraries_mean_the_plain_ones() -> None:
+    import numpy as np
+    import torch
+    from transformers.trainer_utils import SaveStrategy
+
+    plain = {
+        "max_steps": 3, "learning_rate": 1e-4, "reward_weights": [1.0, 0.5], "use_peft": False,
+        "reward_funcs": ["integer", "xml_count"], "dtype": "bfloat16", "save_strategy": "no",
+        "lora_target_modules": ["k_proj", "q_proj"], "lr_scheduler_kwargs": {"num_cycles": 1},
+        "device": "cpu", "output_dir": "a",
+    }  # fmt: skip
+    forms: list[dict[str, Any]] = [
+        {
+            "max_steps": np.int64(3), "learning_rate": np.float32(1e-4), "use_peft": np.bool_(0),
+            "reward_weights": np.array([1, 0.5], np.float32), "dtype": torch.bfloat16,
+            "reward_funcs": ("integer", "xml_count"), "save_strategy": SaveStrategy.NO,
+            "lora_target_modules": {"q_proj", "k_proj"}, "device": torch.device("cpu"),
+            "lr_scheduler_kwargs": {"num_cycles": np.int64(1)}, "output_dir": Path("a"),
+        },
+        {
+            "max_steps": torch.tensor(3), "learning_rate": torch.tensor(1e-4),
+            "use_peft": torch.tensor(False), "reward_weights": (one for one in (1, 0.5)),
+            "reward_funcs": iter(["integer", "xml_count"]),
+        },
+        {"max_steps": np.array(3), "learning_rate": Decimal("1e-4"), "reward_weights": (1, 0.5)},
+    ]  # fmt: skip
+    wanted = config_of("tiny", plain).to_yaml()
+    for form in forms:
+        assert config_of("tiny", plain | form).to_yaml() == wanted
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"reward_weights": {1.0, 2.0}}, "reward_weights is a set, without an order"),
+        ({"reward_weights": []}, "reward_weights is empty"),
+        ({"lora_target_modules": ()}, "lora_target_modules is empty"),
+        ({"reward_funcs": []}, "There are no rewards"),
+        ({"output_dir": b"a"}, "output_dir cannot be kept"),
+        ({"run_name": object()}, "run_name cannot be kept"),
+        ({"lr_scheduler_kwargs": {"a": object()}}, "lr_scheduler_kwargs cannot be kept"),
+        ({"config": {"max_steps": 3}}, "config is a dict"),
+        ({"model": object()}, "train() was given a object as the model"),
+        ({"model_name_or_path": 5}, "train() was given a int as the model"),
+    ],
+)
+def test_what_no_setting_holds_is_named(keywords: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config_of(None, keywords)
+    assert said in caught.value.message and caught.value.hint
+
+
+def test_a_model_in_memory_is_told_how_to_be_saved() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
+    with pytest.raises(UsageError, match="given a LlamaForCausalLM as the model") as caught:
+        abacist.train(model=model)
+    assert "model.save_pretrained(folder)" in caught.value.hint
+    with pytest.raises(RewardError, match="'LlamaForCausalLM' is a model"):
+        abacist.train(reward_funcs=[model])
+
+
 def test_the_short_names_mean_the_long_ones(tmp_path: Path) -> None:
     run = Run(tmp_path, None, None, None, None, None)
     assert config_of(None, {"model": "org/base"}).model.model_name_or_path == "org/base"
@@ -78,8 +143,8 @@ def test_a_config_file_is_a_recipe_by_its_path(tmp_path: Path) -> None:
         ({"lr": 1e-3}, "'lr': It is learning_rate."),
         ({"qqqq": 1}, "'qqqq'; help(abacist.train) lists them"),
         ({"learning_rate": -1}, "--learning_rate -1.0 is not at least 0"),
-        ({"max_steps": "three"}, "invalid int value"),
-        ({"max_steps": [1, 2]}, "max_steps takes one value, and 2 were given"),
+        ({"max_steps": "three"}, "--max_steps: invalid int value"),
+        ({"max_steps": [1, 2]}, "max_steps takes one value, and was given a list of 2"),
         ({"model": "a", "model_name_or_path": "b"}, "are one setting"),
         ({"num_generations": 1}, "num_generations"),
     ],
@@ -281,14 +346,47 @@ def test_data_that_is_no_table_is_named(data: Any, said: str) -> None:
         load_problems(data, split="all")
 
 
-def test_a_pandas_table_is_told_how_to_become_rows() -> None:
+def test_a_pandas_table_is_rows() -> None:
     import pandas as pd
 
     table = pd.DataFrame(rows())
-    with pytest.raises(DataError, match="pandas") as caught:
-        load_problems(table)
-    assert "to_dict('records')" in caught.value.hint
-    assert len(load_problems(table.to_dict("records"), split="all")) == 12
+    assert load_problems(table, split="all") == load_problems(rows(), split="all")
+    assert load_problems(table, split="all")[3].columns["level"] == 3
+    named = table.rename(columns={"level": "features"})  # as an attribute of a Dataset is called
+    assert load_problems(named, split="all")[3].columns["features"] == 3
+
+
+def test_a_cell_of_numpy_or_decimal_is_the_number_that_it_was_written_as() -> None:
+    import numpy as np
+    import pandas as pd
+    from datasets import Dataset, Features, Value
+
+    cells = [np.int64(3), np.float32(0.1), Decimal("2.50"), np.array([0.1], np.float32)]
+    data = [{"question": f"{at}?", "answer": cell} for at, cell in enumerate(cells)]
+    answers = [problem.answer for problem in load_problems(data, split="all")]
+    assert answers == ["3", "0.1", "2.5", "0.1"]
+    narrow = {"question": ["1?"], "answer": [0.1]}
+    kinds = Features({"question": Value("string"), "answer": Value("float32")})
+    for table in (
+        pd.DataFrame(narrow).astype({"answer": "float32"}),
+        Dataset.from_dict(narrow, features=kinds),
+    ):
+        assert [problem.answer for problem in load_problems(table, split="all")] == ["0.1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limit": "3"}, "limit of '3' problems is no whole number"),
+        ({"limit": 2.5}, "limit of 2.5"),
+        ({"limit": True}, "limit of True"),
+        ({"question_column": None}, "question_column is None"),
+        ({"answer_column": 3}, "answer_column is 3"),
+    ],
+)
+def test_how_problems_are_read_is_checked(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_problems(rows(), split="all", **options)
 
 
 def test_given_rows_have_no_test_split_and_a_resumed_run_takes_none() -> None:

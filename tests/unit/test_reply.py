@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from abacist.errors import UsageError
 from abacist.task.reply import (
     TAGS,
     Defect,
@@ -88,6 +89,12 @@ def test_answer_tags_mentioned_in_the_reasoning_spoil_the_layout() -> None:
         assert reply.answer == "12" and reply.reasoning is not None
         assert not reply.strict and not reply.soft
         assert reply.defects == (Defect.REPEATED_ANSWER,)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"<answer>1</answer>", [{"content": "1"}]])
+def test_what_is_no_text_is_refused_with_its_kind(value: object) -> None:
+    with pytest.raises(UsageError, match=f"given a {type(value).__name__}, not a text"):
+        parse_reply(value)
 
 
 def test_reasoning_may_have_many_lines() -> None:

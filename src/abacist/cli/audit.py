@@ -16,7 +16,7 @@ def run(argv: list[str]) -> int:
     options = _parser().read(argv)
     with console.stdout_for(result_only=options.json) as stdout:
         from abacist.task.audit.audit import audit
-        from abacist.task.problems import load_problems, reading_options
+        from abacist.task.problems import load_problems, reading_options, whole_split
         from abacist.task.rewards import load_reward_funcs
         from abacist.view.audit import audit_text
         from abacist.view.live import Live
@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
         problems = load_problems(
             options.dataset_name,
             # Every train row of a data set: nothing is learned here that could leak.
-            split="train" if options.dataset_name == "generated" else "all",
+            split=whole_split(options.dataset_name),
             limit=options.limit,
             **reading_options(vars(options)),
         )

@@ -155,7 +155,6 @@ def _by_shots(options: Namespace) -> Result:
     from abacist.policy.loading import quiet_libraries
     from abacist.policy.source import BUILT_IN
     from abacist.proof.comparison.gate import least_gain
-    from abacist.proof.comparison.sides import BEFORE, load_side
     from abacist.records.rundir import RunDir
     from abacist.view.comparison import shots_page
     from abacist.view.live import Live
@@ -163,12 +162,12 @@ def _by_shots(options: Namespace) -> Result:
     quiet_libraries()
     path = Path(options.evaluations[0]).expanduser()
     with Live() as watcher:
-        found = measure_shots(path, sorted(set(options.shots)), watcher)
+        found, trained_at = measure_shots(path, sorted(set(options.shots)), watcher)
     settings = RunDir.open(path).read_settings()
     page = shots_page(
         found,
         str(path),
-        trained_at=str(load_side(str(path), BEFORE).evaluation.settings.num_shots),
+        trained_at=str(trained_at),
         is_built_in=settings.get("model_name_or_path") == BUILT_IN,
     )
     document = {"run": str(path), "shots": {n: one.to_json() for n, one in found.items()}}
@@ -178,11 +177,13 @@ def _by_shots(options: Namespace) -> Result:
 def _refuse_contradictions(options: Namespace) -> None:
     """UsageError for what cannot be meant together, before anything is loaded."""
     given, seeds = options.evaluations, options.seeds
-    if options.markdown is not None:
-        from abacist.view.report.writing import refuse_to_replace
+    if options.markdown is not None or options.html is not None:
+        from abacist.view.report.writing import refuse_unfit
 
-        # Before anything is measured, which may take a while.
-        refuse_to_replace(Path(options.markdown), "Markdown", ".md", ".markdown")
+        if options.markdown is not None:
+            refuse_unfit(Path(options.markdown), "Markdown", ".md", ".markdown")
+        if options.html is not None:
+            refuse_unfit(Path(options.html))
     if options.shots is not None:
         if len(given) != 1 or seeds is not None or options.control is not None:
             raise UsageError("--shots is about one run", "abacist compare RUN --shots 0 1 8")

@@ -14,6 +14,7 @@ import copy
 import difflib
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -139,6 +140,7 @@ class _Parser(HfArgumentParser):
                 action.type = _switch_or_auto
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (--\w+)\S*:", r"\1:", message)  # one of its two spellings
         raise UsageError(message, "abacist train --help lists the flags and what they take.")
 
     def known(self) -> set[str]:

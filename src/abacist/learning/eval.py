@@ -45,6 +45,7 @@ from abacist.records.provenance import data_fingerprint, package_versions
 from abacist.records.seen import Seen
 from abacist.task.given import GivenData
 from abacist.task.golds import DecimalMark
+from abacist.task.plain import is_number, is_whole, plain
 from abacist.task.problems import MADE_HERE, Problem, draw, load_problems, reading_options
 from abacist.task.prompts import Shots, choose_shots, load_shots, shots_path, system_text
 from abacist.task.variants.perturb import perturb_all
@@ -115,16 +116,22 @@ def request_of(settings: Mapping[str, Any]) -> Request:
     Raises UsageError for a value of another kind, one that is out of range, and for what cannot be
     meant together.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {
+        name: value if name == "problems" else plain(value)
+        for name, value in settings.items()
+        if value is not None
+    }
+    if is_whole(given.get("num_shots")):
+        given["num_shots"] = str(given["num_shots"])
     kinds = {one.name: str(one.type) for one in fields(Request)}
     for name, value in given.items():
         if (least := _LEAST.get(name)) is not None:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value) or value < least:
                 raise UsageError(f"--{name} {value!r} is not a whole number of at least {least}")
         elif kinds[name] == "bool" and not isinstance(value, bool):
             raise UsageError(f"--{name} is a switch, and {value!r} is not True or False")
-    if "num_shots" in given:
-        given["num_shots"] = str(given["num_shots"])
+        elif kinds[name].startswith(("str", "Path")) and not isinstance(value, str):
+            raise UsageError(f"--{name} {value!r} is not a text")
     if "output_dir" in given:
         given["output_dir"] = Path(given["output_dir"])
     if (split := given.get("split")) is not None and split not in _SPLITS:
@@ -140,7 +147,7 @@ def request_of(settings: Mapping[str, Any]) -> Request:
             "Ask for sampled replies with --num_samples 4; a greedy reply is always written too.",
         )
     temperature = given.get("temperature", 1.0)
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+    if not is_number(temperature) or not 0 < temperature < math.inf:
         raise UsageError(f"--temperature {temperature!r} is not a number above 0")
     if given.get("native_prompt") and (given.get("system_prompt") or given.get("prefill")):
         raise UsageError(
@@ -149,6 +156,10 @@ def request_of(settings: Mapping[str, Any]) -> Request:
         )
     if given.get("problems") is not None and given.get("dataset_name") is not None:
         raise UsageError("problems and a data set were given", "Give one of them.")
+    if given.get("problems") is not None and given.get("split", "all") != "all":
+        raise UsageError(
+            f"--split {given['split']} of problems that are given", "Leave it out: all are asked."
+        )
     return Request(**given)
 
 

@@ -30,8 +30,10 @@ from abacist.task.custom_rewards import RewardFunc
 from abacist.task.prompts import GIST, Shots, system_text
 
 
-def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[int, Comparison]:
-    """Base against trained policy at each number of worked examples.
+def measure_shots(
+    path: Path, counts: Sequence[int], watcher: Watcher
+) -> tuple[dict[int, Comparison], int]:
+    """Base against trained policy at each number of worked examples, and the number trained with.
 
     Raises RunError for no run, an unfinished one, or one that is being written; ModelError if the
     examples do not fit the model's context; DataError if there are too few to show; Interrupted
@@ -58,10 +60,11 @@ def measure_shots(path: Path, counts: Sequence[int], watcher: Watcher) -> dict[i
         finally:
             run.release()
     control = config.script.control
-    return {
+    compared = {
         count: compare(found[count, BEFORE], found[count, AFTER], control=control)
         for count in counts
     }
+    return compared, own[BEFORE].settings.num_shots
 
 
 def _kept(run: RunDir, config: Config, own: Evaluation, count: int, when: str) -> Evaluation | None:

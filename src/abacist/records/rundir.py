@@ -156,7 +156,8 @@ class RunDir:
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.manifest_path}: damaged ({error}).") from error
         if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
-            raise RunError(f"{self.path}: its manifest.json was not written by Abacist.")
+            of_checkpoint = "Of a checkpoint, give the run that it is in."
+            raise RunError(f"{self.path}: its manifest.json is not that of a run.", of_checkpoint)
         if manifest.get("format_version") != MANIFEST_VERSION:
             raise RunError(
                 f"{self.path}: a run of format {manifest.get('format_version')}, this Abacist "

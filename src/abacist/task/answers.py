@@ -37,11 +37,15 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+from abacist.errors import UsageError
 from abacist.task.answer_letters import letters_of
 from abacist.task.gloss import comes_to, without_glosses
 from abacist.task.numerals import Number, as_number, is_integer_numeral, plain_text, scaled
+from abacist.task.plain import plain
 
 __all__ = ["Number", "gold_of", "gold_text", "is_integer_numeral", "read_answer", "same_answer"]
+
+Answer = str | int | float | Decimal | Fraction | None
 
 # Beside the digits: nobody who was asked for one number writes more.
 MAX_ANSWER_CHARS = 1_000
@@ -79,16 +83,40 @@ _QUANTITY = re.compile(
 )
 
 
-def same_answer(answer: str | None, gold: str) -> bool:
+def same_answer(answer: Answer, gold: Answer) -> bool:
     """Is ``answer`` the number that ``gold`` says? ``gold`` may be a whole GSM8K solution.
 
-    False when either is not a number: nan, inf and words equal nothing, not even themselves.
+    Either may be a number itself; a float is the shortest decimal that it is written as. False when
+    either is not a number: None, nan, inf and words equal nothing, not even themselves. Raises
+    UsageError for what is neither text nor number, such as a list.
 
     >>> same_answer("**$1,450.00**", "1450"), same_answer("12 or 13", "12"), same_answer(None, "1")
     (True, False, False)
+    >>> same_answer("0.1", 0.1), same_answer(Fraction(1, 2), "0.5"), same_answer("18", 18)
+    (True, True, True)
     """
-    value = None if answer is None else read_answer(answer)
-    return value is not None and value == read_answer(gold_text(gold))
+    value = _value_of(answer)
+    if value is None:
+        return False
+    return value == _value_of(gold_text(gold) if isinstance(gold, str) else gold)
+
+
+def _value_of(answer: Answer) -> Number | None:
+    """The number that an answer is or, as text, commits to."""
+    if isinstance(answer, str):
+        return read_answer(answer)
+    value = answer if isinstance(answer, Decimal) else plain(answer)
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, Fraction):
+        return value
+    if isinstance(value, int | float):
+        value = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+    if not isinstance(value, Decimal):
+        raise UsageError(
+            f"same_answer() was given a {type(answer).__name__}", "Give texts or numbers."
+        )
+    return as_number(value) if value.is_finite() else None
 
 
 def gold_of(value: Any) -> str | None:

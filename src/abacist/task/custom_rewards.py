@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from difflib import get_close_matches
 from functools import partial
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from abacist.errors import RewardError
+from abacist.errors import RewardError, UsageError
 from abacist.task.reply import completion_text
 from abacist.task.watchdog import TimeIsUp, call_within, slice_of
 
@@ -40,6 +40,32 @@ _FILE_MODULE = "abacist_reward_file_"
 _GIVEN = "<function "  # begins the name of a reward that stands in no file
 _MAX_RETRIED = 256  # samples that are tried one by one to find the one that makes a reward raise
 DEFAULT_TIMEOUT_SECONDS = 120.0
+
+
+def listed(rewards: Any) -> list[Any]:
+    """One reward or several, names and functions, as a list.
+
+    Raises UsageError for an empty list, RewardError for what is no reward or list of rewards.
+
+    >>> listed("default"), listed(("integer", "xml_count"))
+    (['default'], ['integer', 'xml_count'])
+    """
+    if isinstance(rewards, str) or callable(rewards):
+        rewards = [rewards]
+    if isinstance(rewards, Mapping | Set) or not isinstance(rewards, Iterable):
+        raise RewardError(
+            f"reward_funcs is a {type(rewards).__name__}.",
+            "Give a list of names and functions: reward_funcs=['default', my_reward].",
+        )
+    found = list(rewards)
+    if not found:
+        raise UsageError("There are no rewards.", "Give names and functions: 'default' is a set.")
+    for reward in found:
+        if not isinstance(reward, str) and not callable(reward):
+            raise RewardError(
+                f"A reward is a {type(reward).__name__}, not a function or its name.", _HOW_TO_WRITE
+            )
+    return found
 
 
 def import_reward(name: str) -> Callable[..., Any]:
@@ -271,6 +297,10 @@ def refuse_wrong_signature(func: Any, name: str) -> None:
     if not callable(func) or isinstance(func, type):
         what = "a class" if isinstance(func, type) else f"a {type(func).__name__}"
         raise RewardError(f"The reward '{name}' is {what}, not a function.", _HOW_TO_WRITE)
+    if hasattr(func, "state_dict"):
+        raise RewardError(
+            f"The reward '{name}' is a model.", f"{_HOW_TO_WRITE} Call the model in one."
+        )
     try:
         signature = inspect.signature(func)
     except (TypeError, ValueError):  # some built-ins do not tell theirs

@@ -1,4 +1,4 @@
-"""Data given in Python, a list of problems or of dicts or a ``datasets.Dataset``, as text.
+"""Data given in Python, problems, dicts, a ``datasets.Dataset`` or a table of pandas, as text.
 
 A run is resumed, evaluated and checked by others long after the process that began it has ended.
 So data that stands in no file is written as JSON Lines, and read from that text as a file would be:
@@ -13,13 +13,14 @@ from typing import Any
 
 from abacist.errors import DataError
 from abacist.task.golds import GOLD_MARK
+from abacist.task.plain import plain, shortest
 from abacist.task.rows import Problem
-from abacist.task.sources import Row, shown
+from abacist.task.sources import Row, kinds_of, shown
 
 NAME = "the given data"
 _WHAT_TO_GIVE = (
     "Give a list of problems or of dicts such as {'question': …, 'answer': …}, a "
-    "datasets.Dataset, or the name of a data set."
+    "datasets.Dataset, a table of pandas, or the name of a data set."
 )
 
 GivenData = Iterable[Problem | Mapping[str, Any]]
@@ -34,11 +35,10 @@ def lines_of(data: GivenData) -> list[str]:
     >>> lines_of([{"question": "1 + 1?", "answer": 2}])
     ['{"question": "1 + 1?", "answer": 2}']
     """
-    if hasattr(data, "to_dict") and hasattr(data, "iloc"):
-        raise DataError(
-            "The data is a pandas table, and a list of rows is wanted.",
-            "Give table.to_dict('records').",
-        )
+    kinds = kinds_of(data)
+    if hasattr(data, "iloc") and hasattr(data, "dtypes") and hasattr(data, "to_dict"):
+        kinds = {str(column): str(kind).lower() for column, kind in data.dtypes.items()}
+        data = data.to_dict("records")
     if isinstance(data, Mapping):
         if data and all(hasattr(part, "column_names") for part in data.values()):
             names = ", ".join(map(repr, data))
@@ -48,7 +48,7 @@ def lines_of(data: GivenData) -> list[str]:
         raise DataError("The data is one dict, and rows are wanted.", _WHAT_TO_GIVE)
     if not isinstance(data, Iterable):
         raise DataError(f"The data is a {type(data).__name__}.", _WHAT_TO_GIVE)
-    return [_line(row, number) for number, row in enumerate(data, 1)]
+    return [_line(row, number, kinds) for number, row in enumerate(data, 1)]
 
 
 def rows_in(lines: Iterable[str]) -> list[Row]:
@@ -56,7 +56,7 @@ def rows_in(lines: Iterable[str]) -> list[Row]:
     return [Row(NAME, f"row {number}", json.loads(line)) for number, line in enumerate(lines, 1)]
 
 
-def _line(row: object, number: int) -> str:
+def _line(row: object, number: int, kinds: Mapping[str, str]) -> str:
     if isinstance(row, Problem):
         row = _fields_of(row)
     if not isinstance(row, Mapping):
@@ -64,16 +64,18 @@ def _line(row: object, number: int) -> str:
             f"The data: row {number} is a {type(row).__name__}, not a dict: {shown(row)}.",
             _WHAT_TO_GIVE,
         )
-    for name, value in row.items():
+    kept = {}
+    for name, value in shortest(row, kinds).items():
         try:
-            json.dumps({name: value})
+            kept[str(name)] = plain(value)
+            json.dumps(kept[str(name)])
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(
                 f"The data: row {number} has a {type(value).__name__} in {shown(name)}, which "
                 f"cannot be kept: {error}.",
                 "Give numbers, texts, lists and dicts; leave other columns out.",
             ) from error
-    return json.dumps({str(name): value for name, value in row.items()})
+    return json.dumps(kept)
 
 
 def _fields_of(problem: Problem) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 from abacist.errors import DataError, UsageError
 from abacist.task import given
 from abacist.task.golds import DECIMAL_MARKS, DecimalMark
+from abacist.task.plain import is_whole, plain
 from abacist.task.rows import Problem, problems_of, questions_of
 from abacist.task.rows import normalise_question as normalise_question
 from abacist.task.sources import Row, read_file, read_folder, read_hub
@@ -51,6 +52,12 @@ _SETTINGS = {
 }
 
 
+def whole_split(source: object) -> str:
+    """The split that is all of a source: of one that is made on the spot what it makes to train."""
+    is_made_here = isinstance(source, str | os.PathLike) and os.fspath(source) in MADE_HERE
+    return "train" if is_made_here else "all"
+
+
 def reading_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What ``settings`` say of how a source is read, as :func:`load_problems` takes it."""
     return {ours: settings[name] for ours, name in _SETTINGS.items() if name in settings}
@@ -74,7 +81,7 @@ def load_problems(
     """The checked problems of one split, in source order, or ``limit`` of them drawn by ``seed``.
 
     ``source`` is ``"generated"`` (word problems, made on the spot), a Hub id, a file, a folder, or
-    the rows themselves: problems, dicts, or a ``datasets.Dataset``.
+    the rows themselves: problems, dicts, a ``datasets.Dataset`` or a table of pandas.
 
     >>> load_problems([{"question": "2 + 3?", "answer": "5"}], split="all")[0].answer
     '5'
@@ -97,8 +104,14 @@ def load_problems(
     """
     if split not in SPLITS:
         raise UsageError(f"There is no split {split!r}.", f"Choose one of {', '.join(SPLITS)}.")
+    limit = plain(limit)
+    if limit is not None and not is_whole(limit):
+        raise UsageError(f"A limit of {limit!r} problems is no whole number.")
     if limit is not None and limit < 1:
         raise UsageError(f"A limit of {limit} problems leaves nothing.", "Give 1 or more, or none.")
+    for name, column in (("question_column", question_column), ("answer_column", answer_column)):
+        if not isinstance(column, str):
+            raise UsageError(f"{name} is {column!r}, not the name of a column.")
     if decimal_mark not in DECIMAL_MARKS:
         raise UsageError(
             f"There is no decimal mark {decimal_mark!r}.",

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from abacist.errors import UsageError
 from abacist.task.numerals import integer_digits
 from abacist.task.sentence_enum import SentenceEnum
 
@@ -122,6 +123,8 @@ def completion_text(completion: Any, message: int = -1) -> str:
 def parse_reply(text: str) -> Reply:
     """Read a completion: its reasoning, its answer, and what is wrong with its layout.
 
+    Any text is read; raises UsageError for what is no text.
+
     >>> reply = parse_reply("<reasoning>5 + 7 = 12</reasoning> So: <answer> 12 </answer>")
     >>> reply.reasoning, reply.answer, [str(defect) for defect in reply.defects]
     ('5 + 7 = 12', '12', ['text_between', 'tag_not_on_own_line'])
@@ -130,6 +133,11 @@ def parse_reply(text: str) -> Reply:
     >>> parse_reply("<reasoning>No <answer>3</answer>.</reasoning><answer>12</answer>").answer
     '12'
     """
+    if not isinstance(text, str):
+        raise UsageError(
+            f"parse_reply() was given a {type(text).__name__}, not a text",
+            "Of a completion that is a list of messages, give completion[-1]['content'].",
+        )
     tags = list(_TAG.finditer(text))
     reasoning_tags = [tag for tag in tags if tag[0] in (REASONING_OPEN, REASONING_CLOSE)]
     answer_tags = [tag for tag in tags if tag[0] in (ANSWER_OPEN, ANSWER_CLOSE)]

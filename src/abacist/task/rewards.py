@@ -23,7 +23,7 @@ paid by default, its name to :data:`REWARD_SETS`. Nothing else lists rewards by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
@@ -78,6 +78,11 @@ def correctness(
         raise RewardError(
             "The reward 'correctness' needs the gold answers, and there is no column `answer`.",
             "Name the gold column of the data set `answer`, or leave this reward out.",
+        )
+    if isinstance(answer, str) or not isinstance(answer, Sized):
+        raise RewardError(
+            f"The reward 'correctness' got a {type(answer).__name__} as the column of golds.",
+            "The column `answer` must hold one gold for each completion: a list.",
         )
     if len(answer) != len(completions):
         raise RewardError(

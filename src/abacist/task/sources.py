@@ -21,17 +21,16 @@ import codecs
 import csv
 import io
 import json
-import math
 import re
 import reprlib
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from abacist.errors import DataError
 from abacist.task.hub import fault, offline
+from abacist.task.plain import shortest
 
 HUB_TIMEOUT_SECONDS = 5.0
 MAX_SHOWN_CHARS = 60
@@ -169,14 +168,19 @@ def read_hub(name: str, split: str, config: str | None) -> Iterator[Row]:
             hint = "If it is gated, accept its terms on its page, then run 'hf auth login'."
         raise DataError(message, f"{hint} {way_on}") from error
     where = f"{name}{f' ({config})' if config else ''}, split {split}"
-    kinds = {
-        column: str(getattr(kind, "dtype", ""))
-        for column, kind in getattr(table, "features", {}).items()
-    }
+    kinds = kinds_of(table)
     return (
-        Row(where, f"row {number}", _shortest(fields, kinds))
+        Row(where, f"row {number}", shortest(fields, kinds))
         for number, fields in enumerate(table, 1)
     )
+
+
+def kinds_of(table: object) -> dict[str, str]:
+    """The type of each column of a ``datasets.Dataset``; none of a table that does not tell."""
+    features = getattr(table, "features", None)
+    if not isinstance(features, Mapping):
+        return {}
+    return {column: str(getattr(kind, "dtype", "")) for column, kind in features.items()}
 
 
 @contextmanager
@@ -424,40 +428,7 @@ def _batch_rows(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
         types = {column.name: str(column.type) for column in batch.schema}
         for fields in batch.to_pylist():
             number += 1
-            yield Row(str(path), f"row {number}", _shortest(fields, types))
-
-
-# Format for `struct` and the digits that tell any two of them apart.
-_NARROW_FLOATS = dict.fromkeys(("float", "float32"), ("f", 9))
-_NARROW_FLOATS |= dict.fromkeys(("halffloat", "float16"), ("e", 5))
-
-
-def _shortest(fields: Mapping[str, object], kinds: Mapping[str, str]) -> Mapping[str, object]:
-    """``fields`` with the numbers of float32 and float16 columns as they were written.
-
-    Python's float has more digits than such a column: 0.1 would read 0.10000000149011612.
-
-    >>> _shortest({"a": 0.10000000149011612, "b": 0.1}, {"a": "float", "b": "double"})
-    {'a': 0.1, 'b': 0.1}
-    """
-    narrow = {name: _NARROW_FLOATS[kind] for name, kind in kinds.items() if kind in _NARROW_FLOATS}
-    if not narrow:
-        return fields
-    return {
-        name: _shortest_float(value, *narrow[name])
-        if name in narrow and isinstance(value, float) and math.isfinite(value)
-        else value
-        for name, value in fields.items()
-    }
-
-
-def _shortest_float(value: float, kind: str, most_digits: int) -> float:
-    for digits in range(1, most_digits):
-        short = float(f"{value:.{digits}g}")
-        with suppress(OverflowError):
-            if struct.unpack(kind, struct.pack(kind, short))[0] == value:
-                return short
-    return value
+            yield Row(str(path), f"row {number}", shortest(fields, types))
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

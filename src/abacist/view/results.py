@@ -22,6 +22,7 @@ from abacist.records.rollout import (
 )
 from abacist.records.rundir import RunDir, read_json_lines
 from abacist.task.audit.findings import Finding
+from abacist.task.plain import is_whole, plain
 from abacist.view.curves import comparison_plot, training_plot
 from abacist.view.notebook import Result, result_page
 from abacist.view.plot import Plot
@@ -30,11 +31,18 @@ from abacist.view.sheet import WIDTH, as_text
 if TYPE_CHECKING:
     import pandas as pd
 
+NARROWEST = 20
 METRICS, ROLLOUTS, PROBLEMS = "metrics", "rollouts", "problems"
 
 
 def result_text(result: Result, width: int = WIDTH) -> str:
-    """The whole result as plain text of at most ``width`` columns, as a command prints it."""
+    """The whole result as plain text of at most ``width`` columns, as a command prints it.
+
+    Raises UsageError for a width that holds no line.
+    """
+    width = plain(width)
+    if not is_whole(width) or width < NARROWEST:
+        raise UsageError(f"width is {width!r}, not a whole number of at least {NARROWEST}")
     return as_text(result_page(result), width)
 
 

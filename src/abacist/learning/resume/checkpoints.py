@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from abacist.errors import RunError, UsageError
+from abacist.errors import NoCheckpoint, UsageError
 from abacist.records.rundir import write_json
 
 MANIFEST_NAME = "manifest.json"
@@ -104,18 +104,18 @@ def choose(run: Path, wanted: str | bool | None, say: Callable[[str], None]) -> 
 
     ``True``, ``"true"`` and ``"latest"`` take the newest sound checkpoint of ``run``, and ``say``
     why newer ones are passed over. A path is that checkpoint, or a run whose newest is meant.
-    Raises RunError if there is none, or if the one that was named is not sound.
+    Raises NoCheckpoint if there is none, or if the one that was named is not sound.
     """
     if asks_for_none(wanted):
         return None
     if not is_latest(str(wanted)):
         path = Path(str(wanted))
         if not path.is_dir():
-            raise RunError(f"{path}: no such checkpoint.", _what_there_is(run))
+            raise NoCheckpoint(f"{path}: no such checkpoint.", _what_there_is(run))
         if step_of(path) >= 0:
             wrong = defect(path)
             if wrong:
-                raise RunError(
+                raise NoCheckpoint(
                     f"{path} is not resumed: {wrong}.",
                     f"Newest sound checkpoint: abacist train --resume {path.parent}; in a script, "
                     "trainer.train(resume_from_checkpoint='latest').",
@@ -127,7 +127,7 @@ def choose(run: Path, wanted: str | bool | None, say: Callable[[str], None]) -> 
         if wrong is None:
             return path
         say(f"{path.name} is passed over: {wrong}")
-    raise RunError(f"{run}: there is no sound checkpoint to resume from.", _what_there_is(run))
+    raise NoCheckpoint(f"{run}: there is no sound checkpoint to resume from.", _what_there_is(run))
 
 
 def run_to_resume(wanted: str | None, output_dir: str | None) -> Path | None:

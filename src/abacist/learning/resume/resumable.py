@@ -184,7 +184,8 @@ class ResumableTrainer(FastTrainer):
     ) -> Any:
         """As TRL's. ``True`` resumes from the newest sound checkpoint of ``output_dir``.
 
-        Raises RunError if there is none, or if the one that was named is not sound.
+        Raises NoCheckpoint, a RunError and a ValueError as TRL's, if there is none or the one that
+        was named is not sound.
         """
         run = Path(str(self.args.output_dir))
         with self.accelerator.main_process_first():

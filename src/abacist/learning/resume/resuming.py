@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from abacist.errors import AbacistError, Interrupted, RunError
+from abacist.errors import AbacistError, Interrupted, RunError, UsageError
 from abacist.learning import processes
 from abacist.learning.config import Config, load_config
 from abacist.learning.resume import checkpoints
@@ -84,16 +84,22 @@ _LENGTHLESS = {"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on
 SAMPLED_VALUES = 64
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | os.PathLike[str] | Run) -> Run:
     """A training that ``abacist train`` or :func:`abacist.train` made, read from its directory.
 
-    What it has not measured yet is None. Raises RunError if there is no run, or it is damaged.
+    What it has not measured yet is None. A :class:`Run` is read again. Raises RunError if there is
+    no run, or it is damaged; UsageError for what names no directory.
 
     Example::
 
         run = abacist.load_run("runs/tiny-001")
         run.plot()
     """
+    path = path.path if isinstance(path, Run) else path
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(
+            f"load_run() was given a {type(path).__name__}", "Give the directory of a run."
+        )
     run = RunDir.open(Path(path).expanduser())
     found = {
         kind: Evaluation.load(run.evals_dir / kind) if (run.evals_dir / kind).is_dir() else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import fields
 
-from abacist.errors import AbacistError
+from abacist.errors import AbacistError, UsageError
 from abacist.proof.evaluation import Evaluation, Settings
 from abacist.records.rollout import Rollout
 from abacist.task.sources import shown
@@ -39,8 +39,13 @@ def refuse_unlike(
 ) -> None:
     """Raise AbacistError, naming every difference, unless problems and conditions are the same.
 
-    ``allow_different`` holds names of :data:`ALLOWABLE`.
+    ``allow_different`` holds names of :data:`ALLOWABLE`; UsageError for another.
     """
+    for name in allow_different:
+        if name not in ALLOWABLE:
+            raise UsageError(
+                f"allow_different has no {name!r}", f"Choose among {', '.join(ALLOWABLE)}."
+            )
     _refuse_other_problems(before, after)
     found = conditions_apart(before, after)
     unmeant = {name: said for name, said in found.items() if name not in allow_different}

@@ -11,8 +11,10 @@ seen from what they pay (``calibration``).
 
 from __future__ import annotations
 
+import math
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +43,11 @@ from abacist.task.audit.renderings import (
     wrong_solutions,
 )
 from abacist.task.audit.trial import COLUMNS, Trial
+from abacist.task.custom_rewards import listed
 from abacist.task.gist import gist_gold
-from abacist.task.problems import Problem, draw
+from abacist.task.given import GivenData
+from abacist.task.plain import is_number, plain
+from abacist.task.problems import Problem, draw, load_problems, whole_split
 from abacist.task.rewards import REWARD_SETS, is_built_in, load_reward_funcs
 
 NUM_CALIBRATION_PROBLEMS = 24
@@ -53,8 +58,8 @@ Progress = Callable[[int, int, str], None]
 
 
 def audit(
-    rewards: Sequence[str | Callable[..., Any]],
-    problems: Sequence[Problem],
+    rewards: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
+    problems: str | os.PathLike[str] | GivenData,
     weights: Sequence[float] | None = None,
     *,
     max_seconds: float = 300.0,
@@ -63,30 +68,61 @@ def audit(
 ) -> Audit:
     """What the reward set pays for, tried on ``problems`` and a few made-up ones.
 
-    ``rewards`` are functions or names, as for ``--reward_funcs``. After ``max_seconds`` the
-    problems that are left are not tried, and the audit says so. ``thorough=False`` stresses with
-    shorter texts. ``on_progress(done, total, label)`` is told how far it is.
+    Example::
+
+        found = abacist.audit(["default", my_reward], "openai/gsm8k")
+        found.sound, found.findings
+
+    ``rewards`` are functions or names, as for ``--reward_funcs``, or a single one. ``problems`` are
+    what :func:`abacist.load_problems` takes, and all of it is tried: rows, a data set, the name of
+    one; problems are taken as they are. After ``max_seconds`` the problems that are left are not
+    tried, and the audit says so. ``thorough=False`` stresses with shorter texts.
+    ``on_progress(done, total, label)`` is told how far it is.
 
     A reward that raises, hangs or wants a column that is not there is a finding, and so are golds
     that no reply can match. Raises RewardError for a name that means no reward, UsageError for
-    weights of another number, DataError without problems whose gold is a number.
+    weights that are not a number for each, DataError without problems whose gold is a number.
     """
     funcs = [
         func
-        for one in rewards
+        for one in listed(rewards)
         for func in (load_reward_funcs([one]) if isinstance(one, str) else [one])
     ]
-    if not funcs:
-        raise UsageError("There are no rewards to audit.", "Name some with --reward_funcs.")
-    if weights is not None and len(weights) != len(funcs):
+    if not is_number(max_seconds) or not max_seconds > 0:
+        raise UsageError(f"max_seconds is {max_seconds!r}, not a number above 0")
+    factors = [1.0] * len(funcs) if weights is None else _weights(weights, len(funcs))
+    inspection = _Inspection(funcs, factors, _problems(problems), thorough)
+    return inspection.run(max_seconds, on_progress)
+
+
+def _weights(weights: object, needed: int) -> list[float]:
+    weights = plain(weights)
+    if is_number(weights):
+        weights = [weights]
+    if not isinstance(weights, list) or not all(map(is_number, weights)):
+        raise UsageError(f"--reward_weights {weights!r} are not numbers", "Give one for each.")
+    if len(weights) != needed:
         raise UsageError(
-            f"--reward_weights: {len(weights)} given, {len(funcs)} needed.",
+            f"--reward_weights: {len(weights)} given, {needed} needed.",
             "Give --reward_weights one number for each.",
         )
+    for weight in weights:
+        if not math.isfinite(weight):
+            raise UsageError(f"--reward_weights {weight} is not finite", "Give numbers.")
+    return weights
+
+
+def _problems(given: str | os.PathLike[str] | GivenData) -> list[Problem]:
+    """The problems that are given, or all of the data that holds them."""
+    if isinstance(given, Iterator):
+        given = list(given)
+    if isinstance(given, list | tuple) and all(isinstance(one, Problem) for one in given):
+        problems = [*given]
+    else:
+        problems = load_problems(given, split=whole_split(given))
     if not problems:
         raise DataError("There are no problems to audit the rewards on.", "Give at least one.")
-    inspection = _Inspection(funcs, weights or [1.0] * len(funcs), problems, thorough)
-    return inspection.run(max_seconds, on_progress)
+    return problems
 
 
 class _Inspection:

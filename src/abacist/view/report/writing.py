@@ -19,6 +19,8 @@ from abacist.view.report.page import PAGE_NAME, comparison_page, page
 from abacist.view.report.reading import read
 from abacist.view.sheet import Block
 
+HTML_SUFFIXES = (".html", ".htm")
+
 
 def default_path(paths: Sequence[Path]) -> Path:
     """Where the report of these runs goes: into the run, or beside the user for several."""
@@ -33,7 +35,7 @@ def write_report(
     Returns the remarks on what is missing or damaged, and the size in bytes. Raises RunError for a
     folder that holds no run, UsageError where ``target`` is a folder or a file that is no page.
     """
-    _refuse_unfit(target)
+    refuse_unfit(target)
     readings = [read(path) for path in paths]
     text = page(readings, replies=replies).encode("utf-8", "backslashreplace")
     write_aside(target, text)
@@ -63,33 +65,35 @@ def write_comparison(
     comparison: Comparison | None = None,
 ) -> None:
     """Write what a comparison says to ``target``, whole or not at all; UsageError as above."""
-    _refuse_unfit(target)
+    refuse_unfit(target)
     text = comparison_page(blocks, names, comparison)
     write_aside(target, text.encode("utf-8", "backslashreplace"))
 
 
-def refuse_to_replace(target: Path, kind: str, *suffixes: str) -> None:
-    """Raise UsageError where ``target`` is there already and is no file of this kind."""
-    if target.is_dir() or (target.exists() and target.suffix.lower() not in suffixes):
+def refuse_unfit(target: Path, kind: str = "HTML", *suffixes: str) -> None:
+    """Raise UsageError where no file of this kind can be written to ``target``.
+
+    That is a folder, a file of another kind, or a place that cannot be written to. Asked before
+    the work whose result goes there, which may take a while.
+    """
+    suffixes = suffixes or HTML_SUFFIXES
+    if str(target) == "-":
+        raise UsageError(
+            f"{kind} is written to a file, not to stdout", f"Name a file that ends {suffixes[0]}."
+        )
+    if target.is_dir():
+        name = Path(PAGE_NAME).with_suffix(suffixes[0])
+        raise UsageError(f"{target} is a folder", f"Name a file: {target / name}")
+    if target.exists() and target.suffix.lower() not in suffixes:
         raise UsageError(
             f"{target} exists and is no {kind} file: it is left alone",
             f"Name a file that ends {suffixes[0]}.",
         )
-
-
-def _refuse_unfit(target: Path) -> None:
-    if str(target) == "-":
-        raise UsageError("the report is written to a file, not to stdout", "Name one: -o run.html")
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder", f"Name a file: {target / PAGE_NAME}")
-    refuse_to_replace(target, "HTML", ".html", ".htm")
-    # Reading a run takes a while: a place that cannot be written to is refused before.
     folder = next((one for one in target.absolute().parents if one.exists()), Path("/"))
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UsageError(
-            f"{target} cannot be written: {error.strerror or error}",
-            "Choose another place with -o.",
+            f"{target} cannot be written: {error.strerror or error}", "Choose another place."
         ) from error
