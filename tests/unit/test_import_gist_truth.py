@@ -302,6 +302,19 @@ def test_settings_are_read_however_a_dict_is_changed(
     assert "top_k" not in found or "top_k=2" in before
 
 
+def test_the_line_of_a_setting_is_known_through_the_functions_that_hand_it_on(
+    tmp_path: Path,
+) -> None:
+    before = (
+        "def make(**more): return GRPOConfig('out', **more)\n"
+        "config = make(\n    beta=0.2,\n    num_iterations=3,\n)"
+    )
+    text = script(before).replace('GRPOConfig("out", )', "config")
+    found = imported(text, tmp_path).settings["num_iterations"]
+    assert found.value == 3
+    assert text.split("\n")[(found.line or 0) - 1].strip() == "num_iterations=3,"
+
+
 CONFIG = "config = GRPOConfig('out', num_iterations=2, beta=0.1)\n"
 
 
@@ -355,6 +368,7 @@ def test_settings_on_the_object_whose_names_are_not_told_are_named(tmp_path: Pat
                  "config.set_training(learning_rate=1e-3)"):  # fmt: skip
         text = script(CONFIG + line).replace('GRPOConfig("out", )', "config")
         told = notes(imported(text, tmp_path), Kind.LEFT_OUT)
+        assert "condition" not in told
         assert "further settings" in told or "set_training(): what it sets is not read" in told
 
 

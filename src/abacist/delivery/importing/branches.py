@@ -85,7 +85,9 @@ def _joined(first: _Contents, second: _Contents, line: int) -> _Contents:
         if key in first and key in second:
             joined[key] = either(line, first[key], second[key])
         else:
-            joined[key] = Unknown(line, CONDITION, (*options_of({**first, **second}[key]), None))
+            only = first[key] if key in first else second[key]
+            is_untold = isinstance(only, Unknown) and not only.options
+            joined[key] = only if is_untold else Unknown(line, CONDITION, (*options_of(only), None))
     return joined
 
 

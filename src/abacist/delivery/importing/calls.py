@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from typing import Any
 
 from abacist.delivery.importing.known_calls import of_method, of_symbol
@@ -44,7 +45,7 @@ def call(reader: Walker, node: ast.Call, scope: Scope) -> Any:
     args, kwargs, lines = _arguments(reader, node, scope)
     called, args, kwargs = unwrapped(reader.resolved(called), args, kwargs)
     if isinstance(called, Function):
-        return follow(reader, called, args, kwargs, node)
+        return follow(reader, called, args, kwargs, node, lines)
     if isinstance(called, Class):
         return instance(reader, called, args, kwargs, lines, node)
     if isinstance(called, Symbol):
@@ -146,9 +147,14 @@ def _parsed(reader: Walker, parser: Made, node: ast.Call) -> Any:
 
 
 def follow(
-    reader: Walker, function: Function, args: list[Any], kwargs: dict[str, Any], at: ast.AST
+    reader: Walker,
+    function: Function,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    at: ast.AST,
+    lines: Mapping[str, int] | None = None,
 ) -> Any:
-    """Walk the body of the script's own function with these arguments."""
+    """Walk the body of the script's own function with these arguments, given on these lines."""
     node, given = function.node, function.node.args
     with reader.deeper() as is_too_deep:
         if is_too_deep:
@@ -175,7 +181,7 @@ def follow(
             if name in names:
                 scope.names[name] = Binding(value, at)
             else:
-                rest.take({name: value}, getattr(at, "lineno", 0))
+                rest.take({name: value}, (lines or {}).get(name, getattr(at, "lineno", 0)))
         if given.kwarg is not None:
             scope.names[given.kwarg.arg] = Binding(rest, at)
         if given.vararg is not None:
