@@ -158,7 +158,7 @@ def test_a_faithful_import_takes_mended_rewards_out_as_they_are(tmp_path: Path) 
     module: dict[str, Any] = {}
     exec(found.files["_rewards.py"], module)  # our own writing
     reply = [[{"content": "<reasoning>\n1\n</reasoning>\n<answer>\n5\n</answer>"}]]
-    assert module["right"](reply, ["5"], problem_id=["a"]) == [1.0]
+    assert module["right"](reply, answer=["5"], problem_id=["a"]) == [1.0]
     assert module["laid_out"](reply) == [0.25]
 
 
@@ -245,7 +245,7 @@ def test_values_are_worked_out_as_far_as_the_text_tells(
     [
         "import sys\nn = int(sys.argv[1])",
         "import torch\nn = torch.cuda.device_count()",
-        "n = 1\nfor _ in range(3):\n    n += 1",
+        "n = 1\nfor _ in open('x'):\n    n += 1",
         "import random\nif random.random() < 0.5:\n    n = 1\nelse:\n    n = 2",
         "n = 10 ** 10 ** 10",
         "n = len('a' * 10 ** 12)",

@@ -11,10 +11,10 @@ import ast
 from collections.abc import Sequence
 
 from abacist.delivery.importing.notes import Draft
-from abacist.delivery.importing.script import Script, column_of
+from abacist.delivery.importing.script import Script
 from abacist.delivery.importing.script_rewards import Looks, Recognised
 from abacist.delivery.importing.settings import secrets_in
-from abacist.delivery.importing.values import Function, Made
+from abacist.delivery.importing.values import REST, Function, Made, column_of
 
 LOW_LORA_RATE = 1e-5
 SHORT_REPLY_TOKENS = 200
@@ -90,15 +90,32 @@ def _of_formats_together(seen: Sequence[tuple[Looks, Recognised | None]], draft:
 
 
 def _of_unused_rewards(script: Script, draft: Draft) -> None:
-    used = {id(value.node) for value, _ in script.rewards if isinstance(value, Function)}
-    called = {
-        node.func.id for node in ast.walk(script.file.tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }  # fmt: skip
+    """Rewards that nothing in the script names: not a list, not a wrapper, not a text."""
+    named: set[str] = set()
+    by_condition: set[str] = set()
+    skipped = script.reader.skipped_nodes()
+    for node in ast.walk(script.file.tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name):
+                (by_condition if id(node) in skipped else named).add(name)
+            case ast.Constant(value=str() as name):
+                named.add(name)
+    paid = [value.node for value, _ in script.rewards if isinstance(value, Function)]
     for function in script.reader.functions:
         node = function.node
         names = [one.arg for one in (*node.args.posonlyargs, *node.args.args)]
-        if "completions" in names and id(node) not in used and function.name not in called:
+        is_used = (
+            any(node is one for one in paid)
+            or function.name in named
+            or (function.name.startswith("__") and function.name.endswith("__"))
+            or bool(getattr(node, "decorator_list", ()))  # a decorator may keep it
+            or script.file.module_of(node.lineno) is not None
+        )
+        if "completions" in names and not is_used:
+            if function.name in by_condition:
+                draft.left_out(node.lineno, f"{function.name}: it is paid only under a condition "
+                               "that does not hold by default")  # fmt: skip
+                continue
             draft.wrong(node.lineno, f"{function.name} is defined and not paid: it is not in "
                         "reward_funcs")  # fmt: skip
 
@@ -120,6 +137,11 @@ def _of_golds(script: Script, draft: Draft) -> None:
                         "right: 79 training problems of GSM8K")  # fmt: skip
 
 
+def is_given(script: Script, name: str) -> bool:
+    """Whether the script gives a setting, be its value told or not."""
+    return script.config is not None and name in script.config.kwargs
+
+
 def _of_training(script: Script, draft: Draft) -> None:
     settings = draft.settings
     rate = settings.get("learning_rate")
@@ -133,7 +155,7 @@ def _of_training(script: Script, draft: Draft) -> None:
                     "off is paid nothing")  # fmt: skip
     if script.config is not None:
         for name, (then, now) in CHANGED_DEFAULTS.items():
-            if name not in settings:
+            if not is_given(script, name) and name not in settings:
                 words = f"{name} is not set: TRL's default was {then} and is {now} now"
                 draft.changed(script.config.line, words)
     is_run = any(one.name == "train" and one.of is script.trainer for one in script.calls)
@@ -145,6 +167,20 @@ def _of_training(script: Script, draft: Draft) -> None:
     if not script.is_config_passed and script.config is not None:
         draft.wrong(script.config.line, "this GRPOConfig is not given to the trainer (args=…), "
                     "which takes TRL's defaults; it is used here")  # fmt: skip
+    if REST in script.trainer.kwargs:
+        draft.left_out(script.trainer.line, "further arguments of the trainer, which the text does "
+                       "not tell")  # fmt: skip
+    for other in script.others:
+        if other.node is script.trainer.node:
+            draft.left_out(other.line, "this trainer is built several times, and a configuration "
+                           "holds one training: the last")  # fmt: skip
+            continue
+        draft.left_out(other.line, f"{other.name}: a training of its own, and a configuration "
+                       f"holds one: that of {script.file.where(script.trainer.line)}. Where this "
+                       "one comes before it, train it first, and give what it saves with "
+                       "--model_name_or_path")  # fmt: skip
+    for line, text in script.guesses:
+        draft.changed(line, text)
     for name in ("callbacks", "optimizers", "reward_processing_classes"):
         if script.trainer.kwargs.get(name):
             line = script.trainer.lines.get(name, script.trainer.line)
@@ -193,6 +229,8 @@ def _of_tokenizer(script: Script, draft: Draft) -> None:
 
 def _of_evaluation(script: Script, draft: Draft) -> None:
     given = script.eval_data
+    if given is None and REST in script.trainer.kwargs:
+        return
     if given is None:
         draft.wrong(script.trainer.line, "nothing is measured on problems that were not trained "
                     "on: rewards rise whether or not it learns. 300 held-out problems are measured "

@@ -34,6 +34,7 @@ from abacist.delivery.importing.values import (
 from abacist.task.rewards import is_built_in_name
 
 MAX_PARTS = 200
+ADAPTER = "as_in_script"
 
 
 class CannotTake(Exception):
@@ -53,19 +54,33 @@ class RewardFile:
     module_names: dict[str, Binding]
     imports: list[str] = field(default_factory=list)
     parts: dict[str, str] = field(default_factory=dict)
+    #: rewards that are handed something else than they ask for, by name
+    adapted: dict[str, str] = field(default_factory=dict)
     names: dict[tuple[int, int], str] = field(default_factory=dict)
     packages: set[str] = field(default_factory=set)
 
-    def take(self, function: Function) -> str:
-        """Add a reward; returns the name to call it by. Raises CannotTake, with nothing added."""
-        before = (list(self.imports), dict(self.parts), dict(self.names), set(self.packages))
+    def take(self, function: Function, adapter: str = "", arguments: str = "") -> str:
+        """Add a reward; returns the name to call it by. Raises CannotTake, with nothing added.
+
+        Where there is an ``adapter``, a function, its name stands for what that makes of it.
+        """
+        before = self._contents()
         try:
             name = self._function(function, is_reward=True)
+            if adapter:
+                self._part(ADAPTER, adapter, function.node.lineno)
+                self.adapted[name] = f"{name} = {ADAPTER}({name}, {arguments})\n"
             self._check(function.node.lineno)
             return name
         except CannotTake:
-            self.imports, self.parts, self.names, self.packages = before
+            self.imports, self.parts, self.adapted, self.names, self.packages = before
             raise
+
+    def _contents(
+        self,
+    ) -> tuple[list[str], dict[str, str], dict[str, str], dict[tuple[int, int], str], set[str]]:
+        return (list(self.imports), dict(self.parts), dict(self.adapted), dict(self.names),
+                set(self.packages))  # fmt: skip
 
     def text(self) -> str:
         """The module, or "" where nothing was taken."""
@@ -74,10 +89,9 @@ class RewardFile:
         head = (
             f'"""Rewards taken from {_plain(self.script.path.name)} by `abacist import-gist`."""\n'
         )
+        parts = [*self.parts.values(), *(["".join(self.adapted.values())] if self.adapted else [])]
         imports = "\n".join(sorted(set(self.imports), key=_future_first))
-        return "\n".join(
-            [head, *([imports, ""] if imports else []), "\n\n".join(self.parts.values()), ""]
-        )
+        return "\n".join([head, *([imports, ""] if imports else []), "\n\n".join(parts), ""])
 
     def _check(self, line: int) -> None:
         """Every name is bound, and Python compiles it."""

@@ -14,16 +14,13 @@ from typing import Any
 
 import yaml
 
-from abacist.delivery.importing.defects import CHANGED_DEFAULTS, note_defects
+from abacist.delivery.importing.defects import CHANGED_DEFAULTS, is_given, note_defects
 from abacist.delivery.importing.notes import Draft, Kind, Note, Setting
+from abacist.delivery.importing.reward_settings import reward_settings
 from abacist.delivery.importing.script import take_apart
 from abacist.delivery.importing.scriptfile import ScriptFile, read_script
 from abacist.delivery.importing.settings import lora_settings, model_settings, training_settings
-from abacist.delivery.importing.task_settings import (
-    data_settings,
-    prompt_settings,
-    reward_settings,
-)
+from abacist.delivery.importing.task_settings import data_settings, prompt_settings
 from abacist.errors import DataError, RunError, UsageError
 from abacist.records.rundir import write_aside
 
@@ -174,7 +171,7 @@ def _imported(file: ScriptFile, faithful: bool, model: str | None, dataset: str 
     seen = reward_settings(script, tags, draft, faithful=faithful)
     if faithful and script.config is not None:
         for name, (then, _) in CHANGED_DEFAULTS.items():
-            if name not in draft.settings:
+            if not is_given(script, name):
                 draft.set(name, then, script.config.line, "TRL's default when it was written")
     note_defects(script, seen, draft)
     draft.set("keep_rollouts", True, None, "every reply can be read afterwards")

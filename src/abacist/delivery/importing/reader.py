@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import ast
 import builtins
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from abacist.delivery.importing.known_calls import binary, compared, of_method, of_symbol
+from abacist.delivery.importing.branches import Containers, as_if, as_read, comprehension
+from abacist.delivery.importing.calls import call, follow
+from abacist.delivery.importing.known_calls import binary, compared, joined, of_list
 from abacist.delivery.importing.values import (
     MAX_DEPTH,
     MAX_ITEMS,
-    MAX_TEXT,
     PLAIN,
+    REST,
     Binding,
     Class,
     Function,
@@ -26,36 +31,93 @@ from abacist.delivery.importing.values import (
     Table,
     Unknown,
     done,
+    either,
+    elements,
     is_plain,
+    one_of_returned,
     pads_widely,
     unknown_of,
 )
 from abacist.errors import DataError
 
 MAX_VISITS = 300_000
-_PARSERS = ("HfArgumentParser", "TrlParser")
+MAX_ROUNDS = 64
 
 
 class Reader:
-    """Walks a module; :attr:`made` then holds every call of something foreign, in order."""
+    """Walks a module; :attr:`made` then holds every call of something foreign, in order.
 
-    def __init__(self, tree: ast.Module) -> None:
+    ``beside`` are the modules that stand beside the script, by their names. They are read where
+    the script imports something of them.
+    """
+
+    def __init__(self, tree: ast.Module, beside: Mapping[str, ast.Module] | None = None) -> None:
         self.module = Scope()
         self.made: list[Made] = []
         self.functions: list[Function] = []
-        self.classes: list[Class] = []
-        self.called: set[int] = set()
+        #: for each function that is walked, what it returned under conditions
+        self.returned: list[list[Any]] = [[]]
+        self.taken: set[int] = set()
+        self.skipped: list[ast.AST] = []
+        self.beside = beside or {}
+        self._modules: dict[str, Scope] = {}
         self._visits = 0
         self._depth = 0
-        self._block(tree.body, self.module)
+        self.walk(tree.body, self.module)
 
-    def follow(self, function: Function, *args: Any) -> Any:
+    def follow(self, function: Function, *args: Any, **kwargs: Any) -> Any:
         """What a function of the script's returns for these arguments."""
-        return self._follow(function, list(args), {}, function.node)
+        return follow(self, function, list(args), kwargs, function.node)
+
+    def skipped_nodes(self) -> set[int]:
+        """The nodes (by id) of branches that no condition of the script leads to."""
+        never = [one for one in self.skipped if id(one) not in self.taken]
+        return {id(node) for one in never for node in ast.walk(one)}
+
+    @contextmanager
+    def deeper(self) -> Iterator[bool]:
+        """Inside of a function: whether calls are nested too deeply."""
+        self._depth += 3
+        self.returned.append([])
+        try:
+            yield self._depth > MAX_DEPTH
+        finally:
+            self._depth -= 3
+            self.returned.pop()
+
+    # --- modules beside the script --------------------------------------------------------------
+
+    def resolved(self, value: Any) -> Any:
+        """What a name of a module beside the script stands for; anything else as it is."""
+        if not isinstance(value, Symbol):
+            return value
+        module, _, name = value.dotted.lstrip(".").rpartition(".")
+        if module in self.beside:
+            found = self._names_of(module).get(name)
+            return value if found is None else found.value
+        if any(module.startswith(f"{one}.") for one in self.beside):
+            owner = self.resolved(Symbol(module))
+            if isinstance(owner, Class | Instance):
+                return self.attribute(owner, name, ast.Name(name, lineno=0))
+        return value
+
+    def _names_of(self, module: str) -> dict[str, Binding]:
+        if module not in self._modules:
+            scope = self._modules[module] = Scope()
+            scope.names["__name__"] = Binding(module, self.beside[module])
+            with self.deeper() as is_too_deep:
+                if not is_too_deep:
+                    self.walk(self.beside[module].body, scope)
+        return self._modules[module].names
+
+    def _imported(self, dotted: str) -> Any:
+        """A name of another module. A function stays a name, to be imported by it."""
+        found = self.resolved(Symbol(dotted))
+        return Symbol(dotted) if isinstance(found, Function) else found
 
     # --- statements ---------------------------------------------------------------------------
 
-    def _block(self, body: list[ast.stmt], scope: Scope) -> list[Any] | None:
+    def walk(self, body: list[ast.stmt], scope: Scope) -> list[Any] | None:
         """Walk statements; ``[value]`` where they return."""
         self._depth += 1
         try:
@@ -81,19 +143,23 @@ class Reader:
                     dotted = alias.name if alias.asname else name
                     scope.names[name] = Binding(Symbol(dotted), node)
             case ast.ImportFrom():
+                module = f"{'.' * node.level}{node.module or ''}"
                 for alias in node.names:
-                    dotted = f"{'.' * node.level}{node.module or ''}.{alias.name}"
-                    scope.names[alias.asname or alias.name] = Binding(Symbol(dotted), node)
+                    found = self._imported(f"{module}.{alias.name}")
+                    scope.names[alias.asname or alias.name] = Binding(found, node)
+                    if alias.name == "*" and module.lstrip(".") in self.beside:
+                        names = self._names_of(module.lstrip("."))
+                        for name in (one for one in names if not one.startswith("_")):
+                            found = self._imported(f"{module}.{name}")
+                            scope.names[name] = Binding(found, node)
             case ast.Assign():
                 value = self.value(node.value, scope)
                 for target in node.targets:
-                    self._bind(target, value, node.value, scope)
+                    self.bind(target, value, node.value, scope)
             case ast.AnnAssign(value=ast.expr() as expression):
-                self._bind(node.target, self.value(expression, scope), expression, scope)
+                self.bind(node.target, self.value(expression, scope), expression, scope)
             case ast.AugAssign():
-                sum_ = ast.BinOp(_as_read(node.target), node.op, node.value)
-                ast.copy_location(sum_, node)
-                self._bind(node.target, self.value(sum_, scope), node.value, scope)
+                self._augment(node, scope)
             case ast.Expr():
                 self.value(node.value, scope)
             case ast.Return():
@@ -104,60 +170,119 @@ class Reader:
                 for item in node.items:
                     value = self.value(item.context_expr, scope)
                     if item.optional_vars is not None:
-                        self._bind(item.optional_vars, value, item.context_expr, scope)
-                return self._block(node.body, scope)
+                        self.bind(item.optional_vars, value, item.context_expr, scope)
+                return self.walk(node.body, scope)
             case ast.Try():
-                returned = self._block(node.body, scope)
+                returned = self.walk(node.body, scope)
                 if returned is None:
-                    returned = self._block(node.orelse, scope)
-                self._block(node.finalbody, scope)
+                    returned = self.walk(node.orelse, scope)
+                self.walk(node.finalbody, scope)
                 return returned
             case ast.For() | ast.AsyncFor():
-                self.value(node.iter, scope)
-                self._bind(node.target, Unknown(node.lineno), node.iter, scope)
-                self._block(node.body, scope)
-                self._forget(node.body, scope)
+                return self._for(node, scope)
             case ast.While():
-                self._block(node.body, scope)
-                self._forget(node.body, scope)
+                self._some_rounds(node, scope)
+            case ast.Delete():
+                for target in node.targets:
+                    self._delete(target, scope)
+            case ast.Match():
+                return self._statement(as_if(node), scope)
             case _:
                 pass
         return None
 
+    def _augment(self, node: ast.AugAssign, scope: Scope) -> None:
+        """``x += y``; a list or dict is changed in place."""
+        read = as_read(node.target)
+        owner = self.value(read, scope)
+        if isinstance(owner, list) and isinstance(node.op, ast.Add):
+            of_list(owner, "extend", [self.value(node.value, scope)], node.lineno)
+        elif isinstance(owner, Table) and isinstance(node.op, ast.BitOr):
+            owner.take(self.value(node.value, scope), node.lineno)
+        else:
+            sum_ = ast.copy_location(ast.BinOp(read, node.op, node.value), node)
+            self.bind(node.target, self.value(sum_, scope), node.value, scope)
+
+    def _for(self, node: ast.For | ast.AsyncFor, scope: Scope) -> list[Any] | None:
+        items = elements(value := self.value(node.iter, scope))
+        jumps = (ast.Break, ast.Continue)
+        if (
+            items is None
+            or len(items) > MAX_ROUNDS
+            or any(isinstance(one, jumps) for part in node.body for one in ast.walk(part))
+        ):
+            self.bind(node.target, unknown_of(node.lineno, value), node.iter, scope)
+            self._some_rounds(node, scope)
+            return None
+        for one in items:
+            self.bind(node.target, one, node.iter, scope)
+            if (returned := self.walk(node.body, scope)) is not None:
+                return returned
+        return self.walk(node.orelse, scope)
+
+    def _some_rounds(self, node: ast.For | ast.AsyncFor | ast.While, scope: Scope) -> None:
+        """A loop of which the text does not tell how often it runs."""
+        held = Containers(node.body, scope)
+        self.walk(node.body, scope)
+        held.join(held.before, node.lineno, lists=False)
+        self._forget(node.body, scope)
+
+    def _delete(self, target: ast.expr, scope: Scope) -> None:
+        match target:
+            case ast.Name(id=name):
+                scope.names[name] = Binding(Unknown(target.lineno, "is deleted"), target)
+            case ast.Subscript():
+                owner, key = self.value(target.value, scope), self.value(target.slice, scope)
+                if isinstance(owner, Table) and isinstance(key, PLAIN):
+                    owner.pop(key, None)
+                elif isinstance(owner, Table):
+                    owner.take(key, target.lineno)
+                elif isinstance(owner, list):
+                    owner[:] = [Unknown(target.lineno)]
+
     def _if(self, node: ast.If, scope: Scope) -> list[Any] | None:
-        test = self._is_true(node.test, scope)
-        if test is True:
-            return self._block(node.body, scope)
-        if test is False:
-            return self._block(node.orelse, scope)
+        test = self.is_true(node.test, scope)
+        if test is not None:
+            taken, rest = (node.body, node.orelse) if test else (node.orelse, node.body)
+            self.taken |= {id(one) for one in taken}
+            self.skipped += rest
+            return self.walk(taken, scope)
+        self.taken |= {id(one) for one in (*node.body, *node.orelse)}
         # Either may be taken: what both leave alike is known.
         before = dict(scope.names)
-        first = self._block(node.body, scope)
+        held = Containers([*node.body, *node.orelse], scope)
+        first = self.walk(node.body, scope)
         after_body, scope.names = scope.names, dict(before)
-        second = self._block(node.orelse, scope)
+        contents = held.put_back()
+        second = self.walk(node.orelse, scope)
+        held.join(contents, node.lineno)
         for name in {*after_body, *scope.names}:
             one, other = after_body.get(name), scope.names.get(name)
             if one is None or other is None:
                 # Only one branch binds it, so whatever is used afterwards is that.
                 scope.names[name] = one or other  # type: ignore[assignment]
-            elif one is not other and not (
-                is_plain(one.value) and is_plain(other.value) and one.value == other.value
-            ):
+            elif one is not other:
                 line = getattr(one.node, "lineno", node.lineno)
-                scope.names[name] = Binding(
-                    Unknown(line, "depends on a condition that is known when the script runs"),
-                    one.node,
-                )
-        if first is None or second is None:
-            return None  # one branch goes on, and what follows is read
-        return first if first[0] is not None else second
+                scope.names[name] = Binding(either(line, one.value, other.value), one.node)
+        if first is not None and second is not None:
+            return [one_of_returned(node.lineno, first[0], second[0])]
+        if first is not None or second is not None:  # the other goes on, and what follows is read
+            self.returned[-1] += first or second or []
+        return None
 
     def _forget(self, body: list[ast.stmt], scope: Scope) -> None:
-        """A number that a loop changes is not known after it."""
+        """A value that a loop makes of the one before is not known after it."""
         for inner in (node for statement in body for node in ast.walk(statement)):
             self._count(inner)
-            if isinstance(inner, ast.AugAssign) and isinstance(inner.target, ast.Name):
-                scope.names[inner.target.id] = Binding(Unknown(inner.lineno), inner)
+            match inner:
+                case ast.AugAssign(target=target):
+                    self.bind(target, Unknown(inner.lineno), inner, scope)
+                case ast.Assign(targets=[ast.Name(id=name) as target], value=value) if any(
+                    isinstance(one, ast.Name) and one.id == name for one in ast.walk(value)
+                ):
+                    found = scope.find(name)
+                    if found is not None and isinstance(found.value, PLAIN):
+                        self.bind(target, Unknown(inner.lineno), inner, scope)
 
     def _class(self, node: ast.ClassDef, scope: Scope) -> Class:
         bases = [self.value(base, scope) for base in node.bases]
@@ -166,11 +291,16 @@ class Reader:
             if isinstance(base, Class):
                 fields.update(base.fields)
                 fields.lines |= base.fields.lines
+        methods = {
+            name: one for base in bases if isinstance(base, Class)
+            for name, one in base.methods.items()
+        }  # fmt: skip
         inner = Scope(outer=scope)
         for statement in node.body:
             self._count(statement)
             if isinstance(statement, ast.FunctionDef):
-                self.functions.append(Function(statement, inner))
+                methods[statement.name] = Function(statement, scope, node.name)
+                self.functions.append(methods[statement.name])
             target: ast.expr | None = None
             if isinstance(statement, ast.AnnAssign) and statement.value is not None:
                 target, expression = statement.target, statement.value
@@ -183,17 +313,16 @@ class Reader:
                 inner.names[target.id] = Binding(value, expression)
                 fields[target.id] = value
                 fields.lines[target.id] = statement.lineno
-        made = Class(node, bases, fields)
-        self.classes.append(made)
-        return made
+        return Class(node, bases, fields, methods)
 
     def _field_default(self, made: Made) -> Any:
         factory = made.kwargs.get("default_factory")
         if isinstance(factory, Function):
-            return self._follow(factory, [], {}, made.node)
+            return self.follow(factory)
         return made.kwargs.get("default", Unknown(made.line))
 
-    def _bind(self, target: ast.expr, value: Any, node: ast.AST, scope: Scope) -> None:
+    def bind(self, target: ast.expr, value: Any, node: ast.AST, scope: Scope) -> None:
+        """Bind what stands left of an ``=``."""
         match target:
             case ast.Name():
                 scope.names[target.id] = Binding(value, node)
@@ -207,23 +336,34 @@ class Reader:
                         for at in range(len(target.elts))
                     ]
                 for one, part in zip(target.elts, values, strict=True):
-                    self._bind(one, part, node, scope)
+                    self.bind(one, part, node, scope)
             case ast.Attribute():
-                owner = self.value(target.value, scope)
-                if isinstance(owner, Made):
-                    owner.kwargs[target.attr] = value
-                    owner.lines[target.attr] = target.lineno
-                elif isinstance(owner, Instance | Class):
-                    owner.fields[target.attr] = value
-                    owner.fields.lines[target.attr] = target.lineno
+                self.set_attribute(
+                    self.value(target.value, scope), target.attr, value, target.lineno
+                )
             case ast.Subscript():
                 owner, key = self.value(target.value, scope), self.value(target.slice, scope)
-                if isinstance(owner, dict) and isinstance(key, PLAIN):
-                    owner[key] = value
-                    if isinstance(owner, Table):
-                        owner.lines[key] = target.lineno
+                if isinstance(owner, Table):
+                    key = key if isinstance(key, PLAIN) else REST
+                    owner.take({key: value}, target.lineno)
+                elif isinstance(owner, list):
+                    if isinstance(key, int) and -len(owner) <= key < len(owner):
+                        owner[key] = value
+                    else:
+                        owner[:] = [Unknown(target.lineno)]
             case _:
                 pass
+
+    def set_attribute(self, owner: Any, name: Any, value: Any, line: int) -> None:
+        """``owner.name = value``; of a name that is not known, any attribute may be it."""
+        if not isinstance(name, str):
+            name, value = REST, unknown_of(line, name, value)
+        if isinstance(owner, Made):
+            owner.kwargs[name] = value
+            owner.lines[name] = line
+        elif isinstance(owner, Instance | Class):
+            owner.fields[name] = value
+            owner.fields.lines[name] = line
 
     # --- expressions --------------------------------------------------------------------------
 
@@ -249,9 +389,9 @@ class Reader:
                 known = hasattr(builtins, node.id)
                 return Symbol(node.id) if known else Unknown(node.lineno, "is not defined here")
             case ast.Attribute():
-                return self._attribute(self.value(node.value, scope), node)
+                return self.attribute(self.value(node.value, scope), node.attr, node)
             case ast.Call():
-                return self._call(node, scope)
+                return call(self, node, scope)
             case ast.Lambda():
                 return Function(node, scope)
             case ast.List() | ast.Tuple() | ast.Set():
@@ -259,15 +399,12 @@ class Reader:
             case ast.Dict():
                 return self._dict(node, scope)
             case ast.JoinedStr():
-                parts = [self.value(part, scope) for part in node.values]
-                if all(isinstance(part, str) for part in parts):
-                    if sum(map(len, parts)) > MAX_TEXT:
-                        return Unknown(node.lineno, "is too large")
-                    return "".join(parts)
-                return self._joined(parts, node)
+                return joined([self.value(part, scope) for part in node.values], node)
             case ast.FormattedValue():
                 inner = self.value(node.value, scope)
                 spec = "" if node.format_spec is None else self.value(node.format_spec, scope)
+                if isinstance(inner, Made) and not spec and node.conversion == -1:
+                    return inner
                 if not isinstance(inner, PLAIN) or not isinstance(spec, str) or len(spec) > 20:
                     return inner if isinstance(inner, Unknown) else Unknown(node.lineno)
                 if pads_widely(spec):  # "{:1000000000}"
@@ -285,35 +422,34 @@ class Reader:
                 right = self.value(node.comparators[0], scope)
                 return compared(node.ops[0], left, right, node.lineno)
             case ast.IfExp():
-                test = self._is_true(node.test, scope)
+                test = self.is_true(node.test, scope)
+                if test is not None:
+                    taken, rest = (node.body, node.orelse) if test else (node.orelse, node.body)
+                    self.taken.add(id(taken))
+                    self.skipped.append(rest)
+                    return self.value(taken, scope)
                 first, second = self.value(node.body, scope), self.value(node.orelse, scope)
-                if test is None:
-                    alike = is_plain(first) and is_plain(second) and first == second
-                    why = "depends on a condition that is known when the script runs"
-                    return first if alike else Unknown(node.lineno, why)
-                return first if test else second
+                return either(node.lineno, first, second)
+            case ast.ListComp() | ast.GeneratorExp() | ast.DictComp():
+                return comprehension(self, node, scope)
             case ast.Subscript():
                 return self._index(node, scope)
             case ast.Starred() | ast.Await():
                 return self.value(node.value, scope)
             case ast.NamedExpr():
                 value = self.value(node.value, scope)
-                self._bind(node.target, value, node.value, scope)
+                self.bind(node.target, value, node.value, scope)
                 return value
             case _:
                 return Unknown(node.lineno)
 
-    def _joined(self, parts: list[Any], node: ast.expr) -> Any:
-        """A text with values in it that are foreign: its pieces, as a Made called ``text``."""
-        unknown = next((one for one in parts if isinstance(one, Unknown)), None)
-        return unknown or Made("text", "text", parts[:MAX_ITEMS], {}, node)
-
-    def _items(self, elements: list[ast.expr], scope: Scope) -> Any:
+    def _items(self, nodes: list[ast.expr], scope: Scope) -> Any:
         items: list[Any] = []
-        for one in elements:
+        for one in nodes:
             value = self.value(one, scope)
-            if isinstance(one, ast.Starred) and isinstance(value, list | tuple):
-                items += value
+            starred = elements(value) if isinstance(one, ast.Starred) else None
+            if starred is not None:
+                items += starred
             elif isinstance(one, ast.Starred):
                 return Unknown(one.lineno)
             else:
@@ -327,28 +463,44 @@ class Reader:
         for key_node, value_node in zip(node.keys, node.values, strict=True):
             value = self.value(value_node, scope)
             if key_node is None:
-                if not isinstance(value, dict):
-                    return Unknown(value_node.lineno)
-                table.update(value)
-                table.lines |= getattr(value, "lines", {})
+                table.take(value, value_node.lineno)
                 continue
             key = self.value(key_node, scope)
-            if not isinstance(key, PLAIN):
-                return Unknown(value_node.lineno)
-            table[key] = value
-            table.lines[key] = value_node.lineno
+            table[key if isinstance(key, PLAIN) else REST] = value
+            table.lines[key if isinstance(key, PLAIN) else REST] = value_node.lineno
         return table
 
-    def _attribute(self, owner: Any, node: ast.Attribute) -> Any:
-        if isinstance(owner, Symbol):
-            return Symbol(f"{owner.dotted}.{node.attr}")
-        if isinstance(owner, Instance | Class):
-            return owner.fields.get(node.attr, Unknown(node.lineno, "is not defined here"))
-        if isinstance(owner, Made):
-            if node.attr in owner.kwargs:
-                return owner.kwargs[node.attr]
-            return Made(f".{node.attr}", f".{node.attr}", [], {}, node, owner)
+    def attribute(self, owner: Any, name: str, node: ast.expr) -> Any:
+        """What ``owner.name`` stands for."""
+        match owner:
+            case Symbol():
+                return self._imported(f"{owner.dotted}.{name}")
+            case Instance() | Class():
+                kind = owner.kind if isinstance(owner, Instance) else owner
+                method = kind.methods.get(name) if kind is not None else None
+                if name in owner.fields or method is None:
+                    return owner.fields.look_up(
+                        name, node.lineno, Unknown(node.lineno, "is not defined here")
+                    )
+                return self._method(owner, method)
+            case Made():
+                if name in owner.kwargs:
+                    return owner.kwargs[name]
+                return Made(f".{name}", f".{name}", [], {}, node, owner)
         return owner if isinstance(owner, Unknown) else Unknown(node.lineno)
+
+    def _method(self, owner: Instance | Class, method: Function) -> Any:
+        """A method bound as its decorators say; a property is what it gives."""
+        marks = {ast.unparse(one) for one in getattr(method.node, "decorator_list", ())}
+        if "staticmethod" in marks:
+            return method
+        if "classmethod" in marks:
+            kind = owner.kind if isinstance(owner, Instance) else owner
+            return replace(method, owner=kind)
+        if not isinstance(owner, Instance):
+            return method
+        bound = replace(method, owner=owner)
+        return self.follow(bound) if marks & {"property", "cached_property"} else bound
 
     def _index(self, node: ast.Subscript, scope: Scope) -> Any:
         owner = self.value(node.value, scope)
@@ -370,7 +522,9 @@ class Reader:
             return Unknown(node.lineno, "comes from the environment")
         if isinstance(owner, Symbol) and owner.dotted == "sys.argv":
             return Unknown(node.lineno, "comes from the command line")
-        if isinstance(owner, dict | list | tuple | str):
+        if isinstance(owner, Table) and isinstance(key, PLAIN):
+            return owner.look_up(key, node.lineno, Unknown(node.lineno))
+        if isinstance(owner, list | tuple | str):
             return done(lambda: owner[key], node.lineno)
         return owner if isinstance(owner, Unknown) else Unknown(node.lineno)
 
@@ -378,12 +532,13 @@ class Reader:
         left, right = self.value(node.left, scope), self.value(node.right, scope)
         if isinstance(node.op, ast.Add) and isinstance(left, list) and isinstance(right, list):
             return [*left, *right] if len(left) + len(right) <= MAX_ITEMS else Unknown(node.lineno)
-        if isinstance(node.op, ast.BitOr) and isinstance(left, dict) and isinstance(right, dict):
-            table = Table({**left, **right})
-            table.lines = getattr(left, "lines", {}) | getattr(right, "lines", {})
+        if isinstance(node.op, ast.BitOr) and Table in (type(left), type(right)):
+            table = Table()
+            for one in (left, right):
+                table.take(one, node.lineno)
             return table
         if isinstance(node.op, ast.Add) and Made in (type(left), type(right)):
-            return self._joined([left, right], node)
+            return joined([left, right], node)
         return binary(node.op, left, right, node.lineno)
 
     def _unary(self, node: ast.UnaryOp, scope: Scope) -> Any:
@@ -407,158 +562,15 @@ class Reader:
                 return value if is_plain(value) else unknown_of(node.lineno, value)
         return value
 
-    def _is_true(self, node: ast.expr, scope: Scope) -> bool | None:
+    def is_true(self, node: ast.expr, scope: Scope) -> bool | None:
         """A test: true, false, or None for unknown. A script is read as one that is run."""
         match node:
-            case ast.Compare(left=ast.Name(id="__name__")):
+            case ast.Compare(left=ast.Name(id="__name__")) if scope.find("__name__") is None:
                 return True
             case ast.Name(id="TYPE_CHECKING"):
                 return False
         value = self.value(node, scope)
         return bool(value) if is_plain(value) else None
-
-    # --- calls --------------------------------------------------------------------------------
-
-    def _call(self, node: ast.Call, scope: Scope) -> Any:
-        receiver: Any = None
-        if isinstance(node.func, ast.Attribute):
-            receiver = self.value(node.func.value, scope)
-            name = node.func.attr
-            if isinstance(receiver, Symbol):
-                called: Any = Symbol(f"{receiver.dotted}.{name}")
-            elif isinstance(receiver, Class | Instance):
-                called = receiver.fields.get(name)
-            else:
-                called = None
-        else:
-            called = self.value(node.func, scope)
-            name = node.func.id if isinstance(node.func, ast.Name) else ""
-        args, kwargs, lines = self._arguments(node, scope)
-        if isinstance(called, Function):
-            self.called.add(id(called.node))
-            return self._follow(called, args, kwargs, node)
-        if isinstance(called, Class):
-            return self._instance(called, args, kwargs, lines, node)
-        if isinstance(called, Symbol):
-            known = of_symbol(called, args, kwargs, node)
-            if known is not None:
-                return known[0]
-            name, dotted = called.last, called.dotted
-        elif isinstance(receiver, Made) and receiver.name in _PARSERS and name.startswith("parse"):
-            return self._parsed(receiver, node)
-        elif (known := of_method(receiver, name, args, kwargs, lines, node)) is not None:
-            return known[0]
-        else:
-            dotted = name
-        made = Made(name, dotted, args, kwargs, node, receiver, lines)
-        self.made.append(made)
-        return made
-
-    def _arguments(
-        self, node: ast.Call, scope: Scope
-    ) -> tuple[list[Any], dict[str, Any], dict[str, int]]:
-        args: list[Any] = []
-        for one in node.args:
-            value = self.value(one, scope)
-            if isinstance(one, ast.Starred) and isinstance(value, list | tuple):
-                args += value[:MAX_ITEMS]
-            else:
-                args.append(value)
-        kwargs: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        for keyword in node.keywords:
-            value = self.value(keyword.value, scope)
-            if keyword.arg is not None:
-                kwargs[keyword.arg] = value
-                lines[keyword.arg] = keyword.value.lineno
-                continue
-            spread = value.fields if isinstance(value, Instance) else value
-            if isinstance(spread, dict):
-                kwargs |= {str(key): one for key, one in spread.items()}
-                own = getattr(spread, "lines", {})
-                lines |= {str(key): own.get(key, keyword.value.lineno) for key in spread}
-            else:
-                kwargs["**"] = Unknown(keyword.value.lineno)
-                lines["**"] = keyword.value.lineno
-        return args, kwargs, lines
-
-    def _instance(
-        self,
-        kind: Class,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        lines: dict[str, int],
-        node: ast.Call,
-    ) -> Any:
-        foreign = next((base for base in kind.bases if isinstance(base, Symbol)), None)
-        if foreign is not None and foreign.dotted not in ("object", "abc.ABC", "typing.NamedTuple"):
-            # A subclass of a foreign class is that class, with other defaults.
-            made = Made(
-                foreign.last, foreign.dotted, args, {**kind.fields, **kwargs}, node, kind,
-                {**kind.fields.lines, **lines},
-            )  # fmt: skip
-            self.made.append(made)
-            return made
-        fields = Table(kind.fields)
-        fields.lines = dict(kind.fields.lines)
-        fields.update({**dict(zip(kind.fields, args, strict=False)), **kwargs})
-        fields.lines |= lines
-        return Instance(fields, kind, node)
-
-    def _parsed(self, parser: Made, node: ast.Call) -> Any:
-        """What TRL's and transformers' parsers give when nothing is typed: the defaults."""
-        kinds = parser.args[0] if parser.args else parser.kwargs.get("dataclass_types")
-        kinds = kinds if isinstance(kinds, list | tuple) else [kinds]
-        found: list[Any] = []
-        for kind in kinds:
-            if isinstance(kind, Class):
-                found.append(self._instance(kind, [], {}, {}, node))
-            elif isinstance(kind, Symbol):
-                made = Made(kind.last, kind.dotted, [], {"**": Unknown(
-                    node.lineno, "comes from the command line")}, node, parser)  # fmt: skip
-                self.made.append(made)
-                found.append(made)
-            else:
-                found.append(Unknown(node.lineno))
-        return found
-
-    def _follow(
-        self, function: Function, args: list[Any], kwargs: dict[str, Any], call: ast.AST
-    ) -> Any:
-        """Walk the body of the script's own function with these arguments."""
-        node = function.node
-        self._depth += 3
-        try:
-            if self._depth > MAX_DEPTH:
-                return Unknown(getattr(call, "lineno", 0), "is nested too deeply")
-            scope = Scope(outer=function.scope)
-            parameters = [*node.args.posonlyargs, *node.args.args]
-            for parameter in (*parameters, *node.args.kwonlyargs):
-                scope.names[parameter.arg] = Binding(Unknown(node.lineno), node)
-            defaults = node.args.defaults
-            for parameter, default in zip(
-                parameters[len(parameters) - len(defaults) :], defaults, strict=True
-            ):
-                value = self.value(default, function.scope)
-                scope.names[parameter.arg] = Binding(value, default)
-            for parameter, one in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
-                if one is not None:
-                    scope.names[parameter.arg] = Binding(self.value(one, function.scope), one)
-            for parameter, value in zip(parameters, args, strict=False):
-                scope.names[parameter.arg] = Binding(value, call)
-            names = {one.arg for one in (*parameters, *node.args.kwonlyargs)}
-            for name, value in kwargs.items():
-                if name in names:
-                    scope.names[name] = Binding(value, call)
-            if node.args.kwarg is not None:
-                rest = {name: value for name, value in kwargs.items() if name not in names}
-                scope.names[node.args.kwarg.arg] = Binding(Table(rest), call)
-            if isinstance(node, ast.Lambda):
-                return self.value(node.body, scope)
-            returned = self._block(node.body, scope)
-            return None if returned is None else returned[0]
-        finally:
-            self._depth -= 3
 
     # --- bounds -------------------------------------------------------------------------------
 
@@ -569,17 +581,3 @@ class Reader:
                 f"The script is too tangled to be read (at line {getattr(node, 'lineno', '?')}).",
                 "Cut it to the part that trains.",
             )
-
-
-def _as_read(target: ast.expr) -> ast.expr:
-    """The target of ``x += 1`` as the expression ``x``."""
-    match target:
-        case ast.Name():
-            read: ast.expr = ast.Name(target.id, ast.Load())
-        case ast.Attribute():
-            read = ast.Attribute(target.value, target.attr, ast.Load())
-        case ast.Subscript():
-            read = ast.Subscript(target.value, target.slice, ast.Load())
-        case _:
-            return target
-    return ast.copy_location(read, target)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from abacist.delivery.importing.reader import Reader
+from abacist.delivery.importing.script_data import Data, read_data
 from abacist.delivery.importing.scriptfile import ScriptFile
-from abacist.delivery.importing.values import Class, Function, Made, Symbol, Table, Unknown
+from abacist.delivery.importing.values import (
+    REST,
+    Class,
+    Made,
+    Symbol,
+    Unknown,
+    options_of,
+)
 from abacist.errors import UsageError
 
 _POSITIONAL = (
@@ -19,30 +27,6 @@ _LORA_CALLS = ("LoraConfig", "get_peft_model")
 
 
 @dataclass
-class Message:
-    """One turn of the prompt: its role, its content as read, and the line."""
-
-    role: str
-    content: Any
-    line: int
-
-
-@dataclass
-class Data:
-    """Where the training rows come from, and what is done to them."""
-
-    load: Made | None = None
-    split: Any = None
-    split_line: int = 0
-    steps: list[Made] = field(default_factory=list)
-    row: Any = None
-    messages: list[Message] = field(default_factory=list)
-    plain_prompt: Any = None
-    limit: int | None = None
-    limit_line: int = 0
-
-
-@dataclass
 class Script:
     """A script that trains with GRPO, taken apart."""
 
@@ -50,6 +34,8 @@ class Script:
     reader: Reader
     calls: list[Made]
     trainer: Made
+    #: further trainers: one configuration holds one training
+    others: list[Made]
     own_trainer: Class | None
     config: Made | None
     is_config_passed: bool
@@ -58,9 +44,13 @@ class Script:
     model_line: int
     lora: Made | None
     is_lora_passed: bool
+    #: whether a condition that is not known decides on LoRA
+    is_lora_conditional: bool
     data: Data
     eval_data: Any
     rewards: list[tuple[Any, int]]
+    #: what was taken where the text leaves a choice, with its line
+    guesses: list[tuple[int, str]]
 
     @property
     def uses_unsloth(self) -> bool:
@@ -75,7 +65,7 @@ def take_apart(file: ScriptFile) -> Script:
 
     Raises UsageError for a script that builds no GRPO trainer, naming what it builds instead.
     """
-    reader = Reader(file.tree)
+    reader = Reader(file.tree, {name: one.tree for name, one in file.modules.items()})
     trainers = [one for one in reader.made if one.name.endswith("GRPOTrainer")]
     if not trainers:
         _follow_the_rest(reader)
@@ -85,35 +75,76 @@ def take_apart(file: ScriptFile) -> Script:
         raise _no_trainer(file, calls)
     trainer = trainers[-1]
     given = dict(zip(_POSITIONAL, trainer.args, strict=False)) | trainer.kwargs
-    configs = [one for one in calls if one.name.endswith("GRPOConfig")]
-    passed = given.get("args")
-    config = passed if isinstance(passed, Made) else configs[-1] if configs else None
+    guesses: list[tuple[int, str]] = []
+    config = _config(given, trainer, calls, guesses)
     loader, name, name_line, applied = _model(given.get("model"), calls)
+    if loader is not None and not isinstance(given.get("model"), Made | str):
+        guesses.append((loader.line, "which model the trainer is given cannot be told from the "
+                        "text: the one that is loaded here is taken"))  # fmt: skip
     loras = [one for one in calls if one.name in _LORA_CALLS and one.name != "get_peft_model"]
     loras += [one for one in calls if one.name == "get_peft_model" and "unsloth" in one.dotted]
     loras += [one for one in calls if one.name == "get_peft_model" and "r" in one.kwargs]
     given_lora = given.get("peft_config")
-    lora = given_lora if isinstance(given_lora, Made) else applied
-    is_passed = lora is not None
+    lora = next((one for one in options_of(given_lora) if isinstance(one, Made)), applied)
+    # Of what is not told it cannot be said that it is no LoRA.
+    is_untold = isinstance(given_lora, Unknown) or (
+        lora is None and (REST in given or isinstance(given.get("model"), Unknown))
+    )
+    is_passed = lora is not None or is_untold
     if lora is None and loras:
         lora = loras[-1]
+    has_lora = {
+        any(step.name == "get_peft_model" for step in one.chain())
+        for one in options_of(given.get("model")) if isinstance(one, Made)
+    }  # fmt: skip
+    is_choice = lora is not None and (is_untold or len(has_lora) > 1)
+    if is_untold and all(isinstance(one, Made) for one in options_of(given_lora)):
+        is_choice = False
+        guesses.append((lora.line if lora else trainer.line, "which of several LoRA configurations "
+                        "is used depends on a condition: this one is taken"))  # fmt: skip
     return Script(
         file=file,
         reader=reader,
         calls=calls,
         trainer=trainer,
+        others=[
+            one for one in calls
+            if one is not trainer and one.name.endswith("Trainer") and one.name[:1].isupper()
+        ],
         own_trainer=trainer.of if isinstance(trainer.of, Class) else None,
         config=config,
-        is_config_passed=passed is not None,
+        is_config_passed=given.get("args") is not None or REST in given,
         loader=loader,
         model=name,
         model_line=name_line or trainer.lines.get("model", trainer.line),
         lora=lora,
         is_lora_passed=is_passed,
-        data=_data(given.get("train_dataset"), reader, calls),
+        is_lora_conditional=is_choice,
+        data=read_data(given.get("train_dataset"), reader, calls, guesses),
         eval_data=given.get("eval_dataset"),
         rewards=_rewards(given.get("reward_funcs"), trainer, file),
-    )
+        guesses=guesses,
+    )  # fmt: skip
+
+
+def _config(
+    given: dict[str, Any], trainer: Made, calls: list[Made], guesses: list[tuple[int, str]]
+) -> Made | None:
+    passed = given.get("args")
+    if isinstance(passed, Made):
+        return passed
+    found = [one for one in options_of(passed) if isinstance(one, Made)]
+    found = found or [one for one in calls if one.name.endswith("GRPOConfig")]
+    if not found:
+        return None
+    if passed is not None:
+        guesses.append((found[-1].line, "which GRPOConfig the trainer is given "
+                        f"{_why(passed)}: this one is taken"))  # fmt: skip
+    return found[-1]
+
+
+def _why(value: Any) -> str:
+    return value.why if isinstance(value, Unknown) else "cannot be told from the text"
 
 
 def _follow_the_rest(reader: Reader) -> None:
@@ -154,6 +185,8 @@ def _model(given: Any, calls: list[Made]) -> tuple[Made | None, Any, int, Made |
     applied: Made | None = None
     at = given
     for _ in range(20):
+        options = [one for one in options_of(at) if isinstance(one, Made)]
+        at = next((one for one in options if one.name == "get_peft_model"), [*options, at][0])
         if not isinstance(at, Made):
             break
         if at.name == "get_peft_model":
@@ -184,84 +217,12 @@ def _name_of(loader: Made) -> tuple[Any, int]:
 def _rewards(given: Any, trainer: Made, file: ScriptFile) -> list[tuple[Any, int]]:
     line = trainer.lines.get("reward_funcs", trainer.line)
     rewards = list(given) if isinstance(given, list | tuple) else [given]
-    if given is None or isinstance(given, Unknown):
+    if given is None or isinstance(given, Unknown) or not rewards:
         where = file.where(getattr(given, "line", line))
+        why = "is an empty list" if given == [] else _why(given)
         raise UsageError(
-            f"{file.path}, {where}: which rewards are trained on cannot be told from the text.",
+            f"{file.path}, {where}: which rewards are trained on cannot be told from the text: "
+            f"reward_funcs {why}.",
             "Write them into the call: reward_funcs=[first, second].",
         )
     return [(one, line) for one in rewards]
-
-
-def _data(given: Any, reader: Reader, calls: list[Made]) -> Data:
-    data = Data()
-    start = given
-    if not isinstance(start, Made):
-        loads = [one for one in calls if one.name == "load_dataset"]
-        start = loads[-1] if loads else None
-    if start is None:
-        return data
-    chain = list(start.chain())
-    for step in chain:
-        if step.name in ("load_dataset", "from_list", "from_dict", "from_pandas", "load_from_disk",
-                         "from_json", "from_csv", "from_generator"):  # fmt: skip
-            data.load = step
-            if "split" in step.kwargs or len(step.args) > 4:
-                data.split = step.kwargs.get("split")
-                data.split_line = step.lines.get("split", step.line)
-        elif step.name == "[]" and step.args and isinstance(step.args[0], str):
-            data.split, data.split_line = step.args[0], step.line
-        elif step.name == "select":
-            data.limit, data.limit_line = _length(step), step.line
-        elif step.name == "take" and step.args and isinstance(step.args[0], int):
-            data.limit, data.limit_line = step.args[0], step.line
-    data.steps = [step for step in reversed(chain) if step is not data.load]
-    for step in data.steps:
-        function = step.args[0] if step.args else step.kwargs.get("function")
-        if step.name == "map" and isinstance(function, Function):
-            row = Made("row", "row", [], {}, function.node)
-            _read_row(reader.follow(function, row), data)
-    return data
-
-
-def _length(select: Made) -> int | None:
-    """How many rows ``select(range(n))`` keeps."""
-    rows = select.args[0] if select.args else select.kwargs.get("indices")
-    if isinstance(rows, Made) and rows.name == "range":
-        numbers = [one for one in rows.args if isinstance(one, int)]
-        if len(numbers) == len(rows.args) and 0 < len(numbers) < 4 and numbers[2:] != [0]:
-            return len(range(*numbers))
-    return len(rows) if isinstance(rows, list) else None
-
-
-def _read_row(row: Any, data: Data) -> None:
-    """The prompt in what a ``map`` returns."""
-    if not isinstance(row, Table):
-        return
-    data.row = row
-    prompt = row.get("prompt")
-    if isinstance(prompt, Made) and prompt.name == "apply_chat_template":
-        prompt = prompt.args[0] if prompt.args else prompt.kwargs.get("conversation")
-    if isinstance(prompt, list):
-        data.messages = [
-            Message(str(turn.get("role")), turn.get("content"), turn.lines.get("content", 0))
-            for turn in prompt
-            if isinstance(turn, Table)
-        ]
-    elif prompt is not None:
-        data.plain_prompt = prompt
-
-
-def column_of(value: Any) -> str | None:
-    """The column of a row that a value was made from."""
-    if isinstance(value, Made):
-        if value.name == "text":
-            return next((found for part in value.args if (found := column_of(part))), None)
-        for step in value.chain():
-            is_row = isinstance(step.of, Made) and step.of.name == "row"
-            if is_row and step.name in ("[]", "get") and step.args:
-                return str(step.args[0])
-        for one in (*value.args, *value.kwargs.values()):
-            if (found := column_of(one)) is not None:
-                return found
-    return None

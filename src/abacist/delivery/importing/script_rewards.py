@@ -18,6 +18,7 @@ from abacist.delivery.importing.reward_shapes import DIGITS, TAG, Shape, shape_o
 from abacist.delivery.importing.values import Binding, Function, Made, Scope, Symbol, Unknown
 
 MAX_FOLLOWED = 30
+GOLD_MARK = "####"
 
 OUR_TAG_NAMES = {"reasoning", "answer"}
 # What TRL gives to every reward function; any other parameter is a column.
@@ -72,6 +73,13 @@ class Looks:
     digits: list[int] = field(default_factory=list)
     splits_at: list[tuple[str, int]] = field(default_factory=list)
     evaluates: list[int] = field(default_factory=list)
+    #: lines that look for ####
+    marks: list[int] = field(default_factory=list)
+    #: whether it reads the content of a message, tells texts from messages (by isinstance), and
+    #: hands on what is not followed
+    reads_messages: bool = False
+    tells_types: bool = False
+    hands_on: bool = False
     uses_foreign: bool = False
     shape: Shape | None = None
 
@@ -103,15 +111,21 @@ def look_at(function: Function, reader: Reader) -> Looks:
             continue
         known.add(id(one.node))
         waiting += _look(one, looks, reader)
-    looks.shape = shape_of(function, columns_of(function), reader)
+    looks.shape = shape_of(function, [*columns_of(function)], reader)
     return looks
 
 
-def columns_of(function: Function) -> list[str]:
-    """The columns of the data set that a reward function asks for by name."""
+def columns_of(function: Function) -> dict[str, bool]:
+    """The columns of the data set that a reward asks for by name, and whether it has a default."""
     node = function.node.args
-    names = [one.arg for one in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
-    return [name for name in names if name not in _TRLS]
+    names = [one.arg for one in (*node.posonlyargs, *node.args)]
+    by_default = dict.fromkeys(names, False)
+    by_default |= dict.fromkeys(names[len(names) - len(node.defaults) :], True)
+    by_default |= {
+        one.arg: default is not None
+        for one, default in zip(node.kwonlyargs, node.kw_defaults, strict=True)
+    }
+    return {name: has for name, has in by_default.items() if name not in _TRLS}
 
 
 def recognise(looks: Looks) -> Recognised | None:
@@ -127,21 +141,31 @@ def _look(one: Function, looks: Looks, reader: Reader) -> list[Function]:
     scope, called = _inner_scope(one, reader), []
     for node in _nodes(one.node):
         match node:
-            case ast.Constant(value=str() as text) if TAG.search(text):
-                looks.texts.append((text, node.lineno))
+            case ast.Constant(value=str() as text):
+                _look_at_text(text, node.lineno, looks)
             case ast.Name(id=name) if isinstance(node.ctx, ast.Load):
                 found = scope.find(name)
                 if found is not None and isinstance(found.value, Function):
                     called.append(found.value)
                 elif found is not None and isinstance(found.value, str):
-                    if TAG.search(found.value):
-                        looks.texts.append((found.value, node.lineno))
+                    _look_at_text(found.value, node.lineno, looks)
+                elif found is not None and isinstance(found.value, Made):
+                    for text in (one for one in found.value.args if isinstance(one, str)):
+                        looks.marks += [node.lineno] if GOLD_MARK in text else []
                 elif found is not None and isinstance(found.value, Symbol):
                     top = found.value.dotted.partition(".")[0]
-                    looks.uses_foreign |= top not in ("re", "regex", "typing", "math")
+                    is_known = top in ("re", "regex", "typing", "math")
+                    looks.uses_foreign |= not is_known
+                    looks.hands_on |= not is_known
             case ast.Call():
                 _look_at_call(node, looks, reader, scope)
     return called
+
+
+def _look_at_text(text: str, line: int, looks: Looks) -> None:
+    looks.texts += [(text, line)] if TAG.search(text) else []
+    looks.marks += [line] if GOLD_MARK in text else []
+    looks.reads_messages |= text == "content"
 
 
 def _inner_scope(function: Function, reader: Reader) -> Scope:
@@ -166,6 +190,7 @@ def _look_at_call(node: ast.Call, looks: Looks, reader: Reader, scope: Scope) ->
     func = node.func
     if isinstance(func, ast.Name):
         looks.evaluates += [node.lineno] if func.id in ("eval", "exec") else []
+        looks.tells_types |= func.id == "isinstance"
         looks.uses_foreign |= func.id in ("float", "open", "abs")
         return
     if not isinstance(func, ast.Attribute):

@@ -17,7 +17,7 @@ from abacist.errors import DataError
 
 MAX_SCRIPT_CHARS = 1_000_000
 MAX_FILE_BYTES = 64_000_000  # a notebook keeps its pictures
-MAX_BRACKETS = 200
+MAX_MODULES = 20
 
 # Cells in these are no Python; other cell magics (%%capture, %%time) stand above Python.
 _OTHER_LANGUAGES = re.compile(
@@ -29,6 +29,15 @@ _PRINT_STATEMENT = re.compile(r"\s*print\s+[^\s(=]")
 
 
 @dataclass(frozen=True)
+class Module:
+    """A module beside the script. Its lines are counted on from ``start``."""
+
+    path: Path
+    tree: ast.Module
+    start: int
+
+
+@dataclass(frozen=True)
 class ScriptFile:
     """The text of a script with its syntax tree."""
 
@@ -37,11 +46,20 @@ class ScriptFile:
     tree: ast.Module
     #: for a notebook, the first line of each code cell in ``text``
     cell_starts: list[int] = field(default_factory=list)
+    #: modules beside the script that it imports, by name; their lines go on where the last ends
+    modules: dict[str, Module] = field(default_factory=dict)
+
+    def module_of(self, line: int) -> Module | None:
+        """The module beside the script that holds a line; None for the script's own."""
+        found = [one for one in self.modules.values() if one.start <= line]
+        return max(found, key=lambda one: one.start, default=None)
 
     def where(self, line: int | None) -> str:
         """A line as a person finds it: ``line 12``, or ``cell 3, line 2`` of a notebook."""
         if line is None:
             return "the script"
+        if (module := self.module_of(line)) is not None:
+            return f"{module.path.name}, line {line - module.start + 1}"
         cell = sum(start <= line for start in self.cell_starts)
         if not cell:
             return f"line {line}"
@@ -82,8 +100,45 @@ def read_script(path: Path) -> ScriptFile:
             f"{path}, line {line}: this is no UTF-8 text.", "Save it as UTF-8, if it is a script."
         ) from error
     if path.suffix.lower() == ".ipynb" or text.lstrip().startswith('{"cells"'):
-        return _notebook(path, text)
-    return script_of(text, path)
+        return _with_modules(_notebook(path, text))
+    return _with_modules(script_of(text, path))
+
+
+def _with_modules(script: ScriptFile) -> ScriptFile:
+    """The script, with the modules beside it that it and they import."""
+    waiting: list[ast.Module] = [script.tree]
+    start = script.text.count("\n") + 2
+    while waiting and len(script.modules) < MAX_MODULES:
+        for name in _imported(waiting.pop(0)):
+            path = script.path.parent.joinpath(*name.split(".")).with_suffix(".py")
+            if name in script.modules or path == script.path:
+                continue
+            try:
+                if not path.is_file() or path.stat().st_size > MAX_SCRIPT_CHARS:
+                    continue
+                text = path.read_text(encoding="utf-8-sig")
+                tree = _parsed(text.replace("\r\n", "\n"))
+            except (OSError, ValueError, SyntaxError):
+                continue  # what it holds stays a name, and is told as one
+            ast.increment_lineno(tree, start - 1)
+            script.modules[name] = Module(path, tree, start)
+            start += text.count("\n") + 1
+            waiting.append(tree)
+    return script
+
+
+def _imported(tree: ast.Module) -> list[str]:
+    """The modules that a text imports, by the names under which they would stand beside it."""
+    names: list[str] = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                names += [alias.name for alias in node.names]
+            case ast.ImportFrom(module=str() as module) if node.level < 2:
+                names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            case ast.ImportFrom() if node.level == 1:
+                names += [alias.name for alias in node.names]
+    return [name for name in dict.fromkeys(names) if name and name != "*"]
 
 
 def script_of(text: str, path: Path, cell_starts: list[int] | None = None) -> ScriptFile:

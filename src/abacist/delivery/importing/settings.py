@@ -14,7 +14,7 @@ from typing import Any
 
 from abacist.delivery.importing.notes import Draft
 from abacist.delivery.importing.script import Script
-from abacist.delivery.importing.values import PLAIN, Made, Symbol, Unknown, is_plain
+from abacist.delivery.importing.values import PLAIN, REST, Made, Symbol, Unknown, is_plain
 from abacist.learning.limits import RETIRED, SWITCHES
 
 _PRECISION = "mixed precision is chosen for the machine that trains"
@@ -70,7 +70,13 @@ _LOADER_QUIET = {"model_name", "pretrained_model_name_or_path", "device_map", "u
 def training_settings(script: Script, known: Collection[str], draft: Draft) -> None:
     """Carry over what the script gives to ``GRPOConfig``."""
     if script.config is None:
-        draft.wrong(script.trainer.line, "the trainer gets no GRPOConfig: all of TRL's defaults")
+        if script.is_config_passed:
+            draft.left_out(script.trainer.line, "the settings that the trainer is given cannot be "
+                           "told from the text: give them as flags")  # fmt: skip
+        else:
+            draft.wrong(
+                script.trainer.line, "the trainer gets no GRPOConfig: all of TRL's defaults"
+            )
         return
     lines = script.config.lines
     given = dict(script.config.kwargs)
@@ -79,6 +85,10 @@ def training_settings(script: Script, known: Collection[str], draft: Draft) -> N
     for name, value in given.items():
         line = lines.get(name, script.config.line)
         _training_setting(name, value, line, known, draft)
+    for call in script.calls:
+        is_setter = call.name.startswith("set_") or call.name == "update"
+        if is_setter and any(step is script.config for step in call.chain()):
+            draft.left_out(call.line, f"{call.name}(): what it sets is not read: give it as flags")
     _refuse_half_groups(script, draft)
 
 
@@ -86,7 +96,7 @@ def _training_setting(
     name: str, value: Any, line: int, known: Collection[str], draft: Draft
 ) -> None:
     name = _RENAMED.get(name, name)
-    if name == "**":
+    if name == REST:
         why = getattr(value, "why", "is computed when the script runs")
         draft.left_out(line, f"further settings, whose value {why}: give them as flags")
         return
@@ -99,13 +109,14 @@ def _training_setting(
         if name == "model_init_kwargs" and isinstance(value, dict):
             _loader_settings(value, getattr(value, "lines", {}), line, draft)
         return
-    if isinstance(value, Unknown) or not is_plain(value):
+    is_told = not isinstance(value, Unknown) and is_plain(value)
+    if not is_told and name in known and name not in RETIRED:
         why = getattr(value, "why", "is computed when the script runs")
         draft.left_out(line, f"{name}: its value {why}; give --{name} yourself")
         return
     if value is None:
         return
-    if name == "warmup_ratio":
+    if name == "warmup_ratio" and is_told:
         _warmup(value, line, draft)
     elif name in RETIRED:
         is_off = value is False or str(value).lower() in ("false", "no")
@@ -121,6 +132,8 @@ def _training_setting(
                        "whose state is small with LoRA")  # fmt: skip
     elif name == "report_to":
         _report_to(value, line, draft)
+    elif value == []:
+        draft.left_out(line, f"{name}: an empty list, which is as good as none")
     elif name == "eval_strategy" and value == "epoch":
         draft.left_out(line, "eval_strategy epoch: --eval_steps N measures held-out problems")
     elif name == "run_name" and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", str(value)):
@@ -208,8 +221,11 @@ def lora_settings(script: Script, draft: Draft, *, faithful: bool) -> None:
     """Carry over the adapter, or that there is none."""
     lora = script.lora
     if lora is None:
-        draft.set("use_peft", False, None, "the script trains all weights")
+        _no_lora(script, draft)
         return
+    if script.is_lora_conditional:
+        draft.changed(lora.line, "whether LoRA is used depends on what is known when the script "
+                      "runs: it is used here (--no_use_peft trains all weights)")  # fmt: skip
     if not script.is_lora_passed:
         draft.wrong(
             lora.line,
@@ -240,9 +256,28 @@ def lora_settings(script: Script, draft: Draft, *, faithful: bool) -> None:
         line = lora.lines.get("use_gradient_checkpointing", lora.line)
         draft.set("gradient_checkpointing", True, line)
     for name, value in lora.kwargs.items():
-        quiet = name in _LORA or name in _LORA_QUIET or value in ("none", None, False)
+        if name == REST:
+            draft.left_out(lora.lines.get(name, lora.line), "further settings of LoRA, which the "
+                           "text does not tell")  # fmt: skip
+            continue
+        quiet = name in _LORA or name in _LORA_QUIET or value in ("none", None, False, [])
         if not quiet:
             draft.left_out(lora.lines.get(name, lora.line), f"LoRA's {name}: no counterpart")
+
+
+def _no_lora(script: Script, draft: Draft) -> None:
+    draft.set("use_peft", False, None, "the script trains all weights")
+    if script.is_lora_passed:
+        draft.left_out(script.trainer.lines.get("peft_config", script.trainer.line), "whether LoRA "
+                       "is used cannot be told from the text: --use_peft uses it")  # fmt: skip
+        return
+    for node in ast.walk(script.file.tree):
+        func = node.func if isinstance(node, ast.Call) else None
+        name = getattr(func, "id", getattr(func, "attr", ""))
+        if name in ("LoraConfig", "get_peft_model") and isinstance(node, ast.Call):
+            draft.left_out(node.lineno, f"{name}: the script does not come by here, as far as it "
+                           "shows; --use_peft uses LoRA")  # fmt: skip
+            return
 
 
 def _targets(lora: Made, draft: Draft) -> None:
@@ -255,7 +290,7 @@ def _targets(lora: Made, draft: Draft) -> None:
             draft.left_out(line, "LoRA's target_modules is a pattern: all linear layers get one")
         else:
             draft.set("lora_target_modules", targets, line)
-    elif targets is not None:
+    elif targets is not None and targets != []:
         draft.left_out(line, "LoRA's target_modules is computed: all linear layers get one")
     elif lora.name != "get_peft_model":
         draft.wrong(

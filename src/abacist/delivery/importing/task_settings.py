@@ -5,42 +5,33 @@ from __future__ import annotations
 import json
 import re
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from abacist.delivery.importing.extraction import CannotTake, RewardFile
 from abacist.delivery.importing.notes import Draft
-from abacist.delivery.importing.script import Message, Script, column_of
+from abacist.delivery.importing.script import Script
+from abacist.delivery.importing.script_data import Message
 from abacist.delivery.importing.script_rewards import (
-    GIST_NAMES,
     OUR_TAG_NAMES,
     TAG,
-    Looks,
-    Recognised,
-    look_at,
-    recognise,
 )
-from abacist.delivery.importing.values import Class, Function, Instance, Made, Symbol
+from abacist.delivery.importing.values import Made, column_of
 from abacist.errors import UsageError
 from abacist.task.reply import parse_reply
-from abacist.task.rewards import REWARD_SETS, is_built_in_name
 
 _FILES = {"json", "csv", "parquet", "arrow", "text"}
 # What is read of the data's way, or changes none of its rows.
 _READ_STEPS = frozenset(
     {
         "map", "select", "take", "shuffle", "[]", "cast", "with_format", "set_format",
-        "remove_columns", "select_columns", "flatten_indices",
+        "remove_columns", "select_columns", "flatten_indices", "rename_column", "rename_columns",
     }
 )  # fmt: skip
 _READ_ARGUMENTS = frozenset(
     {"path", "name", "split", "data_files", "cache_dir", "num_proc", "token", "trust_remote_code"}
 )
+# "Question:" on the last line of what stands before it, which is no instruction.
+_LABEL = re.compile(r"(.*?)((?:(?<=\n)|\A)[^\n]{0,20}:\s*)?", re.DOTALL)
 _SLICE = re.compile(r"\[:(\d+)\]")
-_TRLS_REWARDS = {
-    "accuracy_reward": ("correctness", "pays nothing for <answer>42</answer>"),
-    "think_format_reward": ("strict_format", "asks for <think> tags"),
-}
 
 
 def data_settings(script: Script, draft: Draft, *, dataset: str | None) -> None:
@@ -145,13 +136,27 @@ def prompt_settings(script: Script, draft: Draft, *, faithful: bool) -> set[str]
     text = system.content if system and isinstance(system.content, str) else None
     line = system.line if system else None
     if script.data.plain_prompt is not None:
-        text, line = _plain_text(script, draft)
+        line = script.data.row.lines.get("prompt") if script.data.row is not None else None
+        draft.changed(line, "the prompt is plain text: here it is a conversation, in the template "
+                      "of the model")  # fmt: skip
+        text = _around(script.data.plain_prompt, line, draft)
+    elif messages and messages[-1].role == "user":
+        before = _around(messages[-1].content, messages[-1].line, draft)
+        if system is None and before is not None:
+            text, line = before, messages[-1].line
+            draft.changed(line, "the words before the question are the system text here")
+        elif before is not None:
+            draft.left_out(messages[-1].line, "the words before the question: it is put as it "
+                           "stands")  # fmt: skip
     tags = set(TAG.findall(text or ""))
     is_other = bool(tags) and not tags >= OUR_TAG_NAMES
+    for at, why in script.data.unread:
+        draft.left_out(at, f"{why}: give the system text with --system_prompt")
     if text is None:
         if system is not None:
-            draft.left_out(line, "the system text is computed; ours is used")
-        elif messages:
+            draft.left_out(line, "the system text is computed; ours is used (--system_prompt gives "
+                           "another)")  # fmt: skip
+        elif messages and not script.data.unread:
             draft.wrong(messages[0].line, "no system text asks for the layout that rewards look "
                         "for; ours is used")  # fmt: skip
         draft.set("system_prompt", "default", None)
@@ -170,24 +175,27 @@ def prompt_settings(script: Script, draft: Draft, *, faithful: bool) -> set[str]
                       "<reasoning> and <answer>: ours is used")  # fmt: skip
         draft.set("system_prompt", "default", None)
     _examples(script, messages, draft)
-    _around_question(messages, draft)
     return tags
 
 
-def _plain_text(script: Script, draft: Draft) -> tuple[str | None, int | None]:
-    """What stands before the question in a prompt that is plain text."""
-    prompt, line = script.data.plain_prompt, script.data.row.lines.get("prompt")
-    draft.changed(line, "the prompt is plain text: here it is a conversation, in the template of "
-                  "the model")  # fmt: skip
-    first = prompt
-    while isinstance(first, Made) and first.name == "text" and first.args:
-        first = first.args[0]
-    return (first.strip() or None if isinstance(first, str) else None), line
+def _around(prompt: Any, line: int | None, draft: Draft) -> str | None:
+    """The instructions that stand before the question in a text; other words are named."""
+    if isinstance(prompt, str):
+        return None  # a text without a question
+    pieces = prompt.args if isinstance(prompt, Made) and prompt.name == "text" else [prompt]
+    if sum(not isinstance(one, str) for one in pieces) > 1:
+        draft.left_out(line, "further columns in the prompt: the question is put as it stands")
+    first = pieces[0] if isinstance(pieces[0], str) else ""
+    before, label = _LABEL.fullmatch(first.rstrip()).groups()  # type: ignore[union-attr]
+    after = [one.strip() for one in pieces[1:] if isinstance(one, str)]
+    if words := [repr(_short(one)) for one in ((label or "").strip(), *after) if one]:
+        draft.left_out(line, f"the words around the question ({', '.join(words)}): it is put as it "
+                       "stands")  # fmt: skip
+    return before.strip() or None
 
 
-def _around_question(messages: list[Message], draft: Draft) -> None:
-    if messages and isinstance(messages[-1].content, Made) and messages[-1].content.name == "text":
-        draft.left_out(messages[-1].line, "the words around the question: it is put as it stands")
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _examples(script: Script, messages: list[Message], draft: Draft) -> None:
@@ -250,141 +258,3 @@ def _reads_test(call: Made) -> bool:
         if any(isinstance(one, str) and one.partition("[")[0] == "test" for one in named):
             return True
     return False
-
-
-def reward_settings(
-    script: Script, tags: set[str], draft: Draft, *, faithful: bool
-) -> list[tuple[Looks, Recognised | None]]:
-    """Rewards by name, with their weights; returns what the script's own functions show.
-
-    Raises UsageError if nothing is left that could be paid.
-    """
-    taken = RewardFile(script.file, dict(script.reader.module.names))
-    names: dict[str, float] = {}
-    seen: list[tuple[Looks, Recognised | None]] = []
-    weights = _weights(script, draft)
-    is_other = bool(tags) and not tags >= OUR_TAG_NAMES
-    gone: list[tuple[int, str]] = []
-    for at, (value, line) in enumerate(script.rewards):
-        weight = weights[at] if at < len(weights) else 1.0
-        if not isinstance(value, Function):
-            name = _foreign_reward(script, value, line, draft, gone)
-            if name is not None:
-                names[name] = names.get(name, 0.0) + weight
-            continue
-        looks = look_at(value, script.reader)
-        found = recognise(looks)
-        seen.append((looks, found))
-        at_line = value.node.lineno
-        if found is not None and (not faithful or found.is_historic):
-            name = f"gist.{GIST_NAMES[found.name]}" if faithful else found.name
-            if is_other and not faithful:
-                continue
-            names[name] = names.get(name, 0.0) + weight * found.weight
-            note = f"{value.name} is our `{name}`"
-            factor = f", {found.weight:g} times as much" if found.weight != 1 else ""
-            draft.changed(at_line, note + factor)
-            continue
-        foreign = looks.tags - OUR_TAG_NAMES
-        if foreign and not faithful:
-            named = ", ".join(f"<{tag}>" for tag in sorted(foreign))
-            gone.append((at_line, f"{value.name} looks for {named}, which is another format"))
-            continue
-        try:
-            name = taken.take(value)
-        except CannotTake as reason:
-            gone.append((at_line, f"{value.name}: {reason} ({script.file.where(reason.line)})"))
-            continue
-        names[name] = names.get(name, 0.0) + weight
-        draft.changed(at_line, f"{value.name} is the script's own: it is taken out, into a file "
-                      "beside the configuration")  # fmt: skip
-        if value.node.args.kwarg is None:
-            draft.wrong(at_line, f"{value.name} takes no **kwargs: TRL hands every column to every "
-                        "reward, and the call fails. It takes them now")  # fmt: skip
-    for line, why in gone:
-        draft.left_out(line, why)
-    if is_other and not faithful:
-        # What is paid for which part of another format says nothing of ours.
-        own = {name: weight for name, weight in names.items() if name in taken.parts}
-        names = dict.fromkeys([func.__name__ for func in REWARD_SETS["default"]], 1.0) | own
-        draft.changed(script.rewards[0][1], "what it pays for its format: our set `default` is paid"
-                      + (", and the script's own beside it" if own else ""))  # fmt: skip
-    if not names:
-        line, why = gone[0] if gone else (script.trainer.line, "no reward is given")
-        raise UsageError(
-            f"{script.file.path}, {script.file.where(line)}: none of the rewards can be carried "
-            f"over: {why}.",
-            "Put your rewards into a module of their own, and name them: --reward_funcs "
-            "module.function.",
-        )
-    _say_missing_packages(taken, draft)
-    if taken.parts:
-        draft.files["_rewards.py"] = taken.text()
-    line = script.rewards[0][1]
-    sets = {"gist": [f"gist.{func.__name__}" for func in REWARD_SETS["gist"]],
-            "default": [func.__name__ for func in REWARD_SETS["default"]]}  # fmt: skip
-    whole = next((one for one, members in sets.items() if set(members) <= set(names)), None)
-    is_even = all(abs(weight - 1) < 1e-9 for weight in names.values())
-    places = {name: f"_rewards.py:{name}" for name in taken.parts}
-    if whole is not None and is_even:
-        rest = [places.get(name, name) for name in names if name not in sets[whole]]
-        draft.set("reward_funcs", [whole, *rest], line)
-    else:
-        draft.set("reward_funcs", [places.get(name, name) for name in names], line)
-        if not is_even:
-            draft.set("reward_weights", [round(weight, 6) for weight in names.values()], line)
-    if faithful:
-        draft.set("allow_hackable_rewards", True, None, "the script's rewards, as they are")
-    return seen
-
-
-def _weights(script: Script, draft: Draft) -> list[float]:
-    given = draft.settings.pop("reward_weights", None)
-    if given is None or not isinstance(given.value, list):
-        return []
-    if script.rewards and len(given.value) != len(script.rewards):
-        draft.wrong(given.line, f"{len(given.value)} reward_weights for {len(script.rewards)} "
-                    "rewards: TRL refuses that. The rest weigh 1 here")  # fmt: skip
-    return [float(one) if isinstance(one, int | float) else 1.0 for one in given.value]
-
-
-def _foreign_reward(
-    script: Script, value: Any, line: int, draft: Draft, gone: list[tuple[int, str]]
-) -> str | None:
-    """The name of a reward that is not a function of the script's, or None with a reason."""
-    match value:
-        case Symbol():
-            if value.dotted.startswith("abacist.") and is_built_in_name(value.last):
-                return value.last
-            if value.dotted.startswith("trl.") and value.last in _TRLS_REWARDS:
-                name, why = _TRLS_REWARDS[value.last]
-                draft.changed(line, f"TRL's {value.last} {why}: `{name}` is in its place")
-                return name
-            beside = script.file.path.parent / Path(*value.dotted.split(".")[:-1])
-            if beside.with_suffix(".py").is_file():
-                return f"{beside.resolve()}.py:{value.last}"
-            gone.append((line, f"{value.dotted} is imported from a module that is not beside the "
-                         "script: name it with --reward_funcs"))  # fmt: skip
-        case str():
-            gone.append((line, f"{value!r} is a reward model: rewards here are functions"))
-        case Class() | Instance():
-            gone.append((line, "an object of the script's own class: write it as a function"))
-        case Made():
-            gone.append((line, f"what {value.name}() of {script.file.where(value.line)} makes: "
-                         "write it as a function"))  # fmt: skip
-        case _:
-            gone.append((line, "a reward that the text does not tell: write it as a function"))
-    return None
-
-
-def _say_missing_packages(taken: RewardFile, draft: Draft) -> None:
-    from importlib.util import find_spec
-
-    for package in sorted(taken.packages):
-        try:
-            is_here = find_spec(package) is not None
-        except (ImportError, ValueError):
-            is_here = False
-        if not is_here:
-            draft.left_out(None, f"the package {package}, which a reward needs, is not installed "
-                           "here")  # fmt: skip
