@@ -15,14 +15,17 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from abacist.delivery.bundle import bundle
+from abacist.delivery.export import ExportRequest, export
 from abacist.delivery.verify import Request, verify
-from abacist.errors import ModelError
+from abacist.errors import ModelError, UsageError
+from abacist.learning.config import load_config
 from abacist.policy import mxint8, quantization
 from abacist.policy.decoding import network
 from abacist.policy.decoding.engine import Engine
-from abacist.policy.families import FastPart, unsupported_reason
+from abacist.policy.families import FastPart, unsupported_linear, unsupported_reason
 from abacist.policy.kernels import build
 from abacist.policy.kernels.blocks import BLOCK, Blocks
 from abacist.policy.kernels.decode import Adapter, Packed
@@ -87,10 +90,21 @@ def test_a_block_is_what_the_specification_says() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_by_name(bad: float) -> None:
-    network = load_policy("tiny", device="cpu").model
-    network.model.layers[1].mlp.up_proj.weight.data[3, 5] = bad
+    model = load_policy("tiny", device="cpu").model
+    model.model.layers[1].mlp.up_proj.weight.data[3, 5] = bad
     with pytest.raises(ModelError, match=r"not finite.*layers\.1\.mlp\.up_proj"):
-        mxint8.hold_in_blocks(network)
+        mxint8.hold_in_blocks(model, torch.float32)
+
+
+def test_a_model_of_which_nothing_would_be_held_so_is_refused() -> None:
+    config = GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=40, n_positions=16)
+    with pytest.raises(ModelError, match="GPT2LMHeadModel can be held in 8 bits"):
+        mxint8.hold_in_blocks(GPT2LMHeadModel(config), torch.float32)
+
+
+def test_dora_which_reads_the_weights_is_refused_by_its_flags() -> None:
+    with pytest.raises(UsageError, match="--load_in_8bit with --use_dora on a CPU"):
+        load_config("tiny", None, [*ON_CPU, "--load_in_8bit", "--use_dora"])
 
 
 # --- The kernels ---
@@ -144,6 +158,7 @@ def test_a_single_row_is_multiplied_in_place() -> None:
 
 @needs_kernels
 def test_every_linear_layer_but_the_head_is_held_in_8_bits_and_counted_whole() -> None:
+    under_an_adapter = load_policy("tiny", lora=default_lora(), device="cpu")
     plain, held = load_policy("tiny", device="cpu").model, in_8_bits().model.get_base_model()
     layers = held_layers(held)
     assert len(layers) == 7 * plain.config.num_hidden_layers
@@ -151,7 +166,10 @@ def test_every_linear_layer_but_the_head_is_held_in_8_bits_and_counted_whole() -
     numbers = sum(layer.in_features * layer.out_features for layer in layers)
     assert sum(layer.weight.nbytes for layer in layers) == numbers * 33 // 32
     frozen = [p for p in held.parameters() if not p.requires_grad]
-    assert quantization.num_weights(frozen) == sum(p.numel() for p in plain.parameters())
+    counted = quantization.num_weights(frozen) - mxint8.num_exponents(held)
+    assert counted == sum(p.numel() for p in plain.parameters())
+    counts = [choice for choice in in_8_bits().choices if choice.what == "weights"]
+    assert counts == [choice for choice in under_an_adapter.choices if choice.what == "weights"]
 
 
 @needs_kernels
@@ -260,9 +278,12 @@ def test_its_bundle_is_replayed_with_the_base_rounded_as_it_was(run: Path, tmp_p
         kept = [line for line in lines if "load_in_8bit" not in line]
         assert len(kept) == len(lines) - 1
         members["run/config.yaml"] = "".join(kept).encode()
+        adapter = json.loads(members["run/adapter_config.json"])
+        del adapter["quantization_config"]
+        members["run/adapter_config.json"] = json.dumps(adapter).encode()
 
     other = tampered(made.path, tmp_path / "other.bundle.zip", forget, anew=True)
-    replay = {check.name: check for check in verify(Request(other, replies=8)).checks}["replay"]
+    replay = {check.name: check for check in verify(Request(other, replies=500)).checks}["replay"]
     assert not replay.holds, "other weights write other replies"
 
 
@@ -281,3 +302,60 @@ def test_a_single_reply_is_written_without_a_copy_and_is_the_same(
     monkeypatch.setattr(network, "NO_COPY_WEIGHTS", 1)
     monkeypatch.setattr(network, "_unmerged", None)  # what copies
     assert written() == copied
+
+
+@needs_kernels
+def test_a_base_stored_in_float32_is_rounded_once_whatever_dtype_the_rest_is_held_in() -> None:
+    """The built-in model is stored so: by way of bfloat16 it would be another base."""
+    found = [
+        load_policy("tiny", quantization=ASKED, device="cpu", dtype=dtype).model
+        for dtype in ("float32", "bfloat16")
+    ]
+    for one, other in zip(*map(held_layers, found), strict=True):
+        assert torch.equal(one.weight, other.weight)
+    assert [model.model.norm.weight.dtype for model in found] == [torch.float32, torch.bfloat16]
+
+
+@needs_kernels
+def test_layers_whose_biases_are_trained_are_not_fused() -> None:
+    policy = load_policy("tiny", quantization=ASKED, device="cpu", lora=default_lora())
+    layer = policy.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    layer.bias = nn.Parameter(torch.zeros(layer.out_features))
+    reason = unsupported_reason(policy.model, FastPart.FUSED_LAYERS)
+    assert reason is not None
+    layer.bias.requires_grad_(False)
+    assert unsupported_linear(layer, FastPart.FUSED_LAYERS, torch.float32) is None
+    layer.bias.requires_grad_(True)
+    found = unsupported_linear(layer, FastPart.FUSED_LAYERS, torch.float32)
+    assert found == "its base weights are trained"
+
+
+@needs_kernels
+def test_weights_held_differently_are_not_packed_into_one_product() -> None:
+    policy = load_policy("tiny", quantization=ASKED, device="cpu", dtype="bfloat16")
+    attention = policy.model.model.layers[0].self_attn
+    held = attention.k_proj
+    dense = nn.Linear(held.in_features, held.out_features, dtype=torch.bfloat16)
+    dense.weight.data = held.blocks.dense(torch.bfloat16)
+    dense.requires_grad_(False)
+    assert unsupported_reason(policy.model, FastPart.DECODING) is None
+    attention.k_proj = dense
+    reason = str(unsupported_reason(policy.model, FastPart.DECODING))
+    assert "in 8 bits and others of the same input not" in reason
+    with pytest.raises(AssertionError):
+        Packed([attention.q_proj.blocks, dense.weight], [None, None])
+
+
+@needs_kernels
+def test_an_exported_adapter_says_which_base_it_is_for_and_is_verified_on_it(
+    run: Path, tmp_path: Path
+) -> None:
+    exported = export(ExportRequest(str(run), "adapter", tmp_path / "adapter", device="cpu"))
+    assert any("8 bits (MXINT8)" in note and "--to merged" in note for note in exported.notes)
+    further = short_run(
+        tmp_path / "further", "--model_name_or_path", str(tmp_path / "adapter"), *ON_CPU
+    )
+    made = bundle(further, tmp_path / "further.bundle.zip")
+    asked = Request(made.path, replies=8, device="cpu", model=str(tmp_path / "adapter"))
+    replay = {check.name: check for check in verify(asked).checks}["replay"]
+    assert replay.holds, replay

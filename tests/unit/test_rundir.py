@@ -216,10 +216,10 @@ def test_opening_what_is_not_a_run_is_an_error_that_says_why() -> None:
         RunDir.open(Path("out"))
     for text, why in {
         "{": "damaged",
-        "\xff": "not written by Abacist",
+        "\xff": "not that of a run",
         "[" * 100_000: "damaged",
         '{"format": "abacist-run", "format_version": 99}': "run of format 99",
-        '{"format": "other"}': "not written by Abacist",
+        '{"format": "other"}': "not that of a run",
     }.items():
         Path("out/manifest.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(RunError, match=why if text != "\xff" else "damaged"):

@@ -40,10 +40,11 @@ from abacist.learning.openings import note_asked
 from abacist.learning.resume import checkpoints
 from abacist.learning.seen import seen_by
 from abacist.learning.tracking import Silent, Watcher, told_of
+from abacist.policy import quantization
 from abacist.policy.chat import Chat
 from abacist.policy.decoding.generation import generate
 from abacist.policy.loading import Policy, load_policy, quiet_libraries
-from abacist.policy.source import Source, find, stored_tensors
+from abacist.policy.source import Source, find, read_json, stored_tensors
 from abacist.proof.ask import Prompting
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
@@ -368,6 +369,11 @@ def prove_all(
         notes.append(told)
     if request.to == "ollama":
         notes.append(ollama.NOT_TRIED)
+    adapter = {} if request.to != "adapter" else read_json(folder / "adapter_config.json")
+    if (held := quantization.recorded(adapter)) is not None:
+        notes.append(f"It learned on a base in {held}. PEFT, transformers and vLLM do not hold the "
+            "base so by themselves, and on another base it is another policy: for them, "
+            "`abacist export --to merged`.")  # fmt: skip
     return proofs, notes
 
 

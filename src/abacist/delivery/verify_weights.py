@@ -427,7 +427,7 @@ def _load(
     """The policy of a role. Raises ModelError if it cannot be loaded."""
     # In float32: narrower numbers would add their own rounding to the run's.
     how: Any = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
-    if _is_quantized(opened):
+    if _is_in_mxint8(opened):
         how |= {"quantization": _IN_MXINT8, "dequantized": True}
     if role == BASE:
         return load_policy(base.name, revision=revision, **how)

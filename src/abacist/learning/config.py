@@ -42,6 +42,7 @@ from abacist.learning.limits import (
 from abacist.learning.paths import with_absolute_paths, with_data_beside
 from abacist.learning.reply_selection import refuse_contradictions
 from abacist.learning.resume.checkpoints import asks_for_none, run_to_resume
+from abacist.policy.choices import choose_device
 
 AUTO = "auto"
 DEFAULT_RECIPE = "tiny"
@@ -289,6 +290,13 @@ def _refuse_quantized_alone(config: Config) -> None:
             f"{flag} with all weights trained (use_peft off): a weight of {held.bits} bits cannot "
             "take a small step",
             "Train an adapter, which is the default, or leave it out.",
+        )
+    device, _ = choose_device("cpu" if config.training.use_cpu else model.device)
+    if held.on(device).is_ours and model.use_dora:
+        raise UsageError(
+            f"{flag} with --use_dora on a CPU: DoRA reads the base's weights, which our kernels "
+            "hold as codes",
+            "Leave out one of them.",
         )
     if config.training.use_vllm:
         raise UsageError(

@@ -41,9 +41,8 @@ def refuse_too_large(config: Config) -> None:
     device, _ = choose_device("cpu" if training.use_cpu else model.device)
     if found.is_adapter or device.type != "cpu":
         return
-    # What is held in our own 8 bits is first loaded as it is stored.
-    if (held := model.quantization) is not None and not held.on(device).is_ours:
-        _refuse_too_large_quantized(config, held, found, device)
+    if (held := model.quantization) is not None:
+        _refuse_too_large_quantized(config, held.on(device), found, device)
         return
     count = _weights_in(found.folder)
     trains_all = not model.use_peft
@@ -69,7 +68,9 @@ def refuse_too_large(config: Config) -> None:
 def _refuse_too_large_quantized(
     config: Config, held: Quantization, found: Source, device: torch.device
 ) -> None:
-    number, _ = dtype_of(found, None, config.model.dtype, device, trains_all_weights=False)
+    # Only beside 8 bits of ours may the other weights stay in bfloat16 and be widened.
+    kind = class_of(found, config.training.trust_remote_code) if held.is_ours else None
+    number, _ = dtype_of(found, kind, config.model.dtype, device, trains_all_weights=False)
     quantized = _weights_in(found.folder, only_quantized=True)
     rest = _weights_in(found.folder) - quantized
     needed = quantized * held.bytes_per_weight + rest * number.itemsize
@@ -107,8 +108,7 @@ def _what_fits(count: int, number: torch.dtype, there: int, trains_all: bool) ->
 def _weights_in(folder: Path, *, only_quantized: bool = False) -> int:
     """How many numbers the weight files hold; their headers alone are read.
 
-    ``only_quantized``: those of linear layers within the decoder, which bitsandbytes holds in few
-    bits.
+    ``only_quantized``: those of linear layers within the decoder, which are held in few bits.
     """
     try:
         return sum(

@@ -234,20 +234,20 @@ def unsupported_linear(linear: Any, part: FastPart, dtype: torch.dtype) -> str |
         base = linear.base_layer
     if support.quantized and quantization.is_4bit(base):
         return quantization.not_dense_reason(base, dtype)
-    if type(base) is mxint8.Linear:
-        if dtype == torch.float32 and build.widens(base.blocks):
-            return None
+    in_8_bits = type(base) is mxint8.Linear
+    if in_8_bits and not (dtype == torch.float32 and build.widens(base.blocks)):
         return f"its 8-bit layers compute in {_name(dtype)} here, and our kernels in float32"
-    if type(base) is not nn.Linear:
+    if type(base) is not nn.Linear and not in_8_bits:
         return f"a projection is {type(base).__module__}.{type(base).__name__}, not a plain one"
     weight, bias = base.weight, base.bias
-    if not weight.is_floating_point():
+    if not weight.is_floating_point() and not in_8_bits:
         return "its weights are quantised"
     if not support.trained and (weight.requires_grad or (bias is not None and bias.requires_grad)):
         return "its base weights are trained"
     # Without autocast PEFT casts between the dtypes of base and adapter; that is left to PEFT.
     if (
         not support.mixed_dtypes
+        and not in_8_bits
         and weight.dtype != dtype
         and not _autocasts(weight)
         and not (dtype == torch.float32 and build.widens(weight))
@@ -398,6 +398,16 @@ def _mixed_dtypes(base: Any, linears: Iterable[Any]) -> str | None:
     widened = {torch.float32, torch.bfloat16} if build.supports_weight(embedding) else set()
     of_layers = (norm for layer in base.model.layers for norm in layer.children())
     norms = [part for part in of_layers if isinstance(getattr(part, "weight", None), nn.Parameter)]
+    for layer in base.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        together = (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (mlp.gate_proj, mlp.up_proj),
+        )
+        for projections in together:  # each a single product
+            kinds = {type(getattr(linear, "base_layer", linear)) for linear in projections}
+            if mxint8.Linear in kinds and len(kinds) > 1:
+                return "it holds some projections in 8 bits and others of the same input not"
     bases = (getattr(linear, "base_layer", linear) for linear in linears)
     for part in (base.model.norm, *norms, *bases):
         weight = part.weight

@@ -191,15 +191,18 @@ def load_policy(
     options: dict[str, Any] = {"dtype": number, "attn_implementation": attention}
     if held is not None and by_bitsandbytes:
         options |= {"quantization_config": held.config(number), "device_map": {"": where}}
+    if held is not None and held.is_ours:
+        # As it is stored: rounded to another dtype before, it would be another base.
+        options["dtype"] = "auto"
     network: Any = _load_network(base, trust_remote_code=trust_remote_code, **options)
     hold_as_loaded(network)
     why_held = "asked for" if quantization is not None else "the adapter learned on it so"
     if held is not None and held.is_ours:
         if dequantized or where.type != "cpu" or build.library() is None:
-            mxint8.round_weights(network)
-            why_held += f"; rounded to them, and held in {str(number).removeprefix('torch.')}"
+            mxint8.round_weights(network, number)
+            why_held += f"; rounded so, but held in {str(number).removeprefix('torch.')}"
         else:
-            mxint8.hold_in_blocks(network)
+            mxint8.hold_in_blocks(network, number)
     elif held is not None and dequantized:
         network = network.dequantize(dtype=number)
     chat = Chat.guard(
@@ -473,7 +476,7 @@ def _unloadable(source: Source, error: Exception) -> ModelError:
 
 
 def _trained_part(network: torch.nn.Module, trains: bool) -> Choice:
-    total = quantization.num_weights(network.parameters())
+    total = quantization.num_weights(network.parameters()) - mxint8.num_exponents(network)
     if not trains:
         return Choice("weights", f"{total:,}", "none of them trained")
     moving = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)

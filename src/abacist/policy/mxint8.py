@@ -57,38 +57,40 @@ class _Product(torch.autograd.Function):
 
 
 def _product(x: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-    if build.supports(x):
-        flat = multiply(x.reshape(-1, x.shape[-1]), blocks)
-        return flat.view(*x.shape[:-1], len(blocks))
+    if build.widens(blocks) and x.device.type == "cpu":
+        flat = multiply(x.reshape(-1, x.shape[-1]).float(), blocks)
+        return flat.view(*x.shape[:-1], len(blocks)).to(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x, blocks.dense(x.dtype))
 
 
-def hold_in_blocks(network: Any) -> None:
+def hold_in_blocks(network: Any, dtype: torch.dtype) -> None:
     """Hold the linear layers of ``network``, a transformers model, in 8 bits, except its head.
 
-    A layer whose inputs are no whole blocks stays as it is. Raises ModelError if a weight is NaN or
-    infinite.
+    All other weights are held in ``dtype``, also those of a layer whose inputs are no whole blocks.
+    Raises ModelError if there is no layer to hold so, or if a weight is NaN or infinite.
     """
-    _replace(network, lambda linear, blocks: Linear(blocks, linear.bias))
+    _replace(network, dtype, lambda linear, blocks: Linear(blocks, linear.bias))
     # The weights were mapped from their file, whose pages stay in memory as long as one is left.
     for weight in (*network.parameters(), *network.buffers()):
         if weight.dtype != torch.uint8:
             weight.data = weight.data.clone()
 
 
-def round_weights(network: Any) -> None:
-    """Round the same layers to the same numbers, and leave them in their dtype. Raises the same."""
+def round_weights(network: Any, dtype: torch.dtype) -> None:
+    """Round the same layers to the same numbers, and hold them in ``dtype``. Raises the same."""
 
     def rounded(linear: nn.Linear, blocks: Blocks) -> nn.Linear:
-        linear.weight.data = blocks.dense(linear.weight.dtype)
+        linear.weight.data = blocks.dense(dtype)
         return linear
 
-    _replace(network, rounded)
+    _replace(network, dtype, rounded)
 
 
-def _replace(network: Any, new: Callable[[nn.Linear, Blocks], nn.Linear]) -> None:
-    head = network.get_output_embeddings()
+def _replace(
+    network: Any, dtype: torch.dtype, new: Callable[[nn.Linear, Blocks], nn.Linear]
+) -> None:
+    head, count = network.get_output_embeddings(), 0
     for path, module in list(network.named_modules()):
         for name, child in list(module.named_children()):
             if type(child) is not nn.Linear or child is head or child.in_features % BLOCK:
@@ -99,6 +101,25 @@ def _replace(network: Any, new: Callable[[nn.Linear, Blocks], nn.Linear]) -> Non
                     "The copy is damaged or was trained into NaN: fetch it again.",
                 )
             setattr(module, name, new(child, Blocks.of(child.weight)))
+            count += 1
+    if not count:
+        raise ModelError(
+            f"No layer of {type(network).__name__} can be held in 8 bits (MXINT8): it has no plain "
+            f"linear layer with a multiple of {BLOCK} inputs.",
+            "Leave out --load_in_8bit.",
+        )
+    for weight in network.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
+
+
+def num_exponents(network: nn.Module) -> int:
+    """How many of the numbers in the parameters of ``network`` are exponents of blocks."""
+    return sum(
+        module.weight.numel() - module.in_features * module.out_features
+        for module in network.modules()
+        if type(module) is Linear
+    )
 
 
 def weight_of(linear: Any) -> Weight:

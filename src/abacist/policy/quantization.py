@@ -23,7 +23,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from abacist.errors import ModelError
-from abacist.policy.kernels.blocks import BLOCK, Blocks
+from abacist.policy.kernels.blocks import BLOCK
 
 RECORD = "quantization_config"
 """Where ``adapter_config.json`` says how the base was held that the adapter learned on."""
@@ -40,7 +40,7 @@ class Quantization:
 
     bits: int
     quant_type: str = "nf4"
-    """``nf4`` or ``fp4`` of 4 bits; of 8, ``mxint8`` or anything else for bitsandbytes' own."""
+    """``nf4`` or ``fp4`` of 4 bits. Of 8 bits ``mxint8``, or not looked at: bitsandbytes' own."""
     is_nested: bool = False
 
     def __str__(self) -> str:
@@ -196,8 +196,6 @@ def num_weights(parameters: Iterable[torch.Tensor]) -> int:
     total = 0
     for weight in parameters:
         shape = getattr(getattr(weight, "quant_state", None), "shape", None)
-        if shape is None and weight.dtype == torch.uint8:
-            shape = Blocks(weight.detach()).shape
         total += weight.numel() if shape is None else torch.Size(shape).numel()
     return total
 

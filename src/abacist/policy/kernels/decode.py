@@ -144,6 +144,7 @@ class Packed:
         panel = int(kernels.panel_outputs())
         self.outputs = len(weights[0]) if gated else sum(map(len, weights))
         inputs, held = weights[0].shape[1], format_of(weights[0])
+        assert all(format_of(weight) == held for weight in weights)
         in_blocks = isinstance(weights[0], Blocks)
         # A panel holds `panel` outputs of one weight, or half as many of gate and up each.
         width = panel // 2 if gated else panel
