@@ -33,6 +33,7 @@ from abacist.policy.kernels.multiply import multiply, multiply_row
 from abacist.policy.loading import Policy, default_lora, load_policy
 from abacist.policy.quantization import Quantization
 from abacist.policy.scoring.score import score
+from adapters import stir
 from bundles import short_run, tampered
 
 needs_kernels = pytest.mark.skipif(build.library() is None, reason=str(build.unsupported_reason()))
@@ -44,11 +45,7 @@ def in_8_bits(**how: Any) -> Policy:
     """The built-in model held so, under an adapter that does something."""
     options = {"quantization": ASKED, "dtype": "bfloat16", "device": "cpu", **how}
     policy = load_policy("tiny", lora=default_lora(), **options)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in policy.model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+    stir(policy.model)
     return policy
 
 

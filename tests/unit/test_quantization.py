@@ -26,6 +26,7 @@ from abacist.policy.families import FastPart, unsupported_reason
 from abacist.policy.loading import Policy, default_lora, load_policy
 from abacist.policy.quantization import Quantization
 from abacist.policy.scoring.score import score
+from adapters import stir
 
 WAYS = [Quantization(4), Quantization(4, "fp4", is_nested=True)]
 needs_bitsandbytes = pytest.mark.skipif(
@@ -36,11 +37,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 def quantized(held: Quantization, **how: Any) -> Policy:
     """The built-in model held so, under an adapter that does something."""
     policy = load_policy("tiny", quantization=held, lora=default_lora(), dtype="float32", **how)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in policy.model.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+    stir(policy.model)
     return policy
 
 

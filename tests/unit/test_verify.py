@@ -28,6 +28,7 @@ from abacist.delivery.bundle import Bundle, bundle
 from abacist.delivery.findings import alike
 from abacist.delivery.verify import Request, Verification, verify
 from abacist.errors import ModelError, UsageError
+from abacist.policy.quantization import Quantization
 from abacist.records.openings import EVAL, Opening, note_opening
 from bundles import Edit, Members, edit_json, edit_line, edit_rows, tampered
 from made_runs import rollout
@@ -559,6 +560,19 @@ def test_replies_on_a_base_that_bitsandbytes_held_are_said_not_to_be_replayed(
     replay = {check.name: check for check in found.checks}["replay"]
     assert replay.holds and replay.is_incomplete and not found.is_complete
     assert any("in few bits" in one for one in replay.not_checked)
+
+
+def test_a_run_that_went_on_from_an_adapter_on_few_bits_is_known_by_the_adapters_record(
+    made: Bundle, tmp_path: Path
+) -> None:
+    """No flag of its own says so."""
+    record = Quantization(4).record()
+    edit = edit_json(
+        "run/adapter_config.json", lambda adapter: adapter.update(quantization_config=record)
+    )
+    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    replay = {check.name: check for check in verify(Request(file, replies=4)).checks}["replay"]
+    assert replay.is_incomplete and any("in few bits" in one for one in replay.not_checked)
 
 
 def test_another_base_than_the_one_trained_from_is_seen(

@@ -7,6 +7,7 @@ small, so that nothing in it can make a library import or fetch anything.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -36,7 +37,6 @@ from abacist.policy.quantization import Quantization
 from abacist.policy.source import Source, find, read_json
 
 BASE = "base"
-_IN_MXINT8 = Quantization(8, quantization.MXINT8)
 # About what is computed without being asked for more: some minutes on a core.
 _WORK = 2e13
 _LEAST_REPLIES = 4
@@ -104,7 +104,8 @@ def check_replays(
         check.looked_at = "nothing was replayed, as asked"
         check.not_checked.append("whether the weights write these replies")
         return check
-    if _is_quantized(opened) and not _is_in_mxint8(opened):
+    held = _held_base(opened)
+    if held is not None and not held.is_ours:
         check.is_incomplete = True
         check.looked_at = "nothing was replayed"
         check.not_checked.append(
@@ -177,16 +178,15 @@ def check_replays(
     return check
 
 
-def _is_quantized(opened: Opened) -> bool:
-    return any(opened.settings.get(f"load_in_{bits}bit") for bits in (4, 8))
-
-
-def _is_in_mxint8(opened: Opened) -> bool:
-    try:
+def _held_base(opened: Opened) -> Quantization | None:
+    """How the run's base was held, by its adapter, or by its settings where that does not tell."""
+    with contextlib.suppress(AbacistError):  # missing or damaged
         adapter = opened.document("run/adapter_config.json")
-        return isinstance(adapter, dict) and quantization.recorded(adapter) == _IN_MXINT8
-    except AbacistError:  # missing or damaged
-        return False
+        held = quantization.recorded(adapter) if isinstance(adapter, dict) else None
+        if held is not None:
+            return held
+    asked = (bits for bits in (4, 8) if opened.settings.get(f"load_in_{bits}bit"))
+    return next(map(Quantization, asked), None)
 
 
 def _sum_up(check: Check, tallies: Mapping[str, Tally], is_narrow: bool) -> None:
@@ -427,8 +427,8 @@ def _load(
     """The policy of a role. Raises ModelError if it cannot be loaded."""
     # In float32: narrower numbers would add their own rounding to the run's.
     how: Any = {"device": device, "dtype": "float32" if dtype == "auto" else dtype}
-    if _is_in_mxint8(opened):
-        how |= {"quantization": _IN_MXINT8, "dequantized": True}
+    if (held := _held_base(opened)) is not None:
+        how |= {"quantization": held, "dequantized": True}
     if role == BASE:
         return load_policy(base.name, revision=revision, **how)
     # No name that a stranger chose: the bundle's words are not part of any path that is written.

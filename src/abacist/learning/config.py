@@ -76,6 +76,11 @@ class Config:
         return self.training.run_name or self.recipe or "run"
 
     @property
+    def device(self) -> str:
+        """The device that is asked for; ``auto`` if none is."""
+        return "cpu" if self.training.use_cpu else self.model.device
+
+    @property
     def chooses_checkpointing(self) -> bool:
         """Whether ``gradient_checkpointing`` is auto: decided once the model is there."""
         is_auto = self.settings.get("gradient_checkpointing") == AUTO
@@ -291,7 +296,7 @@ def _refuse_quantized_alone(config: Config) -> None:
             "take a small step",
             "Train an adapter, which is the default, or leave it out.",
         )
-    device, _ = choose_device("cpu" if config.training.use_cpu else model.device)
+    device, _ = choose_device(config.device)
     if held.on(device).is_ours and model.use_dora:
         raise UsageError(
             f"{flag} with --use_dora on a CPU: DoRA reads the base's weights, which our kernels "

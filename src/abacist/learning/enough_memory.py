@@ -38,7 +38,7 @@ def refuse_too_large(config: Config) -> None:
     model, training = config.model, config.training
     trust = training.trust_remote_code
     found = find(model.model_name_or_path, revision=model.model_revision, trust_remote_code=trust)
-    device, _ = choose_device("cpu" if training.use_cpu else model.device)
+    device, _ = choose_device(config.device)
     if found.is_adapter or device.type != "cpu":
         return
     if (held := model.quantization) is not None:

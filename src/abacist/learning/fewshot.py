@@ -96,7 +96,7 @@ def _measure(
     policy = load_policy(
         name,
         dtype=config.model.dtype,
-        device="cpu" if config.training.use_cpu else config.model.device,
+        device=config.device,
         attn_implementation=config.model.attn_implementation,
         revision=config.model.model_revision if when == BEFORE else None,
         quantization=config.model.quantization if when == BEFORE else None,

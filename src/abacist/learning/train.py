@@ -123,7 +123,7 @@ def _open(config: Config, watcher: Watcher) -> RunDir:
 def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Policy]:
     """What a run is made of, checked, before anything is written: task, rewards and policy."""
     if (held := config.model.quantization) is not None:
-        device, _ = choose_device("cpu" if config.training.use_cpu else config.model.device)
+        device, _ = choose_device(config.device)
         quantization.refuse_missing(held.on(device), f"--load_in_{held.bits}bit")
     named = f"recipe {config.recipe}" if config.recipe else "no recipe"
     watcher.stage(f"Loading ({named})")
@@ -316,7 +316,7 @@ def load_trainable(config: Config) -> Policy:
         policy = load_policy(
             model.model_name_or_path,
             dtype=resuming.dtype_begun_in(config),
-            device="cpu" if training.use_cpu else model.device,
+            device=config.device,
             attn_implementation=model.attn_implementation,
             revision=model.model_revision,
             trust_remote_code=trust,

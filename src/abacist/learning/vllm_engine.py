@@ -66,7 +66,7 @@ def look_for(config: Config, watcher: Watcher) -> Server | None:
             f"{flag} cannot be used: vLLM is not available here",
             f"Install it in an environment of its own (docs/engines.md). {without}",
         )
-    device, _ = choose_device("cpu" if training.use_cpu else config.model.device)
+    device, _ = choose_device(config.device)
     if device.type != "cuda":
         raise UsageError(
             f"{flag} cannot be used on the device {device.type}: vLLM is given the new weights "

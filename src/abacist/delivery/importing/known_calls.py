@@ -85,10 +85,7 @@ def of_symbol(
             return [default if default is not None else unknown]
         case "dict":
             table = Table()
-            for one in args:
-                table.take(_pairs(one), line)
-            table.take(kwargs, line)
-            table.lines |= lines
+            _update(table, args, kwargs, lines, line)
             return [table]
         case "dataclasses.replace" if args:
             changed = copied(first)
@@ -122,6 +119,16 @@ def of_symbol(
     if called.last in ("asdict", "vars") and isinstance(first, Instance):
         return [copied(first.fields) if called.last == "asdict" else first.fields]
     return None
+
+
+def _update(
+    table: Table, args: list[Any], kwargs: dict[str, Any], lines: dict[str, int], line: int
+) -> None:
+    """What ``dict`` and ``update`` do with their arguments."""
+    for one in args:
+        table.take(_pairs(one), line)
+    table.take(kwargs, line)
+    table.lines |= lines
 
 
 def _pairs(value: Any) -> Any:
@@ -242,10 +249,7 @@ def _of_table(
                 owner.take({key: value}, line)
             return value
         case "update":
-            for one in args:
-                owner.take(_pairs(one), line)
-            owner.take(kwargs, line)
-            owner.lines |= lines
+            _update(owner, args, kwargs, lines, line)
             return None
         case "clear":
             owner.clear()

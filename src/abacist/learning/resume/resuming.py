@@ -159,7 +159,7 @@ def dtype_begun_in(config: Config) -> str:
     asked, training = config.model.dtype, config.training
     if asked != "auto" or training.resume_from_checkpoint is None:
         return str(asked)
-    device, _ = choose_device("cpu" if training.use_cpu else config.model.device)
+    device, _ = choose_device(config.device)
     manifest = RunDir(Path(str(training.output_dir))).read_manifest()
     # Older manifests do not name it. On a CPU it was always float32.
     return str(manifest.get("dtype", "float32" if device.type == "cpu" else "auto"))

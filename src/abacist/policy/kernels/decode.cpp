@@ -29,30 +29,19 @@ static int64_t most_ranks(const Network& network) {
     return most;
 }
 
-template <typename Packed, typename Number>
-static void pack(const Number* weight, int64_t outputs, int64_t inputs, int64_t before,
-                 int64_t width, int64_t lane, Packed* packed, int threads) {
+// Packs the outputs of a weight into panels of `width`, behind `before` others: calls lay_out(start,
+// count, to) for the outputs of each panel.
+template <typename Packed, typename LayOut>
+static void pack(int64_t outputs, int64_t inputs, int64_t before, int64_t width, int64_t lane,
+                 void* packed, int threads, LayOut lay_out) {
     const int64_t first = before / width, end = (before + outputs + width - 1) / width;
 #pragma omp parallel for num_threads(threads)
     for (int64_t panel = first; panel < end; panel++) {
         const int64_t start = std::max(panel * width, before) - before;
         const int64_t count = std::min((panel + 1) * width - before, outputs) - start;
-        lay_out(weight + start * inputs, inputs, 1, count, inputs,
-                packed + panel * depth_of<Packed>(inputs) * PANEL + lane + (before + start) % width);
-    }
-}
-
-// The same of weights in 8 bits.
-static void pack_codes(const Blocks& weight, int64_t outputs, int64_t before, int64_t width,
-                       int64_t lane, int8_t* packed, int threads) {
-    const int64_t first = before / width, end = (before + outputs + width - 1) / width;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t panel = first; panel < end; panel++) {
-        const int64_t start = std::max(panel * width, before) - before;
-        const int64_t count = std::min((panel + 1) * width - before, outputs) - start;
-        lay_out_codes(weight, start, count,
-                      packed + panel * panel_size<Code<float>>(weight.columns()) + lane +
-                          (before + start) % width);
+        lay_out(start, count,
+                static_cast<Packed*>(packed) + panel * panel_size<Packed>(inputs) + lane +
+                    (before + start) % width);
     }
 }
 
@@ -65,19 +54,26 @@ int64_t panel_outputs() { return PANEL; }
 // blocks by `format`, 0 to 2; of Bfloat16, panels may hold pairs.
 void pack(const void* weight, int64_t outputs, int64_t inputs, int64_t before, int64_t width,
           int64_t lane, void* packed, int64_t format, int64_t in_pairs, int threads) {
-    const bool bfloat16 = format == 1;
-    if (format == 2)
-        pack_codes({static_cast<const uint8_t*>(weight), inputs / BLOCK * BLOCK_BYTES}, outputs,
-                   before, width, lane, static_cast<int8_t*>(packed), threads);
-    else if (bfloat16 && in_pairs)
-        pack(static_cast<const Bfloat16*>(weight), outputs, inputs, before, width, lane,
-             static_cast<Pair*>(packed), threads);
-    else if (bfloat16)
-        pack(static_cast<const Bfloat16*>(weight), outputs, inputs, before, width, lane,
-             static_cast<Bfloat16*>(packed), threads);
-    else
-        pack(static_cast<const float*>(weight), outputs, inputs, before, width, lane,
-             static_cast<float*>(packed), threads);
+    const auto packed_as = [&](auto number, auto lay_out) {
+        pack<decltype(number)>(outputs, inputs, before, width, lane, packed, threads, lay_out);
+    };
+    const auto plain_as = [&](auto number, const auto* from) {
+        packed_as(number, [=](int64_t start, int64_t count, auto* to) {
+            lay_out(from + start * inputs, inputs, 1, count, inputs, to);
+        });
+    };
+    if (format == 2) {
+        const Blocks blocks = {static_cast<const uint8_t*>(weight), inputs / BLOCK * BLOCK_BYTES};
+        packed_as(Code<float>{}, [=](int64_t start, int64_t count, Code<float>* to) {
+            lay_out_codes(blocks, start, count, &to->bits);
+        });
+    } else if (format == 1 && in_pairs) {
+        plain_as(Pair{}, static_cast<const Bfloat16*>(weight));
+    } else if (format == 1) {
+        plain_as(Bfloat16{}, static_cast<const Bfloat16*>(weight));
+    } else {
+        plain_as(float{}, static_cast<const float*>(weight));
+    }
 }
 
 // y [rows, outputs] = x [rows, inputs] times the packed weights, plus the bias, plus `residual`.
