@@ -60,11 +60,12 @@ def test_every_name_that_trl_has_means_here_what_it_means_there() -> None:
 def test_what_our_config_adds_changes_nothing_by_default() -> None:
     added = set(GRPOConfig.__dataclass_fields__) - set(trl.GRPOConfig.__dataclass_fields__)
     assert added == {
-        "keep_rollouts", "outcome_gating", "problem_sampling", "train_replies", "use_fast_path",
-        "vllm_canary_steps",
+        "keep_rollouts", "outcome_gating", "problem_sampling", "step_reward_weight",
+        "train_replies", "use_fast_path", "vllm_canary_steps",
     }  # fmt: skip
     assert GRPOConfig.__dataclass_fields__["train_replies"].default is None
     assert not GRPOConfig.__dataclass_fields__["outcome_gating"].default
+    assert GRPOConfig.__dataclass_fields__["step_reward_weight"].default == 0
     assert not GRPOConfig.__dataclass_fields__["keep_rollouts"].default
     assert GRPOConfig.__dataclass_fields__["problem_sampling"].default == "uniform"
 

@@ -14,7 +14,7 @@ from trl.trainer.utils import nanstd
 from abacist.delivery.findings import Check
 from abacist.delivery.opened import Opened
 from abacist.errors import AbacistError, RunError
-from abacist.learning.outcome_gating import LEARNED_STRICT_FRACTION
+from abacist.learning.outcome_gating import silenced
 from abacist.learning.rewards import RANDOM, control_rewards
 from abacist.records.rollout import Rollout, StopReason
 from abacist.task.answers import same_answer
@@ -236,11 +236,16 @@ def _advantages(
         advantages = advantages / (nanstd(totals) + 1e-4)
     advantages = advantages.nan_to_num(nan=0.0)
     if settings.get("outcome_gating"):
-        strict = [parse_reply(one.completion).strict for one in rollouts]
-        solved = torch.tensor([bool(one.is_correct) for one in rollouts]).view(-1, size)
-        if sum(strict) / len(strict) >= LEARNED_STRICT_FRACTION:
-            alike = (solved == solved[:, :1]).all(dim=1)
-            advantages[alike.repeat_interleave(size)] = 0.0
+        leaves_out = settings.get("mask_truncated_completions")
+        strict = [
+            parse_reply(one.completion).strict
+            for one in rollouts
+            if not leaves_out or one.stop_reason is not StopReason.LENGTH
+        ]
+        solved = torch.tensor([bool(one.is_correct) for one in rollouts])
+        alike = silenced(solved, torch.tensor(strict), size)
+        alike &= ~torch.tensor([one.gold is None for one in rollouts]).view(-1, size).any(dim=1)
+        advantages[alike.repeat_interleave(size)] = 0.0
     return advantages
 
 

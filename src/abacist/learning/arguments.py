@@ -35,6 +35,7 @@ class GRPOConfig(trl.GRPOConfig):
     )
     outcome_gating: bool = field(default=False, metadata=text_of("outcome_gating"))
     train_replies: int | None = field(default=None, metadata=text_of("train_replies"))
+    step_reward_weight: float = field(default=0.0, metadata=text_of("step_reward_weight"))
 
 
 @dataclass

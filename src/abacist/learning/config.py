@@ -28,6 +28,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from abacist.errors import UsageError
+from abacist.learning import process_supervision, reply_selection
 from abacist.learning.arguments import GRPOConfig, ModelConfig, ScriptArguments
 from abacist.learning.helptext import recipe_names
 from abacist.learning.inherited import followers, prompt_of, run_to_continue, settings_of
@@ -40,7 +41,6 @@ from abacist.learning.limits import (
     trackers,
 )
 from abacist.learning.paths import with_absolute_paths, with_data_beside
-from abacist.learning.reply_selection import refuse_contradictions
 from abacist.learning.resume.checkpoints import asks_for_none, run_to_resume
 from abacist.policy.choices import choose_device
 
@@ -227,7 +227,8 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     config = Config(
         recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
     )
-    refuse_contradictions(config.training, named("train_replies", sources))
+    reply_selection.refuse_contradictions(config.training, named("train_replies", sources))
+    process_supervision.refuse_contradictions(config.training, named("step_reward_weight", sources))
     _refuse_quantized_alone(config)
     notes += _step_in_words(config)
     return config

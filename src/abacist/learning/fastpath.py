@@ -189,9 +189,10 @@ def _is_generate_replaced(model: Any) -> bool:
 def zero_advantage_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
     """Rows [B] whose completions add nothing to loss or gradient, or None if that is not certain.
 
-    That is an advantage of exactly 0 where every term of the loss is multiplied by it. One row, the
-    shortest, is then kept, whose entropy can be logged. Rows that ``train_replies`` has left out
-    have no token in the loss, whatever its terms are.
+    That is an advantage of exactly 0 where every term of the loss is multiplied by it; of a row
+    whose tokens have advantages of their own, all of them. One row, the shortest, is then kept,
+    whose entropy can be logged. Rows that ``train_replies`` has left out have no token in the loss,
+    whatever its terms are.
     """
     if reply_selection.TRAINED_FRACTION in inputs:
         left_out = ~inputs["completion_mask"].any(dim=1)
@@ -205,11 +206,10 @@ def zero_advantage_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor
         and trainer.top_entropy_quantile == 1.0
         and args.off_policy_mask_threshold is None
         and "old_per_token_logps" not in inputs
-        and advantages.dim() == 1
     )
     if not certain:
         return None
-    skip: torch.Tensor = advantages == 0
+    skip: torch.Tensor = reply_selection.sizes_of(advantages) == 0
     if bool(skip.all()):
         lengths = inputs["completion_mask"].sum(dim=1)
         # A row that is masked whole, because it was cut off, has no entropy to log.

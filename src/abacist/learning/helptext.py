@@ -89,6 +89,8 @@ TRAIN_FLAGS = (
                  "batch follows, unless it is given too"),
             Flag("--train_replies", "K", "learn from the K replies of each group with the largest "
                  "advantages only; the others take no training time"),
+            Flag("--step_reward_weight", "W", "pay each step of the reasoning too, as right where "
+                 "it reaches a result of the worked solution (0: no)"),
             Flag("--max_completion_length", "N", "tokens a reply may have"),
             Flag("--temperature", "T", "of sampling while learning"),
             Flag("--learning_rate", "LR", "with LoRA about ten times that of full training"),

@@ -61,6 +61,7 @@ LIMITS: dict[str, Limit] = {
     "num_generations": Limit(at_least=2),
     "num_generations_eval": _COUNT,
     "train_replies": _COUNT,
+    "step_reward_weight": _NOT_NEGATIVE,
     "per_device_train_batch_size": _COUNT,
     "per_device_eval_batch_size": _COUNT,
     "gradient_accumulation_steps": _COUNT,

@@ -40,6 +40,17 @@ def is_wanted(trainer: Any) -> bool:
     return wanted
 
 
+def silenced(solved: torch.Tensor, strict: torch.Tensor, size: int) -> torch.Tensor:
+    """Which groups of ``size`` replies are to say nothing, by the outcome ``solved`` [N] of each.
+
+    ``strict`` are the replies that count for the format, which must be learned.
+    """
+    solved = solved.view(-1, size)
+    alike: torch.Tensor = (solved == solved[:, :1]).all(dim=1)
+    # The mean over none is NaN, and the format then counts as not learned.
+    return alike & bool(strict.float().mean() >= LEARNED_STRICT_FRACTION)
+
+
 def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
     """Set the advantages of groups without an outcome to zero, in place.
 
@@ -60,12 +71,8 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
         for reply, gold, ids in zip(replies, golds, scored.completion_ids, strict=True)
     ]
     unknown, solved, strict, counts = torch.tensor(gather_object(known)).unbind(dim=1)
-    solved = solved.view(-1, trainer.num_generations)
-    alike = (solved == solved[:, :1]).all(dim=1)
+    alike = silenced(solved, strict[counts], trainer.num_generations)
     alike &= ~unknown.view(-1, trainer.num_generations).any(dim=1)
-    # The mean over none is NaN, and the format then counts as not learned.
-    if not strict[counts].float().mean() >= LEARNED_STRICT_FRACTION:
-        alike[:] = False
     gated = alike.repeat_interleave(trainer.num_generations)
     first = trainer.accelerator.process_index * len(known)
     advantages[gated[first : first + len(known)].to(advantages.device)] = 0.0

@@ -121,9 +121,11 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
     if count is None:
         return None
     accelerator, advantages = trainer.accelerator, batch["advantages"]
-    everyones = accelerator.gather(advantages).cpu()
+    everyones = accelerator.gather(sizes_of(advantages)).cpu()
     has_tokens = accelerator.gather(batch["completion_mask"].any(dim=1)).cpu()
-    teaches = (everyones != 0) & has_tokens & ~paid_alike(trainer, trainer.num_generations)
+    teaches = (everyones != 0) & has_tokens
+    if advantages.dim() == 1:
+        teaches &= ~paid_alike(trainer, trainer.num_generations)
     # Micro-steps, not steps: several generation batches may belong to one optimizer step. PyTorch
     # takes the low 32 bits of a seed only, so both numbers are mixed into these.
     draw = random.Random(f"{trainer.args.seed}/{trainer._step}")
@@ -138,13 +140,21 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
         return mine
     fraction = chosen.float().mean()
     batch["completion_mask"] = batch["completion_mask"] * mine[:, None].int()
-    batch["advantages"] = advantages * mine
+    batch["advantages"] = advantages * (mine if advantages.dim() == 1 else mine[:, None])
     if "old_per_token_logps" in batch:  # our forward gives 0 for what is left out: a ratio of 1
         old = batch["old_per_token_logps"]
         batch["old_per_token_logps"] = old.masked_fill(~mine[:, None], 0.0)
     batch["num_items_in_batch"] = accelerator.gather(loss_mask(batch).sum()).sum()
     batch[TRAINED_FRACTION] = fraction.to(advantages.device)
     return mine
+
+
+def sizes_of(advantages: Tensor) -> Tensor:
+    """How large the advantages of each completion are, [N]: of [N] themselves; of [N, T], which are
+    0 outside of it, the root of the mean square over the tokens that have one."""
+    if advantages.dim() == 1:
+        return advantages.abs()
+    return advantages.square().sum(dim=1).div((advantages != 0).sum(dim=1).clamp(min=1)).sqrt()
 
 
 def is_scaled_by_group(trainer: Any) -> bool:

@@ -55,8 +55,10 @@ class Task:
             "shots": len(self.shots),
         }
 
-    def rows(self, problems: Sequence[Problem]) -> list[dict[str, Any]]:
-        return to_dataset_rows(problems, system_prompt=self.system_prompt, shots=self.shots)
+    def rows(self, problems: Sequence[Problem], *, solutions: bool = False) -> list[dict[str, Any]]:
+        return to_dataset_rows(
+            problems, system_prompt=self.system_prompt, shots=self.shots, solutions=solutions
+        )
 
 
 def load_task(config: Config) -> Task:

@@ -20,7 +20,14 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from abacist.errors import EngineLost
-from abacist.learning import fastpath, gradient_checkpointing, peers, processes, vllm_engine
+from abacist.learning import (
+    fastpath,
+    gradient_checkpointing,
+    peers,
+    process_supervision,
+    processes,
+    vllm_engine,
+)
 from abacist.learning.config import Config
 from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
@@ -361,7 +368,9 @@ def make_trainer(policy: Policy, rewards: list[Any], heldout: HeldoutEvaluation)
             model=policy.model,
             reward_funcs=rewards,
             args=training,
-            train_dataset=Dataset.from_list(task.rows(task.train)),
+            train_dataset=Dataset.from_list(
+                task.rows(task.train, solutions=process_supervision.weight_of(training) > 0)
+            ),
             eval_dataset=selection,
             processing_class=policy.chat.tokenizer,
             evaluator=lambda model: heldout.selection(

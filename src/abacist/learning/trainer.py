@@ -29,6 +29,7 @@ from abacist.learning import (
     canary,
     outcome_gating,
     problem_sampling,
+    process_supervision,
     processes,
     reply_selection,
 )
@@ -59,6 +60,8 @@ class GRPOTrainer(ResumableTrainer):
         reply_selection.refuse_contradictions(
             self.args, "train_replies", has_auxiliary_loss=self.aux_loss_enabled
         )
+        process_supervision.refuse_contradictions(self.args, "step_reward_weight")
+        process_supervision.refuse_without_solutions(self)
         self.evaluator = evaluator
         self.watch_replies: WatchReplies | None = None
         self._prompt_lengths: list[int] = []
@@ -122,6 +125,8 @@ class GRPOTrainer(ResumableTrainer):
         if self._scored and training and self.gates_by_outcome:
             outcome_gating.gate(self, self._scored, output["advantages"])
         advantages = output["advantages"].tolist()
+        if self._scored and training and process_supervision.weight_of(self.args):
+            process_supervision.pay_steps(self, self._scored, output)
         trained = reply_selection.leave_out_others(self, output) if training else None
         if self._scored and training and (self.keeps_rollouts or self.watch_replies):
             rollouts = rollouts_of(

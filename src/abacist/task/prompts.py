@@ -214,16 +214,19 @@ def to_dataset_rows(
     *,
     system_prompt: str | None = SYSTEM_PROMPT,
     shots: Shots | Sequence[Problem] = (),
+    solutions: bool = False,
 ) -> list[dict[str, object]]:
     """The rows TRL trains on: ``prompt`` (messages), ``answer`` (the gold), and who it is.
 
     TRL hands every column but ``prompt`` to the reward functions by its name, the problems' other
-    columns too (None for a problem that lacks one).
+    columns too (None for a problem that lacks one). ``solutions`` adds the worked solution as
+    ``solution``, where the data has no column of that name.
     """
     problems = list(problems)
     others = dict.fromkeys(name for problem in problems for name in problem.columns)
     return [
         {
+            **({"solution": problem.solution} if solutions else {}),
             **{name: problem.columns.get(name) for name in others},
             "prompt": build_messages(
                 problem.question,

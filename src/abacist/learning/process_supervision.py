@@ -1,0 +1,137 @@
+"""``--step_reward_weight W``: each token is also paid for the step that it belongs to.
+
+An outcome pays all tokens of a reply alike, and where no reply of a group is right it pays none.
+GRPO with process supervision (Shao et al. 2024, section 4.1.3) pays steps. Here no reward model
+judges them: a step is right where it reaches a result of the problem's reference solution
+(``task.step_rewards``). As in the paper, step rewards are normalised by the mean and standard
+deviation of all steps of the group:
+
+    A[i, t] = A[i] + W * (r[step of t] - mean(r)) / (std(r) + 1e-4)
+
+There are two departures. ``A[i]``, what the reply as a whole earns by ``--reward_funcs``, stays.
+And a token is paid for its own step, where the paper sums over all steps to come: what comes later
+is what the outcome pays for, and a sum would grow with the number of steps. Tokens outside
+the steps, and those of steps that are not judged, keep ``A[i]``.
+
+Shapes: N completions of a generation batch of this process, G of a group, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+
+from abacist.errors import DataError, UsageError
+from abacist.learning import reply_selection
+from abacist.learning.rollout_rows import Scored
+from abacist.task.answers import gold_of, same_answer
+from abacist.task.reply import parse_reply
+from abacist.task.step_rewards import StepReward, step_rewards
+
+SOLUTION = "solution"
+"""The column of the training data that holds the reference solutions."""
+
+_TRL_EPSILON = 1e-4
+# vespo weighs whole replies by the sign of their advantage, luspo has no ratio for a token.
+_NOT_BY_TOKEN = ("luspo", "vespo")
+
+
+def weight_of(args: Any) -> float:
+    """W; 0 for none. A plain ``trl.GRPOConfig`` has no such field."""
+    return float(getattr(args, "step_reward_weight", 0.0))
+
+
+def refuse_contradictions(args: Any, named: str) -> None:
+    """Raise UsageError where ``step_reward_weight`` of ``args`` cannot be meant."""
+    if not weight_of(args):
+        return
+    whole_replies = {
+        f"--loss_type {args.loss_type}": args.loss_type in _NOT_BY_TOKEN,
+        "--importance_sampling_level sequence": args.importance_sampling_level == "sequence",
+        "--off_policy_mask_threshold": args.off_policy_mask_threshold is not None,
+        "--use_liger_kernel": args.use_liger_kernel,
+    }
+    for setting, applies in whole_replies.items():
+        if applies:
+            raise UsageError(
+                f"{named} {weight_of(args):g} pays tokens, and {setting} weighs whole replies",
+                "Leave out one of the two.",
+            )
+
+
+def refuse_without_solutions(trainer: Any) -> None:
+    """Raise DataError where the training data has no reference solutions."""
+    names = getattr(trainer.train_dataset, "column_names", None)  # unknown for some streams
+    if weight_of(trainer.args) and names and not {SOLUTION, "answer"} <= set(names):
+        raise DataError(
+            "step_reward_weight needs the columns answer and solution, and the training data has "
+            f"{', '.join(names)}",
+            "Add each problem's gold answer and worked solution as text, or leave it out.",
+        )
+
+
+def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> None:
+    """Make the advantages [N] of a generation batch advantages [N, T], in place."""
+    decode = trainer._tokenizer.decode
+    steps: list[list[StepReward]] = []
+    texts: list[_Text] = []
+    for row, ids in zip(scored.rows, scored.completion_ids, strict=True):
+        text = _Text(ids, decode)
+        gold, solution = gold_of(row["answer"]), row[SOLUTION]
+        is_correct = gold is not None and same_answer(parse_reply(text.whole).answer, gold)
+        known = solution if isinstance(solution, str) else ""
+        steps.append(step_rewards(text.whole, known, is_correct=is_correct))
+        texts.append(text)
+    everyones = gather_object([[step.reward for step in of_reply] for of_reply in steps])
+    size = trainer.num_generations
+    scales = [_scale(everyones[at : at + size]) for at in range(0, len(everyones), size)]
+    judged = [reward for of_reply in everyones for reward in of_reply if reward is not None]
+    if judged:
+        trainer._metrics["train"]["step_reward"].append(sum(judged) / len(judged))
+
+    alone = batch["advantages"]
+    # What rounding leaves in groups that are paid alike would otherwise count as a signal.
+    first = trainer.accelerator.process_index * len(steps)
+    alike = reply_selection.paid_alike(trainer, size)[first : first + len(steps)]
+    alone = alone.masked_fill(alike.to(alone.device), 0.0)
+    paid = torch.zeros(batch["completion_ids"].shape)  # [N, T]
+    for at, (text, of_reply) in enumerate(zip(texts, steps, strict=True)):
+        mean, deviation = scales[(first + at) // size]
+        for step in of_reply:
+            if step.reward is not None and deviation > 0:
+                tokens = slice(text.tokens_until(step.start), text.tokens_until(step.end))
+                paid[at, tokens] = (step.reward - mean) / (deviation + _TRL_EPSILON)
+    by_step = weight_of(trainer.args) * paid.to(alone.device, alone.dtype)
+    batch["advantages"] = (alone[:, None] + by_step) * batch["completion_mask"]
+
+
+def _scale(rewards: Sequence[Sequence[float | None]]) -> tuple[float, float]:
+    """Mean and standard deviation of the step rewards of a group, by reply; 0 where all agree."""
+    judged = [reward for of_reply in rewards for reward in of_reply if reward is not None]
+    if len(set(judged)) < 2:
+        return 0.0, 0.0
+    mean = math.fsum(judged) / len(judged)
+    return mean, math.sqrt(math.fsum((one - mean) ** 2 for one in judged) / (len(judged) - 1))
+
+
+class _Text:
+    """The text of a completion, and how many of its tokens write its beginning."""
+
+    def __init__(self, ids: Sequence[int], decode: Any) -> None:
+        self._ids, self._decode = list(ids), decode
+        self.whole = self._beginning(len(self._ids))
+
+    def _beginning(self, count: int) -> str:
+        text: str = self._decode(self._ids[:count], skip_special_tokens=True)
+        return text
+
+    def tokens_until(self, chars: int) -> int:
+        """The least number of tokens whose text has ``chars`` characters. A token that reaches
+        over the end of a step belongs to that step."""
+        counts = range(len(self._ids) + 1)
+        return bisect_left(counts, chars, key=lambda count: len(self._beginning(count)))

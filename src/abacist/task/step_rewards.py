@@ -1,0 +1,83 @@
+"""What each step of a reasoning is worth, by the results of a reference solution.
+
+A step is a line of the reasoning with at least one equation. It begins where the step before it
+ends, so that the words which lead to an equation belong to it. Its reward:
+
+- 1 where all its equations are true, and one of them has a result that is a result of the reference
+  solution and was not reached before. In a reply whose answer is right, every step of true
+  equations has 1: it led there, whichever way the reference took.
+- 0 where one of its equations is false, or where it is the first that leaves the reference.
+- None for true equations after a step with 0: they go on from there, and are not judged.
+
+Model output is hostile text: linear time, no exception on any str.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from abacist.task.reply import ANSWER_OPEN, REASONING_CLOSE, REASONING_OPEN
+from abacist.task.steps import Equation, equations
+
+_LINE = re.compile(r"[^\n]*\n?")
+
+
+class StepReward(NamedTuple):
+    """A step, characters ``[start, end)`` of a completion, and its reward; None: not judged."""
+
+    start: int
+    end: int
+    reward: float | None
+
+
+def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[StepReward]:
+    """The steps of a completion with their rewards, in order; none where it shows no equation.
+
+    ``solution`` is the reference, ``is_correct`` whether the answer of the completion is right.
+
+    >>> reply = "May:\\n48 / 2 = 24\\n24 + 24 = 48\\n48 + 24 = 73\\n73 - 1 = 72"
+    >>> for start, end, reward in step_rewards(reply, "48/2 = 24, 48+24 = 72", is_correct=False):
+    ...     print(repr(reply[start:end]), reward)
+    'May:\\n48 / 2 = 24\\n' 1.0
+    '24 + 24 = 48\\n' 0.0
+    '48 + 24 = 73\\n' 0.0
+    '73 - 1 = 72' 1.0
+    """
+    wanted = {value for equation in equations(solution) for value in _results(equation)}
+    start, stop = _reasoning(completion)
+    found: list[StepReward] = []
+    is_lost = False
+    for line in _LINE.finditer(completion, start, stop):
+        shown = equations(line[0])
+        if not shown:
+            continue
+        reached = {value for equation in shown for value in _results(equation)} & wanted
+        reward: float | None
+        if not all(equation.is_true for equation in shown):
+            reward = 0.0
+        elif is_correct or reached:
+            reward = 1.0
+            wanted -= reached
+        else:
+            reward = None if is_lost else 0.0
+        is_lost = is_lost or reward == 0.0
+        found.append(StepReward(start, line.end(), reward))
+        start = line.end()
+    return found
+
+
+def _results(equation: Equation) -> set[Fraction]:
+    """What an equation comes to; "= 40%" is 40 to one solution and 0.4 to another."""
+    if not equation.is_true or equation.right is None:
+        return set()
+    return {equation.right, equation.right * 100} if "%" in equation.text else {equation.right}
+
+
+def _reasoning(completion: str) -> tuple[int, int]:
+    """Where the reasoning stands: inside its tags, as far as there are any."""
+    opened = completion.find(REASONING_OPEN)
+    start = opened + len(REASONING_OPEN) if opened >= 0 else 0
+    ends = [completion.find(tag, start) for tag in (REASONING_CLOSE, ANSWER_OPEN)]
+    return start, min((end for end in ends if end >= 0), default=len(completion))

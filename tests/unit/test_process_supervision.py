@@ -1,0 +1,318 @@
+"""``step_reward_weight``: tokens are paid for their own step, beside what their reply earns."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from abacist.cli.main import main
+from abacist.errors import DataError, UsageError
+from abacist.learning import process_supervision
+from abacist.learning.arguments import GRPOConfig
+from abacist.learning.config import load_config
+from abacist.learning.rollout_rows import Scored
+from abacist.learning.trainer import GRPOTrainer
+from abacist.records.rollout import read_rollouts
+from abacist.task.reply import render_reply
+from abacist.task.step_rewards import step_rewards
+
+Lookalike = Callable[[str], Path]
+G = 4
+SOLUTION = "5 * 4 = 20 pens\n20 - 3 = 17 pens"
+GOLD = "17"
+RIGHT = render_reply("She buys 5 * 4 = 20 pens.\nShe keeps 20 - 3 = 17 pens.\nSo 17.", "17")
+ASTRAY = render_reply("She buys 5 * 4 = 20 pens.\nShe keeps 20 + 3 = 23, “all of them” – ½.", "23")
+FALSE = render_reply("She buys 5 * 4 = 25 pens.\nShe keeps 25 - 3 = 22 pens.", "22")
+BARE = render_reply("I think so: ½ é 日本.", "9")
+
+
+class Characters:
+    """A tokenizer whose tokens are single characters; 0 ends a reply."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(one) for one in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(chr(one) for one in ids if one)
+
+
+def paid_steps(
+    replies: list[str],
+    alone: list[float],
+    *,
+    tokenizer: Any = None,
+    weight: float = 1.0,
+    size: int = G,
+    solution: Any = SOLUTION,
+    rewards: list[float] | None = None,
+) -> tuple[torch.Tensor, dict[str, list[float]], list[list[int]]]:
+    """Advantages [N, T], what was logged, and the ids of the replies."""
+    tokenizer = tokenizer or Characters()
+    ids = [[*tokenizer.encode(reply), 0] for reply in replies]
+    width = max(map(len, ids)) + 3
+    mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in ids])
+    trainer: Any = SimpleNamespace(
+        args=SimpleNamespace(step_reward_weight=weight),
+        _tokenizer=tokenizer,
+        num_generations=size,
+        accelerator=SimpleNamespace(process_index=0),
+        multi_objective_aggregation="sum_then_normalize",
+        scale_rewards="group",
+        reward_weights=torch.ones(1),
+        _rewards=torch.tensor(rewards or list(range(len(replies))))[:, None].double(),
+        _metrics={"train": defaultdict(list)},
+    )
+    rows = [{"answer": GOLD, "solution": solution}] * len(replies)
+    scored = Scored(rows, [], replies, ids, torch.empty(0))
+    batch = {
+        "advantages": torch.tensor(alone),
+        "completion_ids": torch.zeros(len(ids), width),
+        "completion_mask": mask,
+    }
+    process_supervision.pay_steps(trainer, scored, batch)
+    return batch["advantages"], trainer._metrics["train"], ids
+
+
+def test_each_token_has_what_its_reply_earned_and_its_steps_place_in_the_group() -> None:
+    replies, alone = [RIGHT, ASTRAY, FALSE, BARE], [1.5, -0.5, -0.5, -0.5]
+    found, logged, _ = paid_steps(replies, alone, weight=0.5)
+    rewards = [1.0, 1.0, 1.0, 0.0, 0.0]  # the last step of FALSE is not judged
+    mean, deviation = statistics.mean(rewards), statistics.stdev(rewards)
+    for row, reply in enumerate(replies):
+        expected = torch.full((found.shape[1],), alone[row])
+        for step in step_rewards(reply, SOLUTION, is_correct=row == 0):
+            if step.reward is not None:
+                by_step = 0.5 * (step.reward - mean) / (deviation + 1e-4)
+                expected[step.start : step.end] += by_step
+        expected[len(reply) + 1 :] = 0.0  # after its end
+        torch.testing.assert_close(found[row], expected)
+    assert logged["step_reward"] == [statistics.mean(rewards)]
+
+
+def test_a_group_in_which_no_reply_is_right_learns_from_its_steps() -> None:
+    found, _, _ = paid_steps([ASTRAY, FALSE], [0.0, 0.0], size=2, rewards=[0.5, 0.5])
+    kept, lost = ASTRAY.index("She buys"), FALSE.index("She buys")
+    assert found[0, kept] > 0 > found[1, lost]
+    assert found[0, len(ASTRAY) - 5] == found[1, len(FALSE) - 5] == 0  # the answers
+
+
+def test_groups_are_compared_with_themselves_alone() -> None:
+    one, _, _ = paid_steps([RIGHT, ASTRAY], [1.0, -1.0], size=2)
+    both, _, _ = paid_steps([RIGHT, ASTRAY, FALSE, FALSE], [1.0, -1.0, 0.0, 0.0], size=2)
+    assert torch.equal(both[:2, : one.shape[1]], one[:, : both.shape[1]])
+    assert not both[2:].any()  # all its steps are alike
+
+
+def test_what_rounding_leaves_of_equal_rewards_is_no_signal() -> None:
+    found, _, _ = paid_steps([BARE, BARE], [1e-7, -1e-7], size=2, rewards=[0.7, 0.7])
+    assert not found.any()
+
+
+@pytest.mark.parametrize("solution", ["It is 17.", "", None, 17])
+def test_without_steps_in_the_reference_right_replies_still_show_the_way(solution: Any) -> None:
+    found, logged, _ = paid_steps([RIGHT, ASTRAY], [1.0, -1.0], size=2, solution=solution)
+    at = ASTRAY.index("She buys")
+    assert found[0, at] > 1 and found[1, at] < -1 and logged["step_reward"] == [2 / 3]
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-instruct", "llama-3.2-instruct"])
+def test_the_tokens_of_a_step_write_the_step_and_no_more(name: str, lookalike: Lookalike) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(lookalike(name))
+    ids = tokenizer.encode(ASTRAY, add_special_tokens=False)
+    text = process_supervision._Text(ids, tokenizer.decode)
+    for step in step_rewards(ASTRAY, SOLUTION, is_correct=False):
+        first, last = text.tokens_until(step.start), text.tokens_until(step.end)
+        written = tokenizer.decode(ids[first:last])
+        assert written.strip("\n") in ASTRAY[step.start : step.end + 3]
+        assert ASTRAY[step.start : step.end].strip() in written.strip()
+
+
+@given(st.lists(st.sampled_from("a é²日\n\ud83d𝄞"), max_size=12).map("".join), st.data())
+def test_as_few_tokens_as_write_so_many_characters(text: str, data: st.DataObject) -> None:
+    ids = Characters().encode(text)
+    found = process_supervision._Text(ids, Characters().decode)
+    chars = data.draw(st.integers(0, len(text)))
+    assert found.whole == text and found.tokens_until(chars) == chars
+
+
+# With TRL
+
+
+QUESTIONS = [f"Ada buys {n} packs of 4 pens and gives 3 away. How many?" for n in range(2, 10)]
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": question}],
+        "answer": str(4 * n - 3),
+        "solution": f"{n} * 4 = {4 * n}\n{4 * n} - 3 = {4 * n - 3}",
+    }
+    for n, question in enumerate(QUESTIONS, start=2)
+]
+
+
+def length(prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float]:
+    return [float(len(ids) % 3) for ids in completion_ids]
+
+
+def make(folder: Path, output: Path, kind: type = GRPOTrainer, **settings: Any) -> Any:
+    """A trainer whose replies are written for it: of four, one right, two astray, one bare."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    torch.manual_seed(0)
+    rows = settings.pop("rows", ROWS)
+    given_settings: dict[str, Any] = {
+        "output_dir": str(output), "use_cpu": True, "bf16": False, "num_generations": G,
+        "per_device_train_batch_size": 2 * G, "max_completion_length": 90, "learning_rate": 0.01,
+        "max_steps": 2, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
+        "gradient_checkpointing": False, "step_reward_weight": 1.0, **settings,
+    }  # fmt: skip
+    trainer = kind(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        reward_funcs=[length],
+        args=GRPOConfig(**given_settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
+    )
+
+    def written(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        texts = []
+        for at, ids in enumerate(prompt_ids):
+            n = int(tokenizer.decode(ids).split("buys ")[1].split()[0])
+            right, astray = f"{n} * 4 = {4 * n}\n", f"{n} + 4 = {n + 4}\n"
+            ways = (
+                right + f"{4 * n} - 3 = {4 * n - 3}",
+                right + f"{4 * n} + 3 = 99",
+                astray,
+                f"No {n}",
+            )
+            texts.append(render_reply(ways[at % G], "1"))
+        stop = trainer.eos_token_ids[0]
+        return [[*tokenizer.encode(one, add_special_tokens=False), stop] for one in texts], None
+
+    trainer._generate_single_turn = written
+    trainer.model.train()
+    return trainer
+
+
+def batches_of(trainer: Any) -> list[dict[str, Any]]:
+    rows = [row for row in list(trainer.train_dataset)[:2] for _ in range(G)]
+    trainer._prepare_inputs(rows)
+    return list(trainer._buffered_inputs)
+
+
+def gradient(trainer: Any, batches: list[dict[str, Any]]) -> torch.Tensor:
+    trainer.model.zero_grad()
+    trainer.current_gradient_accumulation_steps = len(batches)
+    for batch in batches:
+        trainer.compute_loss(trainer.model, dict(batch)).backward()
+    return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo"])
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_the_gradient_is_stock_trls_of_these_advantages(
+    loss_type: str, micro_batches: int, lookalike: Lookalike, tmp_path: Path
+) -> None:
+    folder = lookalike("qwen2.5-instruct")
+    ours = make(folder, tmp_path, loss_type=loss_type, gradient_accumulation_steps=micro_batches,
+                per_device_train_batch_size=2 * G // micro_batches)  # fmt: skip
+    batches = batches_of(ours)
+    assert all(one["advantages"].shape == one["completion_ids"].shape for one in batches)
+    stock = make(folder, tmp_path, trl.GRPOTrainer, loss_type=loss_type,
+                 gradient_accumulation_steps=micro_batches,
+                 per_device_train_batch_size=2 * G // micro_batches)  # fmt: skip
+    expected, found = gradient(stock, batches), gradient(ours, batches)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+    without = [one | {"advantages": one["advantages"].mean(dim=1)} for one in batches]
+    assert float((gradient(stock, without) - expected).abs().max()) > 1e-3 * float(
+        expected.abs().max()
+    )
+
+
+def test_replies_are_chosen_by_how_large_their_tokens_advantages_are(
+    lookalike: Lookalike, tmp_path: Path
+) -> None:
+    trainer = make(lookalike("qwen2.5-instruct"), tmp_path, train_replies=2)
+    (batch,) = batches_of(trainer)
+    kept = batch["completion_mask"].any(dim=1)
+    assert int(kept.sum()) == 4 and not batch["advantages"][~kept].any()
+    whole = batches_of(make(lookalike("qwen2.5-instruct"), tmp_path))[0]
+    sizes = [
+        math.sqrt(float((row[row != 0] ** 2).mean())) if row.any() else 0.0
+        for row in whole["advantages"]
+    ]
+    chosen = {tuple(ids.tolist()) for ids in batch["completion_ids"][kept]}
+    is_chosen = [tuple(ids.tolist()) in chosen for ids in whole["completion_ids"]]
+    for at in (0, G):
+        group = list(zip(sizes[at : at + G], is_chosen[at : at + G], strict=True))
+        inside, outside = (
+            [size for size, one in group if one is wanted] for wanted in (True, False)
+        )
+        assert len(inside) == 2 and min(inside) >= max(outside)
+
+
+def test_rollouts_keep_what_the_reply_as_a_whole_earned(
+    lookalike: Lookalike, tmp_path: Path
+) -> None:
+    folder, kept = lookalike("qwen2.5-instruct"), {}
+    for weight in (0.0, 1.0):
+        trainer = make(folder, tmp_path / str(weight), step_reward_weight=weight,
+                       keep_rollouts=True, max_steps=1)  # fmt: skip
+        trainer.train()
+        kept[weight] = [one.advantage for one in read_rollouts(tmp_path / str(weight) / "rollouts")]
+        assert ("step_reward" in trainer.state.log_history[0]) is (weight > 0)
+    assert kept[0.0] == kept[1.0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--step_reward_weight", "-1"], r"--step_reward_weight -1.* is not at least 0"),
+        (["--step_reward_weight", "1", "--loss_type", "vespo"], r"1 pays tokens, and --loss_type"),
+        (["--step_reward_weight", "1", "--loss_type", "luspo", "--importance_sampling_level",
+          "sequence"], r"pays tokens, and --loss_type luspo"),
+        (["--step_reward_weight", "2", "--importance_sampling_level", "sequence"],
+         r"--step_reward_weight 2 pays tokens, and --importance_sampling_level"),
+        (["--step_reward_weight", "1", "--off_policy_mask_threshold", "0.5"], r"pays tokens"),
+    ],
+)  # fmt: skip
+def test_what_weighs_whole_replies_is_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_config(None, None, flags)
+    load_config(None, None, [*flags, "--step_reward_weight", "0"])
+
+
+@pytest.mark.parametrize("lacks", ["solution", "answer"])
+def test_data_without_solutions_is_refused_before_anything_is_done(
+    lacks: str, lookalike: Lookalike, tmp_path: Path
+) -> None:
+    rows = [{name: value for name, value in row.items() if name != lacks} for row in ROWS]
+    with pytest.raises(DataError, match="needs the columns answer and solution"):
+        make(lookalike("qwen2.5-instruct"), tmp_path, rows=rows)
+    make(lookalike("qwen2.5-instruct"), tmp_path, rows=rows, step_reward_weight=0.0)
+
+
+def test_the_command_pays_steps_and_logs_how_many_are_right(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([
+        "train", "--step_reward_weight", "1", "--max_steps", "2", "--num_generations", "4",
+        "--per_device_train_batch_size", "16", "--num_heldout_problems", "0",
+        "--num_selection_problems", "0", "--eval_strategy", "no", "--output_dir", str(run),
+    ]) == 0  # fmt: skip
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    shares = [line["step_reward"] for line in logged if "step_reward" in line]
+    assert len(shares) == 2 and all(0 < share <= 1 for share in shares)

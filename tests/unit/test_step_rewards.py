@@ -1,0 +1,110 @@
+"""Steps of a reasoning are found and paid by the results of the reference solution."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abacist.task.problems import load_problems
+from abacist.task.reply import render_reply
+from abacist.task.step_rewards import step_rewards
+
+GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
+SOLUTION = "In May 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72 clips."
+
+
+def paid(completion: str, *, is_correct: bool, solution: str = SOLUTION) -> list[float | None]:
+    return [one.reward for one in step_rewards(completion, solution, is_correct=is_correct)]
+
+
+def test_a_step_is_right_where_it_reaches_a_result_of_the_reference() -> None:
+    assert paid("48 / 2 = 24\n24 + 48 = 72", is_correct=True) == [1, 1]
+    assert paid("48 / 2 = 24\n24 + 24 = 48", is_correct=False) == [1, 0]
+
+
+def test_a_result_is_paid_once() -> None:
+    assert paid("48 / 2 = 24\n12 + 12 = 24\n24 * 2 = 48", is_correct=False) == [1, 0, None]
+
+
+def test_the_way_of_a_right_reply_is_right_whichever_it_is() -> None:
+    assert paid("48 * 3 = 144\n144 / 2 = 72", is_correct=True) == [1, 1]
+    assert paid("48 * 3 = 144\n144 / 2 = 72", is_correct=False) == [0, 1]
+    # What is false is not, in a right reply either.
+    assert paid("48 * 3 = 145\n144 / 2 = 72", is_correct=True) == [0, 1]
+
+
+def test_only_the_first_step_that_goes_astray_is_blamed() -> None:
+    astray = "48 - 2 = 46\n46 + 1 = 47\n47 + 1 = 48\n48 / 2 = 24\n24 + 1 = 25\n1 + 1 = 3"
+    assert paid(astray, is_correct=False) == [0, None, None, 1, None, 0]
+
+
+def test_a_false_equation_with_a_right_result_is_not_right() -> None:
+    assert paid("50 / 2 = 24", is_correct=False) == [0]
+    assert paid("48 / 2 = 24, and 24 + 48 = 73", is_correct=False) == [0]
+
+
+def test_a_percentage_is_its_hundredths_or_the_number_before_the_sign() -> None:
+    assert paid("12 / 30 = 40%", is_correct=False, solution="12/30*100 = 40") == [1]
+    assert paid("12 / 30 = 40%", is_correct=False, solution="12/30 = 0.4") == [1]
+    assert paid("12 / 30 = 0.4", is_correct=False, solution="12/30 = 40%") == [1]
+
+
+def test_words_belong_to_the_step_that_they_lead_to_and_the_answer_to_none() -> None:
+    text = render_reply("First:\n48 / 2 = 24\nThen\nin all:\n48 + 24 = 72\nSo 72.", "1 + 1 = 2")
+    steps = step_rewards(text, SOLUTION, is_correct=True)
+    shown = [text[one.start : one.end] for one in steps]
+    assert shown == ["\nFirst:\n48 / 2 = 24\n", "Then\nin all:\n48 + 24 = 72\n"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<reasoning>48 / 2 = 24",  # cut off
+        "48 / 2 = 24 <answer>1 + 1 = 2</answer>",
+        "48 / 2 = 24",
+        "</reasoning> <reasoning>48 / 2 = 24</reasoning> 1 + 1 = 2",
+    ],
+)
+def test_the_reasoning_is_found_however_little_of_its_layout_there_is(text: str) -> None:
+    (step,) = step_rewards(text, SOLUTION, is_correct=False)
+    assert step.reward == 1 and "48 / 2 = 24" in text[step.start : step.end]
+    assert "1 + 1" not in text[step.start : step.end]
+
+
+def test_without_a_reference_or_an_equation_there_is_nothing_to_reach() -> None:
+    assert paid("48 / 2 = 24", is_correct=False, solution="It is 24.") == [0]
+    assert paid("It is 24.", is_correct=True) == paid("", is_correct=True) == []
+
+
+_PIECES = st.sampled_from(
+    ["48 / 2 = 24", "2 = 3", "1 + 1 = 3", "\n", " ", "é", "²", "\u2028", "\r\n", "=", "%",
+     "<reasoning>", "</reasoning>", "<answer>", "</answer>", "5 + 5 = 10 = 4 + 6", ">>", "\ud800"]
+)  # fmt: skip
+
+
+@given(st.lists(_PIECES | st.text(max_size=8)).map("".join), st.booleans())
+def test_steps_of_any_text_are_in_order_and_within_it(text: str, is_correct: bool) -> None:
+    steps = step_rewards(text, SOLUTION, is_correct=is_correct)
+    edges = [edge for one in steps for edge in (one.start, one.end)]
+    assert edges == sorted(edges) and all(0 <= edge <= len(text) for edge in edges)
+    assert all(one.start < one.end and one.reward in (0, 1, None) for one in steps)
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="GSM8K is not in ../shared/gsm8k")
+def test_gsm8ks_own_solutions_are_right_from_step_to_step() -> None:
+    counts = {0.0: 0, 1.0: 0, None: 0}
+    for problem in load_problems(GSM8K, split="selection"):
+        for one in step_rewards(problem.solution, problem.solution, is_correct=False):
+            counts[one.reward] += 1
+    # Some lines come to a result that an earlier one has reached, and a few are false.
+    assert counts[1.0] > 700 and counts[0.0] + counts[None] < 0.2 * counts[1.0], counts
+
+
+def test_a_long_reply_takes_linear_time() -> None:
+    text = "48 / 2 = 24\n" * 20_000
+    assert len(step_rewards(text, SOLUTION, is_correct=False)) == 20_000
+    assert json.dumps(step_rewards("1" * 200_000, SOLUTION, is_correct=False)) == "[]"
