@@ -7,6 +7,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from abacist.errors import DataError, UsageError
 from abacist.learning import process_supervision
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.config import load_config
+from abacist.learning.process_supervision import step_advantages
 from abacist.learning.rollout_rows import Scored
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollouts
@@ -88,26 +90,48 @@ def paid_steps(
     return batch["advantages"], trainer._metrics["train"], ids
 
 
-def test_each_token_has_what_its_reply_earned_and_its_steps_place_in_the_group() -> None:
+def test_each_token_has_what_its_reply_earned_and_what_its_step_did() -> None:
     replies, alone = [RIGHT, ASTRAY, FALSE, BARE], [1.5, -0.5, -0.5, -0.5]
     found, logged, _ = paid_steps(replies, alone, weight=0.5)
-    rewards = [1.0, 1.0, 1.0, 0.0, 0.0]  # the last step of FALSE is not judged
-    mean, deviation = statistics.mean(rewards), statistics.stdev(rewards)
+    rewards: list[list[float | None]] = [[1.0, 1.0], [1.0, 0.0], [0.0, None], []]
+    judged = [one for of_reply in rewards for one in of_reply if one is not None]
+    means, scale = [2 / 3, 1 / 2], statistics.stdev(judged) + 1e-4
     for row, reply in enumerate(replies):
         expected = torch.full((found.shape[1],), alone[row])
-        for step in step_rewards(reply, SOLUTION, is_correct=row == 0):
+        steps = step_rewards(reply, SOLUTION, is_correct=row == 0)
+        assert [one.reward for one in steps] == rewards[row]
+        for step, mean in zip(steps, means, strict=False):
             if step.reward is not None:
-                by_step = 0.5 * (step.reward - mean) / (deviation + 1e-4)
-                expected[step.start : step.end] += by_step
+                expected[step.start : step.end] += 0.5 * (step.reward - mean) / scale
         expected[len(reply) + 1 :] = 0.0  # after its end
         torch.testing.assert_close(found[row], expected)
-    assert logged["step_reward"] == [statistics.mean(rewards)]
+    assert logged["step_reward"] == [statistics.fmean(judged)]
+
+
+def test_a_step_is_compared_with_those_of_its_place_so_that_late_ones_are_not_discouraged() -> None:
+    # All first steps are right, and half of the second ones: the first have nothing to teach.
+    found = step_advantages([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    assert [of_reply[0] for of_reply in found] == [0.0] * 4
+    assert found[0][1] == found[2][1] == -found[1][1] == -found[3][1] > 1
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1.0, None]), max_size=5), min_size=1, max_size=8)
+)  # fmt: skip
+def test_the_advantages_of_a_place_add_up_to_nothing(rewards: list[list[float | None]]) -> None:
+    found = step_advantages(rewards)
+    assert [len(of_reply) for of_reply in found] == [len(of_reply) for of_reply in rewards]
+    for place in zip_longest(*found, fillvalue=0.0):
+        assert sum(place) == pytest.approx(0.0, abs=1e-9)
+    for of_reply, advantages in zip(rewards, found, strict=True):
+        for reward, advantage in zip(of_reply, advantages, strict=True):
+            assert advantage == 0 if reward is None else advantage * (reward - 0.5) >= 0
 
 
 def test_a_group_in_which_no_reply_is_right_learns_from_its_steps() -> None:
     found, _, _ = paid_steps([ASTRAY, FALSE], [0.0, 0.0], size=2, rewards=[0.5, 0.5])
-    kept, lost = ASTRAY.index("She buys"), FALSE.index("She buys")
-    assert found[0, kept] > 0 > found[1, lost]
+    kept, wrong = ASTRAY.index("She buys"), FALSE.index("She buys")
+    assert found[0, kept] > 0 > found[1, wrong]
     assert found[0, len(ASTRAY) - 5] == found[1, len(FALSE) - 5] == 0  # the answers
 
 

@@ -3,24 +3,29 @@
 An outcome pays all tokens of a reply alike, and where no reply of a group is right it pays none.
 GRPO with process supervision (Shao et al. 2024, section 4.1.3) pays steps. Here no reward model
 judges them: a step is right where it reaches a result of the problem's reference solution
-(``task.step_rewards``). As in the paper, step rewards are normalised by the mean and standard
-deviation of all steps of the group:
+(``task.step_rewards``). A token t of step k of reply i has
 
-    A[i, t] = A[i] + W * (r[step of t] - mean(r)) / (std(r) + 1e-4)
+    A[i, t] = A[i] + W * (r[i, k] - mean of r[:, k]) / (std of r + 1e-4)
 
-There are two departures. ``A[i]``, what the reply as a whole earns by ``--reward_funcs``, stays.
-And a token is paid for its own step, where the paper sums over all steps to come: what comes later
-is what the outcome pays for, and a sum would grow with the number of steps. Tokens outside
-the steps, and those of steps that are not judged, keep ``A[i]``.
+where r are the step rewards of the group. Tokens outside the steps, and those of steps that are not
+judged, keep ``A[i]``. There are three departures from the paper:
+
+- ``A[i]``, what the reply as a whole earns by ``--reward_funcs``, stays.
+- The baseline is the mean over the steps *of the same place*, k, in the group, and not over all its
+  steps. Later steps are wrong more often than first ones, so compared with all they teach replies
+  to end early (docs/lab.md, 2026-11-30).
+- A token is paid for its own step, and not for all steps to come: those are what the outcome pays
+  for, and a sum would grow with their number.
 
 Shapes: N completions of a generation batch of this process, G of a group, T tokens.
 """
 
 from __future__ import annotations
 
-import math
+import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -89,7 +94,11 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> None:
         texts.append(text)
     everyones = gather_object([[step.reward for step in of_reply] for of_reply in steps])
     size = trainer.num_generations
-    scales = [_scale(everyones[at : at + size]) for at in range(0, len(everyones), size)]
+    signals = [
+        signal
+        for at in range(0, len(everyones), size)
+        for signal in step_advantages(everyones[at : at + size])
+    ]
     judged = [reward for of_reply in everyones for reward in of_reply if reward is not None]
     if judged:
         trainer._metrics["train"]["step_reward"].append(sum(judged) / len(judged))
@@ -101,22 +110,38 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> None:
     alone = alone.masked_fill(alike.to(alone.device), 0.0)
     paid = torch.zeros(batch["completion_ids"].shape)  # [N, T]
     for at, (text, of_reply) in enumerate(zip(texts, steps, strict=True)):
-        mean, deviation = scales[(first + at) // size]
-        for step in of_reply:
-            if step.reward is not None and deviation > 0:
+        for step, signal in zip(of_reply, signals[first + at], strict=True):
+            if signal:
                 tokens = slice(text.tokens_until(step.start), text.tokens_until(step.end))
-                paid[at, tokens] = (step.reward - mean) / (deviation + _TRL_EPSILON)
+                paid[at, tokens] = signal
     by_step = weight_of(trainer.args) * paid.to(alone.device, alone.dtype)
     batch["advantages"] = (alone[:, None] + by_step) * batch["completion_mask"]
 
 
-def _scale(rewards: Sequence[Sequence[float | None]]) -> tuple[float, float]:
-    """Mean and standard deviation of the step rewards of a group, by reply; 0 where all agree."""
+def step_advantages(rewards: Sequence[Sequence[float | None]]) -> list[list[float]]:
+    """The advantage of each step in a group, reply by reply; 0 for one that is not judged.
+
+    ``rewards`` holds those of each reply, None for a step that is not judged.
+
+    >>> found = step_advantages([[1.0, 1.0], [1.0, 0.0], [1.0], [0.0, None]])
+    >>> [[round(one, 2) for one in of_reply] for of_reply in found]
+    [[0.48, 0.97], [0.48, -0.97], [0.48], [-1.45, 0.0]]
+    """
     judged = [reward for of_reply in rewards for reward in of_reply if reward is not None]
     if len(set(judged)) < 2:
-        return 0.0, 0.0
-    mean = math.fsum(judged) / len(judged)
-    return mean, math.sqrt(math.fsum((one - mean) ** 2 for one in judged) / (len(judged) - 1))
+        return [[0.0] * len(of_reply) for of_reply in rewards]
+    scale = statistics.stdev(judged) + _TRL_EPSILON
+    means = []
+    for place in zip_longest(*rewards):
+        known = [reward for reward in place if reward is not None]
+        means.append(statistics.fmean(known) if known else 0.0)
+    return [
+        [
+            0.0 if reward is None else (reward - mean) / scale
+            for reward, mean in zip(of_reply, means, strict=False)
+        ]
+        for of_reply in rewards
+    ]
 
 
 class _Text:
