@@ -71,7 +71,7 @@ def paid_steps(
 def after_paying_steps(
     replies: list[str], alone: list[float], tokenizer: Any = None, weight: float = 1.0,
     size: int = G, solution: Any = SOLUTION, rewards: list[float] | None = None,
-) -> tuple[dict[str, Any], dict[str, list[float]], list[list[int]], list[list[StepReward]]]:  # fmt: skip
+) -> tuple[Any, Any, Any, list[list[StepReward]]]:  # fmt: skip
     """The batch, what was logged, the ids of the replies, and the steps that were found."""
     tokenizer = tokenizer or Characters()
     ids = [[*tokenizer.encode(reply), 0] for reply in replies]
