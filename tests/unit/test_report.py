@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abacist.errors import RunError, UsageError
@@ -583,6 +583,7 @@ STEPS = st.builds(
 
 
 @given(st.text(alphabet="a😀\n", max_size=25), st.lists(STEPS, max_size=6))
+@example("a😀a", [StepReward(0, 2, 1.0)] * 2)
 def test_no_strangers_steps_mark_what_is_not_there_or_twice(text: str, steps: list) -> None:
     spans = step_spans(text, text, steps)
     assert spans is not None and [one[2] for one in spans] == [
