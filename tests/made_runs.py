@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -16,6 +17,7 @@ from abacist.records.rollout import Rollout, StopReason, write_rollouts
 from abacist.records.rundir import RunDir, write_json
 from abacist.task.answers import same_answer
 from abacist.task.reply import parse_reply, render_reply
+from abacist.task.step_rewards import step_rewards
 from evaluated import BARE, GOOD, SILENT, WORKLESS, WRONG, evaluation
 
 TEXTS = (GOOD, WRONG, WORKLESS, BARE, SILENT, render_reply("1 + 1 = 2", "2") + " and more")
@@ -68,10 +70,12 @@ def made_run(
     texts: Sequence[str] = TEXTS,
     finished: bool = True,
     seed: int = 0,
+    pays_steps: bool = False,
 ) -> Path:
     """A whole run in ``path``: config, manifest, metrics, times, rollouts, both evaluations.
 
-    Replies are ``texts`` in turn, beginning at number ``seed``.
+    Replies are ``texts`` in turn, beginning at number ``seed``; with ``pays_steps`` each of their
+    steps was paid.
     """
     texts_in_turn = itertools.cycle([*texts[seed:], *texts[:seed]])
     run = RunDir(path)
@@ -91,6 +95,8 @@ def made_run(
                 for group in range(groups)
                 for member in range(4)
             ]
+            if pays_steps:
+                rows = [with_steps(row) for row in rows]
             write_rollouts(run.rollouts_dir / f"step-{step:06d}.parquet", rows)
             mean = sum(row.reward or 0 for row in rows) / len(rows)
             row = {
@@ -116,6 +122,13 @@ def made_evaluations() -> tuple[Evaluation, Evaluation]:
     after = [[GOOD] if at % 2 == 0 or at == 1 else [WRONG] for at in range(20)]
     after[4] = [SILENT]
     return evaluation(before), evaluation(after)
+
+
+def with_steps(row: Rollout) -> Rollout:
+    """The reply as a training with step rewards keeps it, by a reference that comes to 7 and 12."""
+    solution = "3 + 4 = 7, 7 + 5 = 12"
+    steps = step_rewards(row.completion, solution, is_correct=bool(row.is_correct))
+    return replace(row, steps=steps)
 
 
 def rollout(run_id: str, step: int, group: int, member: int, text: str) -> Rollout:

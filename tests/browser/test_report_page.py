@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from abacist.task.reply import render_reply
 from abacist.view.report.writing import write_report
 from made_runs import HOSTILE, made_run
 
@@ -82,6 +83,37 @@ def test_a_problem_is_followed_through_the_steps_in_their_order(show, report: Pa
     assert numbers == sorted(numbers) and len(set(numbers)) == 20
     page.keyboard.press("g")
     assert page.locator("#detail .reply").count() == 4
+
+
+def test_steps_are_marked_by_a_sign_and_a_title_and_the_text_stays_as_it_is(
+    show, tmp_path: Path
+) -> None:
+    texts = [
+        render_reply("So:\n😀 3 + 4 = 7 <b>eggs</b>\n\n3 * 3 = 9\n9 - 1 = 8\nHm.", "9"),
+        "3 + 4 = 8</reasoning><answer>8</answer>",
+        "<reasoning>3 + 4 = 7 <reasoning> <answer>7</answer>",
+        "Nothing.",
+    ]
+    run = made_run(tmp_path / "run", steps=1, groups=1, texts=texts, pays_steps=True,
+                   finished=False)  # fmt: skip
+    write_report([run], run / "report.html")
+    page = show(run / "report.html")
+    replies = page.locator("#detail .reply")
+    assert replies.locator(".text").evaluate_all("all => all.map(e => e.textContent)") == texts
+    steps = replies.nth(0).locator(".step")
+    assert steps.evaluate_all("all => all.map(e => e.textContent)") == [
+        "So:\n😀 3 + 4 = 7 <b>eggs</b>\n", "3 * 3 = 9\n", "9 - 1 = 8\n",
+    ]  # fmt: skip
+    assert steps.evaluate_all("all => all.map(e => e.title)") == [
+        "this step: right", "this step: wrong", "this step: not judged",
+    ]  # fmt: skip
+    signs = "all => all.map(e => getComputedStyle(e, '::before').content)"
+    assert steps.evaluate_all(signs) == ['"✓"', '"✗"', '"?"']
+    borders = "all => all.map(e => getComputedStyle(e).borderLeftStyle)"
+    assert steps.evaluate_all(borders) == ["solid", "double", "dotted"]
+    last = [reply.locator(".paid tr").last.inner_text().split("\t") for reply in replies.all()]
+    assert last == [["steps", "1 of 2 right, 1 not judged"], ["steps", "0 of 1 right"],
+                    ["steps", "1 of 1 right"], ["steps", "none"]]  # fmt: skip
 
 
 def test_the_keyboard_moves_through_the_list(show, report: Path) -> None:

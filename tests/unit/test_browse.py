@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +30,7 @@ from abacist.proof.outcomes import Outcome
 from abacist.records.rollout import Rollout, StopReason, read_rollouts, write_rollouts
 from abacist.task.answers import same_answer
 from abacist.task.reply import parse_reply, render_reply
+from abacist.task.step_rewards import StepReward, step_rewards
 from abacist.view.rollouts import layout_words, verdict_on
 from abacist.view.show import group_page, pages, reply_page, rollout_json, summary_lines
 
@@ -181,6 +184,10 @@ def test_generations_of_a_step_whose_groups_were_numbered_alike_are_not_mixed(
         ("reward", ["much", "little"]),
         ("reward_correctness", [["a"], ["b"]]),
         ("trained", ["yes", "perhaps"]),
+        ("steps", ["right", "wrong"]),
+        ("steps", [[1.0], [0.0]]),
+        ("steps", [[{"start": "here", "end": 2, "reward": 1.0}], None]),
+        ("steps", [[{"start": 2**40, "end": 2**41, "reward": 1.0}], None]),
     ],
     ids=str,
 )
@@ -331,6 +338,70 @@ def test_a_group_is_a_table_and_replies_side_by_side() -> None:
     beside = next(line for line in lines if line.startswith("reply 0: right, 4.00"))
     assert "reply 1: wrong, 2.00" in beside
     assert "12" in next(line for line in lines if re.match("12 +13", line))
+
+
+STEPS = "Eggs:\n5 + 7 = 12 eggs\n3 * 3 = 9\n12 - 3 = 9\n9 + 1 = 11"
+
+
+def paid(completion: str, solution: str = "5 + 7 = 12") -> Rollout:
+    """The reply of a run that pays steps."""
+    steps = step_rewards(completion, solution, is_correct=False)
+    return replace(rollout(completion), steps=steps)
+
+
+def test_of_a_reply_whose_steps_were_paid_each_is_shown_with_how() -> None:
+    lines = printed(reply_page(paid(render_reply(STEPS, "13")), 80), 80)
+    at = lines.index("Steps: 1 right, 2 wrong, 1 not judged")
+    assert lines[at + 1 : at + 6] == [
+        "  right      5 + 7 = 12 eggs",
+        "  wrong      3 * 3 = 9",
+        "  not judged 12 - 3 = 9",
+        "  wrong      9 + 1 = 11",
+        "",
+    ]
+    group = "\n".join(printed(group_page([paid(STEPS), rollout(RIGHT)], 100), 100))
+    assert group.count("Steps: 1 right, 2 wrong, 1 not judged") == 1
+
+
+def test_a_reply_without_steps_says_so_and_one_of_a_run_that_pays_none_does_not() -> None:
+    assert "Steps: none, no line shows an equation" in printed(reply_page(paid("12"), 80), 80)
+    assert "Steps" not in "\n".join(printed(reply_page(rollout(STEPS), 80), 80))
+
+
+@pytest.mark.parametrize("width", [24, 40, 80])
+def test_however_many_and_however_hostile_steps_are_their_lines_are_few_and_fit(width: int) -> None:
+    line = "5 + 7 = 12 \x1b[2J[red]字\t\u202e" + "字 long " * 300
+    reply = paid("\n".join([line] * 280))
+    assert reply.steps and len(reply.steps) == 280
+    lines = printed(reply_page(reply, width), width)
+    at = next(at for at, one in enumerate(lines) if one.startswith("Steps: "))
+    end = lines.index("", at)
+    assert end - at <= 27 and "[... 257 steps ...]" in "".join(lines[at:end])
+    assert max(map(cell_len, lines)) <= width
+    assert not set("".join(lines)) & set("\x1b\u202e")
+
+
+@pytest.mark.parametrize(
+    "step", [StepReward(-5, 3, 1.0), StepReward(0, 10**9, 1.0), StepReward(4, 4, 0.0),
+             StepReward(9, 2, None), StepReward(3, 5, math.nan)], ids=str
+)  # fmt: skip
+def test_steps_outside_their_reply_are_counted_and_not_shown(step: StepReward) -> None:
+    reply = replace(rollout(STEPS), steps=[step, StepReward(6, 21, 0.0)])
+    lines = printed(reply_page(reply, 80), 80)
+    at = next(at for at, one in enumerate(lines) if one.startswith("Steps: "))
+    shown = lines[at + 1 : lines.index("", at)]
+    assert shown[-1] == "  wrong      5 + 7 = 12 eggs"
+    assert shown[:-1] == (["  not judged s:"] if step.start == 3 else [])
+
+
+def test_a_machine_gets_the_steps_by_name() -> None:
+    reply = paid("5 + 7 = 12\n1 + 1 = 2\n2 + 2 = 4")
+    assert json.loads(json.dumps(rollout_json(reply)))["steps"] == [
+        {"start": 0, "end": 11, "reward": 1.0},
+        {"start": 11, "end": 21, "reward": 0.0},
+        {"start": 21, "end": 30, "reward": None},
+    ]
+    assert rollout_json(rollout(RIGHT))["steps"] is None
 
 
 HOSTILE = [

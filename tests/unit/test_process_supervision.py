@@ -29,9 +29,9 @@ from abacist.learning.config import load_config
 from abacist.learning.process_supervision import step_advantages
 from abacist.learning.rollout_rows import Scored
 from abacist.learning.trainer import GRPOTrainer
-from abacist.records.rollout import read_rollouts
+from abacist.records.rollout import read_rollout_table, read_rollouts
 from abacist.task.reply import render_reply
-from abacist.task.step_rewards import step_rewards
+from abacist.task.step_rewards import StepReward, step_rewards
 
 Lookalike = Callable[[str], Path]
 G = 4
@@ -64,6 +64,17 @@ def paid_steps(
     rewards: list[float] | None = None,
 ) -> tuple[torch.Tensor, dict[str, list[float]], list[list[int]]]:
     """Advantages [N, T], what was logged, and the ids of the replies."""
+    batch, logged, ids, _ = after_paying_steps(
+        replies, alone, tokenizer, weight, size, solution, rewards
+    )
+    return batch["advantages"], logged, ids
+
+
+def after_paying_steps(
+    replies: list[str], alone: list[float], tokenizer: Any = None, weight: float = 1.0,
+    size: int = G, solution: Any = SOLUTION, rewards: list[float] | None = None,
+) -> tuple[Any, Any, Any, list[list[StepReward]]]:  # fmt: skip
+    """The batch, what was logged, the ids of the replies, and the steps that were found."""
     tokenizer = tokenizer or Characters()
     ids = [[*tokenizer.encode(reply), 0] for reply in replies]
     width = max(map(len, ids)) + 3
@@ -86,8 +97,8 @@ def paid_steps(
         "completion_ids": torch.zeros(len(ids), width),
         "completion_mask": mask,
     }
-    process_supervision.pay_steps(trainer, scored, batch)
-    return batch["advantages"], trainer._metrics["train"], ids
+    steps = process_supervision.pay_steps(trainer, scored, batch)
+    return batch, trainer._metrics["train"], ids, steps
 
 
 def test_each_token_has_what_its_reply_earned_and_what_its_step_did() -> None:
@@ -289,7 +300,7 @@ def test_replies_are_chosen_by_how_large_their_tokens_advantages_are(
         assert len(inside) == 2 and min(inside) >= max(outside)
 
 
-def test_rollouts_keep_what_the_reply_as_a_whole_earned(
+def test_rollouts_keep_what_the_reply_as_a_whole_earned_and_how_each_step_was_paid(
     lookalike: Lookalike, tmp_path: Path
 ) -> None:
     folder, kept = lookalike("qwen2.5-instruct"), {}
@@ -300,6 +311,26 @@ def test_rollouts_keep_what_the_reply_as_a_whole_earned(
         kept[weight] = [one.advantage for one in read_rollouts(tmp_path / str(weight) / "rollouts")]
         assert ("step_reward" in trainer.state.log_history[0]) is (weight > 0)
     assert kept[0.0] == kept[1.0]
+    # Of a run that pays no steps the file is as it always was.
+    names = {weight: read_rollout_table(tmp_path / str(weight) / "rollouts").column_names
+             for weight in kept}  # fmt: skip
+    assert names[1.0] == [*names[0.0], "steps"]
+    solutions = {row["answer"]: row["solution"] for row in ROWS}
+    outcomes = set()
+    for one in read_rollouts(tmp_path / "1.0" / "rollouts"):
+        expected = step_rewards(
+            one.completion, solutions[str(one.gold)], is_correct=bool(one.is_correct)
+        )
+        assert one.steps == expected
+        outcomes.add(tuple(step.outcome for step in expected))
+    assert outcomes >= {("right", "right"), ("right", "wrong"), ("wrong",), ()}
+
+
+def test_each_reply_has_its_own_steps_in_the_order_of_the_replies() -> None:
+    replies = [ASTRAY, BARE, RIGHT, FALSE]
+    *_, found = after_paying_steps(replies, [0.0] * len(replies))
+    for of_reply, reply in zip(found, replies, strict=True):
+        assert of_reply == step_rewards(reply, SOLUTION, is_correct=reply == RIGHT)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abacist.errors import RunError, UsageError
@@ -27,10 +27,11 @@ from abacist.proof.comparison.compare import compare
 from abacist.records.openings import AFTER, EVAL, KEEPS_OPENINGS, Opening, note_opening
 from abacist.records.rollout import read_rollout_table, write_rollouts
 from abacist.records.rundir import write_json
-from abacist.task.reply import parse_reply
+from abacist.task.reply import parse_reply, render_reply
+from abacist.task.step_rewards import STEP_OUTCOMES, StepReward, step_rewards
 from abacist.view.report import writing
 from abacist.view.report.attribution import attribute, groups_of
-from abacist.view.report.explorer import FIELDS, answer_span, collect, suspicion_of
+from abacist.view.report.explorer import FIELDS, answer_span, collect, step_spans, suspicion_of
 from abacist.view.report.page import page
 from abacist.view.report.reading import EVALUATION, RUN, SCRIPT, read
 from abacist.view.report.serving import server
@@ -562,6 +563,72 @@ def test_the_characters_from_which_the_answer_was_read_are_marked(text: str, rea
 def test_no_text_breaks_the_mark(text: str) -> None:
     start, end = answer_span(text, parse_reply(text).answer)
     assert 0 <= start <= end <= len(text.encode("utf-16-le")) // 2
+
+
+@pytest.mark.parametrize("before", ["", "😀 日\n", "x" * 40 + "𝄞"])
+def test_what_is_marked_of_a_step_is_its_text(before: str) -> None:
+    text = before + "😀 1 + 1 = 2\n😀😀 2 + 2 = 5\nand 3 - 1 = 2"
+    steps = step_rewards(text, "1 + 1 = 2", is_correct=False)
+    units = text.encode("utf-16-le")
+    spans = step_spans(text, text, steps)
+    assert spans is not None
+    shown = [units[2 * start : 2 * end].decode("utf-16-le") for start, end, _ in spans]
+    assert shown == [text[step.start : step.end] for step in steps]
+    assert [STEP_OUTCOMES[place] for _, _, place in spans] == ["right", "wrong", "not judged"]
+
+
+STEPS = st.builds(
+    StepReward, st.integers(-3, 30), st.integers(-3, 30), st.sampled_from([None, 0.0, 1.0])
+)
+
+
+@given(st.text(alphabet="a😀\n", max_size=25), st.lists(STEPS, max_size=6))
+@example("a😀a", [StepReward(0, 2, 1.0)] * 2)
+def test_no_strangers_steps_mark_what_is_not_there_or_twice(text: str, steps: list) -> None:
+    spans = step_spans(text, text, steps)
+    assert spans is not None and [one[2] for one in spans] == [
+        STEP_OUTCOMES.index(step.outcome) for step in steps
+    ]
+    edges = [edge for start, end, _ in spans if end for edge in (start, end)]
+    assert edges == sorted(edges)
+    for step, (start, end, _) in zip(steps, spans, strict=True):
+        if end:
+            units = text.encode("utf-16-le")[2 * start : 2 * end]
+            assert (
+                0 <= step.start < step.end
+                and units.decode("utf-16-le") == (text[step.start : step.end])
+            )
+
+
+def test_in_a_reply_that_was_cut_no_step_is_marked_and_all_are_counted(tmp_path: Path) -> None:
+    long = render_reply("3 + 4 = 7\n" + "word " * 5_000 + "\n7 + 5 = 12\n1 + 1 = 3", "12")
+    run = made_run(tmp_path / "run", steps=1, groups=1, texts=[long, GOOD], pays_steps=True,
+                   finished=False)  # fmt: skip
+    cut, whole, *_ = rows_of(page([read(run)]))
+    assert "characters left out" in cut["text"]
+    assert cut["steps"] == [[0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert all(end > start for start, end, _ in whole["steps"]) and whole["steps"]
+
+
+def test_a_run_that_pays_no_steps_says_nothing_of_them(tmp_path: Path, html: str) -> None:
+    assert {row["steps"] is None for row in rows_of(html)} == {True}
+    assert "Steps were paid" not in " ".join(outline(html).text)
+    paying = page([read(made_run(tmp_path / "run", pays_steps=True))])
+    rows = rows_of(paying)
+    assert {(row["source"] > 0, row["steps"] is None) for row in rows} >= {(True, True)}
+    assert " ".join(outline(paying).text).count("Steps were paid as well") == 1
+
+
+def test_a_file_of_steps_that_are_none_is_named_and_the_page_is_made(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", steps=2, finished=False)
+    file = run / "rollouts" / "step-000002.parquet"
+    table = pq.read_table(file)
+    rows = [[None, {"start": 5, "end": None, "reward": 1.0}, {"start": -9, "end": 99, "reward": 1}]]
+    pq.write_table(table.append_column("steps", pa.array(rows * table.num_rows)), file)
+    assert [row["steps"] for row in rows_of(page([read(run)]))] == [None] * 8 + [[[0, 0, 0]]] * 8
+    pq.write_table(table.append_column("steps", pa.array(["no"] * table.num_rows)), file)
+    html = page([read(run)])
+    assert len(rows_of(html)) == 8 and "its column steps holds string" in html
 
 
 def test_what_is_suspicious_is_named() -> None:

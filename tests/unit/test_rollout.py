@@ -22,6 +22,7 @@ from abacist.records.rollout import (
     read_rollouts,
     write_rollouts,
 )
+from abacist.task.step_rewards import StepReward
 
 ROLLOUT = Rollout(
     run_id="tiny-001",
@@ -54,6 +55,7 @@ COLUMNS = [
 ]
 
 TEXT = st.text(st.one_of(st.characters(), st.characters(categories=["Cs"])))
+BOUND = st.integers(-(2**31), 2**31 - 1)
 NUMBER = st.none() | st.floats(allow_nan=False)
 ROLLOUTS = st.lists(
     st.builds(
@@ -77,6 +79,8 @@ ROLLOUTS = st.lists(
         rewards=st.fixed_dictionaries({"a": NUMBER, "b": NUMBER}),
         reward=NUMBER,
         advantage=NUMBER,
+        trained=st.none() | st.booleans(),
+        steps=st.none() | st.lists(st.builds(StepReward, BOUND, BOUND, NUMBER), max_size=3),
         schema_version=st.just(SCHEMA_VERSION),
     ),
     min_size=1,
@@ -88,7 +92,7 @@ def without_lone_surrogates(rollout: Rollout) -> Rollout:
     def clean(value: object) -> object:
         if isinstance(value, dict):
             return {key: clean(inner) for key, inner in value.items()}
-        if isinstance(value, list):
+        if isinstance(value, list) and not (value and isinstance(value[0], StepReward)):
             return [clean(inner) for inner in value]
         if isinstance(value, str) and not isinstance(value, StopReason):
             return re.sub("[\ud800-\udfff]", "\ufffd", value)
@@ -124,6 +128,46 @@ def test_the_columns_are_the_published_ones_compressed_with_zstd(tmp_path: Path)
         *("problem_id", "difficulty", "gold", "read_answer", "is_correct"),
         *("reward_correctness", "reward_integer", "reward", "advantage"),
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "last"),
+    [
+        ({"trained": False}, ["trained"]),
+        ({"steps": [StepReward(0, 9, 1.0)]}, ["steps"]),
+        ({"steps": []}, ["steps"]),
+        ({"steps": [StepReward(0, 9, None)], "trained": True}, ["trained", "steps"]),
+    ],
+)
+def test_columns_that_not_every_run_has_stand_last_and_only_where_a_reply_has_them(
+    tmp_path: Path, changes: dict[str, object], last: list[str]
+) -> None:
+    other = dataclasses.replace(ROLLOUT, **changes)  # type: ignore[arg-type]
+    write_rollouts(tmp_path / "step-1.parquet", [ROLLOUT, other])
+    write_rollouts(tmp_path / "step-2.parquet", [ROLLOUT])
+    assert pq.read_schema(tmp_path / "step-1.parquet").names == COLUMNS + last
+    assert pq.read_schema(tmp_path / "step-2.parquet").names == COLUMNS
+    assert read_rollouts(tmp_path) == [ROLLOUT, other, ROLLOUT]
+
+
+def test_the_steps_of_a_file_are_structs_of_whole_characters_and_a_reward(tmp_path: Path) -> None:
+    steps = [StepReward(0, 9, 1.0), StepReward(9, 12, None)]
+    write_rollouts(tmp_path / "x.parquet", [dataclasses.replace(ROLLOUT, steps=steps)])
+    table = pq.read_table(tmp_path / "x.parquet")
+    step = table.schema.field("steps").type.value_type
+    assert {field.name: str(field.type) for field in step} == {
+        "start": "int32", "end": "int32", "reward": "double",
+    }  # fmt: skip
+    assert table["steps"].to_pylist() == [[step._asdict() for step in steps]]
+
+
+def test_a_step_without_bounds_is_none_and_the_others_are_read(tmp_path: Path) -> None:
+    write_rollouts(tmp_path / "x.parquet", [ROLLOUT])
+    theirs = [[None, {"start": 3, "end": 5.0}, {"start": 5, "end": None}]]  # no column of rewards
+    table = pq.read_table(tmp_path / "x.parquet").append_column("steps", pa.array(theirs))
+    pq.write_table(table, tmp_path / "x.parquet")
+    (back,) = read_rollouts(tmp_path)
+    assert back.steps == [StepReward(3, 5, None)]
 
 
 def test_folders_are_made_and_nothing_is_left_beside_the_file(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import bundles
 from abacist.cli.main import main
 from abacist.delivery import archive, verify_replay, verify_weights
 from abacist.delivery.bundle import Bundle, bundle
@@ -30,6 +31,7 @@ from abacist.delivery.verify import Request, Verification, verify
 from abacist.errors import ModelError, UsageError
 from abacist.policy.quantization import Quantization
 from abacist.records.openings import EVAL, Opening, note_opening
+from abacist.records.rollout import read_rollouts
 from bundles import Edit, Members, edit_json, edit_line, edit_rows, tampered
 from made_runs import rollout
 
@@ -580,6 +582,95 @@ def test_another_base_than_the_one_trained_from_is_seen(
 ) -> None:
     found = verify(Request(made.path, model=str(lookalike("qwen")), replies=4))
     assert not {check.name: check for check in found.checks}["replay"].holds
+
+
+# Runs that pay steps.
+
+
+@pytest.fixture(scope="module")
+def paying(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle of a short run with step rewards, whose replies show steps."""
+    folder = tmp_path_factory.mktemp("paying")
+    run = bundles.short_run(folder / "run", "--step_reward_weight", "1")
+    steps = [step for one in read_rollouts(run / "rollouts") for step in one.steps or ()]
+    assert len(steps) > 20
+    return bundle(run, folder / "run.bundle.zip")
+
+
+def test_steps_are_paid_again_by_the_worked_solutions_of_the_data(paying: Bundle) -> None:
+    found = verify(Request(paying.path, replies=0))
+    assert found.holds, faults_of(found)
+    data = {check.name: check for check in found.checks}["data"]
+    assert "steps of replies paid again by their worked solutions" in data.looked_at
+    assert not data.not_checked
+
+
+def _first_step(**changes: Any) -> Edit:
+    """Other values of the first step of the first reply that has one."""
+
+    def change(rows: list[dict[str, Any]]) -> None:
+        next(row for row in rows if row["steps"])["steps"][0].update(changes)
+
+    return edit_rows(STEP, change)
+
+
+def _without_a_step(rows: list[dict[str, Any]]) -> None:
+    next(row for row in rows if row["steps"])["steps"].pop()
+
+
+def _other_outcome(rows: list[dict[str, Any]]) -> None:
+    """A right step that is said to be wrong, or a wrong one that is said to be right."""
+    judged = (step for row in rows for step in row["steps"] if step["reward"] is not None)
+    step = next(judged)
+    step["reward"] = 1.0 - step["reward"]
+
+
+STEP_TAMPERINGS = {
+    "what a step earned": (
+        edit_rows(STEP, _other_outcome),
+        r"data: .*step-000002.*step 2, group \d, member \d, step \d of its reasoning, reward: "
+        r"claimed (1, found 0|0, found 1)"),
+    "a step that is said not to be judged": (
+        _first_step(reward=None), r"data: .*step 1 of its reasoning, reward: claimed not judged"),
+    "where a step begins": (
+        _first_step(start=2), r"data: .*step 1 of its reasoning, characters: claimed \(2, "),
+    "where a step ends": (
+        _first_step(end=10**6), r"data: .*step 1 of its reasoning, characters: .*1000000"),
+    "a step taken out": (edit_rows(STEP, _without_a_step), r"data: .*number of steps: claimed"),
+    "the logged share of right steps": (
+        edit_line(METRICS, 0, lambda row: row.update(step_reward=0.999)),
+        r"training: .*metrics.jsonl, step 1, step_reward: claimed 0.999, found"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEP_TAMPERINGS)
+def test_a_step_that_was_tampered_with_is_named(paying: Bundle, tmp_path: Path, name: str) -> None:
+    edit, named = STEP_TAMPERINGS[name]
+    found = verify(Request(tampered(paying.path, tmp_path / "x.zip", edit, anew=True), replies=0))
+    assert re.search(named, faults_of(found)), faults_of(found)
+    counts = {check.name: check.num_faults for check in found.checks}
+    assert counts[named.partition(":")[0]] == 1
+
+
+def test_steps_are_said_not_to_be_checked_where_the_solutions_or_the_steps_are_not_at_hand(
+    paying: Bundle, tmp_path: Path
+) -> None:
+    other_data = _yaml("dataset_name: generated", "dataset_name: mine.jsonl")
+    elsewhere = tampered(paying.path, tmp_path / "a.zip", other_data, anew=True)
+
+    def without_steps(index: dict[str, Any], members: Members) -> None:
+        table = pq.read_table(io.BytesIO(members[FIRST]))
+        buffer = pa.BufferOutputStream()
+        pq.write_table(table.drop_columns(["steps"]), buffer)
+        members[FIRST] = buffer.getvalue().to_pybytes()
+
+    unkept = tampered(paying.path, tmp_path / "b.zip", without_steps, anew=True)
+    said = []
+    for path in (elsewhere, unkept):
+        found = verify(Request(path, replies=0))
+        said.append({check.name: check.not_checked for check in found.checks}["data"])
+    assert any("steps of 32 replies were paid, which takes the data's" in one for one in said[0])
+    assert any("steps of 16 replies were paid: their rollouts do not" in one for one in said[1])
 
 
 def test_a_token_at_a_boundary_counts_as_a_tie_and_one_beside_it_does_not() -> None:

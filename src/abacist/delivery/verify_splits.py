@@ -9,7 +9,7 @@ from abacist.delivery.bundle import VERDICT_FOLDERS
 from abacist.delivery.findings import Check
 from abacist.delivery.opened import Opened
 from abacist.delivery.verify_openings import check_openings
-from abacist.delivery.verify_training import named
+from abacist.delivery.verify_training import check_steps, named
 from abacist.errors import AbacistError, RunError
 from abacist.learning.arguments import ScriptArguments
 from abacist.learning.task import Task, task_of
@@ -33,12 +33,14 @@ def check_data(opened: Opened, dataset_name: str | None) -> Check:
         check.not_checked.append(
             f"whether questions and golds are those of {recorded} (--dataset_name checks it)"
         )
+        check_steps(opened, None, check)
         check.looked_at = "not loaded"
         return check
     try:
         task = _task(opened, dataset_name or recorded)
     except AbacistError as error:
         check.not_checked.append(f"the data cannot be loaded here: {named(error, opened)}")
+        check_steps(opened, None, check)
         check.looked_at = "not loaded"
         return check
     problems = [*task.train, *task.selection, *task.heldout]
@@ -77,6 +79,8 @@ def check_data(opened: Opened, dataset_name: str | None) -> Check:
     check.looked_at = (
         f"{len(problems):,} problems loaded again: their fingerprint, and every question and gold"
     )
+    if steps := check_steps(opened, task, check):
+        check.looked_at += f"; {steps:,} steps of replies paid again by their worked solutions"
     check.numbers = {"problems": len(problems), "compared": count}
     return check
 

@@ -15,12 +15,15 @@ from abacist.delivery.findings import Check
 from abacist.delivery.opened import Opened
 from abacist.errors import AbacistError, RunError
 from abacist.learning.outcome_gating import silenced
+from abacist.learning.process_supervision import reference_in
 from abacist.learning.rewards import RANDOM, control_rewards
+from abacist.learning.task import Task
 from abacist.records.rollout import Rollout, StopReason
 from abacist.task.answers import same_answer
 from abacist.task.custom_rewards import RewardFunc
 from abacist.task.reply import parse_reply
 from abacist.task.rewards import is_built_in_name, load_reward_funcs, pay
+from abacist.task.step_rewards import StepReward, step_rewards
 
 # What a logged step says that only training again would tell.
 _OF_THE_OPTIMIZER = (
@@ -133,6 +136,59 @@ def _check_rollouts(
         check.same(name, f"{item_of(one)}, reward", claimed, total)
         if advantages is not None:
             check.same(name, f"{item_of(one)}, advantage", one.advantage, float(advantages[at]))
+
+
+def check_steps(opened: Opened, task: Task | None, check: Check) -> int:
+    """Recompute how each step of the training replies was paid; how many steps those were.
+
+    That takes the reference solutions of the problems: ``task`` is the data, None if not at hand.
+    """
+    pays = bool(opened.settings.get("step_reward_weight"))
+    solutions: dict[str, str] | None = None
+    steps, kept, unkept = 0, 0, 0
+    for name in opened.rollout_names():
+        try:
+            rollouts = opened.rollouts(name)
+        except RunError:
+            continue  # check_training names it
+        for one in rollouts:
+            if one.steps is None:
+                unkept += pays
+                continue
+            kept += 1
+            if task is None:
+                continue
+            if solutions is None:
+                rows = task.rows(task.train, solutions=True)
+                solutions = {str(row["problem_id"]): reference_in(row) for row in rows}
+            # Without its problem a reply is named by check_data, and paid by no solution.
+            solution = solutions.get(str(one.problem_id), "")
+            wanted = step_rewards(one.completion, solution, is_correct=bool(one.is_correct))
+            _check_steps_of(name, one, one.steps, wanted, check)
+            steps += len(wanted)
+    if unkept:
+        check.not_checked.append(
+            f"how the steps of {unkept:,} replies were paid: their rollouts do not hold it"
+        )
+    if kept and task is None:
+        check.not_checked.append(
+            f"how the steps of {kept:,} replies were paid, which takes the data's worked solutions"
+        )
+    return steps
+
+
+def _check_steps_of(
+    name: str, one: Rollout, claimed: Sequence[StepReward], wanted: Sequence[StepReward],
+    check: Check,
+) -> None:  # fmt: skip
+    if len(claimed) != len(wanted):
+        check.fault(name, f"{item_of(one)}, number of steps", len(claimed), len(wanted))
+        return
+    for number, (ours, found) in enumerate(zip(claimed, wanted, strict=True), start=1):
+        item = f"{item_of(one)}, step {number} of its reasoning"
+        check.same(name, f"{item}, characters", (ours.start, ours.end), (found.start, found.end))
+        rewards = ("not judged" if it.reward is None else it.reward for it in (ours, found))
+        check.same(name, f"{item}, reward", *rewards)
 
 
 def item_of(rollout: Rollout) -> str:
@@ -305,11 +361,21 @@ def _check_line(
             continue
         claimed = float("nan") if row[key] is None else row[key]
         check.same(name, f"step {row['step']}, {key}", claimed, found)
+    shares = [share for batch in batches if (share := _share_of_right_steps(batch)) is not None]
+    if shares:
+        item = f"step {row['step']}, step_reward"
+        check.same(name, item, row.get("step_reward"), sum(shares) / len(shares))
     if "num_tokens" in row:
         new = sum(one.prompt_tokens + len(one.completion_ids) for b in batches for one in b)
         if row["num_tokens"] != tokens_before + new:  # a count: nothing is rounded
             item = f"step {row['step']}, num_tokens"
             check.fault(name, item, row["num_tokens"], tokens_before + new)
+
+
+def _share_of_right_steps(batch: Sequence[Rollout]) -> float | None:
+    """The mean reward of the judged steps of a generation; None where there are none."""
+    judged = [s.reward for one in batch for s in one.steps or () if s.reward is not None]
+    return sum(judged) / len(judged) if judged else None
 
 
 def _metrics_of(batch: Sequence[Rollout], paid: Paid, opened: Opened) -> dict[str, float]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -80,17 +80,25 @@ def refuse_without_solutions(trainer: Any) -> None:
         )
 
 
-def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> None:
-    """Make the advantages [N] of a generation batch advantages [N, T], in place."""
+def reference_in(row: Mapping[str, Any]) -> str:
+    """The reference solution of a training row, "" where it is no text."""
+    solution = row[SOLUTION]
+    return solution if isinstance(solution, str) else ""
+
+
+def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[StepReward]]:
+    """Make the advantages [N] of a generation batch advantages [N, T], in place.
+
+    Returns the steps of each reply of this process, for its rollout.
+    """
     decode = trainer._tokenizer.decode
     steps: list[list[StepReward]] = []
     texts: list[_Text] = []
     for row, ids in zip(scored.rows, scored.completion_ids, strict=True):
         text = _Text(ids, decode)
-        gold, solution = gold_of(row["answer"]), row[SOLUTION]
+        gold = gold_of(row["answer"])
         is_correct = gold is not None and same_answer(parse_reply(text.whole).answer, gold)
-        known = solution if isinstance(solution, str) else ""
-        steps.append(step_rewards(text.whole, known, is_correct=is_correct))
+        steps.append(step_rewards(text.whole, reference_in(row), is_correct=is_correct))
         texts.append(text)
     everyones = gather_object([[step.reward for step in of_reply] for of_reply in steps])
     size = trainer.num_generations
@@ -116,6 +124,7 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> None:
                 paid[at, tokens] = signal
     by_step = weight_of(trainer.args) * paid.to(alone.device, alone.dtype)
     batch["advantages"] = (alone[:, None] + by_step) * batch["completion_mask"]
+    return steps
 
 
 def step_advantages(rewards: Sequence[Sequence[float | None]]) -> list[list[float]]:

@@ -13,6 +13,7 @@ import torch
 from abacist.records.rollout import Rollout, StopReason
 from abacist.task.answers import gold_of, same_answer
 from abacist.task.reply import completion_text, parse_reply
+from abacist.task.step_rewards import StepReward
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,14 @@ def rollouts_of(
     prompt_lengths: Sequence[int],
     advantages: Sequence[float],
     trained: Sequence[bool] | None = None,
+    steps: Sequence[Sequence[StepReward]] | None = None,
     *,
     first_group: int = 0,
 ) -> list[Rollout]:
     """One :class:`Rollout` for each completion of ``scored``, in its order.
 
-    ``trained`` says which were trained on, where that was not all (``reply_selection``).
+    ``trained`` says which were trained on, where that was not all (``reply_selection``);
+    ``steps`` holds those of each reply, where steps were paid (``process_supervision``).
     ``first_group`` is the number of the first group of all processes' generation batch.
     """
     weights = trainer.reward_weights.to(scored.rewards.device)
@@ -76,6 +79,7 @@ def rollouts_of(
                 reward=None if math.isnan(totals[index]) else totals[index],
                 advantage=advantages[index],
                 trained=None if trained is None else trained[index],
+                steps=None if steps is None else steps[index],
             )
         )
     return rollouts

@@ -124,9 +124,9 @@ class GRPOTrainer(ResumableTrainer):
             canary.check(self, output, self.state.global_step + 1)
         if self._scored and training and self.gates_by_outcome:
             outcome_gating.gate(self, self._scored, output["advantages"])
-        advantages = output["advantages"].tolist()
+        advantages, steps = output["advantages"].tolist(), None
         if self._scored and training and process_supervision.weight_of(self.args):
-            process_supervision.pay_steps(self, self._scored, output)
+            steps = process_supervision.pay_steps(self, self._scored, output)
         trained = reply_selection.leave_out_others(self, output) if training else None
         if self._scored and training and (self.keeps_rollouts or self.watch_replies):
             rollouts = rollouts_of(
@@ -135,6 +135,7 @@ class GRPOTrainer(ResumableTrainer):
                 self._prompt_lengths,
                 advantages,
                 None if trained is None else trained.tolist(),
+                steps,
                 first_group=self._first_group(len(advantages)),
             )
             if self.keeps_rollouts:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from abacist.errors import RunError
 from abacist.records.rundir import write_aside
 from abacist.task.sentence_enum import SentenceEnum
+from abacist.task.step_rewards import StepReward
 
 SCHEMA_VERSION = 1
 REWARD_PREFIX = "reward_"
@@ -57,6 +58,7 @@ class Rollout:
     0. ``rewards`` maps a reward's name to what it paid, None where it did not apply; ``reward``
     is their weighted sum, None where none applied; ``read_answer`` is the answer that was read, as
     text. ``trained`` says whether a step learned from it; None where it was not a matter of choice.
+    ``steps`` says how each step of its reasoning was paid; None where steps were not paid.
     """
 
     run_id: str
@@ -79,6 +81,7 @@ class Rollout:
     reward: float | None = None
     advantage: float | None = None
     trained: bool | None = None
+    steps: Sequence[StepReward] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __repr__(self) -> str:
@@ -130,14 +133,25 @@ _AFTER_REWARDS = [
     pa.field("advantage", pa.float64()),
     _required("schema_version", pa.int32()),
 ]
-# Stands in files of runs that trained on some replies only (--train_replies); last of all.
-_TRAINED = pa.field("trained", pa.bool_())
+_STEP = pa.struct(
+    [
+        pa.field("start", pa.int32()),
+        pa.field("end", pa.int32()),
+        pa.field("reward", pa.float64()),
+    ]
+)
+# Stand last, in files of runs that have them: ``trained`` where some replies only were trained on
+# (--train_replies), ``steps`` where steps were paid (--step_reward_weight), in characters.
+_OPTIONAL = [pa.field("trained", pa.bool_()), pa.field("steps", pa.list_(_STEP))]
 
 
-def rollout_schema(reward_names: Sequence[str], *, has_trained: bool = False) -> pa.Schema:
-    """The Arrow schema of a file whose rollouts were paid by these rewards."""
+def rollout_schema(reward_names: Sequence[str], optional: Collection[str] = ()) -> pa.Schema:
+    """The Arrow schema of a file whose rollouts were paid by these rewards.
+
+    ``optional`` names those of the columns ``trained`` and ``steps`` that it has.
+    """
     rewards = [pa.field(REWARD_PREFIX + name, pa.float64()) for name in reward_names]
-    last = [_TRAINED] if has_trained else []
+    last = [column for column in _OPTIONAL if column.name in optional]
     return pa.schema([*_BEFORE_REWARDS, *rewards, *_AFTER_REWARDS, *last])
 
 
@@ -149,8 +163,8 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
     """
     names = list(dict.fromkeys(name for rollout in rollouts for name in rollout.rewards))
     rows = [_row_of(rollout, names) for rollout in rollouts]
-    has_trained = any(rollout.trained is not None for rollout in rollouts)
-    table = pa.Table.from_pylist(rows, schema=rollout_schema(names, has_trained=has_trained))
+    present = [one.name for one in _OPTIONAL if any(row[one.name] is not None for row in rows)]
+    table = pa.Table.from_pylist(rows, schema=rollout_schema(names, present))
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     write_aside(path, buffer.getvalue().to_pybytes())
@@ -252,7 +266,7 @@ def _is_wanted(column: pa.Field, columns: Collection[str] | None) -> bool:
 def _checked(table: pa.Table, path: Path) -> pa.Table:
     """The table with our types. Another program may have written the file, or changed it."""
     rewards = [pa.field(n, pa.float64()) for n in table.column_names if n.startswith(REWARD_PREFIX)]
-    for column in [*_BEFORE_REWARDS, *rewards, *_AFTER_REWARDS, _TRAINED]:
+    for column in [*_BEFORE_REWARDS, *rewards, *_AFTER_REWARDS, *_OPTIONAL]:
         if column.name not in table.column_names:
             continue
         values = table[column.name]
@@ -274,13 +288,15 @@ def _checked(table: pa.Table, path: Path) -> pa.Table:
 
 
 def _row_of(rollout: Rollout, reward_names: Sequence[str]) -> dict[str, Any]:
-    row = {column.name: getattr(rollout, column.name) for column in [*_BEFORE_REWARDS, _TRAINED]}
-    row |= {column.name: getattr(rollout, column.name) for column in _AFTER_REWARDS}
+    columns = [*_BEFORE_REWARDS, *_AFTER_REWARDS, *_OPTIONAL]
+    row = {column.name: getattr(rollout, column.name) for column in columns}
     row |= {REWARD_PREFIX + name: rollout.rewards.get(name) for name in reward_names}
     row["messages"] = [
         {"role": storable(turn["role"]), "content": storable(str(turn["content"]))}
         for turn in rollout.messages
     ]
+    if rollout.steps is not None:
+        row["steps"] = [step._asdict() for step in rollout.steps]
     return {name: storable(value) for name, value in row.items()}
 
 
@@ -289,10 +305,26 @@ def storable(value: Any) -> Any:
     return _LONE_SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
+def steps_in(values: Sequence[Mapping[str, Any] | None] | None) -> list[StepReward] | None:
+    """The steps of a row of the column ``steps``; what has no bounds is none.
+
+    Another program may have written them: ``task.step_rewards.within`` leaves those out that do not
+    lie in the completion.
+    """
+    if values is None:
+        return None
+    return [
+        StepReward(value["start"], value["end"], value["reward"])
+        for value in values
+        if value is not None and value["start"] is not None and value["end"] is not None
+    ]
+
+
 def _rollout_of(row: dict[str, Any]) -> Rollout:
     base = [column.name for column in (*_BEFORE_REWARDS, *_AFTER_REWARDS)]
     fields = {name: row[name] for name in base}
-    fields[_TRAINED.name] = row.get(_TRAINED.name)
+    fields["trained"] = row.get("trained")
+    fields["steps"] = steps_in(row.get("steps"))
     fields["messages"] = [
         {name: turn.get(name) or "" for name in ("role", "content")}
         for turn in row["messages"]

@@ -14,7 +14,9 @@ Model output is hostile text: linear time, no exception on any str.
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -24,12 +26,22 @@ from abacist.task.steps import Equation, equations
 _LINE = re.compile(r"[^\n]*\n?")
 
 
+RIGHT, WRONG, NOT_JUDGED = STEP_OUTCOMES = ("right", "wrong", "not judged")
+
+
 class StepReward(NamedTuple):
     """A step, characters ``[start, end)`` of a completion, and its reward; None: not judged."""
 
     start: int
     end: int
     reward: float | None
+
+    @property
+    def outcome(self) -> str:
+        """One of :data:`STEP_OUTCOMES`."""
+        if self.reward is None or not math.isfinite(self.reward):
+            return NOT_JUDGED
+        return RIGHT if self.reward > 0 else WRONG
 
 
 def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[StepReward]:
@@ -65,6 +77,22 @@ def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[St
         is_lost = is_lost or reward == 0.0
         found.append(StepReward(start, line.end(), reward))
         start = line.end()
+    return found
+
+
+def within(steps: Iterable[StepReward], characters: int) -> list[StepReward]:
+    """Those of the steps that lie one after another in a completion of so many characters.
+
+    All that :func:`step_rewards` finds do. A file may hold others, which no text shows.
+
+    >>> within([StepReward(2, 5, 1.0), StepReward(4, 6, 0.0), StepReward(6, 99, None)], 9)
+    [StepReward(start=2, end=5, reward=1.0)]
+    """
+    found: list[StepReward] = []
+    for step in steps:
+        last = found[-1].end if found else 0
+        if last <= step.start < step.end <= characters:
+            found.append(step)
     return found
 
 

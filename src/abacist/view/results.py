@@ -135,7 +135,9 @@ def _reply(rollout: Rollout) -> dict[str, Any]:
 
 def _rollout(rollout: Rollout) -> dict[str, Any]:
     place = {"step": rollout.step, "group": rollout.group}
-    return {**place, **_reply(rollout), "advantage": rollout.advantage, "trained": rollout.trained}
+    steps = None if rollout.steps is None else [step._asdict() for step in rollout.steps]
+    last = {"advantage": rollout.advantage, "trained": rollout.trained, "steps": steps}
+    return {**place, **_reply(rollout), **last}
 
 
 def _problem_rows(comparison: Comparison) -> list[dict[str, Any]]:

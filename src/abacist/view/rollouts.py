@@ -7,6 +7,7 @@ shown and never obeyed, and is bounded before it is laid out.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.text import Text
@@ -14,6 +15,7 @@ from rich.text import Text
 from abacist.proof.outcomes import Outcome, rollout_outcome
 from abacist.records.rollout import Rollout, StopReason, question_of
 from abacist.task.reply import TAGS, Defect, parse_reply
+from abacist.task.step_rewards import NOT_JUDGED, RIGHT, STEP_OUTCOMES, WRONG, StepReward, within
 from abacist.view.plaintext import cut_middle, excerpt, fold, visible
 
 #: Colours that also differ in brightness; the word stands beside them everywhere.
@@ -24,6 +26,7 @@ STYLES: Mapping[Outcome, str] = {
     Outcome.WRONG: "bold red",
     Outcome.UNJUDGED: "bold",
 }
+STEP_STYLES: Mapping[str, str] = {RIGHT: "green", WRONG: "bold red", NOT_JUDGED: "dim"}
 TAG_STYLE = "cyan"
 MAX_ANSWER_CHARACTERS = 60
 _TAG = "|".join(map(re.escape, TAGS))
@@ -87,6 +90,33 @@ def reward_words(rollout: Rollout) -> str:
     if rollout.advantage is not None:
         words += f" | advantage {rollout.advantage:+.2f}"
     return words
+
+
+def steps_words(steps: Sequence[StepReward]) -> str:
+    """How the steps of a reply were paid: ``"Steps: 2 right, 1 wrong, 1 not judged"``."""
+    counts = Counter(step.outcome for step in steps)
+    each = [f"{counts[outcome]:,} {outcome}" for outcome in STEP_OUTCOMES if counts[outcome]]
+    return "Steps: " + (", ".join(each) or "none, no line shows an equation")
+
+
+def step_lines(rollout: Rollout, width: int, *, steps: int) -> list[Text]:
+    """A harmless line for each step that was paid: how, and the last line of its text.
+
+    Of more than ``steps`` those in the middle are left out, as in a text.
+    """
+    columns = max(map(len, STEP_OUTCOMES)) + 1
+    lines = []
+    for step in within(rollout.steps or (), len(rollout.completion)):
+        shown = rollout.completion[step.start : step.end].strip().rpartition("\n")[2]
+        text, *others = excerpt(shown, max(width - columns - 2, 5), characters=4 * width, lines=2)
+        line = step.outcome.ljust(columns) + text + (" …" if others else "")
+        lines.append(Text(line, style=STEP_STYLES[step.outcome]))
+    if len(lines) <= steps:
+        return lines
+    tail = steps // 3
+    head = steps - 1 - tail
+    left_out = Text(f"[... {len(lines) - head - tail:,} steps ...]")
+    return [*lines[:head], left_out, *lines[len(lines) - tail :]]
 
 
 def amount(paid: float | None) -> str:

@@ -29,6 +29,8 @@ from abacist.view.rollouts import (
     quoted,
     reply_lines,
     reward_words,
+    step_lines,
+    steps_words,
     tagged,
     verdict_on,
 )
@@ -42,6 +44,7 @@ _INDENT = 2
 _QUESTION = {"characters": 2_000, "lines": 16}
 _REPLY = {"characters": 6_000, "lines": 60}
 _SIDE = {"characters": 2_000, "lines": 24}
+_MOST_STEPS = 24  # of a reply, in one line each
 
 
 def summary_lines(source: Source, found: Found, width: int) -> list[str]:
@@ -73,6 +76,12 @@ def reply_page(rollout: Rollout, width: int) -> RenderableType:
     parts.append(Text(""))
     parts.append(tagged(_indented(reply_lines(rollout, inner, **_REPLY))))
     parts.append(Text(""))
+    if rollout.steps is not None:
+        parts += _plain(fold(steps_words(rollout.steps), width))
+        for line in step_lines(rollout, inner, steps=_MOST_STEPS):
+            line.pad_left(_INDENT)
+            parts.append(line)
+        parts.append(Text(""))
     parts += _plain(fold(visible(verdict_on(rollout, outcome)), width), STYLES[outcome])
     parts += _plain(fold(layout_words(rollout.completion), width))
     return Group(*parts)
@@ -111,6 +120,8 @@ def _side(rollout: Rollout, width: int) -> RenderableType:
     head = f"reply {rollout.member}: {outcome.value}, {amount(rollout.reward)}"
     lines: list[RenderableType] = [Text(head, STYLES[outcome])]
     lines.append(tagged(reply_lines(rollout, width, **_SIDE)))
+    if rollout.steps is not None:
+        lines += _plain(fold(steps_words(rollout.steps), width))
     if outcome is not Outcome.RIGHT:  # of a right one the table says it all
         lines += _plain(fold(visible(verdict_on(rollout, outcome)), width), "italic")
     return Group(*lines)
@@ -181,6 +192,7 @@ def rollout_json(rollout: Rollout) -> dict[str, Any]:
     )  # fmt: skip
     return {
         **{name: getattr(rollout, name) for name in kept},
+        "steps": None if rollout.steps is None else [step._asdict() for step in rollout.steps],
         "outcome": outcome,
         "defects": list(reply.defects),
         "judged": verdict_on(rollout, outcome),

@@ -62,6 +62,9 @@
     parent.append(text.slice(from));
   }
 
+  const STEP_CLASSES = ["step-right", "step-wrong", "step-unjudged"];
+  const STEP_SIGNS = ["\u2713", "\u2717", "?"];
+
   function marked(row) {
     const block = element("pre", "text");
     const marks = [];
@@ -69,18 +72,43 @@
     if (row.end > row.start) marks.push([row.start, row.end, "answer"]);
     marks.sort((one, other) => one[0] - other[0]);
     let from = 0;
-    for (const [start, end, kind] of marks) {
-      if (start < from) continue;
-      appendVisible(block, row.text.slice(from, start));
-      const span = element("span", kind);
-      if (kind === "answer") span.title = "the answer was read here";
-      appendVisible(span, row.text.slice(start, end));
-      block.append(span);
+    for (const [start, end, outcome] of row.steps ?? []) {
+      // A line feed before a step is no line of it.
+      const begin = start + row.text.slice(start, end).match(/^(?:\s*\n)?/)[0].length;
+      if (begin >= end) continue;
+      appendMarked(block, row.text, marks, from, begin);
+      const step = element("span", "step " + STEP_CLASSES[outcome]);
+      step.title = "this step: " + data.step_outcomes[outcome];
+      step.dataset.sign = STEP_SIGNS[outcome];
+      appendMarked(step, row.text, marks, begin, end);
+      block.append(step);
       from = end;
     }
-    appendVisible(block, row.text.slice(from));
+    appendMarked(block, row.text, marks, from, row.text.length);
     if (!row.text) block.append(element("i", "", "(nothing)"));
     return block;
+  }
+
+  // The text from one place to another, with what of the marks lies there.
+  function appendMarked(parent, text, marks, from, to) {
+    for (const [first, last, kind] of marks) {
+      const start = Math.max(first, from), end = Math.min(last, to);
+      if (start >= end) continue;
+      appendVisible(parent, text.slice(from, start));
+      const span = element("span", kind);
+      if (kind === "answer") span.title = "the answer was read here";
+      appendVisible(span, text.slice(start, end));
+      parent.append(span);
+      from = end;
+    }
+    appendVisible(parent, text.slice(from, to));
+  }
+
+  // "2 of 3 right, 1 not judged", as the steps of a reply were paid.
+  function stepsInWords(steps) {
+    const [right, wrong, unjudged] = [0, 1, 2].map((outcome) => steps.filter((step) => step[2] === outcome).length);
+    const judged = right + wrong ? [right + " of " + (right + wrong) + " right"] : [];
+    return [...judged, ...(unjudged ? [unjudged + " not judged"] : [])].join(", ") || "none";
   }
 
   const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
@@ -121,6 +149,13 @@
       line.append(heading);
       line.insertCell().textContent = number(row.rewards[at], 3);
     });
+    if (row.steps) {
+      const line = table.insertRow();
+      const heading = element("th", "", "steps");
+      heading.scope = "row";
+      line.append(heading);
+      line.insertCell().textContent = stepsInWords(row.steps);
+    }
     if (table.rows.length) made.append(table);
     return made;
   }

@@ -23,8 +23,9 @@ import pyarrow as pa
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.outcomes import Outcome, outcome_of
 from abacist.proof.scorers import lm_eval_flexible
-from abacist.records.rollout import REWARD_PREFIX, Rollout, question_of
+from abacist.records.rollout import REWARD_PREFIX, Rollout, question_of, steps_in
 from abacist.task.reply import ANSWER_CLOSE, ANSWER_OPEN, parse_reply
+from abacist.task.step_rewards import STEP_OUTCOMES, StepReward, within
 from abacist.task.steps import shows_work
 from abacist.view.plaintext import cut_middle
 from abacist.view.report.attribution import groups_of
@@ -36,7 +37,7 @@ TRAINING = "training"
 FIELDS = (
     "run", "source", "step", "group", "member", "problem", "outcome", "reward", "advantage",
     "rewards", "tokens", "stop", "read", "start", "end", "trained", "suspicion", "disagree",
-    "change", "text",
+    "change", "text", "steps",
 )  # fmt: skip
 CHANGES = ("gained", "lost")
 SUSPICIONS = (
@@ -71,7 +72,8 @@ class Explorer:
             "runs": self.runs, "sources": self.sources, "rewards": self.rewards,
             "problems": self.problems, "outcomes": OUTCOMES,
             "sentences": [outcome.sentence for outcome in Outcome],
-            "suspicions": SUSPICIONS, "changes": CHANGES, "fields": FIELDS, "rows": self.rows,
+            "suspicions": SUSPICIONS, "step_outcomes": STEP_OUTCOMES, 
+            "changes": CHANGES, "fields": FIELDS, "rows": self.rows,
         }  # fmt: skip
 
     def problem(self, problem_id: str | None, question: str, gold: str | None, steps: Any) -> int:
@@ -130,6 +132,7 @@ class Explorer:
                     None if one["read_answer"] is None else cut_middle(one["read_answer"], 200),
                     start, end, one["trained"], suspicion_of(one, rights),
                     disagree, change, text,
+                    step_spans(text, one["completion"], steps_in(one.get("steps"))),
                 ]
             )  # fmt: skip
 
@@ -238,6 +241,33 @@ def answer_span(text: str, read: str | None) -> tuple[int, int]:
             start = block.start(1) + block[1].index(answer)
             return _utf16(text, start), _utf16(text, start + len(answer))
     return 0, 0
+
+
+def step_spans(
+    text: str, completion: str, steps: Sequence[StepReward] | None
+) -> list[list[int]] | None:
+    """Of each step where it stands in ``text``, in UTF-16 units, and the place of its outcome in
+    :data:`STEP_OUTCOMES`; None where steps were not paid.
+
+    Both offsets are 0 where nothing is to be marked: in a text that was cut, and for a step of a
+    stranger's that does not lie in the completion.
+
+    >>> step_spans("😀 1 + 1 = 2", "😀 1 + 1 = 2", [StepReward(2, 11, 1.0), StepReward(5, 99, 0.0)])
+    [[3, 12, 0], [0, 0, 1]]
+    """
+    if steps is None:
+        return None
+    marked = set(within(steps, len(completion))) if text == completion else set()
+    spans, seen, units = [], 0, 0  # characters that were counted, and their units
+    for step in steps:
+        edges = [0, 0]
+        if step in marked:
+            marked.remove(step)
+            for at, edge in enumerate((step.start, step.end)):
+                units += _utf16(text[seen:edge], edge - seen)
+                seen, edges[at] = edge, units
+        spans.append([*edges, STEP_OUTCOMES.index(step.outcome)])
+    return spans
 
 
 def suspicion_of(reply: Mapping[str, Any], rights: Sequence[float]) -> int | None:

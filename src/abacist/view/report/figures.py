@@ -235,6 +235,7 @@ def _attribution(reading: Reading, styles: Styles) -> Chart | None:
         for name, shares in found.shares.items()
     ]
     length = [(step, 100 * value) for step, value in _known(found.steps, found.length)]
+    paid = " Steps were paid as well (--step_reward_weight), which is not in these shares."
     chart = _lines(
         "what earned the advantage, %",
         [*curves, Curve(f"{LENGTH} alone explains", length)],
@@ -245,6 +246,7 @@ def _attribution(reading: Reading, styles: Styles) -> Chart | None:
             "a step add up to 100. Below 0, a reward paid for the replies that the others held to "
             "be worse. Apart from these, how much of the advantage the length of a reply explains "
             "by itself. All replies count, also where only some of a group are trained on."
+            + (paid if "steps" in reading.rollouts.column_names else "")
         ),
     )
     return chart

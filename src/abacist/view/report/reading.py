@@ -36,7 +36,7 @@ COLUMNS = frozenset(
     {
         "run_id", "step", "split", "problem_id", "difficulty", "group", "member", "messages",
         "completion", "completion_tokens", "stop_reason", "gold", "read_answer", "is_correct",
-        "reward", "advantage", "trained",
+        "reward", "advantage", "trained", "steps",
     }
 )  # fmt: skip
 
