@@ -169,7 +169,7 @@ def test_without_steps_in_the_reference_right_replies_still_show_the_way(solutio
 def test_the_tokens_of_a_step_write_the_step_and_no_more(name: str, lookalike: Lookalike) -> None:
     tokenizer = AutoTokenizer.from_pretrained(lookalike(name))
     ids = tokenizer.encode(ASTRAY, add_special_tokens=False)
-    text = process_supervision._Text(ids, tokenizer.decode)
+    text = process_supervision.CompletionText(ids, tokenizer.decode)
     for step in step_rewards(ASTRAY, SOLUTION, is_correct=False):
         first, last = text.tokens_until(step.start), text.tokens_until(step.end)
         written = tokenizer.decode(ids[first:last])
@@ -180,7 +180,7 @@ def test_the_tokens_of_a_step_write_the_step_and_no_more(name: str, lookalike: L
 @given(st.lists(st.sampled_from("a é²日\n\ud83d𝄞"), max_size=12).map("".join), st.data())
 def test_as_few_tokens_as_write_so_many_characters(text: str, data: st.DataObject) -> None:
     ids = Characters().encode(text)
-    found = process_supervision._Text(ids, Characters().decode)
+    found = process_supervision.CompletionText(ids, Characters().decode)
     chars = data.draw(st.integers(0, len(text)))
     assert found.whole == text and found.tokens_until(chars) == chars
 

@@ -22,7 +22,6 @@ from accelerate.utils import gather_object
 from abacist.errors import DataError
 from abacist.learning.rollout_rows import Scored
 from abacist.records.rollout import StopReason
-from abacist.task.answers import gold_of, same_answer
 from abacist.task.reply import completion_text, parse_reply
 
 LEARNED_STRICT_FRACTION = 0.9
@@ -59,16 +58,17 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
     """
     replies = [parse_reply(completion_text(completion)) for completion in scored.completions]
     stop_ids = set(trainer.eos_token_ids)
-    golds = [gold_of(row["answer"]) for row in scored.rows]
     leaves_out = trainer.mask_truncated_completions
     known = [
         (
-            gold is None,
-            gold is not None and same_answer(reply.answer, gold),
+            is_right is None,
+            bool(is_right),
             reply.strict,
             not leaves_out or StopReason.of(ids, stop_ids) is not StopReason.LENGTH,
         )
-        for reply, gold, ids in zip(replies, golds, scored.completion_ids, strict=True)
+        for reply, is_right, ids in zip(
+            replies, scored.outcomes(), scored.completion_ids, strict=True
+        )
     ]
     unknown, solved, strict, counts = torch.tensor(gather_object(known)).unbind(dim=1)
     alike = silenced(solved, strict[counts], trainer.num_generations)

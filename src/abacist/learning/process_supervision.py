@@ -34,8 +34,6 @@ from accelerate.utils import gather_object
 from abacist.errors import DataError, UsageError
 from abacist.learning import reply_selection
 from abacist.learning.rollout_rows import Scored
-from abacist.task.answers import gold_of, same_answer
-from abacist.task.reply import parse_reply
 from abacist.task.step_rewards import StepReward, step_rewards
 
 SOLUTION = "solution"
@@ -91,37 +89,29 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[
 
     Returns the steps of each reply of this process, for its rollout.
     """
-    decode = trainer._tokenizer.decode
-    steps: list[list[StepReward]] = []
-    texts: list[_Text] = []
-    for row, ids in zip(scored.rows, scored.completion_ids, strict=True):
-        text = _Text(ids, decode)
-        gold = gold_of(row["answer"])
-        is_correct = gold is not None and same_answer(parse_reply(text.whole).answer, gold)
-        steps.append(step_rewards(text.whole, reference_in(row), is_correct=is_correct))
-        texts.append(text)
+    texts = [CompletionText(ids, trainer._tokenizer.decode) for ids in scored.completion_ids]
+    steps = [
+        step_rewards(text.whole, reference_in(row), is_correct=bool(is_right))
+        for text, row, is_right in zip(texts, scored.rows, scored.outcomes(), strict=True)
+    ]
     everyones = gather_object([[step.reward for step in of_reply] for of_reply in steps])
     size = trainer.num_generations
-    signals = [
-        signal
+    advantages = [
+        of_reply
         for at in range(0, len(everyones), size)
-        for signal in step_advantages(everyones[at : at + size])
+        for of_reply in step_advantages(everyones[at : at + size])
     ]
     judged = [reward for of_reply in everyones for reward in of_reply if reward is not None]
     if judged:
         trainer._metrics["train"]["step_reward"].append(sum(judged) / len(judged))
 
     alone = batch["advantages"]
-    # What rounding leaves in groups that are paid alike would otherwise count as a signal.
     first = trainer.accelerator.process_index * len(steps)
-    alike = reply_selection.paid_alike(trainer, size)[first : first + len(steps)]
+    mine = slice(first, first + len(steps))
+    # What rounding leaves in groups that are paid alike would otherwise count as a signal.
+    alike = reply_selection.paid_alike(trainer, size)[mine]
     alone = alone.masked_fill(alike.to(alone.device), 0.0)
-    paid = torch.zeros(batch["completion_ids"].shape)  # [N, T]
-    for at, (text, of_reply) in enumerate(zip(texts, steps, strict=True)):
-        for step, signal in zip(of_reply, signals[first + at], strict=True):
-            if signal:
-                tokens = slice(text.tokens_until(step.start), text.tokens_until(step.end))
-                paid[at, tokens] = signal
+    paid = by_token(texts, steps, advantages[mine], batch["completion_ids"].shape[1])
     by_step = weight_of(trainer.args) * paid.to(alone.device, alone.dtype)
     batch["advantages"] = (alone[:, None] + by_step) * batch["completion_mask"]
     return steps
@@ -153,7 +143,23 @@ def step_advantages(rewards: Sequence[Sequence[float | None]]) -> list[list[floa
     ]
 
 
-class _Text:
+def by_token(
+    texts: Sequence[CompletionText],
+    steps: Sequence[Sequence[StepReward]],
+    advantages: Sequence[Sequence[float]],
+    width: int,
+) -> torch.Tensor:
+    """The advantage of the step that each token belongs to, [N, ``width``]; 0 outside the steps."""
+    paid = torch.zeros(len(texts), width)
+    for row, (text, of_reply) in enumerate(zip(texts, steps, strict=True)):
+        for step, advantage in zip(of_reply, advantages[row], strict=True):
+            if advantage:
+                tokens = slice(text.tokens_until(step.start), text.tokens_until(step.end))
+                paid[row, tokens] = advantage
+    return paid
+
+
+class CompletionText:
     """The text of a completion, and how many of its tokens write its beginning."""
 
     def __init__(self, ids: Sequence[int], decode: Any) -> None:

@@ -26,6 +26,15 @@ class Scored:
     completion_ids: Sequence[Sequence[int]]
     rewards: torch.Tensor
 
+    def outcomes(self) -> list[bool | None]:
+        """Whether the answer of each completion is right; None where its problem has no gold."""
+        found: list[bool | None] = []
+        for row, completion in zip(self.rows, self.completions, strict=True):
+            gold = gold_of(row.get("answer"))
+            answer = parse_reply(completion_text(completion)).answer
+            found.append(None if gold is None else same_answer(answer, gold))
+        return found
+
 
 def rollouts_of(
     trainer: Any,
@@ -49,13 +58,12 @@ def rollouts_of(
     totals = sums.tolist()
     first = trainer.accelerator.process_index * len(totals)
     stop_ids = set(trainer.eos_token_ids)
+    outcomes = scored.outcomes()
     rollouts = []
     for index, (row, prompt, completion, ids) in enumerate(
         zip(scored.rows, scored.prompts, scored.completions, scored.completion_ids, strict=True)
     ):
         text = completion_text(completion)
-        answer = parse_reply(text).answer
-        gold = gold_of(row.get("answer"))
         paid = zip(trainer.reward_func_names, scored.rewards[index].tolist(), strict=True)
         rollouts.append(
             Rollout(
@@ -72,9 +80,9 @@ def rollouts_of(
                 stop_reason=StopReason.of(ids, stop_ids),
                 problem_id=_as_text(row.get("problem_id")),
                 difficulty=_as_level(row.get("difficulty")),
-                gold=gold,
-                read_answer=answer,
-                is_correct=None if gold is None else same_answer(answer, gold),
+                gold=gold_of(row.get("answer")),
+                read_answer=parse_reply(text).answer,
+                is_correct=outcomes[index],
                 rewards={name: None if math.isnan(value) else value for name, value in paid},
                 reward=None if math.isnan(totals[index]) else totals[index],
                 advantage=advantages[index],
