@@ -351,12 +351,13 @@ def paid(completion: str, solution: str = "5 + 7 = 12") -> Rollout:
 
 def test_of_a_reply_whose_steps_were_paid_each_is_shown_with_how() -> None:
     lines = printed(reply_page(paid(render_reply(STEPS, "13")), 80), 80)
-    at = lines.index("Steps: 1 right, 2 wrong, 1 not judged")
-    assert lines[at + 1 : at + 6] == [
+    at = lines.index("Steps: 1 right, 2 wrong, 2 not judged")
+    assert lines[at + 1 : at + 7] == [
         "  right      5 + 7 = 12 eggs",
         "  wrong      3 * 3 = 9",
         "  not judged 12 - 3 = 9",
         "  wrong      9 + 1 = 11",
+        "  not judged 13",
         "",
     ]
     group = "\n".join(printed(group_page([paid(STEPS), rollout(RIGHT)], 100), 100))
@@ -364,7 +365,8 @@ def test_of_a_reply_whose_steps_were_paid_each_is_shown_with_how() -> None:
 
 
 def test_a_reply_without_steps_says_so_and_one_of_a_run_that_pays_none_does_not() -> None:
-    assert "Steps: none, no line shows an equation" in printed(reply_page(paid("12"), 80), 80)
+    assert "Steps: none, the reply is empty" in printed(reply_page(paid(""), 80), 80)
+    assert "Steps: 1 wrong" in printed(reply_page(paid("12"), 80), 80)
     assert "Steps" not in "\n".join(printed(reply_page(rollout(STEPS), 80), 80))
 
 

@@ -104,9 +104,11 @@ def after_paying_steps(
 def test_each_token_has_what_its_reply_earned_and_what_its_step_did() -> None:
     replies, alone = [RIGHT, ASTRAY, FALSE, BARE], [1.5, -0.5, -0.5, -0.5]
     found, logged, _ = paid_steps(replies, alone, weight=0.5)
-    rewards: list[list[float | None]] = [[1.0, 1.0], [1.0, 0.0], [0.0, None], []]
+    rewards: list[list[float | None]] = [
+        [1.0, 1.0, 1.0], [1.0, 0.0, None], [0.0, None, None], [0.0],
+    ]  # fmt: skip
     judged = [one for of_reply in rewards for one in of_reply if one is not None]
-    means, scale = [2 / 3, 1 / 2], statistics.stdev(judged) + 1e-4
+    means, scale = [1 / 2, 1 / 2, 1.0], statistics.stdev(judged) + 1e-4
     for row, reply in enumerate(replies):
         expected = torch.full((found.shape[1],), alone[row])
         steps = step_rewards(reply, SOLUTION, is_correct=row == 0)
@@ -162,7 +164,7 @@ def test_what_rounding_leaves_of_equal_rewards_is_no_signal() -> None:
 def test_without_steps_in_the_reference_right_replies_still_show_the_way(solution: Any) -> None:
     found, logged, _ = paid_steps([RIGHT, ASTRAY], [1.0, -1.0], size=2, solution=solution)
     at = ASTRAY.index("She buys")
-    assert found[0, at] > 1 and found[1, at] < -1 and logged["step_reward"] == [2 / 3]
+    assert found[0, at] > 1 and found[1, at] < -1 and logged["step_reward"] == [3 / 4]
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-instruct", "llama-3.2-instruct"])

@@ -9,6 +9,10 @@ ends, so that the words which lead to an equation belong to it. Its reward:
 - 0 where one of its equations is false, or where it is the first that leaves the reference.
 - None for true equations after a step with 0: they go on from there, and are not judged.
 
+The last step is the conclusion: all that is left, to the end of the completion. It is 1 where the
+answer is right, and 0 where it is wrong although no step before was, so that to stop before the
+last result costs what a wrong step costs.
+
 Model output is hostile text: linear time, no exception on any str.
 """
 
@@ -45,17 +49,18 @@ class StepReward(NamedTuple):
 
 
 def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[StepReward]:
-    """The steps of a completion with their rewards, in order; none where it shows no equation.
+    """The steps of a completion with their rewards, in order; the last is its conclusion.
 
     ``solution`` is the reference, ``is_correct`` whether the answer of the completion is right.
 
-    >>> reply = "May:\\n48 / 2 = 24\\n24 + 24 = 48\\n48 + 24 = 73\\n73 - 1 = 72"
+    >>> reply = "May:\\n48 / 2 = 24\\n24 + 24 = 48\\n48 + 24 = 73\\n73 - 1 = 72\\nSo 73."
     >>> for start, end, reward in step_rewards(reply, "48/2 = 24, 48+24 = 72", is_correct=False):
     ...     print(repr(reply[start:end]), reward)
     'May:\\n48 / 2 = 24\\n' 1.0
     '24 + 24 = 48\\n' 0.0
     '48 + 24 = 73\\n' 0.0
-    '73 - 1 = 72' 1.0
+    '73 - 1 = 72\\n' 1.0
+    'So 73.' None
     """
     wanted = {value for equation in equations(solution) for value in _results(equation)}
     start, stop = _reasoning(completion)
@@ -77,6 +82,9 @@ def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[St
         is_lost = is_lost or reward == 0.0
         found.append(StepReward(start, line.end(), reward))
         start = line.end()
+    if start < len(completion):
+        conclusion = 1.0 if is_correct else None if is_lost else 0.0
+        found.append(StepReward(start, len(completion), conclusion))
     return found
 
 

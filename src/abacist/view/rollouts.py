@@ -96,18 +96,21 @@ def steps_words(steps: Sequence[StepReward]) -> str:
     """How the steps of a reply were paid: ``"Steps: 2 right, 1 wrong, 1 not judged"``."""
     counts = Counter(step.outcome for step in steps)
     each = [f"{counts[outcome]:,} {outcome}" for outcome in STEP_OUTCOMES if counts[outcome]]
-    return "Steps: " + (", ".join(each) or "none, no line shows an equation")
+    return "Steps: " + (", ".join(each) or "none, the reply is empty")
 
 
 def step_lines(rollout: Rollout, width: int, *, steps: int) -> list[Text]:
-    """A harmless line for each step that was paid: how, and the last line of its text.
+    """A harmless line for each step that was paid: how, and the last line of its text that is no
+    tag. Of the conclusion that is the answer, if it stands on a line of its own.
 
     Of more than ``steps`` those in the middle are left out, as in a text.
     """
     columns = max(map(len, STEP_OUTCOMES)) + 1
     lines = []
     for step in within(rollout.steps or (), len(rollout.completion)):
-        shown = rollout.completion[step.start : step.end].strip().rpartition("\n")[2]
+        lines_of_step = rollout.completion[step.start : step.end].split("\n")
+        said = [line for line in lines_of_step if line.strip() and line.strip() not in TAGS]
+        shown = said[-1].strip() if said else ""
         text, *others = excerpt(shown, max(width - columns - 2, 5), characters=4 * width, lines=2)
         line = step.outcome.ljust(columns) + text + (" …" if others else "")
         lines.append(Text(line, style=STEP_STYLES[step.outcome]))
