@@ -103,17 +103,22 @@ def test_steps_are_marked_by_a_sign_and_a_title_and_the_text_stays_as_it_is(
     steps = replies.nth(0).locator(".step")
     assert steps.evaluate_all("all => all.map(e => e.textContent)") == [
         "So:\n😀 3 + 4 = 7 <b>eggs</b>\n", "3 * 3 = 9\n", "9 - 1 = 8\n",
+        "Hm.\n</reasoning>\n<answer>\n9\n</answer>",
     ]  # fmt: skip
     assert steps.evaluate_all("all => all.map(e => e.title)") == [
-        "this step: right", "this step: wrong", "this step: not judged",
+        "this step: right", "this step: wrong", *["this step: not judged"] * 2,
     ]  # fmt: skip
     signs = "all => all.map(e => getComputedStyle(e, '::before').content)"
-    assert steps.evaluate_all(signs) == ['"✓"', '"✗"', '"?"']
+    assert steps.evaluate_all(signs) == ['"✓"', '"✗"', '"?"', '"?"']
     borders = "all => all.map(e => getComputedStyle(e).borderLeftStyle)"
-    assert steps.evaluate_all(borders) == ["solid", "double", "dotted"]
+    assert steps.evaluate_all(borders) == ["solid", "double", "dotted", "dotted"]
     last = [reply.locator(".paid tr").last.inner_text().split("\t") for reply in replies.all()]
-    assert last == [["steps", "1 of 2 right, 1 not judged"], ["steps", "0 of 1 right"],
-                    ["steps", "1 of 1 right"], ["steps", "none"]]  # fmt: skip
+    assert last == [
+        ["steps", "1 of 2 right, 2 not judged"],
+        ["steps", "0 of 1 right, 1 not judged"],
+        ["steps", "2 of 2 right"],
+        ["steps", "0 of 1 right"],
+    ]
 
 
 def test_the_keyboard_moves_through_the_list(show, report: Path) -> None:
