@@ -299,7 +299,7 @@ def test_replies_are_chosen_by_how_large_their_tokens_advantages_are(
         inside, outside = (
             [size for size, one in group if one is wanted] for wanted in (True, False)
         )
-        assert len(inside) == 2 and min(inside) >= max(outside)
+        assert len(inside) == 2 and min(inside) >= max(outside) - 1e-4
 
 
 def test_rollouts_keep_what_the_reply_as_a_whole_earned_and_how_each_step_was_paid(
@@ -325,7 +325,10 @@ def test_rollouts_keep_what_the_reply_as_a_whole_earned_and_how_each_step_was_pa
         )
         assert one.steps == expected
         outcomes.add(tuple(step.outcome for step in expected))
-    assert outcomes >= {("right", "right"), ("right", "wrong"), ("wrong",), ()}
+    assert outcomes == {
+        ("right", "right", "wrong"), ("right", "wrong", "not judged"),
+        ("wrong", "not judged"), ("wrong",),
+    }  # fmt: skip
 
 
 def test_each_reply_has_its_own_steps_in_the_order_of_the_replies() -> None:
