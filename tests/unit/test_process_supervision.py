@@ -376,3 +376,18 @@ def test_the_command_pays_steps_and_logs_how_many_are_right(tmp_path: Path) -> N
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
     shares = [line["step_reward"] for line in logged if "step_reward" in line]
     assert len(shares) == 2 and all(0 < share <= 1 for share in shares)
+
+
+def test_the_command_refuses_data_without_worked_solutions_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = tmp_path / "bare.jsonl", tmp_path / "run"
+    rows = [{"question": question, "answer": str(4 * n)} for n, question in enumerate(QUESTIONS)]
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    flags = ["train", "--dataset_name", str(data), "--output_dir", str(run), "--num_generations",
+             "2", "--per_device_train_batch_size", "2", "--max_steps", "1",
+             "--num_heldout_problems", "0", "--eval_strategy", "no"]  # fmt: skip
+    assert main([*flags, "--step_reward_weight", "1"]) != 0
+    said = capsys.readouterr().err
+    assert "needs worked solutions" in said and "Traceback" not in said and not run.exists()
+    assert main([*flags, "--step_reward_weight", "0"]) == 0

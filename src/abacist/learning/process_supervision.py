@@ -34,11 +34,14 @@ from accelerate.utils import gather_object
 from abacist.errors import DataError, UsageError
 from abacist.learning import reply_selection
 from abacist.learning.rollout_rows import Scored
+from abacist.task.rows import Problem
 from abacist.task.step_rewards import StepReward, step_rewards
+from abacist.task.steps import equations
 
 SOLUTION = "solution"
 """The column of the training data that holds the reference solutions."""
 
+_TRIED_PROBLEMS = 200
 _TRL_EPSILON = 1e-4
 # vespo weighs whole replies by the sign of their advantage, luspo has no ratio for a token.
 _NOT_BY_TOKEN = ("luspo", "vespo")
@@ -65,6 +68,23 @@ def refuse_contradictions(args: Any, named: str) -> None:
                 f"{named} {weight_of(args):g} pays tokens, and {setting} weighs whole replies",
                 "Leave out one of the two.",
             )
+
+
+def describe_solutions(problems: Sequence[Problem]) -> str:
+    """How many worked solutions show steps, as a line at the start of a run.
+
+    Raises DataError where none does: then only a right answer would tell which steps are right.
+    """
+    tried = problems[:_TRIED_PROBLEMS]
+    showing = sum(bool(equations(problem.solution)) for problem in tried)
+    if not showing:
+        raise DataError(
+            f"--step_reward_weight needs worked solutions, and none of the first {len(tried)} "
+            "problems has one with an equation, such as 48 / 2 = 24",
+            "Give solutions in the answer column, before ####, or in a column solution; or leave "
+            "it out.",
+        )
+    return f"steps are paid by the worked solutions: {showing} of {len(tried)} show equations"
 
 
 def refuse_without_solutions(trainer: Any) -> None:

@@ -141,6 +141,8 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
         watcher.note(f"  {line}")
     rewards = load_rewards(config, watcher)
     refuse_hackable(config, task.train, rewards, watcher)
+    if process_supervision.weight_of(config.training):
+        watcher.note(f"  {process_supervision.describe_solutions(task.train)}")
     if config.training.trust_remote_code:
         watcher.note("  warning: --trust_remote_code lets the model's own code run on this machine")
     server = vllm_engine.look_for(config, watcher)
