@@ -112,9 +112,8 @@ def measured(ours: np.ndarray, other: np.ndarray, across: np.ndarray) -> tuple[f
     noise = float(np.sqrt(np.diag(ours).mean() * np.diag(other).mean()))
     draw, count = np.random.default_rng(0), len(ours)
     found = of_pairs(across, np.arange(count)) / noise
-    again = [
-        of_pairs(across, draw.integers(0, count, count)) / noise for _ in range(RESAMPLED)
-    ]  # fmt: skip
+    resampled = (draw.integers(0, count, count) for _ in range(RESAMPLED))
+    again = [of_pairs(across, each) / noise for each in resampled if len(set(each)) > 1]
     low, high = np.quantile(again, [0.025, 0.975])
     return found, float(low), float(high)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.e2e
@@ -89,3 +91,29 @@ def test_the_gpu_bench_runs_on_a_cpu_and_compares_with_the_floor(tmp_path: Path)
     assert len(kept["cells"]) == 4 and not any("failed" in one for one in kept["cells"].values())
     assert all(one["times_the_floor"] > 0 for one in kept["cells"].values())
     assert "stock takes" in shown and "the floor" in shown
+
+
+def test_the_signal_of_groups_is_measured_by_outcome_and_by_steps(
+    short_run: Path, tmp_path: Path
+) -> None:
+    shown = start("gradient_signal.py", tmp_path, str(short_run), "--steps", "1", "2", "--groups",
+                  "3", "--first_layer", "1", "--threads", "1")  # fmt: skip
+    outcome, steps = shown.splitlines()[-2:]
+    name, own, along = outcome.strip("| ").split(" | ")
+    assert name == "outcome" and own == along and "3 groups" in shown
+    assert steps.startswith("| steps | ") and "nan" not in steps
+
+
+def test_chance_makes_no_signal_and_a_mean_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    gradient_signal = importlib.import_module("gradient_signal")
+    draw = np.random.default_rng(0)
+    noise = draw.normal(size=(300, 40))
+    mean = np.zeros(40)
+    mean[0] = 2.0
+    for added, expected in ((0.0, 0.0), (1.0, 4 / 44)):
+        gradients = noise + added * mean
+        products = gradients @ gradients.T
+        found, low, high = gradient_signal.measured(products, products, products)
+        assert found == pytest.approx(expected, abs=0.01) and low < expected < high
+        assert (low > 0) is bool(added)
