@@ -100,17 +100,16 @@ def steps_words(steps: Sequence[StepReward]) -> str:
 
 
 def step_lines(rollout: Rollout, width: int, *, steps: int) -> list[Text]:
-    """A harmless line for each step that was paid: how, and the last line of its text that is no
-    tag. Of the conclusion that is the answer, if it stands on a line of its own.
+    """A harmless line for each step that was paid: how, and the last line of its text, without
+    tags; of the conclusion that is mostly the answer.
 
     Of more than ``steps`` those in the middle are left out, as in a text.
     """
     columns = max(map(len, STEP_OUTCOMES)) + 1
     lines = []
     for step in within(rollout.steps or (), len(rollout.completion)):
-        lines_of_step = rollout.completion[step.start : step.end].split("\n")
-        said = [line for line in lines_of_step if line.strip() and line.strip() not in TAGS]
-        shown = said[-1].strip() if said else ""
+        said = re.sub(_TAG, "\n", rollout.completion[step.start : step.end])
+        shown = said.rstrip().rpartition("\n")[2].strip()
         text, *others = excerpt(shown, max(width - columns - 2, 5), characters=4 * width, lines=2)
         line = step.outcome.ljust(columns) + text + (" …" if others else "")
         lines.append(Text(line, style=STEP_STYLES[step.outcome]))
