@@ -31,7 +31,12 @@ import torch
 from torch import Tensor
 
 from abacist.learning.config import Config, load_config
-from abacist.learning.process_supervision import CompletionText, by_token, step_advantages
+from abacist.learning.process_supervision import (
+    CompletionText,
+    by_token,
+    reference_of,
+    step_advantages,
+)
 from abacist.learning.task import load_task
 from abacist.learning.train import load_trainable
 from abacist.policy.choices import float32_matmul_precision
@@ -145,7 +150,7 @@ def main() -> None:
     quiet_libraries()
     config = load_config(None, str(options.run / "config.yaml"), [])
     task: Any = load_task(config)
-    solutions = {one.problem_id: one.solution for one in task.train}
+    solutions = {one.problem_id: reference_of(one) for one in task.train}
     groups = groups_of(options.run, *options.steps, options.groups)
     policy, weights = trainable_from(config, options.first_layer)
     print(f"{sum(each.numel() for each in weights):,} weights, {len(groups)} groups", flush=True)

@@ -15,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from abacist.delivery import verify_training
+from abacist.delivery.findings import Check
 from abacist.errors import DataError
 from abacist.learning import outcome_gating
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.rollout_rows import Scored
 from abacist.learning.trainer import GRPOTrainer
-from abacist.records.rollout import read_rollouts
+from abacist.records.rollout import StopReason, read_rollouts
 from abacist.task.reply import render_reply
 from lookalikes import build
 
@@ -100,8 +102,7 @@ def test_a_mixed_group_keeps_every_advantage_and_no_other_keeps_one(replies: lis
 def test_a_group_that_is_spread_over_processes_is_judged_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    other = [(False, True), (False, True), (False, False)]  # without a gold, right
-    first = [(*row, True, True) for row in other]  # strict, counted
+    first = [(is_right, True, True) for is_right in (True, True, False)]  # strict, counted
     monkeypatch.setattr(outcome_gating, "gather_object", lambda mine: first + mine)
     assert gated([RIGHT, WRONG, WRONG], size=2, process=1)[0] == [1.0, 0.0, 0.0]
     assert gated([WRONG, WRONG, WRONG], size=2, process=1)[0] == [0.0, 0.0, 0.0]
@@ -165,3 +166,30 @@ def test_data_without_golds_is_refused_before_training(tmp_path: Path) -> None:
     rows = [{"prompt": row["prompt"]} for row in ROWS]
     with pytest.raises(DataError, match="answer"):
         make_trainer(tmp_path / "run", model, rows, outcome_gating=True)
+
+
+@pytest.mark.parametrize("is_masked", [True, False])
+@pytest.mark.parametrize("gold", [GOLD, None])
+def test_verify_silences_the_groups_that_the_trainer_did(is_masked: bool, gold: str | None) -> None:
+    # Of eight replies one is loose and cut off: seven of seven are strict, or seven of eight.
+    replies = [LOOSE, RIGHT, RIGHT, RIGHT, RIGHT, WRONG, WRONG, WRONG]
+    trained, _ = gated(replies, cut_off=1, is_masked=is_masked, gold=gold)
+    rollouts: Any = [
+        SimpleNamespace(
+            completion=reply,
+            gold=gold,
+            is_correct=None if gold is None else reply is not WRONG,
+            stop_reason=StopReason.LENGTH if at < 1 else StopReason.STOPPED,
+        )
+        for at, reply in enumerate(replies)
+    ]
+    settings = {"outcome_gating": True, "mask_truncated_completions": is_masked,
+                "num_generations": 4, "scale_rewards": "none"}  # fmt: skip
+    opened: Any = SimpleNamespace(settings=settings)
+    paid = verify_training.Paid([], {"mine": 1.0}, [])
+    rewards = [{"mine": float(at % 4)} for at in range(8)]
+    found = verify_training._advantages(opened, rollouts, rewards, paid, Check("training"))
+    assert found is not None
+    silent = [bool((group == 0).all()) for group in found.view(-1, 4)]
+    assert silent == [not any(trained[at : at + 4]) for at in (0, 4)]
+    assert silent == [is_masked and gold is not None, False]

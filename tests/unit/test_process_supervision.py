@@ -30,6 +30,8 @@ from abacist.learning.process_supervision import step_advantages
 from abacist.learning.rollout_rows import Scored
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollout_table, read_rollouts
+from abacist.task.problems import load_problems
+from abacist.task.prompts import to_dataset_rows
 from abacist.task.reply import render_reply
 from abacist.task.step_rewards import StepReward, step_rewards
 
@@ -391,3 +393,17 @@ def test_the_command_refuses_data_without_worked_solutions_before_it_begins(
     said = capsys.readouterr().err
     assert "needs worked solutions" in said and "Traceback" not in said and not run.exists()
     assert main([*flags, "--step_reward_weight", "0"]) == 0
+
+
+@pytest.mark.parametrize("column", ["5 * 4 = 20", None, 3, ""])
+def test_one_rule_says_which_solution_a_problem_is_paid_by(column: Any) -> None:
+    rows = [
+        {"question": question, "answer": f"{n} * 4 = {4 * n}\n#### {4 * n}", "solution": column}
+        for n, question in enumerate(QUESTIONS, start=2)
+    ]
+    without = [{name: row[name] for name in ("question", "answer")} for row in rows]
+    for problems in (load_problems(rows, split="all"), load_problems(without, split="all")):
+        for problem, row in zip(problems, to_dataset_rows(problems, solutions=True), strict=True):
+            of_row = process_supervision.reference_in(row)
+            assert process_supervision.reference_of(problem) == of_row
+    assert "* 4 =" in of_row

@@ -15,7 +15,7 @@ from abacist.delivery.findings import Check
 from abacist.delivery.opened import Opened
 from abacist.errors import AbacistError, RunError
 from abacist.learning.outcome_gating import silenced
-from abacist.learning.process_supervision import reference_in
+from abacist.learning.process_supervision import reference_of
 from abacist.learning.rewards import RANDOM, control_rewards
 from abacist.learning.task import Task
 from abacist.records.rollout import Rollout, StopReason
@@ -159,8 +159,7 @@ def check_steps(opened: Opened, task: Task | None, check: Check) -> int:
             if task is None:
                 continue
             if solutions is None:
-                rows = task.rows(task.train, solutions=True)
-                solutions = {str(row["problem_id"]): reference_in(row) for row in rows}
+                solutions = {each.problem_id: reference_of(each) for each in task.train}
             # Without its problem a reply is named by check_data, and paid by no solution.
             solution = solutions.get(str(one.problem_id), "")
             wanted = step_rewards(one.completion, solution, is_correct=bool(one.is_correct))
@@ -298,9 +297,7 @@ def _advantages(
             for one in rollouts
             if not leaves_out or one.stop_reason is not StopReason.LENGTH
         ]
-        solved = torch.tensor([bool(one.is_correct) for one in rollouts])
-        alike = silenced(solved, torch.tensor(strict), size)
-        alike &= ~torch.tensor([one.gold is None for one in rollouts]).view(-1, size).any(dim=1)
+        alike = silenced([one.is_correct for one in rollouts], strict, size)
         advantages[alike.repeat_interleave(size)] = 0.0
     return advantages
 

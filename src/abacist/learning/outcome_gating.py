@@ -14,6 +14,7 @@ docs/lab.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,15 +40,17 @@ def is_wanted(trainer: Any) -> bool:
     return wanted
 
 
-def silenced(solved: torch.Tensor, strict: torch.Tensor, size: int) -> torch.Tensor:
-    """Which groups of ``size`` replies are to say nothing, by the outcome ``solved`` [N] of each.
+def silenced(outcomes: Sequence[bool | None], strict: Sequence[bool], size: int) -> torch.Tensor:
+    """Which groups of ``size`` replies are to say nothing, by the outcome of each reply.
 
-    ``strict`` are the replies that count for the format, which must be learned.
+    A group with an outcome of None, without a gold, is none of them. ``strict`` says of the replies
+    that count for the format whether they have it; nine in ten must.
     """
-    solved = solved.view(-1, size)
-    alike: torch.Tensor = (solved == solved[:, :1]).all(dim=1)
+    unknown = torch.tensor([outcome is None for outcome in outcomes]).view(-1, size)
+    solved = torch.tensor([bool(outcome) for outcome in outcomes]).view(-1, size)
+    alike: torch.Tensor = (solved == solved[:, :1]).all(dim=1) & ~unknown.any(dim=1)
     # The mean over none is NaN, and the format then counts as not learned.
-    return alike & bool(strict.float().mean() >= LEARNED_STRICT_FRACTION)
+    return alike & bool(torch.tensor(strict).float().mean() >= LEARNED_STRICT_FRACTION)
 
 
 def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
@@ -61,8 +64,7 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
     leaves_out = trainer.mask_truncated_completions
     known = [
         (
-            is_right is None,
-            bool(is_right),
+            is_right,
             reply.strict,
             not leaves_out or StopReason.of(ids, stop_ids) is not StopReason.LENGTH,
         )
@@ -70,9 +72,12 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
             replies, scored.outcomes(), scored.completion_ids, strict=True
         )
     ]
-    unknown, solved, strict, counts = torch.tensor(gather_object(known)).unbind(dim=1)
-    alike = silenced(solved, strict[counts], trainer.num_generations)
-    alike &= ~unknown.view(-1, trainer.num_generations).any(dim=1)
+    everyones = gather_object(known)
+    alike = silenced(
+        [outcome for outcome, _, _ in everyones],
+        [is_strict for _, is_strict, counts in everyones if counts],
+        trainer.num_generations,
+    )
     gated = alike.repeat_interleave(trainer.num_generations)
     first = trainer.accelerator.process_index * len(known)
     advantages[gated[first : first + len(known)].to(advantages.device)] = 0.0

@@ -76,7 +76,7 @@ def describe_solutions(problems: Sequence[Problem]) -> str:
     Raises DataError where none does: then only a right answer would tell which steps are right.
     """
     tried = problems[:_TRIED_PROBLEMS]
-    showing = sum(bool(equations(problem.solution)) for problem in tried)
+    showing = sum(bool(equations(reference_of(problem))) for problem in tried)
     if not showing:
         raise DataError(
             f"--step_reward_weight needs worked solutions, and none of the first {len(tried)} "
@@ -102,6 +102,11 @@ def reference_in(row: Mapping[str, Any]) -> str:
     """The reference solution of a training row, "" where it is no text."""
     solution = row[SOLUTION]
     return solution if isinstance(solution, str) else ""
+
+
+def reference_of(problem: Problem) -> str:
+    """What :func:`reference_in` finds in the training row of a problem."""
+    return reference_in({SOLUTION: problem.columns.get(SOLUTION, problem.solution)})
 
 
 def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[StepReward]]:
