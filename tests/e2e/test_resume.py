@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from abacist.cli.main import main
+from abacist.learning import train
 from abacist.learning.resume.checkpoints import checkpoints_of, defect
 from abacist.learning.trainer import GRPOTrainer
 from bundles import forget_the_end
@@ -292,6 +293,19 @@ def test_a_signal_while_the_trained_model_is_saved_waits_until_it_is(
     assert (run / weights).read_bytes() == (short / weights).read_bytes()
     assert main(["train", "--resume", str(run)]) == 0
     assert contents(run) == contents(short)
+
+
+def test_a_stop_while_a_resumed_run_loads_speaks_of_its_next_step(
+    short: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(short, tmp_path / "run"))
+    before = contents(run)
+    # Called within the section that hears signals, before anything is trained.
+    monkeypatch.setattr(train, "_train_in", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert main(["train", "--resume", str(run), "--max_steps", "5"]) == 130
+    said = capsys.readouterr().err
+    assert "before its next step, when there was nothing new to save" in said
+    assert "--resume" in said and contents(run) == before
 
 
 def test_a_control_that_is_made_longer_has_forced_nothing(tmp_path: Path, capsys: Captured) -> None:

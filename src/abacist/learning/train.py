@@ -79,9 +79,11 @@ def train(config: Config, watcher: Watcher | None = None) -> Run:
         watcher = Silent()
     config = config.copy()
     several = processes.count() > 1
-    stops = StopRequests(config.script.max_hours, processes.agreed if several else None)
-    quiet_libraries()
     is_resumed = config.training.resume_from_checkpoint is not None
+    stops = StopRequests(
+        config.script.max_hours, processes.agreed if several else None, is_resumed=is_resumed
+    )
+    quiet_libraries()
     if is_resumed and resuming.is_finished(config):
         return resuming.finished(config, watcher)
     with ExitStack() as held:

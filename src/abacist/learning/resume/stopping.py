@@ -57,18 +57,25 @@ class StopRequests:
     the main thread, where signals cannot be heard.
 
     ``agreed`` gives the largest of each number over all processes, if there are several.
+    ``is_resumed`` only changes what ``where`` says before training.
     """
 
     def __init__(
         self,
         max_hours: float | None = None,
         agreed: Callable[..., tuple[int, ...]] | None = None,
+        *,
+        is_resumed: bool = False,
     ) -> None:
         self.began = time.monotonic()
         self.max_seconds = None if max_hours is None else max_hours * 3600
         self.requested: int | None = None
         self._agreed = agreed
-        self.where = "before its first step, when there was nothing to save"
+        self.where = (
+            "before its next step, when there was nothing new to save"
+            if is_resumed
+            else "before its first step, when there was nothing to save"
+        )
         self._may_raise = True
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
