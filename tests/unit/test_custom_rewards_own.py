@@ -93,6 +93,29 @@ def test_a_file_of_a_package_is_told_by_which_name_it_can_be_imported(tmp_path: 
     assert import_reward(named)(completions=["x"]) == [1.0]
 
 
+@pytest.mark.parametrize("named", ["{0}/edited_rewards.py:pays", "{0}/edited_rewards.pays",
+                                   "edited_rewards.pays"])  # fmt: skip
+def test_a_file_that_was_edited_in_between_is_read_again_and_one_that_was_not_is_not(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file, name = tmp_path / "edited_rewards.py", named.format(tmp_path)
+    code = "def pays(completions, **_):\n    return [{}] * len(completions)\n"
+    file.write_text(code.format("1.0"), encoding="utf-8")
+    first = import_reward(name)
+    assert first(["x"]) == [1.0]
+    assert import_reward(name) is first
+    file.write_text(code.format("0.125"), encoding="utf-8")
+    edited = import_reward(name)
+    assert edited(["x"]) == [0.125] and edited is import_reward(name)
+    file.write_text("def pays(:\n", encoding="utf-8")
+    for _ in range(2):  # not the old one at the second try
+        with pytest.raises(RewardError, match="SyntaxError"):
+            import_reward(name)
+    file.write_text(code.format("0.0625"), encoding="utf-8")
+    assert import_reward(name)(["x"]) == [0.0625]
+
+
 class Unsized:
     """What an array of no dimension is: it has a length and cannot tell it."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -40,6 +41,7 @@ _FILE_MODULE = "abacist_reward_file_"
 _GIVEN = "<function "  # begins the name of a reward that stands in no file
 _MAX_RETRIED = 256  # samples that are tried one by one to find the one that makes a reward raise
 DEFAULT_TIMEOUT_SECONDS = 120.0
+_sums: dict[str, str] = {}  # SHA-256 of each file when a reward was last taken from it
 
 
 def listed(rewards: Any) -> list[Any]:
@@ -242,12 +244,12 @@ def _is_module_of(folder: Path, module: str) -> bool:
 def _load_module(place: str, name: str) -> ModuleType:
     if not _names_folder(place):
         _look_in(Path.cwd())
-        return importlib.import_module(place)
+        return _as_it_stands(importlib.import_module(place))
     folder, module_name = _absolute(Path(place).expanduser()).parent, Path(place).name
     if not folder.is_dir():
         raise RewardError(f"There is no folder {folder} for the reward '{name}'.", _HOW_TO_NAME)
     _look_in(folder)
-    module = importlib.import_module(module_name)
+    module = _as_it_stands(importlib.import_module(module_name))
     if not _is_from(module, folder):
         raise RewardError(
             f"The reward '{name}' cannot be imported: another module is called '{module_name}' "
@@ -255,6 +257,24 @@ def _load_module(place: str, name: str) -> ModuleType:
             "Rename yours, or name it by its file: path/to/file.py:function.",
         )
     return module
+
+
+def _as_it_stands(module: ModuleType) -> ModuleType:
+    """The module, read again where its file is not what it was when a reward was last taken from
+    it: a notebook's user edits a reward and trains again in the same process."""
+    file = str(getattr(module, "__file__", None))
+    source = _sum_of(file)
+    if _sums.setdefault(file, source) != source:
+        module = importlib.reload(module)
+        _sums[file] = source
+    return module
+
+
+def _sum_of(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:  # built in, or in an archive
+        return ""
 
 
 def _is_from(module: ModuleType, folder: Path) -> bool:
@@ -277,8 +297,8 @@ def _load_file(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # for what it imports from beside it, as for a script
     # Known by its path, so that two files of one name do not shadow each other or a module.
-    name = _FILE_MODULE + re.sub(r"\W", "_", str(path))
-    if name in sys.modules:
+    name, source = _FILE_MODULE + re.sub(r"\W", "_", str(path)), _sum_of(str(path))
+    if name in sys.modules and _sums.get(str(path)) == source:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
@@ -289,6 +309,7 @@ def _load_file(path: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    _sums[str(path)] = source
     return module
 
 
