@@ -27,7 +27,9 @@ from abacist.learning import process_supervision
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.config import load_config
 from abacist.learning.process_supervision import step_advantages
+from abacist.learning.rewards import load_rewards
 from abacist.learning.rollout_rows import Scored
+from abacist.learning.tracking import Silent
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollout_table, read_rollouts
 from abacist.task.problems import load_problems
@@ -187,6 +189,35 @@ def test_as_few_tokens_as_write_so_many_characters(text: str, data: st.DataObjec
     found = process_supervision.CompletionText(ids, Characters().decode)
     chars = data.draw(st.integers(0, len(text)))
     assert found.whole == text and found.tokens_until(chars) == chars
+
+
+def test_no_beginning_of_a_long_reply_is_written_out_twice() -> None:
+    tried: list[int] = []
+
+    class Counting(Characters):
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            tried.append(len(ids))
+            return super().decode(ids, skip_special_tokens)
+
+    reply = "1 + 1 = 2\n" * 200
+    text = process_supervision.CompletionText(Counting().encode(reply), Counting().decode)
+    steps = step_rewards(text.whole, SOLUTION, is_correct=True)
+    paid = process_supervision.by_token([text], [steps], [[1.0] * len(steps)], len(reply))
+    assert len(steps) == 200 and paid.all() and len(tried) <= len(set(tried)) + 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"), [("4 + 4 = 8", "1 of 2 show equations"), ("4 + 4 = 9", None), ("", None)]
+)
+def test_solutions_count_that_show_a_true_equation(shown: str, words: str | None) -> None:
+    rows = [{"question": f"{question} {shown}?", "answer": f"{text}\n#### 8"}
+            for question, text in (("How many", shown), ("And how many", "It is 8."))]  # fmt: skip
+    problems = load_problems(rows, split="all")
+    if words is None:
+        with pytest.raises(DataError, match="needs worked solutions"):
+            process_supervision.describe_solutions(problems)
+    else:
+        assert words in process_supervision.describe_solutions(problems)
 
 
 # With TRL
@@ -356,6 +387,22 @@ def test_what_weighs_whole_replies_is_refused(flags: list[str], message: str) ->
     with pytest.raises(UsageError, match=message):
         load_config(None, None, flags)
     load_config(None, None, [*flags, "--step_reward_weight", "0"])
+
+
+@pytest.mark.parametrize("control", ["random", "format"])
+def test_a_placebo_that_pays_right_steps_is_refused(control: str) -> None:
+    flags = ["--control", control, "--step_reward_weight"]
+    with pytest.raises(UsageError, match=f"--control {control} is a placebo"):
+        load_rewards(load_config("tiny", None, [*flags, "0.5"]), Silent())
+    load_rewards(load_config("tiny", None, [*flags, "0"]), Silent())
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_that_is_no_amount_is_refused_in_a_script_too(
+    weight: float, lookalike: Lookalike, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"step_reward_weight .* is not a number from 0 on"):
+        make(lookalike("qwen2.5-instruct"), tmp_path, step_reward_weight=weight)
 
 
 @pytest.mark.parametrize("lacks", ["solution", "answer"])
