@@ -115,6 +115,8 @@ def test_a_conclusion_is_right_with_the_answer_and_wrong_where_nothing_before_it
     [
         "<reasoning>48 / 2 = 24",  # cut off
         "48 / 2 = 24 <answer>1 + 1 = 2</answer>",
+        "<reasoning>48 / 2 = 24</reasoning> 1 + 1 = 2 <answer>24</answer>",
+        "48 / 2 = 24 <answer>1 + 1 = 2</answer></reasoning>",
         "48 / 2 = 24",
         "</reasoning> <reasoning>48 / 2 = 24</reasoning> 1 + 1 = 2",
     ],
