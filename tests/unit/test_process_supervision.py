@@ -76,7 +76,7 @@ def paid_steps(
 
 def after_paying_steps(
     replies: list[str], alone: list[float], tokenizer: Any = None, weight: float = 1.0,
-    size: int = G, solution: Any = SOLUTION, rewards: list[float] | None = None,
+    size: int = G, solution: Any = SOLUTION, rewards: list[float] | None = None, process: int = 0,
 ) -> tuple[Any, Any, Any, list[list[StepReward]]]:  # fmt: skip
     """The batch, what was logged, the ids of the replies, and the steps that were found."""
     tokenizer = tokenizer or Characters()
@@ -87,7 +87,7 @@ def after_paying_steps(
         args=SimpleNamespace(step_reward_weight=weight),
         _tokenizer=tokenizer,
         num_generations=size,
-        accelerator=SimpleNamespace(process_index=0),
+        accelerator=SimpleNamespace(process_index=process),
         multi_objective_aggregation="sum_then_normalize",
         scale_rewards="group",
         reward_weights=torch.ones(1),
@@ -159,6 +159,22 @@ def test_groups_are_compared_with_themselves_alone() -> None:
     assert not both[2:].any()  # all its steps are alike
 
 
+def test_each_process_pays_its_own_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies, alone = [RIGHT, ASTRAY, FALSE, ASTRAY], [1.0, -1.0, 0.5, -0.5]
+    whole, logged, _, _ = after_paying_steps(replies, alone, size=2)
+    of_first = [
+        [one.reward for one in step_rewards(reply, SOLUTION, is_correct=reply == RIGHT)]
+        for reply in replies[:2]
+    ]
+    monkeypatch.setattr(process_supervision, "gather_object", lambda mine: of_first + mine)
+    second, logged_there, _, steps = after_paying_steps(
+        replies[2:], alone[2:], size=2, rewards=[0.0, 1.0, 2.0, 3.0], process=1
+    )
+    width = second["advantages"].shape[1]
+    assert torch.equal(second["advantages"], whole["advantages"][2:, :width])
+    assert logged_there == logged and len(steps) == 2
+
+
 def test_what_rounding_leaves_of_equal_rewards_is_no_signal() -> None:
     found, _, _ = paid_steps([BARE, BARE], [1e-7, -1e-7], size=2, rewards=[0.7, 0.7])
     assert not found.any()
@@ -218,6 +234,14 @@ def test_solutions_count_that_show_a_true_equation(shown: str, words: str | None
             process_supervision.describe_solutions(problems)
     else:
         assert words in process_supervision.describe_solutions(problems)
+
+
+def test_solutions_are_found_that_stand_late_in_the_data() -> None:
+    rows = [{"question": f"How much is {at} + 1?", "answer": str(at + 1)} for at in range(900)]
+    rows += [{"question": f"And {at} + 2?", "answer": f"{at} + 2 = {at + 2}\n#### {at + 2}"}
+             for at in range(100)]  # fmt: skip
+    said = process_supervision.describe_solutions(load_problems(rows, split="all"))
+    assert said.endswith("20 of 200 show equations")
 
 
 # With TRL

@@ -82,14 +82,15 @@ def describe_solutions(problems: Sequence[Problem]) -> str:
 
     Raises DataError where none does: then only a right answer would tell which steps are right.
     """
-    tried = problems[:_TRIED_PROBLEMS]
+    # Spread over all: a file may begin with those that have none.
+    tried = problems[:: math.ceil(len(problems) / _TRIED_PROBLEMS) or 1]
     showing = sum(
         any(equation.is_true for equation in equations(reference_of(problem))) for problem in tried
     )
     if not showing:
         raise DataError(
-            f"--step_reward_weight needs worked solutions, and none of the first {len(tried)} "
-            "problems has one with a true equation, such as 48 / 2 = 24",
+            f"--step_reward_weight needs worked solutions, and none of {len(tried)} problems "
+            "that were looked at has one with a true equation, such as 48 / 2 = 24",
             "Give solutions in the answer column, before ####, or in a column solution; or leave "
             "it out.",
         )
