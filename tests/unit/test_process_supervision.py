@@ -168,7 +168,7 @@ def test_each_process_pays_its_own_replies(monkeypatch: pytest.MonkeyPatch) -> N
     ]
     monkeypatch.setattr(process_supervision, "gather_object", lambda mine: of_first + mine)
     second, logged_there, _, steps = after_paying_steps(
-        replies[2:], alone[2:], size=2, rewards=[0.0, 1.0, 2.0, 3.0], process=1
+        replies[2:], alone[2:], size=2, rewards=[0.0, 0.0, 2.0, 3.0], process=1
     )
     width = second["advantages"].shape[1]
     assert torch.equal(second["advantages"], whole["advantages"][2:, :width])
@@ -478,3 +478,6 @@ def test_one_rule_says_which_solution_a_problem_is_paid_by(column: Any) -> None:
             of_row = process_supervision.reference_in(row)
             assert process_supervision.reference_of(problem) == of_row
     assert "* 4 =" in of_row
+    assert process_supervision.reference_in({"solution": column}) == (
+        column if isinstance(column, str) else ""
+    )
