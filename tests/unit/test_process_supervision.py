@@ -175,6 +175,12 @@ def test_each_process_pays_its_own_replies(monkeypatch: pytest.MonkeyPatch) -> N
     assert logged_there == logged and len(steps) == 2
 
 
+def test_without_a_gold_no_conclusion_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "GOLD", None)
+    *_, steps = after_paying_steps([RIGHT, ASTRAY], [0.0, 0.0], size=2)
+    assert [[one.reward for one in of_reply] for of_reply in steps] == [[1, 1, None], [1, 0, None]]
+
+
 def test_what_rounding_leaves_of_equal_rewards_is_no_signal() -> None:
     found, _, _ = paid_steps([BARE, BARE], [1e-7, -1e-7], size=2, rewards=[0.7, 0.7])
     assert not found.any()
@@ -405,6 +411,8 @@ def test_each_reply_has_its_own_steps_in_the_order_of_the_replies() -> None:
         (["--step_reward_weight", "2", "--importance_sampling_level", "sequence"],
          r"--step_reward_weight 2 pays tokens, and --importance_sampling_level"),
         (["--step_reward_weight", "1", "--off_policy_mask_threshold", "0.5"], r"pays tokens"),
+        (["--step_reward_weight", "1", "--use_liger_kernel", "true"],
+         r"1 pays tokens, and --use_liger_kernel"),
     ],
 )  # fmt: skip
 def test_what_weighs_whole_replies_is_refused(flags: list[str], message: str) -> None:
