@@ -127,7 +127,7 @@ def made_evaluations() -> tuple[Evaluation, Evaluation]:
 def with_steps(row: Rollout) -> Rollout:
     """The reply as a training with step rewards keeps it, by a reference that comes to 7 and 12."""
     solution = "3 + 4 = 7, 7 + 5 = 12"
-    steps = step_rewards(row.completion, solution, is_correct=bool(row.is_correct))
+    steps = step_rewards(row.completion, solution, is_correct=row.is_correct)
     return replace(row, steps=steps)
 
 

@@ -128,6 +128,18 @@ def test_a_healthy_run_is_left_in_peace() -> None:
     assert told(healthy) == []
 
 
+@pytest.mark.parametrize(("share", "learns"), [(0.6, True), (1.0, False), (0.0, False)])
+def test_groups_that_learn_from_their_steps_are_not_called_silent(
+    share: float, learns: bool
+) -> None:
+    row = wrong(frac_reward_zero_std=1.0, step_reward=share, **UNSOLVED)
+    assert ("no signal" in told(row)) is not learns
+    watch = Watch(FACTS)
+    for step in range(1, STEPS + 1):
+        watch.see(row(step))
+    assert watch.zero_advantage_steps == (0 if learns else STEPS)
+
+
 def test_a_solved_task_is_no_illness() -> None:
     solved = wrong(
         rewards__correctness__mean=lambda s: 0.5 if s < 6 else 1.95,

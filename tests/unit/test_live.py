@@ -59,6 +59,12 @@ def test_a_step_is_one_line_that_names_everything_known() -> None:
     )
 
 
+def test_where_steps_are_paid_their_share_is_said() -> None:
+    live, out = plain(Clock())
+    live.step({"step": 1, "max_steps": 11, "step_reward": 0.625} | METRICS)
+    assert "groups without signal 25% | step_reward 0.625 | loss 0.0123" in out.getvalue()
+
+
 def test_plain_lines_come_first_every_tenth_and_last() -> None:
     clock = Clock()
     live, out = plain(clock)

@@ -27,7 +27,9 @@ from abacist.learning import process_supervision
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.config import load_config
 from abacist.learning.process_supervision import step_advantages
+from abacist.learning.rewards import load_rewards
 from abacist.learning.rollout_rows import Scored
+from abacist.learning.tracking import Silent
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollout_table, read_rollouts
 from abacist.task.problems import load_problems
@@ -74,7 +76,7 @@ def paid_steps(
 
 def after_paying_steps(
     replies: list[str], alone: list[float], tokenizer: Any = None, weight: float = 1.0,
-    size: int = G, solution: Any = SOLUTION, rewards: list[float] | None = None,
+    size: int = G, solution: Any = SOLUTION, rewards: list[float] | None = None, process: int = 0,
 ) -> tuple[Any, Any, Any, list[list[StepReward]]]:  # fmt: skip
     """The batch, what was logged, the ids of the replies, and the steps that were found."""
     tokenizer = tokenizer or Characters()
@@ -85,7 +87,7 @@ def after_paying_steps(
         args=SimpleNamespace(step_reward_weight=weight),
         _tokenizer=tokenizer,
         num_generations=size,
-        accelerator=SimpleNamespace(process_index=0),
+        accelerator=SimpleNamespace(process_index=process),
         multi_objective_aggregation="sum_then_normalize",
         scale_rewards="group",
         reward_weights=torch.ones(1),
@@ -157,6 +159,28 @@ def test_groups_are_compared_with_themselves_alone() -> None:
     assert not both[2:].any()  # all its steps are alike
 
 
+def test_each_process_pays_its_own_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies, alone = [RIGHT, ASTRAY, FALSE, ASTRAY], [1.0, -1.0, 0.5, -0.5]
+    whole, logged, _, _ = after_paying_steps(replies, alone, size=2)
+    of_first = [
+        [one.reward for one in step_rewards(reply, SOLUTION, is_correct=reply == RIGHT)]
+        for reply in replies[:2]
+    ]
+    monkeypatch.setattr(process_supervision, "gather_object", lambda mine: of_first + mine)
+    second, logged_there, _, steps = after_paying_steps(
+        replies[2:], alone[2:], size=2, rewards=[0.0, 0.0, 2.0, 3.0], process=1
+    )
+    width = second["advantages"].shape[1]
+    assert torch.equal(second["advantages"], whole["advantages"][2:, :width])
+    assert logged_there == logged and len(steps) == 2
+
+
+def test_without_a_gold_no_conclusion_is_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "GOLD", None)
+    *_, steps = after_paying_steps([RIGHT, ASTRAY], [0.0, 0.0], size=2)
+    assert [[one.reward for one in of_reply] for of_reply in steps] == [[1, 1, None], [1, 0, None]]
+
+
 def test_what_rounding_leaves_of_equal_rewards_is_no_signal() -> None:
     found, _, _ = paid_steps([BARE, BARE], [1e-7, -1e-7], size=2, rewards=[0.7, 0.7])
     assert not found.any()
@@ -187,6 +211,43 @@ def test_as_few_tokens_as_write_so_many_characters(text: str, data: st.DataObjec
     found = process_supervision.CompletionText(ids, Characters().decode)
     chars = data.draw(st.integers(0, len(text)))
     assert found.whole == text and found.tokens_until(chars) == chars
+
+
+def test_no_beginning_of_a_long_reply_is_written_out_twice() -> None:
+    tried: list[int] = []
+
+    class Counting(Characters):
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            tried.append(len(ids))
+            return super().decode(ids, skip_special_tokens)
+
+    reply = "1 + 1 = 2\n" * 200
+    text = process_supervision.CompletionText(Counting().encode(reply), Counting().decode)
+    steps = step_rewards(text.whole, SOLUTION, is_correct=True)
+    paid = process_supervision.by_token([text], [steps], [[1.0] * len(steps)], len(reply))
+    assert len(steps) == 200 and paid.all() and len(tried) <= len(set(tried)) + 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"), [("4 + 4 = 8", "1 of 2 show equations"), ("4 + 4 = 9", None), ("", None)]
+)
+def test_solutions_count_that_show_a_true_equation(shown: str, words: str | None) -> None:
+    rows = [{"question": f"{question} {shown}?", "answer": f"{text}\n#### 8"}
+            for question, text in (("How many", shown), ("And how many", "It is 8."))]  # fmt: skip
+    problems = load_problems(rows, split="all")
+    if words is None:
+        with pytest.raises(DataError, match="needs worked solutions"):
+            process_supervision.describe_solutions(problems)
+    else:
+        assert words in process_supervision.describe_solutions(problems)
+
+
+def test_solutions_are_found_that_stand_late_in_the_data() -> None:
+    rows = [{"question": f"How much is {at} + 1?", "answer": str(at + 1)} for at in range(900)]
+    rows += [{"question": f"And {at} + 2?", "answer": f"{at} + 2 = {at + 2}\n#### {at + 2}"}
+             for at in range(100)]  # fmt: skip
+    said = process_supervision.describe_solutions(load_problems(rows, split="all"))
+    assert said.endswith("20 of 200 show equations")
 
 
 # With TRL
@@ -350,12 +411,30 @@ def test_each_reply_has_its_own_steps_in_the_order_of_the_replies() -> None:
         (["--step_reward_weight", "2", "--importance_sampling_level", "sequence"],
          r"--step_reward_weight 2 pays tokens, and --importance_sampling_level"),
         (["--step_reward_weight", "1", "--off_policy_mask_threshold", "0.5"], r"pays tokens"),
+        (["--step_reward_weight", "1", "--use_liger_kernel", "true"],
+         r"1 pays tokens, and --use_liger_kernel"),
     ],
 )  # fmt: skip
 def test_what_weighs_whole_replies_is_refused(flags: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_config(None, None, flags)
     load_config(None, None, [*flags, "--step_reward_weight", "0"])
+
+
+@pytest.mark.parametrize("control", ["random", "format"])
+def test_a_placebo_that_pays_right_steps_is_refused(control: str) -> None:
+    flags = ["--control", control, "--step_reward_weight"]
+    with pytest.raises(UsageError, match=f"--control {control} is a placebo"):
+        load_rewards(load_config("tiny", None, [*flags, "0.5"]), Silent())
+    load_rewards(load_config("tiny", None, [*flags, "0"]), Silent())
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_that_is_no_amount_is_refused_in_a_script_too(
+    weight: float, lookalike: Lookalike, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=r"step_reward_weight .* is not a number from 0 on"):
+        make(lookalike("qwen2.5-instruct"), tmp_path, step_reward_weight=weight)
 
 
 @pytest.mark.parametrize("lacks", ["solution", "answer"])
@@ -407,3 +486,6 @@ def test_one_rule_says_which_solution_a_problem_is_paid_by(column: Any) -> None:
             of_row = process_supervision.reference_in(row)
             assert process_supervision.reference_of(problem) == of_row
     assert "* 4 =" in of_row
+    assert process_supervision.reference_in({"solution": column}) == (
+        column if isinstance(column, str) else ""
+    )

@@ -534,6 +534,24 @@ def test_the_page_says_that_replies_were_left_out_and_where_they_are(tmp_path: P
     assert "of 240 replies are here" in page([read(path)], replies=40)
 
 
+def test_of_a_run_that_pays_steps_the_page_tells_without_its_script(tmp_path: Path) -> None:
+    reading = read(made_run(tmp_path / "run", pays_steps=True, texts=(GOOD, WRONG)))
+    text = page([reading]).partition('<div id="plain">')[2].partition("</section>")[0]
+    assert "steps: 2 right" in text and "steps: 1 wrong, 1 not judged" in text
+    silent = page([read(made_run(tmp_path / "other"))]).partition('<div id="plain">')[2]
+    assert "steps: " not in silent
+
+
+def test_the_share_of_right_steps_is_a_curve_of_runs_that_pay_them(tmp_path: Path) -> None:
+    path = made_run(tmp_path / "run")
+    assert "steps that are right, %" not in page([read(path)])
+    metrics = path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    lines = [json.dumps(row | {"step_reward": 0.5}) for row in rows]
+    metrics.write_text("\n".join(lines) + "\n", "utf-8")
+    assert "steps that are right, %" in page([read(path)])
+
+
 def test_changed_problems_are_kept_first_and_marked(tmp_path: Path) -> None:
     rows = [
         dict(zip(FIELDS, row, strict=True))

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from abacist.task.problems import load_problems
 from abacist.task.reply import render_reply
 from abacist.task.step_rewards import step_rewards
+from abacist.task.steps import MAX_EQUALS_SIGNS
 
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
 SOLUTION = "In May 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72 clips."
 
 
-def paid(completion: str, *, is_correct: bool, solution: str = SOLUTION) -> list[float | None]:
+def paid(
+    completion: str, *, is_correct: bool | None, solution: str = SOLUTION
+) -> list[float | None]:
     return [one.reward for one in step_rewards(completion, solution, is_correct=is_correct)]
 
 
@@ -52,6 +55,44 @@ def test_a_percentage_is_its_hundredths_or_the_number_before_the_sign() -> None:
     assert paid("12 / 30 = 0.4", is_correct=False, solution="12/30 = 40%") == [1]
 
 
+def test_a_percentage_on_the_left_is_no_result() -> None:
+    assert paid("500 * 2 = 1000", is_correct=False, solution="50% * 20 = 10") == [0]
+    assert paid("5 * 2 = 10", is_correct=False, solution="50% * 20 = 10") == [1]
+    # "%" is a mere unit here: the left side is 20.5 by the other reading.
+    assert paid("41 / 2 = 20.5", is_correct=False, solution="50% + 20 = 70") == [0]
+
+
+@pytest.mark.parametrize(
+    "way", ["10 / 3 = 3.33", "10 / 3 = 3.3333", "20 / 6 = 3.3", "1.33 + 2 = 3.33"]
+)
+def test_a_result_that_was_rounded_is_the_same_to_however_many_digits(way: str) -> None:
+    assert paid(way, is_correct=False, solution="10 / 3 = 3.33") == [1]
+
+
+def test_a_result_that_can_be_written_in_two_ways_is_paid_once() -> None:
+    again = "12 / 30 = 0.4\n0.4 * 100 = 40"
+    assert paid(again, is_correct=False, solution="12 / 30 = 40%") == [1, 0]
+    assert paid("10 / 3 = 3.3\n20 / 6 = 3.33", is_correct=False, solution="10 / 3 = 3.33") == [1, 0]
+
+
+def test_a_line_is_paid_for_what_it_comes_to_and_not_for_all_that_it_lists() -> None:
+    every = ", ".join(f"{number} + 0 = {number}" for number in range(1, 101))
+    assert paid(every, is_correct=False) == [0]
+    assert paid("48 / 2 = 24, then 24 + 24 = 48", is_correct=False) == [0]
+    assert paid("25 - 1 = 24, then 24 + 48 = 72\n48 / 2 = 24", is_correct=False) == [1, 0]
+    assert paid("In all 24 + 48 = 70 + 2 = 72", is_correct=False) == [1]
+
+
+def test_a_line_with_more_than_anyone_reads_is_not_right() -> None:
+    unread = "24 * 3 = 72, " * (MAX_EQUALS_SIGNS - 1) + "48 / 2 = 24, and 1 + 1 = 3"
+    assert paid(unread, is_correct=False) == paid(unread, is_correct=True) == [0]
+
+
+def test_where_nobody_knows_the_answer_the_conclusion_is_not_judged() -> None:
+    assert paid("48 / 2 = 24\n24 + 48 = 72\nSo 72.", is_correct=None) == [1, 1, None]
+    assert paid("48 / 2 = 24\n24 + 24 = 48\nSo 48.", is_correct=None) == [1, 0, None]
+
+
 def test_words_belong_to_the_step_that_they_lead_to_and_what_is_left_to_the_conclusion() -> None:
     text = render_reply("First:\n48 / 2 = 24\nThen\nin all:\n48 + 24 = 72\nSo 72.", "1 + 1 = 2")
     steps = step_rewards(text, SOLUTION, is_correct=True)
@@ -74,6 +115,8 @@ def test_a_conclusion_is_right_with_the_answer_and_wrong_where_nothing_before_it
     [
         "<reasoning>48 / 2 = 24",  # cut off
         "48 / 2 = 24 <answer>1 + 1 = 2</answer>",
+        "<reasoning>48 / 2 = 24</reasoning> 1 + 1 = 2 <answer>24</answer>",
+        "48 / 2 = 24 <answer>1 + 1 = 2</answer></reasoning>",
         "48 / 2 = 24",
         "</reasoning> <reasoning>48 / 2 = 24</reasoning> 1 + 1 = 2",
     ],

@@ -15,6 +15,7 @@ from abacist.errors import RunError, UsageError
 from abacist.records.provenance import build_manifest
 from abacist.records.rollout import Rollout, StopReason, write_rollouts
 from abacist.records.rundir import RunDir
+from abacist.task.step_rewards import StepReward
 from abacist.view import trackio_traces
 from abacist.view.trackio_traces import log_traces
 
@@ -111,6 +112,16 @@ def test_a_sample_of_a_long_run_is_the_same_each_time_and_is_said(
         found.append(stand_in.logged)
     assert found[0] == found[1] and sum(len(traces) for _, traces in found[0]) == 4
     assert said == ["6 completions: 4 of them, drawn at random, become traces"] * 2
+
+
+def test_a_trace_tells_how_steps_were_paid(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [StepReward(0, 3, 1.0), StepReward(3, 5, 0.0), StepReward(5, 9, 0.0)]
+    write_rollouts(run.rollouts_dir / "step-000003.parquet", [rollout(3, 0, steps=steps)])
+    stand_in = StandIn()
+    monkeypatch.setattr(trackio_traces, "_trackio", lambda: stand_in)
+    log_traces(run.path, "p")
+    told = [trace.get("steps") for _, traces in stand_in.logged for trace in traces]
+    assert told == [None] * 6 + ["Steps: 1 right, 2 wrong"]
 
 
 def test_what_cannot_be_logged_is_refused_before_anything_is(

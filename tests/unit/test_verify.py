@@ -673,6 +673,14 @@ def test_steps_are_said_not_to_be_checked_where_the_solutions_or_the_steps_are_n
     assert any("steps of 16 replies were paid: their rollouts do not" in one for one in said[1])
 
 
+def test_of_a_run_that_pays_no_steps_nothing_is_said_of_them(made: Bundle, tmp_path: Path) -> None:
+    other_data = _yaml("dataset_name: generated", "dataset_name: mine.jsonl")
+    elsewhere = tampered(made.path, tmp_path / "a.zip", other_data, anew=True)
+    found = verify(Request(elsewhere, replies=0))
+    (data,) = [check for check in found.checks if check.name == "data"]
+    assert data.looked_at == "not loaded" and len(data.not_checked) == 1
+
+
 def test_a_token_at_a_boundary_counts_as_a_tie_and_one_beside_it_does_not() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0]])
     sampling = verify_replay.Sampling()

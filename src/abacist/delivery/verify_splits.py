@@ -28,21 +28,34 @@ def check_data(opened: Opened, dataset_name: str | None) -> Check:
     """
     check = Check("data")
     recorded = str(opened.settings.get("dataset_name", "generated"))
-    sum_in_manifest = (opened.manifest.get("data") or {}).get("sha256")
+    task = _task_at_hand(opened, recorded, dataset_name, check)
+    check.looked_at = "not loaded"
+    if task is not None:
+        _check_problems(opened, task, recorded, check)
+    if steps := check_steps(opened, task, check):
+        check.looked_at += f"; {steps:,} steps of replies paid again by their worked solutions"
+    return check
+
+
+def _task_at_hand(
+    opened: Opened, recorded: str, dataset_name: str | None, check: Check
+) -> Task | None:
+    """The data, loaded again; None, and said why, where that cannot be done."""
     if dataset_name is None and recorded not in MADE_HERE:
         check.not_checked.append(
             f"whether questions and golds are those of {recorded} (--dataset_name checks it)"
         )
-        check_steps(opened, None, check)
-        check.looked_at = "not loaded"
-        return check
+        return None
     try:
-        task = _task(opened, dataset_name or recorded)
+        return _task(opened, dataset_name or recorded)
     except AbacistError as error:
         check.not_checked.append(f"the data cannot be loaded here: {named(error, opened)}")
-        check_steps(opened, None, check)
-        check.looked_at = "not loaded"
-        return check
+        return None
+
+
+def _check_problems(opened: Opened, task: Task, recorded: str, check: Check) -> None:
+    """Compare the data with the manifest and with every problem of the bundle."""
+    sum_in_manifest = (opened.manifest.get("data") or {}).get("sha256")
     problems = [*task.train, *task.selection, *task.heldout]
     if (source := (opened.manifest.get("data") or {}).get("source")) is not None:
         check.same("run/manifest.json", "data.source", source, recorded)
@@ -79,10 +92,7 @@ def check_data(opened: Opened, dataset_name: str | None) -> Check:
     check.looked_at = (
         f"{len(problems):,} problems loaded again: their fingerprint, and every question and gold"
     )
-    if steps := check_steps(opened, task, check):
-        check.looked_at += f"; {steps:,} steps of replies paid again by their worked solutions"
     check.numbers = {"problems": len(problems), "compared": count}
-    return check
 
 
 def _check_task(opened: Opened, task: Task, check: Check) -> None:

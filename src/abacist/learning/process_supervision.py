@@ -22,6 +22,8 @@ Shapes: N completions of a generation batch of this process, G of a group, T tok
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -54,8 +56,13 @@ def weight_of(args: Any) -> float:
 
 def refuse_contradictions(args: Any, named: str) -> None:
     """Raise UsageError where ``step_reward_weight`` of ``args`` cannot be meant."""
-    if not weight_of(args):
+    weight = weight_of(args)
+    if not weight:
         return
+    if not 0 < weight < math.inf:
+        raise UsageError(
+            f"{named} {weight:g} is not a number from 0 on", "Leave it out to pay no steps."
+        )
     whole_replies = {
         f"--loss_type {args.loss_type}": args.loss_type in _NOT_BY_TOKEN,
         "--importance_sampling_level sequence": args.importance_sampling_level == "sequence",
@@ -65,7 +72,7 @@ def refuse_contradictions(args: Any, named: str) -> None:
     for setting, applies in whole_replies.items():
         if applies:
             raise UsageError(
-                f"{named} {weight_of(args):g} pays tokens, and {setting} weighs whole replies",
+                f"{named} {weight:g} pays tokens, and {setting} weighs whole replies",
                 "Leave out one of the two.",
             )
 
@@ -75,12 +82,15 @@ def describe_solutions(problems: Sequence[Problem]) -> str:
 
     Raises DataError where none does: then only a right answer would tell which steps are right.
     """
-    tried = problems[:_TRIED_PROBLEMS]
-    showing = sum(bool(equations(reference_of(problem))) for problem in tried)
+    # Spread over all: a file may begin with those that have none.
+    tried = problems[:: math.ceil(len(problems) / _TRIED_PROBLEMS) or 1]
+    showing = sum(
+        any(equation.is_true for equation in equations(reference_of(problem))) for problem in tried
+    )
     if not showing:
         raise DataError(
-            f"--step_reward_weight needs worked solutions, and none of the first {len(tried)} "
-            "problems has one with an equation, such as 48 / 2 = 24",
+            f"--step_reward_weight needs worked solutions, and none of {len(tried)} problems "
+            "that were looked at has one with a true equation, such as 48 / 2 = 24",
             "Give solutions in the answer column, before ####, or in a column solution; or leave "
             "it out.",
         )
@@ -116,7 +126,7 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[
     """
     texts = [CompletionText(ids, trainer._tokenizer.decode) for ids in scored.completion_ids]
     steps = [
-        step_rewards(text.whole, reference_in(row), is_correct=bool(is_right))
+        step_rewards(text.whole, reference_in(row), is_correct=is_right)
         for text, row, is_right in zip(texts, scored.rows, scored.outcomes(), strict=True)
     ]
     everyones = gather_object([[step.reward for step in of_reply] for of_reply in steps])
@@ -189,6 +199,8 @@ class CompletionText:
 
     def __init__(self, ids: Sequence[int], decode: Any) -> None:
         self._ids, self._decode = list(ids), decode
+        # Steps share their edges, and searches for them begin alike.
+        self._length = functools.cache(lambda count: len(self._beginning(count)))
         self.whole = self._beginning(len(self._ids))
 
     def _beginning(self, count: int) -> str:
@@ -199,4 +211,4 @@ class CompletionText:
         """The least number of tokens whose text has ``chars`` characters. A token that reaches
         over the end of a step belongs to that step."""
         counts = range(len(self._ids) + 1)
-        return bisect_left(counts, chars, key=lambda count: len(self._beginning(count)))
+        return bisect_left(counts, chars, key=self._length)

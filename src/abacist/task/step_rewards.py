@@ -3,15 +3,17 @@
 A step is a line of the reasoning with at least one equation. It begins where the step before it
 ends, so that the words which lead to an equation belong to it. Its reward:
 
-- 1 where all its equations are true, and one of them has a result that is a result of the reference
-  solution and was not reached before. In a reply whose answer is right, every step of true
-  equations has 1: it led there, whichever way the reference took.
+- 1 where all its equations are true, and the last of them comes to a result of the reference
+  solution that was not reached before. In a reply whose answer is right, every step of true
+  equations has 1: it led there, whichever way the reference took. The last equation counts and not
+  any of them: else a line of "1 + 0 = 1, 2 + 0 = 2, …" would reach every result.
 - 0 where one of its equations is false, or where it is the first that leaves the reference.
 - None for true equations after a step with 0: they go on from there, and are not judged.
 
 The last step is the conclusion: all that is left, to the end of the completion. It is 1 where the
 answer is right, and 0 where it is wrong although no step before was, so that to stop before the
-last result costs what a wrong step costs.
+last result costs what a wrong step costs. Where nobody knows whether the answer is right, it is
+None.
 
 Model output is hostile text: linear time, no exception on any str.
 """
@@ -25,10 +27,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from abacist.task.reply import ANSWER_OPEN, REASONING_CLOSE, REASONING_OPEN
-from abacist.task.steps import Equation, equations
+from abacist.task.steps import Equation, equations, valid_steps
 
 _LINE = re.compile(r"[^\n]*\n?")
-
 
 RIGHT, WRONG, NOT_JUDGED = STEP_OUTCOMES = ("right", "wrong", "not judged")
 
@@ -48,10 +49,11 @@ class StepReward(NamedTuple):
         return RIGHT if self.reward > 0 else WRONG
 
 
-def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[StepReward]:
+def step_rewards(completion: str, solution: str, *, is_correct: bool | None) -> list[StepReward]:
     """The steps of a completion with their rewards, in order; the last is its conclusion.
 
-    ``solution`` is the reference, ``is_correct`` whether the answer of the completion is right.
+    ``solution`` is the reference, ``is_correct`` whether the answer of the completion is right,
+    None where the problem has no gold.
 
     >>> reply = "May:\\n48 / 2 = 24\\n24 + 24 = 48\\n48 + 24 = 73\\n73 - 1 = 72\\nSo 73."
     >>> for start, end, reward in step_rewards(reply, "48/2 = 24, 48+24 = 72", is_correct=False):
@@ -62,7 +64,7 @@ def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[St
     '73 - 1 = 72\\n' 1.0
     'So 73.' None
     """
-    wanted = {value for equation in equations(solution) for value in _results(equation)}
+    wanted = [values for equation in equations(solution) if (values := _values(equation))]
     start, stop = _reasoning(completion)
     found: list[StepReward] = []
     is_lost = False
@@ -70,20 +72,20 @@ def step_rewards(completion: str, solution: str, *, is_correct: bool) -> list[St
         shown = equations(line[0])
         if not shown:
             continue
-        reached = {value for equation in shown for value in _results(equation)} & wanted
         reward: float | None
-        if not all(equation.is_true for equation in shown):
+        if not valid_steps(line[0]):
             reward = 0.0
-        elif is_correct or reached:
+        elif is_correct or any(_values(shown[-1]) & result for result in wanted):
             reward = 1.0
-            wanted -= reached
+            reached = {value for equation in shown for value in _values(equation)}
+            wanted = [result for result in wanted if not result & reached]
         else:
             reward = None if is_lost else 0.0
         is_lost = is_lost or reward == 0.0
         found.append(StepReward(start, line.end(), reward))
         start = line.end()
     if start < len(completion):
-        conclusion = 1.0 if is_correct else None if is_lost else 0.0
+        conclusion = 1.0 if is_correct else None if is_lost or is_correct is None else 0.0
         found.append(StepReward(start, len(completion), conclusion))
     return found
 
@@ -104,11 +106,17 @@ def within(steps: Iterable[StepReward], characters: int) -> list[StepReward]:
     return found
 
 
-def _results(equation: Equation) -> set[Fraction]:
-    """What an equation comes to; "= 40%" is 40 to one solution and 0.4 to another."""
-    if not equation.is_true or equation.right is None:
+def _values(equation: Equation) -> set[Fraction]:
+    """What the result of a true equation may be written as; empty for a false one.
+
+    "= 40%" is 40 to one solution and 0.4 to another, "10 / 3 = 3.33" is 10/3 and 3.33.
+    """
+    if not equation.is_true or equation.left is None or equation.right is None:
         return set()
-    return {equation.right, equation.right * 100} if "%" in equation.text else {equation.right}
+    if "%" in equation.text.partition("=")[2]:
+        return {equation.right, equation.right * 100}
+    # A percent sign on the left may be a mere unit, and the value there another.
+    return {equation.right} if "%" in equation.text else {equation.left, equation.right}
 
 
 def _reasoning(completion: str) -> tuple[int, int]:

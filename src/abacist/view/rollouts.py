@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.text import Text
 
@@ -94,9 +94,14 @@ def reward_words(rollout: Rollout) -> str:
 
 def steps_words(steps: Sequence[StepReward]) -> str:
     """How the steps of a reply were paid: ``"Steps: 2 right, 1 wrong, 1 not judged"``."""
-    counts = Counter(step.outcome for step in steps)
+    return f"Steps: {outcomes_words(step.outcome for step in steps)}"
+
+
+def outcomes_words(outcomes: Iterable[str]) -> str:
+    """How many steps of a reply have each outcome: ``"2 right, 1 wrong"``."""
+    counts = Counter(outcomes)
     each = [f"{counts[outcome]:,} {outcome}" for outcome in STEP_OUTCOMES if counts[outcome]]
-    return "Steps: " + (", ".join(each) or "none, the reply is empty")
+    return ", ".join(each) or "none, the reply is empty"
 
 
 def step_lines(rollout: Rollout, width: int, *, steps: int) -> list[Text]:

@@ -37,7 +37,7 @@ class Step:
         """Picks what is shown out of a dictionary of TRL's log."""
         rewards = {name: number(metrics[f"rewards/{name}/mean"]) for name in reward_names(metrics)}
         clipped = known(metrics, "completions/clipped_ratio")
-        details = {name: known(metrics, name) for name in ("loss", "kl", "entropy")}
+        details = {name: known(metrics, name) for name in ("step_reward", "loss", "kl", "entropy")}
         step, max_steps = known(metrics, "step"), known(metrics, "max_steps")
         return cls(
             step=None if step is None else int(step),

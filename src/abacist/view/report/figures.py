@@ -61,6 +61,7 @@ class Curve:
 _PANELS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     ("tokens a reply", "completions/mean_length", float),
     ("replies that stop by themselves, %", "completions/clipped_ratio", lambda x: 100 * (1 - x)),
+    ("steps that are right, %", "step_reward", lambda x: 100 * x),
     ("groups with signal, %", "frac_reward_zero_std", lambda x: 100 * (1 - x)),
     ("entropy, nats a token", "entropy", float),
     ("KL to the reference, nats a token", "kl", float),

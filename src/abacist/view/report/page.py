@@ -38,6 +38,7 @@ from abacist.proof.comparison.sides import AFTER, BEFORE
 from abacist.records.openings import openings_in_words
 from abacist.records.secrets import scrubbed, without_secrets
 from abacist.task.reply import TAGS
+from abacist.task.step_rewards import STEP_OUTCOMES
 from abacist.view import evaltext, verdict
 from abacist.view.plaintext import cut_middle, visible
 from abacist.view.report import figures
@@ -52,6 +53,7 @@ from abacist.view.report.explorer import (
 from abacist.view.report.figures import Chart
 from abacist.view.report.reading import EVALUATION, Reading
 from abacist.view.report.svg import Styles
+from abacist.view.rollouts import outcomes_words
 from abacist.view.sheet import Block, Quote, Table
 
 PAGE_NAME = "report.html"
@@ -336,6 +338,8 @@ def _plain_reply(row: list[Any], place: Mapping[str, int]) -> dict[str, Any]:
         facts.append(f"advantage {advantage:+.2f}")
     read = row[place["read"]]
     facts.append("no answer read" if read is None else f"read: {visible(read)}")
+    if (steps := row[place["steps"]]) is not None:
+        facts.append(f"steps: {outcomes_words(STEP_OUTCOMES[outcome] for _, _, outcome in steps)}")
     text = cut_middle(row[place["text"]], 3_000)
     parts = [
         ("tag" if _TAG.fullmatch(part) else "", visible(part)) for part in _TAG.split(text) if part
