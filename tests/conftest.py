@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from imported import Imported
 from offline import OFFLINE
 
 # What says how to print: a terminal, a notebook, a service of continuous integration.
@@ -61,6 +62,14 @@ def lookalike(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return lookalikes.build(kind, tmp_path_factory.mktemp("lookalikes") / kind)
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def imported() -> Iterator[Imported]:
+    """Starts Python that has imported everything already (tests/imported.py)."""
+    python = Imported()
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")

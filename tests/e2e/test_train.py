@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from abacist.policy.source import BUILT_IN_FOLDER
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import read_rollouts
+from imported import Imported
 
 pytestmark = pytest.mark.e2e
 
@@ -233,28 +232,15 @@ def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured)
     assert after.accuracy.value - before.accuracy.value > 0.2
 
 
-def run_with_wandb(mode: str, folder: Path) -> str:
+def run_with_wandb(mode: str, folder: Path, imported: Imported) -> str:
     """What ``abacist train --report_to wandb`` prints, in a process and a home of its own.
 
     W&B remembers its mode and its login for as long as a process lives.
     """
     environment = {key: value for key, value in os.environ.items() if "WANDB" not in key}
-    environment |= {
-        "HOME": str(folder),
-        "WANDB_MODE": mode,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-m", "abacist", "train", "--report_to", "wandb"]
-    done = subprocess.run(
-        [*command, "--output_dir", str(folder / "run"), *SHORT, *FEW],
-        env=environment,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        encoding="utf-8",
-    )
+    environment |= {"HOME": str(folder), "WANDB_MODE": mode}
+    command = ["-m", "abacist", "train", "--report_to", "wandb", "--output_dir", "run"]
+    done = imported.run(*command, *SHORT, *FEW, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "run" / "adapter_model.safetensors").exists()
     assert (folder / "run" / "metrics.jsonl").exists()
@@ -262,11 +248,15 @@ def run_with_wandb(mode: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_wandb_works_without_a_network_in_its_own_modes(mode: str, tmp_path: Path) -> None:
-    assert "left out" not in run_with_wandb(mode, tmp_path)
+def test_wandb_works_without_a_network_in_its_own_modes(
+    mode: str, imported: Imported, tmp_path: Path
+) -> None:
+    assert "left out" not in run_with_wandb(mode, tmp_path, imported)
     kept = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert bool(kept) is (mode == "offline")
 
 
-def test_wandb_without_a_key_costs_one_warning_and_not_the_run(tmp_path: Path) -> None:
-    assert run_with_wandb("online", tmp_path).count("is left out from here on") == 1
+def test_wandb_without_a_key_costs_one_warning_and_not_the_run(
+    imported: Imported, tmp_path: Path
+) -> None:
+    assert run_with_wandb("online", tmp_path, imported).count("is left out from here on") == 1
