@@ -52,6 +52,16 @@ def imports_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
             del sys.modules[name]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runs_end_with_empty_charts() -> Iterator[None]:
+    """See tests/outlines.py."""
+    import outlines
+
+    with pytest.MonkeyPatch.context() as patch:
+        outlines.leave_charts_empty(patch)
+        yield
+
+
 @pytest.fixture(scope="session")
 def lookalike(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a look-alike model by kind (tests/lookalikes.py), built once: read only."""

@@ -247,6 +247,7 @@ if __name__ == "__main__":
     import gc
 
     import datasets  # noqa: F401
+    import pytest
     import transformers.models.auto.modeling_auto
     import transformers.models.llama.modeling_llama
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
@@ -258,7 +259,9 @@ if __name__ == "__main__":
     import abacist.learning.train
     import abacist.learning.trainer
     import abacist.proof.evaluate  # noqa: F401
+    import outlines
 
+    outlines.leave_charts_empty(pytest.MonkeyPatch())
     gc.collect()
     gc.freeze()  # what was imported is neither looked through nor copied in a fork
     _serve(*streams)

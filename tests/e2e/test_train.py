@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import read_rollouts
 from imported import Imported
+from outlines import draw_charts
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, measured: list[Evaluation
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heldout, "evaluate", watched)
+        draw_charts(patch)
         assert main(["train", "--output_dir", str(run), *SHORT, *FEW]) == 0
     return run
 
@@ -60,6 +63,8 @@ def test_a_run_leaves_everything_a_person_needs(finished: Path) -> None:
 def test_the_report_of_a_run_shows_where_its_time_went_and_every_reply(finished: Path) -> None:
     text = (finished / "report.html").read_text(encoding="utf-8")
     assert "Where the time went" in text and "rollout" in text
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(charts) > 5 and all("<path" in chart for chart in charts)
     rows = json.loads(text.split('id="data">')[1].split("</script>")[0])["rows"]
     assert len(rows) == 2 * 8 + sum(
         len(read_rollouts(path)) for path in (finished / "evals").glob("*/rollouts.parquet")

@@ -27,6 +27,7 @@ from abacist.policy.kernels import build
 from abacist.policy.kernels.decode import Adapter, Packed
 from abacist.policy.kernels.multiply import multiply
 from abacist.policy.scoring.score import score
+from imported import Imported
 
 pytestmark = pytest.mark.skipif(
     build.library() is None, reason=f"there are no kernels: {build.unsupported_reason()}"
@@ -313,7 +314,7 @@ def test_the_default_leaves_what_a_script_has_set() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_pytorchs_newer_setting_is_no_fault_and_does_not_go_with_ours() -> None:
+def test_pytorchs_newer_setting_is_no_fault_and_does_not_go_with_ours(imported: Imported) -> None:
     """As --tf32 leaves it: asking for the older one raises within PyTorch."""
     code = """
 import torch
@@ -335,7 +336,7 @@ except ModelError as error:
 else:
     raise AssertionError
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    done = imported.run("-c", code)
     assert done.returncode == 0, done.stderr
 
 
