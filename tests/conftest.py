@@ -62,6 +62,27 @@ def runs_end_with_empty_charts() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def problems_are_made_once() -> Iterator[None]:
+    """A seed gives the same problems whenever it is asked, and the thousands of a run take seconds.
+
+    What makes them is tried as it is (test_wordproblems.py).
+    """
+    from abacist.task import wordproblems
+
+    make, made = wordproblems.generate, dict[tuple[int, str], list[dict[str, object]]]()
+
+    def generate(count: int, *, seed: int, split: str = "train") -> list[dict[str, object]]:
+        known = made.get((seed, split), [])
+        if len(known) < count:
+            known = made[seed, split] = make(count, seed=seed, split=split)
+        return [dict(record) for record in known[:count]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wordproblems, "generate", generate)
+        yield
+
+
 @pytest.fixture(scope="session")
 def lookalike(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a look-alike model by kind (tests/lookalikes.py), built once: read only."""

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.e2e
 
 SHORT = ["--max_steps", "2", "--num_heldout_problems", "12", "--num_selection_problems", "6"]
 SHORT += ["--eval_steps", "1", "--num_train_problems", "40", "--save_steps", "1"]
+SHORT += ["--num_consistency_problems", "2"]
 FEW = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
 Captured = pytest.CaptureFixture[str]
 
@@ -223,6 +224,7 @@ def test_a_custom_reward_with_a_weight_is_paid_and_recorded(
 def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured) -> None:
     run = tmp_path / "run"
     flags = ["--max_steps", "20", "--num_heldout_problems", "100", "--eval_strategy", "no"]
+    flags += ["--num_consistency_problems", "0"]
     assert main(["train", "--output_dir", str(run), *flags]) == 0
     shown = capsys.readouterr().out
     assert "Learned:" in shown
