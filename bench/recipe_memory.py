@@ -37,7 +37,8 @@ from models import build_model, build_tokenizer
 RECIPES = {"qwen2.5-1.5b": "smoke-qwen", "llama-3.2-1b": "smoke-llama"}
 PROMISED_GIBIBYTES = 24.0
 HELDOUT_PROBLEMS = 100  # as many as an evaluation has in work at a time
-SMOKE = {"gradient_accumulation_steps": 2, "max_completion_length": 24, "num_heldout_problems": 4}
+SMOKE = {"gradient_accumulation_steps": 2, "max_completion_length": 24, "num_heldout_problems": 4,
+         "num_train_problems": 64}  # fmt: skip
 GIBIBYTE = 2**30
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from imported import Imported
 from offline import OFFLINE
 
 # What says how to print: a terminal, a notebook, a service of continuous integration.
@@ -39,6 +41,15 @@ os.environ.update(OFFLINE)
 os.environ.setdefault("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: it is not looked through whenever garbage is collected.
+
+    Every training ends with such a collection, which took as long as two steps of a small model.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def imports_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A module that a test writes and imports is not found by the tests after it."""
@@ -51,6 +62,37 @@ def imports_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
             del sys.modules[name]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def runs_end_with_empty_charts() -> Iterator[None]:
+    """See tests/outlines.py."""
+    import outlines
+
+    with pytest.MonkeyPatch.context() as patch:
+        outlines.leave_charts_empty(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def problems_are_made_once() -> Iterator[None]:
+    """A seed gives the same problems whenever it is asked, and the thousands of a run take seconds.
+
+    What makes them is tried as it is (test_wordproblems.py).
+    """
+    from abacist.task import wordproblems
+
+    make, made = wordproblems.generate, dict[tuple[int, str], list[dict[str, object]]]()
+
+    def generate(count: int, *, seed: int, split: str = "train") -> list[dict[str, object]]:
+        known = made.get((seed, split), [])
+        if len(known) < count:
+            known = made[seed, split] = make(count, seed=seed, split=split)
+        return [dict(record) for record in known[:count]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wordproblems, "generate", generate)
+        yield
+
+
 @pytest.fixture(scope="session")
 def lookalike(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a look-alike model by kind (tests/lookalikes.py), built once: read only."""
@@ -61,6 +103,14 @@ def lookalike(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return lookalikes.build(kind, tmp_path_factory.mktemp("lookalikes") / kind)
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def imported() -> Iterator[Imported]:
+    """Starts Python that has imported everything already (tests/imported.py)."""
+    python = Imported()
+    yield python
+    python.close()
 
 
 @pytest.fixture(scope="session")

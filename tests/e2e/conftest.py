@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from filelock import FileLock
 
 import emulated_gpu
-from offline import OFFLINE
+from imported import Imported
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def run_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """``run_on_gpu(*arguments of Python, cpu=False, **environment)``, on the emulated GPU.
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Imported]:
+    """Python that has imported everything on the emulated GPU.
 
     All processes of the suite compile it once.
     """
@@ -28,22 +28,20 @@ def run_on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulated-gpu"
     with FileLock(f"{folder}.lock"):
         emulated_gpu.build(folder)
+    python = Imported(
+        [sys.executable, emulated_gpu.__file__], env=os.environ | {"EMULATED_GPU": str(folder)}
+    )
+    yield python
+    python.close()
+
+
+@pytest.fixture(scope="session")
+def run_on_gpu(on_gpu: Imported, imported: Imported) -> Run:
+    """``run_on_gpu(*arguments of Python, cpu=False, **environment)``, on the emulated GPU."""
 
     def run(*command: str, cpu: bool = False, **variables: str) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable] if cpu else [sys.executable, emulated_gpu.__file__]
-        return subprocess.run(
-            [*program, *command],
-            env={
-                **os.environ,
-                **OFFLINE,
-                "EMULATED_GPU": str(folder),
-                "ABACIST_KERNELS": "0",  # which the GPU has not got either
-                "COLUMNS": "200",
-                **variables,
-            },
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-        )
+        python = imported if cpu else on_gpu
+        no_kernels = {"ABACIST_KERNELS": "0"}  # which the GPU has not got either
+        return python.run(*command, env=python.env | no_kernels | {"COLUMNS": "200"} | variables)
 
     return run

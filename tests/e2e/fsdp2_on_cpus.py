@@ -1,4 +1,4 @@
-"""Run by test_sharded.py under torchrun: ``abacist`` with FSDP2 between processes on CPUs.
+"""Run by test_sharded.py in two processes: ``abacist`` with FSDP2 between processes on CPUs.
 
 accelerate shards on accelerators only. What it asks is the kind of the processes; with another
 answer its FSDP2 and PyTorch's run on CPUs by gloo, all the same.

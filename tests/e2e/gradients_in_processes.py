@@ -1,4 +1,4 @@
-"""Run by test_processes.py, alone and under torchrun: the gradients of one optimizer step.
+"""Run by test_processes.py, in one process and in several: the gradients of one optimizer step.
 
 The global batch, completions included, is the same in however many processes there are.
 """

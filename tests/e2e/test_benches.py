@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from imported import Imported
+
 pytestmark = pytest.mark.e2e
 
 BENCH = Path(__file__).parents[2] / "bench"
 
 
-def start(script: str, folder: Path, *flags: str) -> str:
+def start(python: Imported, script: str, folder: Path, *flags: str) -> str:
     """What ``bench/<script>`` prints in a process of its own."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(BENCH.parent / "src"), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(BENCH / script), *flags],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        encoding="utf-8",
-    )
+    done = python.run(str(BENCH / script), *flags, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def smoke(script: str, folder: Path, *flags: str) -> tuple[str, Any]:
+def smoke(python: Imported, script: str, folder: Path, *flags: str) -> tuple[str, Any]:
     """What the bench's smoke mode prints, and the JSON it keeps."""
     kept = folder / "kept.json"
-    shown = start(script, folder, "--smoke", "--output", str(kept), *flags)
+    shown = start(python, script, folder, "--smoke", "--output", str(kept), *flags)
     return shown, json.loads(kept.read_text(encoding="utf-8"))
 
 
@@ -48,9 +35,9 @@ CELL = "smoke-qwen/0/1"
 
 
 @pytest.fixture(scope="module")
-def speed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Any]:
+def speed(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Any]:
     folder = tmp_path_factory.mktemp("speed")
-    return folder, *smoke("speed.py", folder, "--no-memory")
+    return folder, *smoke(imported, "speed.py", folder, "--no-memory")
 
 
 def test_speed_times_both_trainers_on_the_same_lengths(speed: tuple[Path, str, Any]) -> None:
@@ -66,38 +53,46 @@ def test_speed_times_both_trainers_on_the_same_lengths(speed: tuple[Path, str, A
     assert f"| {CELL} |" in shown
 
 
-def test_speed_does_not_measure_a_finished_cell_again(speed: tuple[Path, str, Any]) -> None:
+def test_speed_does_not_measure_a_finished_cell_again(
+    speed: tuple[Path, str, Any], imported: Imported
+) -> None:
     folder, shown, kept = speed
-    again, unchanged = smoke("speed.py", folder, "--no-memory")
+    again, unchanged = smoke(imported, "speed.py", folder, "--no-memory")
     assert unchanged == kept and again == shown
 
 
-def test_speed_measures_the_memory_of_one_trainer_in_one_process(tmp_path: Path) -> None:
-    shown = start("speed.py", tmp_path, "--memory-of", "ours", CELL)
+def test_speed_measures_the_memory_of_one_trainer_in_one_process(
+    imported: Imported, tmp_path: Path
+) -> None:
+    shown = start(imported, "speed.py", tmp_path, "--memory-of", "ours", CELL)
     found = json.loads(shown.splitlines()[-1])
     assert found["peak_bytes"] >= found["kept_bytes"] and found["peak_bytes"] > 0
 
 
-def test_time_to_accuracy_compares_curves_that_begin_at_the_same_base(tmp_path: Path) -> None:
-    shown, kept = smoke("time_to_accuracy.py", tmp_path)
+def test_time_to_accuracy_compares_curves_that_begin_at_the_same_base(
+    imported: Imported, tmp_path: Path
+) -> None:
+    shown, kept = smoke(imported, "time_to_accuracy.py", tmp_path)
     assert {"stock 0", "ours 0", "gist rate 0"} == set(kept)
     assert len({points[0]["accuracy"] for points in kept.values()}) == 1
     assert all([point["step"] for point in points] == [0, 1, 2] for points in kept.values())
     assert "apart, stock at the gist's rate" in shown
 
 
-def test_the_gpu_bench_runs_on_a_cpu_and_compares_with_the_floor(tmp_path: Path) -> None:
-    shown, kept = smoke("gpu.py", tmp_path)
+def test_the_gpu_bench_runs_on_a_cpu_and_compares_with_the_floor(
+    imported: Imported, tmp_path: Path
+) -> None:
+    shown, kept = smoke(imported, "gpu.py", tmp_path)
     assert len(kept["cells"]) == 4 and not any("failed" in one for one in kept["cells"].values())
     assert all(one["times_the_floor"] > 0 for one in kept["cells"].values())
     assert "stock takes" in shown and "the floor" in shown
 
 
 def test_the_signal_of_groups_is_measured_by_outcome_and_by_steps(
-    short_run: Path, tmp_path: Path
+    short_run: Path, imported: Imported, tmp_path: Path
 ) -> None:
-    shown = start("gradient_signal.py", tmp_path, str(short_run), "--steps", "1", "2", "--groups",
-                  "3", "--first_layer", "1", "--threads", "1")  # fmt: skip
+    flags = ["--steps", "1", "2", "--groups", "3", "--first_layer", "1", "--threads", "1"]
+    shown = start(imported, "gradient_signal.py", tmp_path, str(short_run), *flags)
     outcome, steps = shown.splitlines()[-2:]
     name, own, along = outcome.strip("| ").split(" | ")
     assert name == "outcome" and own == along and "3 groups" in shown

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from abacist.policy.decoding.generation import Completion
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import StopReason
 from abacist.task.problems import load_problems
+from imported import Imported
 
 pytestmark = pytest.mark.e2e
 
@@ -90,14 +89,15 @@ def test_every_figure_on_the_page_stands_with_its_interval_n_and_method(
 
 
 def test_figures_do_not_depend_on_the_batch_size_nor_on_a_kill(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+    whole: Path,
+    imported: Imported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
 ) -> None:
     folder = tmp_path / "killed"
     command = ["eval", "tiny", *FEW, "--batch_size", "2", "--output_dir", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(Path(abacist.__file__).parents[1])}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "abacist", *command], env=environment, stdout=subprocess.DEVNULL
-    )
+    process = imported.start("-m", "abacist", *command)
     try:
         deadline = time.monotonic() + 120
         while not list(folder.glob("unfinished/greedy-*.parquet")):

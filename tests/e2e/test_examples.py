@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from offline import OFFLINE
+from imported import Imported
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -25,21 +22,14 @@ SAID = {
 }
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, **OFFLINE, "PYTHONPATH": str(ROOT / "src")}
-
-
 def test_every_example_is_tried() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == {*SAID, "abacist_gsm8k.py"}
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", SAID)
-def test_an_example_runs_as_it_stands(name: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
+def test_an_example_runs_as_it_stands(name: str, imported: Imported, tmp_path: Path) -> None:
+    done = imported.run(str(EXAMPLES / name), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert SAID[name] in done.stdout
 
@@ -53,11 +43,10 @@ def test_the_reward_of_an_example_is_one_that_train_takes(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_what_the_page_of_neighbours_shows_runs_and_writes(block: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-"], input=block, cwd=tmp_path, env=environment(), capture_output=True,
-        text=True, encoding="utf-8",
-    )  # fmt: skip
+def test_what_the_page_of_neighbours_shows_runs_and_writes(
+    block: str, imported: Imported, tmp_path: Path
+) -> None:
+    done = imported.run("-c", block, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [path for path in tmp_path.rglob("*") if path.is_file()]
 

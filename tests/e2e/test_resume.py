@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from abacist.learning.resume.checkpoints import checkpoints_of, defect
 from abacist.learning.trainer import GRPOTrainer
 from bundles import forget_the_end
 from faults import fault
+from imported import Imported
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -43,15 +42,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
     assert main(["train", "--output_dir", str(run), *FLAGS]) == 0
     return run
-
-
-def start(*arguments: str) -> subprocess.Popen[bytes]:
-    """``abacist train`` in a process of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    source = str(Path(__file__).parents[2] / "src")
-    environment["PYTHONPATH"] = os.pathsep.join([source, environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "abacist", "train", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
 def resumed_until(run: Path, steps: int, number: int) -> int:
@@ -80,10 +70,10 @@ def lines(path: Path) -> int:
 @fault("run directory", "the process that wrote the run died and left its lock",
        "nothing: the next one takes it over", 0)  # fmt: skip
 def test_sigterm_ctrl_c_and_kill_in_one_run_change_no_byte_of_its_result(
-    whole: Path, tmp_path: Path, capsys: Captured
+    whole: Path, imported: Imported, tmp_path: Path, capsys: Captured
 ) -> None:
     run = tmp_path / "run"
-    first = start("--output_dir", str(run), *FLAGS)
+    first = imported.start("-m", "abacist", "train", "--output_dir", str(run), *FLAGS)
     while not (run / "config.yaml").exists():
         assert first.poll() is None
         time.sleep(0.02)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from abacist.policy.decoding.generation import generate
 from abacist.policy.loading import load_policy
 from abacist.records.rollout import read_rollouts
 from bundles import forget_the_end
+from imported import Imported
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -39,36 +38,32 @@ PROFILE = {
 }
 
 
-def train(*arguments: str, sharded: bool = True) -> str:
+def train(python: Imported, *arguments: str, sharded: bool = True) -> str:
+    """What the first of two processes says."""
     program = [str(SCRIPT)] if sharded else ["-m", "abacist"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     profile = PROFILE if sharded else {"ACCELERATE_USE_CPU": "true"}
-    path = os.pathsep.join(sys.path)
-    done = subprocess.run(
-        [*launcher, *program, "train", *arguments],
-        env=os.environ | profile | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+    ended = python.run_in(2, *program, "train", *arguments, env=os.environ | profile)
+    assert not any(one.returncode for one in ended), [
+        one.stdout[-2000:] + one.stderr[-3000:] for one in ended
+    ]
+    return ended[0].stdout
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(imported: Imported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in shards to its verdict: read only."""
     path = tmp_path_factory.mktemp("sharded") / "run"
-    said = train("--output_dir", str(path), *FLAGS)
+    said = train(imported, "--output_dir", str(path), *FLAGS)
     assert "rollouts: our engine" in said
     assert "training: TRL's path (the model is sharded over processes)" in said
     return path
 
 
-def test_shards_learn_what_whole_models_in_two_processes_learn(run: Path, tmp_path: Path) -> None:
+def test_shards_learn_what_whole_models_in_two_processes_learn(
+    imported: Imported, run: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "whole"
-    train("--output_dir", str(other), *FLAGS, sharded=False)
+    train(imported, "--output_dir", str(other), *FLAGS, sharded=False)
     first = "rollouts/step-000001.parquet"
     ours, theirs = (read_rollouts(path / first) for path in (run, other))
     assert [one.completion_ids for one in ours] == [one.completion_ids for one in theirs]
@@ -99,10 +94,10 @@ def test_problems_are_measured_with_the_weights_that_are_saved(run: Path) -> Non
     assert [row["step"] for row in rows if "eval_accuracy" in row] == [2, 3]
 
 
-def test_a_run_in_shards_resumes_exactly(run: Path, tmp_path: Path) -> None:
+def test_a_run_in_shards_resumes_exactly(imported: Imported, run: Path, tmp_path: Path) -> None:
     resumed = tmp_path / "run"
     shutil.copytree(run, resumed)
     forget_the_end(resumed)  # of a run that is finished nothing would be done
-    train("--resume", str(resumed / "checkpoint-2"))
+    train(imported, "--resume", str(resumed / "checkpoint-2"))
     for name in ("adapter_model.safetensors", "metrics.jsonl", "evals/after/rollouts.parquet"):
         assert (resumed / name).read_bytes() == (run / name).read_bytes(), name

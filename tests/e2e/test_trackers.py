@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from abacist.learning.tracking import is_wall_clock
+from imported import Imported
 from tracker_files import WandbFile, wandb_files
 
 pytest.importorskip("wandb")
@@ -30,35 +30,45 @@ SHORT += ["--per_device_train_batch_size", "8", "--num_generations", "4", "--dty
 ADDED = {"train/global_step", "timestamp", "step", "completions"}
 
 
-def offline(folder: Path, **more: str) -> dict[str, str]:
+def offline(folder: Path) -> dict[str, str]:
     """An environment in which a tracker asks nobody, and keeps what it writes in ``folder``."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "TRACKIO"))}
-    ours |= {"HOME": str(folder), "PYTHONPATH": os.pathsep.join(sys.path), "WANDB_SILENT": "true"}
+    ours |= {"HOME": str(folder), "WANDB_SILENT": "true"}
     ours |= {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio"), "HF_HUB_OFFLINE": "1"}
-    return ours | more
+    return ours
 
 
-def python(folder: Path, *arguments: str, **more: str) -> str:
-    environment = offline(folder, **more)
-    assert environment["WANDB_MODE"] == "offline"
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, encoding="utf-8", timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+class Home(NamedTuple):
+    """A home folder, and Python that knows no other: Trackio reads where it is when imported."""
+
+    folder: Path
+    imported: Imported
+
+    def python(self, *arguments: str, cwd: Path | None = None) -> str:
+        assert self.imported.env["WANDB_MODE"] == "offline"
+        done = self.imported.run(*arguments, cwd=cwd or self.folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a run of two steps was made, and resumed from its first with one step more."""
+def owner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("tracked")
+    home = Home(folder, Imported(env=offline(folder)))
+    yield home
+    home.imported.close()
+
+
+@pytest.fixture(scope="module")
+def home(owner: Home) -> Path:
+    """Where a run of two steps was made, and resumed from its first with one step more."""
+    folder, python = owner.folder, owner.python
     flags = ["--output_dir", "arith", "--log_completions", "--num_completions_to_print", "1"]
     train = ["-m", "abacist", "train"]
-    said = python(folder, *train, "--max_steps", "2", *SHORT, *flags, "--report_to", *TRACKERS)
+    said = python(*train, "--max_steps", "2", *SHORT, *flags, "--report_to", *TRACKERS)
     assert "left out" not in said
     (folder / "said.txt").write_text(said, encoding="utf-8")
-    python(folder, *train, "--resume", "arith/checkpoint-1", "--max_steps", "3")
+    python(*train, "--resume", "arith/checkpoint-1", "--max_steps", "3")
     return folder
 
 
@@ -87,9 +97,9 @@ def expected_names(home: Path) -> set[str]:
 
 
 class Trackio:
-    """What Trackio's database below ``home`` holds of a project."""
+    """What Trackio's database holds of a project."""
 
-    def __init__(self, home: Path, project: str = "abacist") -> None:
+    def __init__(self, owner: Home, project: str = "abacist") -> None:
         code = (
             "import json, sys; from trackio.sqlite_storage import SQLiteStorage as S\n"
             f"p = {project!r}; runs = S.get_run_records(p)\n"
@@ -98,15 +108,15 @@ class Trackio:
             "'traces': [S.get_traces(p, r['name'], run_id=r['id']) for r in runs], "
             "'configs': [S.get_run_config(p, r['name'], run_id=r['id']) for r in runs]}))"
         )
-        self.found = json.loads(python(home, "-c", code).splitlines()[-1])
+        self.found = json.loads(owner.python("-c", code).splitlines()[-1])
 
     def __getattr__(self, name: str) -> Any:
         return self.found[name]
 
 
 @pytest.fixture(scope="module")
-def trackio(home: Path) -> Trackio:
-    return Trackio(home)
+def trackio(owner: Home, home: Path) -> Trackio:
+    return Trackio(owner)
 
 
 def test_wandb_holds_every_metric_of_the_run_under_its_name(
@@ -228,11 +238,13 @@ wandb.log({"after": 1}); trackio.log({"after": 1}); wandb.finish(); trackio.fini
 """
 
 
-def test_a_tracker_run_that_a_person_began_is_joined_and_left_open(tmp_path: Path) -> None:
+def test_a_tracker_run_that_a_person_began_is_joined_and_left_open(
+    owner: Home, tmp_path: Path
+) -> None:
     flags = ["--max_steps", "1", *SHORT, "--report_to", "wandb", "trackio", "--project", "other"]
-    python(tmp_path, "-c", JOINED, "train", "--output_dir", "run", *flags)
+    owner.python("-c", JOINED, "train", "--output_dir", "run", *flags, cwd=tmp_path)
     (mine,) = wandb_files(tmp_path)
     assert (mine.project, mine.name) == ("mine", "sweep")
     assert "verdict/gain" in mine.summary and mine.summary["after"] == 1
-    (logs,) = Trackio(tmp_path, "mine").logs
+    (logs,) = Trackio(owner, "mine").logs
     assert {"verdict/gain", "after", "train/reward"} <= {name for line in logs for name in line}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,14 @@ from abacist.policy.source import BUILT_IN_FOLDER
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import read_rollouts
+from imported import Imported
+from outlines import draw_charts
 
 pytestmark = pytest.mark.e2e
 
 SHORT = ["--max_steps", "2", "--num_heldout_problems", "12", "--num_selection_problems", "6"]
 SHORT += ["--eval_steps", "1", "--num_train_problems", "40", "--save_steps", "1"]
+SHORT += ["--num_consistency_problems", "2"]
 FEW = ["--per_device_train_batch_size", "8", "--num_generations", "4"]
 Captured = pytest.CaptureFixture[str]
 
@@ -43,6 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, measured: list[Evaluation
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heldout, "evaluate", watched)
+        draw_charts(patch)
         assert main(["train", "--output_dir", str(run), *SHORT, *FEW]) == 0
     return run
 
@@ -61,6 +64,8 @@ def test_a_run_leaves_everything_a_person_needs(finished: Path) -> None:
 def test_the_report_of_a_run_shows_where_its_time_went_and_every_reply(finished: Path) -> None:
     text = (finished / "report.html").read_text(encoding="utf-8")
     assert "Where the time went" in text and "rollout" in text
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(charts) > 5 and all("<path" in chart for chart in charts)
     rows = json.loads(text.split('id="data">')[1].split("</script>")[0])["rows"]
     assert len(rows) == 2 * 8 + sum(
         len(read_rollouts(path)) for path in (finished / "evals").glob("*/rollouts.parquet")
@@ -219,6 +224,7 @@ def test_a_custom_reward_with_a_weight_is_paid_and_recorded(
 def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured) -> None:
     run = tmp_path / "run"
     flags = ["--max_steps", "20", "--num_heldout_problems", "100", "--eval_strategy", "no"]
+    flags += ["--num_consistency_problems", "0"]
     assert main(["train", "--output_dir", str(run), *flags]) == 0
     shown = capsys.readouterr().out
     assert "Learned:" in shown
@@ -233,28 +239,15 @@ def test_twenty_steps_teach_the_built_in_model(tmp_path: Path, capsys: Captured)
     assert after.accuracy.value - before.accuracy.value > 0.2
 
 
-def run_with_wandb(mode: str, folder: Path) -> str:
+def run_with_wandb(mode: str, folder: Path, imported: Imported) -> str:
     """What ``abacist train --report_to wandb`` prints, in a process and a home of its own.
 
     W&B remembers its mode and its login for as long as a process lives.
     """
     environment = {key: value for key, value in os.environ.items() if "WANDB" not in key}
-    environment |= {
-        "HOME": str(folder),
-        "WANDB_MODE": mode,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-m", "abacist", "train", "--report_to", "wandb"]
-    done = subprocess.run(
-        [*command, "--output_dir", str(folder / "run"), *SHORT, *FEW],
-        env=environment,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        encoding="utf-8",
-    )
+    environment |= {"HOME": str(folder), "WANDB_MODE": mode}
+    command = ["-m", "abacist", "train", "--report_to", "wandb", "--output_dir", "run"]
+    done = imported.run(*command, *SHORT, *FEW, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "run" / "adapter_model.safetensors").exists()
     assert (folder / "run" / "metrics.jsonl").exists()
@@ -262,11 +255,15 @@ def run_with_wandb(mode: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_wandb_works_without_a_network_in_its_own_modes(mode: str, tmp_path: Path) -> None:
-    assert "left out" not in run_with_wandb(mode, tmp_path)
+def test_wandb_works_without_a_network_in_its_own_modes(
+    mode: str, imported: Imported, tmp_path: Path
+) -> None:
+    assert "left out" not in run_with_wandb(mode, tmp_path, imported)
     kept = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert bool(kept) is (mode == "offline")
 
 
-def test_wandb_without_a_key_costs_one_warning_and_not_the_run(tmp_path: Path) -> None:
-    assert run_with_wandb("online", tmp_path).count("is left out from here on") == 1
+def test_wandb_without_a_key_costs_one_warning_and_not_the_run(
+    imported: Imported, tmp_path: Path
+) -> None:
+    assert run_with_wandb("online", tmp_path, imported).count("is left out from here on") == 1

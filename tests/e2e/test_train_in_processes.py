@@ -21,6 +21,7 @@ from abacist.records.openings import (
     read_openings,
 )
 from abacist.records.rollout import read_rollouts
+from imported import Imported
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -38,6 +39,7 @@ SAME = ("adapter_model.safetensors", "metrics.jsonl", "config.yaml", "evals", "r
 
 
 def start(*arguments: str, log: Path) -> subprocess.Popen[str]:
+    """``abacist train`` with the flags that start two processes."""
     with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "abacist", "train", *arguments, *ON_TWO],
@@ -47,6 +49,19 @@ def start(*arguments: str, log: Path) -> subprocess.Popen[str]:
             text=True,
             encoding="utf-8",
         )
+
+
+def resumed(run: Path, *flags: str, python: Imported) -> str:
+    """What the first says of two processes that go on with ``run``, found by their environment.
+
+    The launcher starts nothing but such processes, which import everything anew.
+    """
+    launched = {"ABACIST_LAUNCH_FLAGS": " ".join(ON_TWO), "ACCELERATE_USE_CPU": "true"}
+    told = python.run_in(
+        *(2, "-m", "abacist", "train", "--resume", str(run), *flags), env=python.env | launched
+    )
+    assert not any(one.returncode for one in told), [one.stderr[-3000:] for one in told]
+    return "".join(one.stdout for one in told)
 
 
 def ended(process: subprocess.Popen[str], log: Path, code: int = 0) -> str:
@@ -95,7 +110,7 @@ def test_each_opening_of_a_split_is_noted_once(whole: Path) -> None:
 
 
 def test_a_run_that_a_kill_and_then_max_hours_ended_in_all_processes_resumes_exactly(
-    whole: Path, tmp_path: Path
+    whole: Path, imported: Imported, tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     process = start("--output_dir", str(run), *FLAGS, log=log)
@@ -107,10 +122,10 @@ def test_a_run_that_a_kill_and_then_max_hours_ended_in_all_processes_resumes_exa
     said = ended(process, log, code=1)
     assert time.monotonic() - began < 60 and not ranks["0"].is_running()
     assert "rank 0 cannot go on: rank 1" in said and "Traceback" not in said
-    said = ended(start("--resume", str(run), "--max_hours", "1e-9", log=log), log)
+    said = resumed(run, "--max_hours", "1e-9", python=imported)
     assert said.count("Stopped by --max_hours after step 3 of 4") == 1  # one process speaks
     assert f"train --resume {run} {' '.join(ON_TWO)}" in said
-    ended(start("--resume", str(run), log=log), log)
+    resumed(run, python=imported)
     one, other = contents(run), contents(whole)
     assert one.pop("config.yaml") != other.pop("config.yaml")  # which has no --max_hours
     assert one == other

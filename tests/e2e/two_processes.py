@@ -1,4 +1,4 @@
-"""Run by test_processes.py under torchrun: five SGD steps by TRL and by us, in two processes.
+"""Run by test_processes.py in two processes: five SGD steps by TRL and by us.
 
 A third argument is ``train_replies``: then ours alone, in however many processes there are.
 """

@@ -28,6 +28,7 @@ def test_a_recipe_takes_a_step_on_our_paths_and_every_layer_learns(
     first, *_ = recipe_memory.take_step(
         *(recipe, model, tmp_path / "run", notes),
         num_heldout_problems=4,
+        num_train_problems=64,
         gradient_accumulation_steps=2,
         max_completion_length=24,
         warmup_steps=0,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from abacist.policy.kernels import build
 from abacist.policy.kernels.decode import Adapter, Packed
 from abacist.policy.kernels.multiply import multiply
 from abacist.policy.scoring.score import score
+from imported import Imported
 
 pytestmark = pytest.mark.skipif(
     build.library() is None, reason=f"there are no kernels: {build.unsupported_reason()}"
@@ -142,14 +140,17 @@ def test_a_row_has_the_same_product_in_any_company_and_number_of_threads() -> No
 
 @pytest.mark.skipif(build.pairs_by() != "AMX", reason="this processor has no AMX")
 def test_amx_and_the_kernels_without_it_differ_by_no_more_than_the_order_of_a_sum(
-    tmp_path: Path,
+    tmp_path: Path, imported: Imported
 ) -> None:
+    # Kernels that are compiled for this test alone are hardly optimized: that takes a third.
     code = """
 import sys, torch
 from abacist.policy.choices import float32_matmul_precision
 from abacist.policy.kernels import build
 from abacist.policy.kernels.decode import Packed
 from abacist.policy.kernels.multiply import multiply
+if sys.argv[2] == "anew":
+    build.FLAGS = ("-O1", *build.FLAGS[1:])
 print(build.pairs_by())
 build.can_multiply_pairs = lambda: True
 found = []
@@ -163,11 +164,10 @@ torch.save(found, sys.argv[1])
 """
 
     def products(name: str, **environment: str) -> tuple[str, list[torch.Tensor]]:
-        command = [sys.executable, "-c", code, str(tmp_path / name)]
-        said = subprocess.run(
-            command, env=os.environ | environment, capture_output=True, encoding="utf-8", check=True
-        )
-        return said.stdout.strip(), torch.load(tmp_path / name, weights_only=True)
+        kept, kind = tmp_path / name, "anew" if environment else "kept"
+        said = imported.run("-c", code, str(kept), kind, env=imported.env | environment)
+        assert said.returncode == 0, said.stderr
+        return said.stdout.strip(), torch.load(kept, weights_only=True)
 
     (compiler, *flags) = next(build.compilers())
     without = shlex.join([compiler, *flags, "-mno-amx-bf16"])
@@ -313,7 +313,7 @@ def test_the_default_leaves_what_a_script_has_set() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
 
 
-def test_pytorchs_newer_setting_is_no_fault_and_does_not_go_with_ours() -> None:
+def test_pytorchs_newer_setting_is_no_fault_and_does_not_go_with_ours(imported: Imported) -> None:
     """As --tf32 leaves it: asking for the older one raises within PyTorch."""
     code = """
 import torch
@@ -335,7 +335,7 @@ except ModelError as error:
 else:
     raise AssertionError
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    done = imported.run("-c", code)
     assert done.returncode == 0, done.stderr
 
 

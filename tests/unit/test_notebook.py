@@ -22,6 +22,7 @@ from abacist.view.live import Live
 from abacist.view.notebook import result_html
 from abacist.view.screen import NotebookCell, is_started_by_notebook, notebook_cell
 from evaluated import GOOD, WRONG, evaluation, problem
+from imported import Imported
 
 SOURCE = Path(abacist.__file__).resolve().parents[1]
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e\ud800\"'&<img src=x onerror=alert(2)>"
@@ -267,17 +268,15 @@ with _watcher() as watcher:
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["a terminal", "a notebook's cell"])
-def test_what_is_told_on_stderr_follows_the_same_rule(inside: bool) -> None:
+def test_what_is_told_on_stderr_follows_the_same_rule(inside: bool, imported: Imported) -> None:
     ours = {"TERM", "CI", "NO_COLOR", "FORCE_COLOR", "JPY_PARENT_PID", "TTY_INTERACTIVE"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     notebook = {"JPY_PARENT_PID": "1"} if inside else {}
     master, slave = pytest.importorskip("pty").openpty()  # not on Windows
     try:
-        subprocess.run(
-            [sys.executable, "-c", ASKING], stdout=subprocess.DEVNULL, stderr=slave, check=True,
-            env={**kept, "PYTHONPATH": str(SOURCE), "TERM": "xterm-256color", **notebook},
-            timeout=120,
-        )  # fmt: skip
+        environ = {**kept, "TERM": "xterm-256color", **notebook}
+        process = imported.start("-c", ASKING, env=environ, stderr=os.ttyname(slave))
+        assert process.wait(120) == 0
         written = os.read(master, 100_000).decode("utf-8")
     finally:
         os.close(slave)

@@ -15,6 +15,7 @@ from abacist.errors import AbacistError, DataError, Interrupted, ProcessLost
 from abacist.learning import peers, processes
 from abacist.learning.peers import Peers
 from abacist.records.lock import identity
+from imported import Imported
 
 
 @pytest.fixture(params=["alive", "gone"])
@@ -132,13 +133,10 @@ one._end(Ending(1, "no row for hf_abcdefghijkl \x1b[2J in abcdefgh-mine", "Mend 
 """
 
 
-def test_what_the_thread_says_for_a_process_that_waits_shows_no_secret_and_obeys_no_text() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ENDS_BY_FORCE],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_TOKEN": "abcdefgh-mine"},
-        capture_output=True,
-        encoding="utf-8",
-    )
+def test_what_the_thread_says_for_a_process_that_waits_shows_no_secret_and_obeys_no_text(
+    imported: Imported,
+) -> None:
+    done = imported.run("-c", ENDS_BY_FORCE, env=imported.env | {"HF_TOKEN": "abcdefgh-mine"})
     said = "error: rank 1: no row for hf_… \\x1b[2J in <HF_TOKEN>\n  Mend it.\n"
     assert done.returncode == 7 and done.stderr.endswith(said), done.stderr  # behind any warning
 

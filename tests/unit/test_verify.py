@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -33,6 +30,7 @@ from abacist.policy.quantization import Quantization
 from abacist.records.openings import EVAL, Opening, note_opening
 from abacist.records.rollout import read_rollouts
 from bundles import Edit, Members, edit_json, edit_line, edit_rows, tampered
+from imported import Imported
 from made_runs import rollout
 
 pytestmark = pytest.mark.slow
@@ -79,15 +77,22 @@ def test_every_check_looked_at_something(sound: Verification) -> None:
     assert numbers["splits"]["selection_steps"] == [1, 2]
 
 
+WITH_THREADS = """
+import sys, torch
+from abacist.cli.main import main
+torch.set_num_threads(int(sys.argv[1]))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.parametrize("threads, kernels", [("2", "0"), ("3", "1")])
 def test_replay_holds_with_other_threads_and_without_kernels(
-    made: Bundle, threads: str, kernels: str
+    made: Bundle, threads: str, kernels: str, imported: Imported
 ) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "ABACIST_KERNELS": kernels}
-    done = subprocess.run(
-        [sys.executable, "-m", "abacist", "verify", str(made.path), "--replies", "all", "--json"],
-        env=environment, capture_output=True, text=True, encoding="utf-8",
-    )  # fmt: skip
+    done = imported.run(
+        *("-c", WITH_THREADS, threads, "verify", str(made.path), "--replies", "all", "--json"),
+        env=imported.env | {"ABACIST_KERNELS": kernels},
+    )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)["checks"]["replay"]["numbers"]["all"]
     assert counts["tokens"] - counts["same"] - counts["near"] == 0

@@ -72,9 +72,12 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "choose_device", lambda asked: (cuda, None))
 
 
+FEW = ["--num_train_problems", "40"]
+
+
 def config(url: str = "http://127.0.0.1:9", *more: str, mode: str = "server") -> Config:
     typed = ["--use_vllm", "--vllm_mode", mode, "--vllm_server_base_url", url]
-    return load_config("tiny", None, [*typed, "--vllm_server_timeout", "0", *more])
+    return load_config("tiny", None, [*typed, "--vllm_server_timeout", "0", *FEW, *more])
 
 
 def test_without_the_flag_nothing_is_asked() -> None:
@@ -167,7 +170,7 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 
 def test_a_prompt_and_reply_longer_than_the_server_takes_are_refused() -> None:
-    made = load_config("tiny", None, ["--device", "cpu"])
+    made = load_config("tiny", None, ["--device", "cpu", *FEW])
     task, policy = load_task(made), load_policy("tiny", device="cpu")
     check_fit(made, task, policy, Server("http://x:1", "m", None, None))
     with pytest.raises(ModelError, match=r"http://x:1 takes 64 tokens"):
@@ -227,7 +230,7 @@ def test_a_server_that_goes_away_leaves_the_last_whole_step_and_the_run_resumes(
         "--device", "cpu", "--max_steps", "3", "--save_steps", "100", "--num_generations", "2",
         "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1",
         "--max_completion_length", "8", "--num_heldout_problems", "0", "--eval_strategy", "no",
-        "--num_selection_problems", "0", "--num_consistency_problems", "0",
+        "--num_selection_problems", "0", "--num_consistency_problems", "0", *FEW,
     ]  # fmt: skip
     generate = FastTrainer._generate_single_turn
 

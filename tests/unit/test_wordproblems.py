@@ -60,7 +60,7 @@ def test_numbers_stay_whole_positive_and_small(seed: int) -> None:
 
 def test_no_question_is_in_two_splits_whatever_the_seeds() -> None:
     questions = {
-        split: {r["question"] for seed in range(3) for r in generate(300, seed=seed, split=split)}
+        split: {r["question"] for seed in range(3) for r in generate(100, seed=seed, split=split)}
         for split in SPLITS
     }
     for one, other in itertools.combinations(SPLITS, 2):
