@@ -176,7 +176,10 @@ def _wait_for_all(processes: Sequence[Process], timeout: float) -> None:
 
 def _own_streams() -> tuple[TextIO, TextIO]:
     """Where questions come from and answers go; what is imported may say what it likes."""
-    asked, answers = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w")
+    asked, answers = (
+        os.fdopen(os.dup(0), encoding="utf-8"),
+        os.fdopen(os.dup(1), "w", encoding="utf-8"),
+    )
     for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY)):
         os.dup2(os.open(os.devnull, mode), number)
     return asked, answers
