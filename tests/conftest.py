@@ -64,11 +64,11 @@ def imports_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="session", autouse=True)
 def runs_end_with_empty_charts() -> Iterator[None]:
-    """See tests/outlines.py."""
-    import outlines
+    """See tests/empty_charts.py."""
+    import empty_charts
 
     with pytest.MonkeyPatch.context() as patch:
-        outlines.leave_charts_empty(patch)
+        empty_charts.leave_charts_empty(patch)
         yield
 
 

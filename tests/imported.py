@@ -3,11 +3,12 @@
 Importing PyTorch and TRL takes five seconds of every process. Here one process imports them, and a
 program, a module or a script is run in a fork of it, with an environment, a folder and streams of
 its own. What is tried begins behind the imports: a test of the start itself, or of something that
-is read while modules are imported, starts Python.
+is read while modules are imported, starts Python. Forks share the seed of ``hash()``.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -74,7 +75,7 @@ class Imported:
         )
 
     def close(self) -> None:
-        """End it. What it has forked goes on."""
+        """End it, and what it has forked."""
         self._server.stdin.close()  # type: ignore[union-attr]
         self._server.wait()
         self._server.stdout.close()  # type: ignore[union-attr]
@@ -97,14 +98,14 @@ class Imported:
     ) -> Process:
         """Run ``arguments``, as ``python`` takes them (``-c``, ``-m``, a script); stdin is empty.
 
-        ``stderr`` is where ``stdout`` is unless it is named, and ``env`` is the whole environment.
+        ``stderr`` is this process's unless it is named, and ``env`` is the whole environment.
         """
         wanted = {
             "arguments": arguments,
             "env": dict(self.env if env is None else env),
             "cwd": str(cwd or os.getcwd()),
             "stdout": str(stdout),
-            "stderr": str(stdout if stderr is None else stderr),
+            "stderr": None if stderr is None else str(stderr),
         }
         return Process(self, self.ask(wanted))
 
@@ -137,7 +138,8 @@ class Imported:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = str(found.getsockname()[1])
-        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        world |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
         given = dict(self.env if env is None else env)
         with tempfile.TemporaryDirectory() as folder:
             started: list[tuple[Process, Path, Path]] = []
@@ -202,15 +204,18 @@ def _serve(asked: TextIO, answers: TextIO) -> None:
             forked[answer] = process
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    for process in forked.values():  # multiprocessing would wait for them, and one may be stopped
+        process.kill()
 
 
 def _forked(question: Mapping[str, Any], ours: Sequence[Any]) -> None:
     for file in ours:
         os.close(file.fileno())
     for number, name in ((1, "stdout"), (2, "stderr")):
-        file = os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(file, number)
-        os.close(file)
+        if question[name] is not None:
+            file = os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(file, number)
+            os.close(file)
         buffering = 1 if number == 2 or os.isatty(number) else -1
         stream = open(number, "w", buffering, encoding="utf-8", closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
@@ -218,6 +223,11 @@ def _forked(question: Mapping[str, Any], ours: Sequence[Any]) -> None:
     os.environ.clear()
     os.environ.update(question["env"])
     os.chdir(question["cwd"])
+    import numpy
+    import torch
+
+    numpy.random.seed()  # else all forks would draw alike
+    torch.seed()
     try:
         _program(list(question["arguments"]))()
     except SystemExit:
@@ -225,6 +235,8 @@ def _forked(question: Mapping[str, Any], ours: Sequence[Any]) -> None:
     except BaseException:
         traceback.print_exc()
         sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends a fork without them
 
 
 def _program(arguments: list[str]) -> Callable[[], Any]:
@@ -235,7 +247,8 @@ def _program(arguments: list[str]) -> Callable[[], Any]:
         sys.argv = ["-c", *rest[1:]]
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
-        return lambda: exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+        program = compile(rest[0], "<string>", "exec", dont_inherit=True)
+        return lambda: exec(program, main.__dict__)
     if first == "-m":
         sys.path.insert(0, "")
         sys.argv = rest
@@ -262,9 +275,9 @@ if __name__ == "__main__":
     import abacist.learning.train
     import abacist.learning.trainer
     import abacist.proof.evaluate  # noqa: F401
-    import outlines
+    import empty_charts
 
-    outlines.leave_charts_empty(pytest.MonkeyPatch())
+    empty_charts.leave_charts_empty(pytest.MonkeyPatch())
     gc.collect()
     gc.freeze()  # what was imported is neither looked through nor copied in a fork
     _serve(*streams)

@@ -80,7 +80,7 @@ def test_a_run_on_a_gpu_is_the_run_on_a_cpu_to_rounding(run_on_gpu: Run, tmp_pat
     for place in ("cpu", "gpu"):
         done = run_on_gpu(
             *("-m", "abacist", "train", "--output_dir", str(tmp_path / place), "--bf16", "false"),
-            *("--max_steps", "2", *SHORT, *FEW, "24"),
+            *("--max_steps", "2", *SHORT, *FEW, "48"),
             cpu=place == "cpu",
         )
         assert done.returncode == 0, done.stdout + done.stderr

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from abacist.task.prompts import SYSTEM_PROMPT
-from imported import Imported
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,9 +40,19 @@ def test_the_readme_shows_the_system_prompt_as_it_is() -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_a_python_example_runs_and_prints_what_its_comments_say(
-    example: str, imported: Imported, tmp_path: Path
+    example: str, tmp_path: Path
 ) -> None:
-    done = imported.run("-c", example, cwd=tmp_path)
+    # Python started as a reader would: an import that an example has forgotten is missed.
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=example,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     promised = re.findall(r"^print\(.*\)  # (.+)$", example, re.M)
     assert all(line in done.stdout.split("\n") for line in promised), done.stdout

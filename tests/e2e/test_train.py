@@ -17,8 +17,8 @@ from abacist.policy.source import BUILT_IN_FOLDER
 from abacist.proof.evaluate import evaluate
 from abacist.proof.evaluation import Evaluation
 from abacist.records.rollout import read_rollouts
+from empty_charts import draw_charts
 from imported import Imported
-from outlines import draw_charts
 
 pytestmark = pytest.mark.e2e
 

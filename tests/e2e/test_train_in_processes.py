@@ -52,9 +52,9 @@ def start(*arguments: str, log: Path) -> subprocess.Popen[str]:
 
 
 def resumed(run: Path, *flags: str, python: Imported) -> str:
-    """What the first says of two processes that go on with ``run``, found by their environment.
+    """What two processes say that go on with ``run``, one after the other.
 
-    The launcher starts nothing but such processes, which import everything anew.
+    The launcher would start such processes, which import everything anew.
     """
     launched = {"ABACIST_LAUNCH_FLAGS": " ".join(ON_TWO), "ACCELERATE_USE_CPU": "true"}
     told = python.run_in(

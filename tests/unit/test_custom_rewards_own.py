@@ -105,15 +105,27 @@ def test_a_file_that_was_edited_in_between_is_read_again_and_one_that_was_not_is
     first = import_reward(name)
     assert first(["x"]) == [1.0]
     assert import_reward(name) is first
-    file.write_text(code.format("0.125"), encoding="utf-8")
+    file.write_text(code.format("2.0"), encoding="utf-8")  # of the same second and size
     edited = import_reward(name)
-    assert edited(["x"]) == [0.125] and edited is import_reward(name)
-    file.write_text("def pays(:\n", encoding="utf-8")
-    for _ in range(2):  # not the old one at the second try
-        with pytest.raises(RewardError, match="SyntaxError"):
-            import_reward(name)
-    file.write_text(code.format("0.0625"), encoding="utf-8")
-    assert import_reward(name)(["x"]) == [0.0625]
+    assert edited(["x"]) == [2.0] and edited is import_reward(name)
+    for broken in ("def pays(:\n", code.format("3.0") + "raise ValueError\n"):
+        file.write_text(broken, encoding="utf-8")
+        for _ in range(2):  # not the old one at the second try
+            with pytest.raises(RewardError, match=r"SyntaxError|ValueError"):
+                import_reward(name)
+        file.write_text(code.format("2.0"), encoding="utf-8")
+        assert import_reward(name)(["x"]) == [2.0], "not what the broken one left behind"
+
+
+def test_two_files_whose_names_differ_in_a_sign_do_not_take_each_others_place(
+    tmp_path: Path,
+) -> None:
+    names = []
+    for pay, stem in enumerate(("a-b", "a_b")):
+        file = tmp_path / f"{stem}.py"
+        file.write_text(f"def pays(completions, **_):\n    return [{pay}.0]\n", encoding="utf-8")
+        names.append(f"{file}:pays")
+    assert [import_reward(name)(["x"]) for name in names * 2] == [[0.0], [1.0]] * 2
 
 
 class Unsized:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import accelerate.commands.launch
@@ -94,6 +95,9 @@ def test_the_launcher_itself_says_nothing_while_the_processes_run(
     )
     monkeypatch.setattr(logger, "propagate", True)
     assert hand_over(Launch("multi_cpu", 2), []) == 0
+    # By which the processes say how a run of theirs is resumed.
+    flags = "--accelerate_config multi_cpu --num_processes 2"
+    assert os.environ["ABACIST_LAUNCH_FLAGS"] == flags
     assert caplog.messages == []
     logger.warning("heard again")
     assert caplog.messages == ["heard again"]

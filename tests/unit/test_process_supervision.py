@@ -123,6 +123,13 @@ def test_each_token_has_what_its_reply_earned_and_what_its_step_did() -> None:
         expected[len(reply) + 1 :] = 0.0  # after its end
         torch.testing.assert_close(found[row], expected)
     assert logged["step_reward"] == [statistics.fmean(judged)]
+    assert logged["frac_step_reward_zero_std"] == [0.0]
+
+
+def test_a_group_whose_replies_go_wrong_alike_is_counted_as_one_without_signal() -> None:
+    found, logged, _ = paid_steps([ASTRAY] * 4, [0.0] * 4, weight=0.5)
+    assert logged["step_reward"] == [0.5] and logged["frac_step_reward_zero_std"] == [1.0]
+    assert not found.any()
 
 
 def test_a_step_is_compared_with_those_of_its_place_so_that_late_ones_are_not_discouraged() -> None:
@@ -433,7 +440,7 @@ def test_a_placebo_that_pays_right_steps_is_refused(control: str) -> None:
 def test_a_weight_that_is_no_amount_is_refused_in_a_script_too(
     weight: float, lookalike: Lookalike, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match=r"step_reward_weight .* is not a number from 0 on"):
+    with pytest.raises(UsageError, match=r"must be a finite number of at least 0"):
         make(lookalike("qwen2.5-instruct"), tmp_path, step_reward_weight=weight)
 
 

@@ -121,7 +121,7 @@ def test_a_trace_tells_how_steps_were_paid(run: RunDir, monkeypatch: pytest.Monk
     monkeypatch.setattr(trackio_traces, "_trackio", lambda: stand_in)
     log_traces(run.path, "p")
     told = [trace.get("steps") for _, traces in stand_in.logged for trace in traces]
-    assert told == [None] * 6 + ["Steps: 1 right, 2 wrong"]
+    assert told == [None] * 6 + ["1 right, 2 wrong"]
 
 
 def test_what_cannot_be_logged_is_refused_before_anything_is(

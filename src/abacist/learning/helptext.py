@@ -162,7 +162,7 @@ _OTHERS = {
     "verdict",
     "shots_file": "take the examples from this file; steps: those that come with Abacist",
     "reward_timeout_seconds": "time a reward of your own may take for one batch; 0: no limit",
-    "max_silent_steps": "stop after so many steps in which every advantage is zero; 0: never",
+    "max_silent_steps": "stop after so many steps in a row in which no group has signal; 0: never",
     "eval_batch_size": "replies written at once while measuring",
 }
 _TEXTS = _OTHERS | {

@@ -43,6 +43,9 @@ from abacist.task.steps import equations
 SOLUTION = "solution"
 """The column of the training data that holds the reference solutions."""
 
+SILENT_STEPS = "frac_step_reward_zero_std"
+"""The share of groups whose steps all have an advantage of 0, beside TRL's of whole replies."""
+
 _TRIED_PROBLEMS = 200
 _TRL_EPSILON = 1e-4
 # vespo weighs whole replies by the sign of their advantage, luspo has no ratio for a token.
@@ -61,7 +64,8 @@ def refuse_contradictions(args: Any, named: str) -> None:
         return
     if not 0 < weight < math.inf:
         raise UsageError(
-            f"{named} {weight:g} is not a number from 0 on", "Leave it out to pay no steps."
+            f"{named} {weight:g} must be a finite number of at least 0",
+            "Leave it out to pay no steps.",
         )
     whole_replies = {
         f"--loss_type {args.loss_type}": args.loss_type in _NOT_BY_TOKEN,
@@ -122,6 +126,8 @@ def reference_of(problem: Problem) -> str:
 def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[StepReward]]:
     """Make the advantages [N] of a generation batch advantages [N, T], in place.
 
+    Logs ``step_reward``, the share of judged steps that are right, and :data:`SILENT_STEPS`.
+
     Returns the steps of each reply of this process, for its rollout.
     """
     texts = [CompletionText(ids, trainer._tokenizer.decode) for ids in scored.completion_ids]
@@ -136,9 +142,13 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[
         for at in range(0, len(everyones), size)
         for of_reply in step_advantages(everyones[at : at + size])
     ]
+    metrics = trainer._metrics["train"]
     judged = [reward for of_reply in everyones for reward in of_reply if reward is not None]
     if judged:
-        trainer._metrics["train"]["step_reward"].append(sum(judged) / len(judged))
+        metrics["step_reward"].append(sum(judged) / len(judged))
+    groups = [advantages[at : at + size] for at in range(0, len(advantages), size)]
+    silent = sum(not any(map(any, of_group)) for of_group in groups)
+    metrics[SILENT_STEPS].append(silent / len(groups))
 
     alone = batch["advantages"]
     first = trainer.accelerator.process_index * len(steps)

@@ -77,12 +77,12 @@ def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
         for defect in GIST_DEFECTS:
             watcher.note(f"  - {defect}")
     kind, seed = script.control, config.training.seed
-    rewards, config.training.reward_weights = control_rewards(kind, rewards, weights, seed=seed)
     if kind != NONE and (weight := process_supervision.weight_of(config.training)):
         raise UsageError(
             f"--control {kind} is a placebo, and --step_reward_weight {weight:g} pays right steps",
             "Leave out one of the two.",
         )
+    rewards, config.training.reward_weights = control_rewards(kind, rewards, weights, seed=seed)
     if kind != NONE:
         names = ", ".join(reward.__name__ for reward in rewards)
         watcher.note(f"  control: this run is paid by {names} only, not for right answers")

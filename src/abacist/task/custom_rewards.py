@@ -41,7 +41,7 @@ _FILE_MODULE = "abacist_reward_file_"
 _GIVEN = "<function "  # begins the name of a reward that stands in no file
 _MAX_RETRIED = 256  # samples that are tried one by one to find the one that makes a reward raise
 DEFAULT_TIMEOUT_SECONDS = 120.0
-_sums: dict[str, str] = {}  # SHA-256 of each file when a reward was last taken from it
+_sources: dict[Path, bytes | None] = {}  # what each file held when a reward was last taken from it
 
 
 def listed(rewards: Any) -> list[Any]:
@@ -249,32 +249,33 @@ def _load_module(place: str, name: str) -> ModuleType:
     if not folder.is_dir():
         raise RewardError(f"There is no folder {folder} for the reward '{name}'.", _HOW_TO_NAME)
     _look_in(folder)
-    module = _as_it_stands(importlib.import_module(module_name))
+    module = importlib.import_module(module_name)
     if not _is_from(module, folder):
         raise RewardError(
             f"The reward '{name}' cannot be imported: another module is called '{module_name}' "
             f"({getattr(module, '__file__', None) or 'built in'}).",
             "Rename yours, or name it by its file: path/to/file.py:function.",
         )
-    return module
+    return _as_it_stands(module)
 
 
 def _as_it_stands(module: ModuleType) -> ModuleType:
     """The module, read again where its file is not what it was when a reward was last taken from
     it: a notebook's user edits a reward and trains again in the same process."""
-    file = str(getattr(module, "__file__", None))
-    source = _sum_of(file)
-    if _sums.setdefault(file, source) != source:
-        module = importlib.reload(module)
-        _sums[file] = source
+    path = Path(getattr(module, "__file__", None) or "")
+    if path.suffix == ".py" and path.is_file():
+        source = path.read_bytes()
+        if _sources.setdefault(path, source) != source:
+            _run(source, path, module)
     return module
 
 
-def _sum_of(file: str) -> str:
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:  # built in, or in an archive
-        return ""
+def _run(source: bytes, path: Path, module: ModuleType) -> None:
+    """Run what a file holds in its module. Not ``importlib.reload``, which takes the compiled file
+    where an edit has changed neither the second nor the size."""
+    _sources[path] = None  # until it has run to its end
+    exec(compile(source, str(path), "exec", dont_inherit=True), vars(module))
+    _sources[path] = source
 
 
 def _is_from(module: ModuleType, folder: Path) -> bool:
@@ -297,19 +298,20 @@ def _load_file(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # for what it imports from beside it, as for a script
     # Known by its path, so that two files of one name do not shadow each other or a module.
-    name, source = _FILE_MODULE + re.sub(r"\W", "_", str(path)), _sum_of(str(path))
-    if name in sys.modules and _sums.get(str(path)) == source:
+    letters = re.sub(r"\W", "_", str(path))  # the same of a-b.py and a_b.py
+    name = f"{_FILE_MODULE}{letters}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    source = path.read_bytes()
+    if name in sys.modules and _sources.get(path) == source:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, so that its functions can be pickled
     try:
-        spec.loader.exec_module(module)
+        _run(source, path, module)
     except BaseException:
         del sys.modules[name]
         raise
-    _sums[str(path)] = source
     return module
 
 

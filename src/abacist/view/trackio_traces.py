@@ -16,7 +16,7 @@ from abacist.errors import RunError, UsageError, first_line
 from abacist.learning.trackers.trace import trace
 from abacist.records.rollout import Rollout, read_rollouts, rollout_files
 from abacist.records.rundir import RunDir
-from abacist.view.rollouts import steps_words
+from abacist.view.rollouts import outcomes_words
 
 MOST_TRACES = 2_000
 _SEED = 0
@@ -122,6 +122,8 @@ def _trace(trackio: Any, rollout: Rollout) -> Any:
         "reward": rollout.reward,
         "advantage": rollout.advantage,
         "trained": rollout.trained,
-        "steps": None if rollout.steps is None else steps_words(rollout.steps),
+        "steps": None
+        if rollout.steps is None
+        else outcomes_words(step.outcome for step in rollout.steps),
     }
     return trace(trackio, rollout.messages, rollout.completion, rollout.rewards, about)

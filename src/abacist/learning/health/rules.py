@@ -59,7 +59,7 @@ def no_signal(history: MetricsHistory) -> Said | None:
     silent = history.now("frac_reward_zero_std")
     if not history.is_long_enough or silent is None or silent < 0.95 or history.is_solved():
         return None
-    if _steps_differ(history.now("step_reward")):
+    if (without := history.now("frac_step_reward_zero_std")) is not None and without < 0.95:
         return None
     reward = history.now("reward")
     if reward is None:
@@ -84,14 +84,6 @@ def no_signal(history: MetricsHistory) -> Said | None:
         f"(mean {reward:.3g}), so their advantages are zero and the weights do not move.",
         remedy,
     )
-
-
-def _steps_differ(share: float | None) -> bool:
-    """Whether steps were paid that are right, and others that are not; ``share`` is right.
-
-    Then groups learn from their steps, whatever their replies earn (``--step_reward_weight``).
-    """
-    return share is not None and 0.0 < share < 1.0
 
 
 def dead_reward(history: MetricsHistory) -> Said | None:
@@ -371,8 +363,10 @@ class Watch:
         self.history.add(row)
         steps = self.history.step - before
         if steps > 0:
-            is_zero = (number(row.get("frac_reward_zero_std")) or 0.0) > 0.999
-            is_zero = is_zero and not _steps_differ(number(row.get("step_reward")))
+            # Of whole replies, and of their steps where these are paid (--step_reward_weight).
+            silent = number(row.get("frac_reward_zero_std")) or 0.0
+            of_steps = number(row.get("frac_step_reward_zero_std"))
+            is_zero = silent > 0.999 and (of_steps is None or of_steps > 0.999)
             self.zero_advantage_steps = self.zero_advantage_steps + steps if is_zero else 0
         elif "eval_accuracy" not in row:
             return []

@@ -72,7 +72,7 @@ class StopRequests:
         self.requested: int | None = None
         self._agreed = agreed
         self.where = (
-            "before its next step, when there was nothing new to save"
+            "before training went on, when there was nothing new to save"
             if is_resumed
             else "before its first step, when there was nothing to save"
         )
