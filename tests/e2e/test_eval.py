@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -271,8 +269,6 @@ def test_a_run_is_shown_with_its_own_rewards_and_without_those_that_are_gone(
     assert "brief" in page and "0.75" in page and "xml_count" not in page
     assert list(Evaluation.load(Path("one")).rewards) == ["brief", "strict_format"]
     mine.write_text("raise OSError('moved')", encoding="utf-8")
-    own = re.sub(r"\W", "_", str(mine))  # other tests have a mine.py too
-    sys.modules.pop(next(name for name in sys.modules if name.endswith(own)))
     assert main([*flags, "--output_dir", "two"]) == 0
     told = capsys.readouterr()
     assert "moved" in told.out + told.err
