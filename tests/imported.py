@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -209,6 +210,7 @@ def _serve(asked: TextIO, answers: TextIO) -> None:
 
 
 def _forked(question: Mapping[str, Any], ours: Sequence[Any]) -> None:
+    _forget_exit_functions()
     for file in ours:
         os.close(file.fileno())
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -237,6 +239,18 @@ def _forked(question: Mapping[str, Any], ours: Sequence[Any]) -> None:
         sys.exit(1)
     finally:
         atexit._run_exitfuncs()  # multiprocessing ends a fork without them
+
+
+def _forget_exit_functions() -> None:
+    """What was registered before the fork is for the process that has imported everything.
+
+    W&B, for one, makes a folder when it is imported and removes it at exit: the first fork to end
+    would take it from all others.
+    """
+    atexit._clear()
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
 
 
 def _program(arguments: list[str]) -> Callable[[], Any]:
