@@ -1,7 +1,7 @@
 """Pages that runs end with, with empty charts: to draw them takes as long as all else of a run.
 
-All else of such a page is as ever. Charts are drawn where a page is asked for (test_report*.py), and
-at the end of the run of test_train.py.
+All else of such a page is as ever. Charts are drawn where a page is asked for (test_report.py and
+test_report_replies.py), and at the end of the run of test_train.py.
 """
 
 from __future__ import annotations

@@ -79,6 +79,8 @@ ILLNESSES = [
         wrong(frac_reward_zero_std=1.0, **UNSOLVED)),
     ill("a reward always pays the same", "dead reward",
         wrong(rewards__mine__mean=0.3, rewards__mine__std=0.0)),
+    ill("a reward always pays the same, a number like 0.3 that is rounded", "dead reward",
+        wrong(rewards__mine__std=3.0e-8, rewards__mine__mean=lambda s: 0.3 + 3e-8 * (s % 2))),
     ill("a reward never applies", "dead reward",
         wrong(rewards__mine__mean=None, rewards__mine__std=None)),
     ill("a reward falls to 0 and stays there", "dead reward",

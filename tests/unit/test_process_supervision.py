@@ -65,18 +65,15 @@ def paid_steps(
     weight: float = 1.0,
     size: int = G,
     solution: Any = SOLUTION,
-    rewards: list[float] | None = None,
 ) -> tuple[torch.Tensor, dict[str, list[float]], list[list[int]]]:
     """Advantages [N, T], what was logged, and the ids of the replies."""
-    batch, logged, ids, _ = after_paying_steps(
-        replies, alone, tokenizer, weight, size, solution, rewards
-    )
+    batch, logged, ids, _ = after_paying_steps(replies, alone, tokenizer, weight, size, solution)
     return batch["advantages"], logged, ids
 
 
 def after_paying_steps(
     replies: list[str], alone: list[float], tokenizer: Any = None, weight: float = 1.0,
-    size: int = G, solution: Any = SOLUTION, rewards: list[float] | None = None, process: int = 0,
+    size: int = G, solution: Any = SOLUTION, process: int = 0,
 ) -> tuple[Any, Any, Any, list[list[StepReward]]]:  # fmt: skip
     """The batch, what was logged, the ids of the replies, and the steps that were found."""
     tokenizer = tokenizer or Characters()
@@ -88,10 +85,6 @@ def after_paying_steps(
         _tokenizer=tokenizer,
         num_generations=size,
         accelerator=SimpleNamespace(process_index=process),
-        multi_objective_aggregation="sum_then_normalize",
-        scale_rewards="group",
-        reward_weights=torch.ones(1),
-        _rewards=torch.tensor(rewards or list(range(len(replies))))[:, None].double(),
         _metrics={"train": defaultdict(list)},
     )
     rows = [{"answer": GOLD, "solution": solution}] * len(replies)
@@ -153,7 +146,7 @@ def test_the_advantages_of_a_place_add_up_to_nothing(rewards: list[list[float | 
 
 
 def test_a_group_in_which_no_reply_is_right_learns_from_its_steps() -> None:
-    found, _, _ = paid_steps([ASTRAY, FALSE], [0.0, 0.0], size=2, rewards=[0.5, 0.5])
+    found, _, _ = paid_steps([ASTRAY, FALSE], [0.0, 0.0], size=2)
     kept, wrong = ASTRAY.index("She buys"), FALSE.index("She buys")
     assert found[0, kept] > 0 > found[1, wrong]
     assert found[0, len(ASTRAY) - 5] == found[1, len(FALSE) - 5] == 0  # the answers
@@ -174,9 +167,7 @@ def test_each_process_pays_its_own_replies(monkeypatch: pytest.MonkeyPatch) -> N
         for reply in replies[:2]
     ]
     monkeypatch.setattr(process_supervision, "gather_object", lambda mine: of_first + mine)
-    second, logged_there, _, steps = after_paying_steps(
-        replies[2:], alone[2:], size=2, rewards=[0.0, 0.0, 2.0, 3.0], process=1
-    )
+    second, logged_there, _, steps = after_paying_steps(replies[2:], alone[2:], size=2, process=1)
     width = second["advantages"].shape[1]
     assert torch.equal(second["advantages"], whole["advantages"][2:, :width])
     assert logged_there == logged and len(steps) == 2
@@ -186,11 +177,6 @@ def test_without_a_gold_no_conclusion_is_called_wrong(monkeypatch: pytest.Monkey
     monkeypatch.setitem(globals(), "GOLD", None)
     *_, steps = after_paying_steps([RIGHT, ASTRAY], [0.0, 0.0], size=2)
     assert [[one.reward for one in of_reply] for of_reply in steps] == [[1, 1, None], [1, 0, None]]
-
-
-def test_what_rounding_leaves_of_equal_rewards_is_no_signal() -> None:
-    found, _, _ = paid_steps([BARE, BARE], [1e-7, -1e-7], size=2, rewards=[0.7, 0.7])
-    assert not found.any()
 
 
 @pytest.mark.parametrize("solution", ["It is 17.", "", None, 17])
@@ -327,6 +313,19 @@ def gradient(trainer: Any, batches: list[dict[str, Any]]) -> torch.Tensor:
     for batch in batches:
         trainer.compute_loss(trainer.model, dict(batch)).backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+
+
+def test_what_rounding_leaves_of_equal_rewards_is_no_signal(
+    lookalike: Lookalike, tmp_path: Path
+) -> None:
+    trainer = make(lookalike("qwen2.5-instruct"), tmp_path, num_generations=8,
+                   per_device_train_batch_size=16)  # fmt: skip
+    trainer.reward_funcs = [lambda completions, **columns: [0.3] * len(completions)]
+    rows = [row for row in list(trainer.train_dataset)[:2] for _ in range(8)]
+    batch = trainer._generate_and_score_completions(rows)
+    of_steps, ends = batch["advantages"], batch["completion_mask"].sum(dim=1) - 1
+    assert of_steps[2].any()  # it went astray, and its conclusion is not judged
+    assert of_steps[2, ends[2]] == 0
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo"])

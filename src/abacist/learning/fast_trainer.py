@@ -87,16 +87,11 @@ class FastTrainer(trl.GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
+        # TRL's own takes eight rewards of 0.3 for different ones, because their mean is not quite
+        # 0.3, and so a group without any reward (each may be None). Where rewards are not scaled
+        # by the group, it says of the whole batch whether they differ.
         fractions = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
-        if reply_selection.is_scaled_by_group(self):
-            # A group with fewer than two rewards (a reward may be None) has no signal. TRL gives it
-            # advantages of 0, and counts it as one whose rewards differ.
-            has_reward = ~self._rewards.isnan().all(dim=1)  # [N, functions], of all processes
-            without_signal = (has_reward.view(-1, size).sum(dim=1) < 2).float().mean().item()
-            fractions[-1] = min(1.0, fractions[-1] + without_signal)
-        else:
-            # TRL's says of the whole batch, and not of its groups, whether rewards differ.
-            fractions[-1] = reply_selection.paid_alike(self, size).float().mean().item()
+        fractions[-1] = reply_selection.paid_alike(self, size).float().mean().item()
         return output
 
     def _generate_single_turn(

@@ -34,7 +34,6 @@ import torch
 from accelerate.utils import gather_object
 
 from abacist.errors import DataError, UsageError
-from abacist.learning import reply_selection
 from abacist.learning.rollout_rows import Scored
 from abacist.task.rows import Problem
 from abacist.task.step_rewards import StepReward, step_rewards
@@ -153,9 +152,6 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[
     alone = batch["advantages"]
     first = trainer.accelerator.process_index * len(steps)
     mine = slice(first, first + len(steps))
-    # What rounding leaves in groups that are paid alike would otherwise count as a signal.
-    alike = reply_selection.paid_alike(trainer, size)[mine]
-    alone = alone.masked_fill(alike.to(alone.device), 0.0)
     paid = by_token(texts, steps, advantages[mine], batch["completion_ids"].shape[1])
     by_step = weight_of(trainer.args) * paid.to(alone.device, alone.dtype)
     batch["advantages"] = (alone[:, None] + by_step) * batch["completion_mask"]

@@ -124,8 +124,6 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
     everyones = accelerator.gather(sizes_of(advantages)).cpu()
     has_tokens = accelerator.gather(batch["completion_mask"].any(dim=1)).cpu()
     teaches = (everyones != 0) & has_tokens
-    if advantages.dim() == 1:
-        teaches &= ~paid_alike(trainer, trainer.num_generations)
     # Micro-steps, not steps: several generation batches may belong to one optimizer step. PyTorch
     # takes the low 32 bits of a seed only, so both numbers are mixed into these.
     draw = random.Random(f"{trainer.args.seed}/{trainer._step}")
@@ -157,26 +155,36 @@ def sizes_of(advantages: Tensor) -> Tensor:
     return advantages.square().sum(dim=1).div((advantages != 0).sum(dim=1).clamp(min=1)).sqrt()
 
 
-def is_scaled_by_group(trainer: Any) -> bool:
-    """Whether TRL takes the standard deviation of rewards group by group."""
-    sums_first = trainer.multi_objective_aggregation == "sum_then_normalize"
-    return bool(sums_first and trainer.scale_rewards != "batch")
-
-
 def paid_alike(trainer: Any, size: int) -> Tensor:
-    """Completions [N] of groups of ``size`` in which all rewards are equal, or fewer than two.
-
-    Their advantages are not always exactly 0: the mean of eight times 0.7 is not 0.7.
-    """
+    """Completions [N], of all processes, in groups whose rewards are equal, or fewer than two."""
     weighted = trainer._rewards.cpu().double() * trainer.reward_weights.cpu().double()
     if trainer.multi_objective_aggregation == "sum_then_normalize":
         unscored = weighted.isnan().all(dim=1, keepdim=True)
         weighted = weighted.nansum(dim=1, keepdim=True).masked_fill(unscored, torch.nan)
-    groups = weighted.view(-1, size, weighted.shape[1])
+    return alike_groups(weighted, size).repeat_interleave(size)
+
+
+def alike_groups(rewards: Tensor, size: int) -> Tensor:
+    """Which groups [N / ``size``] are equal in each column of ``rewards`` [N, K]; NaN is no reward.
+
+    Up to rounding: a sum of rewards may differ in its last digit.
+    """
+    groups = rewards.double().view(-1, size, rewards.shape[1])
     most = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
     least = groups.nan_to_num(nan=torch.inf).amin(dim=1)
-    alike = (most - least <= 1e-6 * most.abs().clamp(min=1.0)).all(dim=1)
-    return alike.repeat_interleave(size)
+    return (most - least <= 1e-6 * most.abs().clamp(min=1.0)).all(dim=1)
+
+
+def silence(trainer: Any, advantages: Tensor) -> None:
+    """Set the advantages [N] of groups that were paid alike to exactly 0, in place.
+
+    TRL leaves there what rounding makes of 0: the mean of eight times 0.3 is not 0.3 in float32.
+    Scaled by the group that is 3e-4, and more for larger rewards; and replies whose advantage is
+    not exactly 0 are trained on, at full cost and for nothing.
+    """
+    alike = paid_alike(trainer, trainer.num_generations)
+    first = trainer.accelerator.process_index * len(advantages)
+    advantages[alike[first : first + len(advantages)].to(advantages.device)] = 0.0
 
 
 def chosen_first(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:

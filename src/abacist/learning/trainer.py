@@ -11,7 +11,9 @@ accuracy, measured as the verdict measures it.
 The mathematics is TRL's, and so GRPO's (Shao et al. 2024, arXiv 2402.03300, section 4): no
 critic, G completions of each prompt from the old policy, advantages from the group's own
 mean and standard deviation, a clipped ratio. Departures by default, both TRL's: no KL term
-(``beta`` 0), and the token-level ``dapo`` loss instead of the mean over each completion.
+(``beta`` 0), and the token-level ``dapo`` loss instead of the mean over each completion. One of
+ours, with ``abacist.GRPOConfig`` only: a group whose rewards are equal has advantages of exactly 0,
+where TRL leaves what rounding makes of 0 (``reply_selection.silence``).
 """
 
 from __future__ import annotations
@@ -122,6 +124,8 @@ class GRPOTrainer(ResumableTrainer):
         every = getattr(self.args, "vllm_canary_steps", 0)
         if self.use_vllm and every and self.state.global_step % every == 0:
             canary.check(self, output, self.state.global_step + 1)
+        if training and isinstance(self.args, GRPOConfig):
+            reply_selection.silence(self, output["advantages"])
         if self._scored and training and self.gates_by_outcome:
             outcome_gating.gate(self, self._scored, output["advantages"])
         advantages, steps = output["advantages"].tolist(), None

@@ -21,6 +21,7 @@ PATIENCE_STEPS = 10
 PATIENCE_GROUPS = 40
 _CORRECTNESS = next(reward for reward in REWARDS if reward.func is correctness)
 SOLVED_FRACTION = 0.9  # of the most that correctness pays
+_ROUNDING = 1e-6  # of a reward in float32, as a fraction of it or of 1, whichever is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class MetricsHistory:
         self.step = 0
         self.opening: list[Row] = []
         self.recent: deque[tuple[int, Row]] = deque()
-        self.constant: dict[str, object] = {}
+        self.constant: dict[str, float | None] = {}  # the first mean of each reward
         self.varied: set[str] = set()
         self.has_stopped = False
         self.norms: deque[float] = deque(maxlen=200)
@@ -109,8 +110,8 @@ class MetricsHistory:
             self.recent.popleft()
         for name in reward_names(row):
             # NaN, or null in a file: it applied to no reply (None), or to one, which has no spread.
-            value = (number(row.get(f"rewards/{name}/mean")), _spread(row, name))
-            if value[1] or self.constant.setdefault(name, value) != value:
+            mean = number(row.get(f"rewards/{name}/mean"))
+            if _spread(row, name) or not _same(self.constant.setdefault(name, mean), mean):
                 self.varied.add(name)
         self.has_stopped |= (number(row.get("completions/clipped_ratio")) or 0.0) < 1.0
         self.refused_steps += int(number(row.get("refused_steps")) or 0)
@@ -179,7 +180,16 @@ def usual_norm(norms: Iterable[float]) -> float | None:
 
 
 def _spread(row: Row, name: str) -> float:
-    return number(row.get(f"rewards/{name}/std")) or 0.0
+    """The deviation of a reward; 0 for what rounding makes of 0: 3e-8, where all are 0.3."""
+    mean = number(row.get(f"rewards/{name}/mean")) or 0.0
+    spread = number(row.get(f"rewards/{name}/std")) or 0.0
+    return spread if spread > _ROUNDING * max(1.0, abs(mean)) else 0.0
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
 
 
 def _mean(values: Iterable[object]) -> float | None:

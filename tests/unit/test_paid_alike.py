@@ -1,0 +1,147 @@
+"""Groups that are paid alike have no signal, whatever rounding makes of their advantages.
+
+In float32 the mean of eight times 0.3 is not 0.3. TRL takes such a group for one with a signal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import trl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from abacist.delivery import verify_training
+from abacist.delivery.findings import Check
+from abacist.learning import fastpath, reply_selection
+from abacist.learning.arguments import GRPOConfig
+from abacist.learning.trainer import GRPOTrainer
+from abacist.records.rollout import Rollout
+from evaluated import GOOD
+from made_runs import rollout
+from unit.test_reply_selection import make
+
+Lookalike = Callable[[str], Path]
+G = 8
+MIXED = [0.3] * 4 + [0.4] * 4
+GROUPS = [[0.3] * G, MIXED, [-0.41] * G, [70.01] * G]
+SILENT_ROWS = torch.tensor([group is not MIXED for group in GROUPS]).repeat_interleave(G)
+ZERO_STD = "frac_reward_zero_std"
+
+
+def generated(
+    kind: type, config: type, folder: Path, output: Path, **settings: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A trainer, and a generation batch of its whose replies are paid as ``GROUPS`` says."""
+    trainer = make(kind, folder, output, config=config, num_generations=G,
+                   per_device_train_batch_size=G * len(GROUPS), **settings)  # fmt: skip
+    trainer.reward_funcs = [lambda completions, **columns: [each for g in GROUPS for each in g]]
+    rows = [row for row in list(trainer.train_dataset)[: len(GROUPS)] for _ in range(G)]
+    return trainer, trainer._generate_and_score_completions(rows)
+
+
+@pytest.mark.parametrize("scale", ["group", "none", "batch"])
+def test_they_have_advantages_of_exactly_0_take_no_forward_and_are_counted(
+    scale: str, lookalike: Lookalike, tmp_path: Path
+) -> None:
+    folder = lookalike("qwen2.5-instruct")
+    _, of_trl = generated(trl.GRPOTrainer, trl.GRPOConfig, folder, tmp_path, scale_rewards=scale)
+    assert bool(of_trl["advantages"][SILENT_ROWS].any()), "TRL rounds otherwise: no need for this"
+    trainer, found = generated(GRPOTrainer, GRPOConfig, folder, tmp_path, scale_rewards=scale)
+    assert bool((found["advantages"][SILENT_ROWS] == 0).all())
+    assert torch.equal(found["advantages"][~SILENT_ROWS], of_trl["advantages"][~SILENT_ROWS])
+    assert trainer._metrics["train"][ZERO_STD] == [pytest.approx(0.75)]
+    skipped = fastpath.zero_advantage_rows(trainer, found)
+    assert skipped is not None and torch.equal(skipped, SILENT_ROWS)
+
+
+def test_with_trls_own_configuration_advantages_are_trls_and_the_groups_are_counted(
+    lookalike: Lookalike, tmp_path: Path
+) -> None:
+    folder = lookalike("qwen2.5-instruct")
+    _, of_trl = generated(trl.GRPOTrainer, trl.GRPOConfig, folder, tmp_path)
+    trainer, found = generated(GRPOTrainer, trl.GRPOConfig, folder, tmp_path)
+    assert torch.equal(found["advantages"], of_trl["advantages"])
+    assert trainer._metrics["train"][ZERO_STD] == [pytest.approx(0.75)]
+
+
+def test_each_process_silences_its_own_part_of_the_batch() -> None:
+    rewards = torch.tensor([0.0, 1.0, 0.3, 0.3])
+    for process, expected in enumerate([[-0.5, 0.5], [0.0, 0.0]]):
+        trainer = SimpleNamespace(
+            accelerator=SimpleNamespace(process_index=process),
+            num_generations=2,
+            multi_objective_aggregation="sum_then_normalize",
+            reward_weights=torch.ones(1),
+            _rewards=rewards[:, None],
+        )
+        advantages = torch.tensor([-0.5, 0.5] if process == 0 else [3e-4, -3e-4])
+        reply_selection.silence(trainer, advantages)
+        assert advantages.tolist() == expected
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([None, 0.3, 0.30001, -2.0, 400.0]), min_size=4, max_size=4),
+        min_size=1, max_size=5,
+    )
+)  # fmt: skip
+def test_alike_are_groups_of_one_reward_or_of_fewer_than_two(groups: list[list[Any]]) -> None:
+    flat = [math.nan if each is None else each for group in groups for each in group]
+    found = reply_selection.alike_groups(torch.tensor(flat)[:, None], 4)
+    assert found.tolist() == [len(set(group) - {None}) < 2 for group in groups]
+
+
+# What is verified of a run.
+
+PAID = verify_training.Paid([], {"first": 0.6}, [])
+
+
+def replies(advantage: float) -> list[Rollout]:
+    import dataclasses
+
+    return [
+        dataclasses.replace(
+            rollout("run", 1, 0, member, GOOD),
+            rewards={"first": 0.5}, reward=0.3, advantage=advantage,
+        )
+        for member in range(G)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("advantage", "holds"),
+    [(0.0, True), (2.9792831e-4, True), (0.5, False), (-2.9792831e-4, False)],
+    ids=["now", "until 2026-11-30", "another", "of another sign"],
+)
+def test_an_advantage_of_exactly_0_and_trls_rounded_one_are_both_sound(
+    advantage: float, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_training, "_recomputed", lambda rollouts, *_: [
+        dict(one.rewards) for one in rollouts
+    ])  # fmt: skip
+    for name in ("check_run_id", "check_reading"):
+        monkeypatch.setattr(verify_training, name, lambda *_: None)
+    opened: Any = SimpleNamespace(settings={"num_generations": G})
+    check = Check("training")
+    verify_training._check_rollouts(opened, "a.parquet", 1, replies(advantage), PAID, check)
+    assert (not any("advantage" in fault.item for fault in check.faults)) is holds
+
+
+@pytest.mark.parametrize(("share", "holds"), [(1.0, True), (0.0, True), (0.5, False)])
+def test_a_share_of_silent_groups_is_sound_by_our_rule_and_by_trls(
+    share: float, holds: bool
+) -> None:
+    opened: Any = SimpleNamespace(settings={"num_generations": G})
+    found = verify_training._metrics_of(replies(0.0), PAID, opened)
+    found.pop(verify_training._ZERO_STD_OF_TRL)
+    row = found | {"step": 1, ZERO_STD: share}
+    check = Check("training")
+    verify_training._check_line(opened, "metrics", row, [replies(0.0)], PAID, 0.0, check)
+    assert (not check.faults) is holds
