@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerState
 
 from abacist.errors import ModelError
-from abacist.learning import canary
+from abacist.learning import canary, reply_selection
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.fast_trainer import FastTrainer
 from abacist.learning.trainer import GRPOTrainer
@@ -119,6 +119,7 @@ def test_the_trainer_compares_every_so_many_steps_where_vllm_samples(
         seen.append(step)
 
     monkeypatch.setattr(canary, "check", check)
+    monkeypatch.setattr(reply_selection, "silence", lambda *_: None)  # it has no rewards
     trainer = GRPOTrainer.__new__(GRPOTrainer)
     trainer.model = torch.nn.Linear(1, 1)
     trainer.args = GRPOConfig(output_dir=str(tmp_path), vllm_canary_steps=every, use_cpu=True)
