@@ -323,6 +323,8 @@ def test_what_rounding_leaves_of_equal_rewards_is_no_signal(
     trainer.reward_funcs = [lambda completions, **columns: [0.3] * len(completions)]
     rows = [row for row in list(trainer.train_dataset)[:2] for _ in range(8)]
     batch = trainer._generate_and_score_completions(rows)
+    if not torch.tensor(list(trainer._logs["advantages"])).any():  # TRL's copy
+        pytest.skip("the mean of equal rewards is exact on this machine")
     of_steps, ends = batch["advantages"], batch["completion_mask"].sum(dim=1) - 1
     assert of_steps[2].any()  # it went astray, and its conclusion is not judged
     assert of_steps[2, ends[2]] == 0

@@ -3,7 +3,8 @@
 Completions come from ``policy.decoding``, log-probabilities from ``policy.scoring``, which computes
 each prompt once. ``learning.fastpath`` says when that is what TRL computes; anything else takes
 TRL's own path, part by part. Beside that, groups stay whole within a generation batch, a group
-without rewards counts as one without signal, and a model of which nothing can learn is refused.
+of equal rewards, or of none, counts as one without signal, and a model of which nothing can learn
+is refused.
 """
 
 from __future__ import annotations
@@ -87,11 +88,10 @@ class FastTrainer(trl.GRPOTrainer):
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         training = self.model.training
         size = self.num_generations if training else self.num_generations_eval
-        # TRL's own takes eight rewards of 0.3 for different ones, because their mean is not quite
-        # 0.3, and so a group without any reward (each may be None). Where rewards are not scaled
-        # by the group, it says of the whole batch whether they differ.
+        # TRL misses groups whose mean is rounded, and those with fewer than two rewards. Where
+        # rewards are scaled by the batch, or normalised one by one, its value is of the batch.
         fractions = self._metrics["train" if training else "eval"]["frac_reward_zero_std"]
-        fractions[-1] = reply_selection.paid_alike(self, size).float().mean().item()
+        fractions[-1] = reply_selection.has_equal_rewards(self, size).float().mean().item()
         return output
 
     def _generate_single_turn(

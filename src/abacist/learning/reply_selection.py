@@ -6,7 +6,7 @@ from other groups; PODS (arXiv 2504.13818) keeps the subset of a group whose rew
 the rule is CPPO's:
 
 1. of each group of G, the K replies with the largest \\|advantage\\|;
-2. a group whose replies were all paid alike teaches nothing and gets none; its places go to the
+2. a group whose rewards are all equal teaches nothing and gets none; its places go to the
    next largest of other groups, until P·K replies of P groups are chosen or none is left that
    teaches anything;
 3. equal advantages are drawn by lot, from the run's seed and the micro-step, so that a resumed run
@@ -36,6 +36,7 @@ TRAINED_FRACTION = "trained_fraction"
 
 # These divide by a number of completions; dapo, cispo and vespo by num_items_in_batch.
 _PER_ROW = {"grpo", "dr_grpo", "luspo", "sapo"}
+ROUNDING = 4e-7  # of a sum of a few numbers in float32, as a fraction of their absolute values
 _SAME = 1e-4  # advantages that differ by less, as a fraction of the largest, differ by rounding
 
 
@@ -155,36 +156,42 @@ def sizes_of(advantages: Tensor) -> Tensor:
     return advantages.square().sum(dim=1).div((advantages != 0).sum(dim=1).clamp(min=1)).sqrt()
 
 
-def paid_alike(trainer: Any, size: int) -> Tensor:
-    """Completions [N], of all processes, in groups whose rewards are equal, or fewer than two."""
+def has_equal_rewards(trainer: Any, size: int) -> Tensor:
+    """Which completions [N], of all processes, are in a group in which no two rewards differ."""
     weighted = trainer._rewards.cpu().double() * trainer.reward_weights.cpu().double()
-    if trainer.multi_objective_aggregation == "sum_then_normalize":
-        unscored = weighted.isnan().all(dim=1, keepdim=True)
-        weighted = weighted.nansum(dim=1, keepdim=True).masked_fill(unscored, torch.nan)
-    return alike_groups(weighted, size).repeat_interleave(size)
+    ways = [weighted]
+    if trainer.multi_objective_aggregation != "sum_then_normalize":  # each reward counts by itself
+        ways = list(weighted.split(1, dim=1))
+    equal = torch.stack([groups_with_equal_rewards(each, size) for each in ways]).all(dim=0)
+    return equal.repeat_interleave(size)
 
 
-def alike_groups(rewards: Tensor, size: int) -> Tensor:
-    """Which groups [N / ``size``] are equal in each column of ``rewards`` [N, K]; NaN is no reward.
+def groups_with_equal_rewards(weighted: Tensor, size: int) -> Tensor:
+    """Groups [N / ``size``] in which the sums of weighted rewards [N, K] are equal.
 
-    Up to rounding: a sum of rewards may differ in its last digit.
+    NaN is a reward that did not apply; a completion with nothing else has no reward, and a group in
+    which fewer than two have one counts as equal. Sums count as equal where rounding in float32 can
+    be all of their difference.
     """
-    groups = rewards.double().view(-1, size, rewards.shape[1])
+    weighted = weighted.double()
+    sums = weighted.nansum(dim=1).masked_fill(weighted.isnan().all(dim=1), torch.nan)
+    groups = sums.view(-1, size)
     most = groups.nan_to_num(nan=-torch.inf).amax(dim=1)
     least = groups.nan_to_num(nan=torch.inf).amin(dim=1)
-    return (most - least <= 1e-6 * most.abs().clamp(min=1.0)).all(dim=1)
+    added = weighted.abs().nansum(dim=1).view(-1, size).amax(dim=1)
+    return most - least <= ROUNDING * added
 
 
 def silence(trainer: Any, advantages: Tensor) -> None:
-    """Set the advantages [N] of groups that were paid alike to exactly 0, in place.
+    """Set the advantages [N] of groups whose rewards are equal to exactly 0, in place.
 
     TRL leaves there what rounding makes of 0: the mean of eight times 0.3 is not 0.3 in float32.
-    Scaled by the group that is 3e-4, and more for larger rewards; and replies whose advantage is
-    not exactly 0 are trained on, at full cost and for nothing.
+    Divided by a deviation that is rounding as well, that is 3e-4 for all eight, and near 1 for
+    rewards of thousands: replies are trained on, and pushed one way, for nothing they did.
     """
-    alike = paid_alike(trainer, trainer.num_generations)
+    equal = has_equal_rewards(trainer, trainer.num_generations)
     first = trainer.accelerator.process_index * len(advantages)
-    advantages[alike[first : first + len(advantages)].to(advantages.device)] = 0.0
+    advantages[equal[first : first + len(advantages)].to(advantages.device)] = 0.0
 
 
 def chosen_first(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ critic, G completions of each prompt from the old policy, advantages from the gr
 mean and standard deviation, a clipped ratio. Departures by default, both TRL's: no KL term
 (``beta`` 0), and the token-level ``dapo`` loss instead of the mean over each completion. One of
 ours, with ``abacist.GRPOConfig`` only: a group whose rewards are equal has advantages of exactly 0,
-where TRL leaves what rounding makes of 0 (``reply_selection.silence``).
+where TRL leaves what rounding makes of that (``reply_selection.silence``).
 """
 
 from __future__ import annotations

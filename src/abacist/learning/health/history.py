@@ -21,7 +21,7 @@ PATIENCE_STEPS = 10
 PATIENCE_GROUPS = 40
 _CORRECTNESS = next(reward for reward in REWARDS if reward.func is correctness)
 SOLVED_FRACTION = 0.9  # of the most that correctness pays
-_ROUNDING = 1e-6  # of a reward in float32, as a fraction of it or of 1, whichever is more
+_ROUNDING = 5e-7  # of a mean or a deviation of equal numbers in float32, as a fraction of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +183,13 @@ def _spread(row: Row, name: str) -> float:
     """The deviation of a reward; 0 for what rounding makes of 0: 3e-8, where all are 0.3."""
     mean = number(row.get(f"rewards/{name}/mean")) or 0.0
     spread = number(row.get(f"rewards/{name}/std")) or 0.0
-    return spread if spread > _ROUNDING * max(1.0, abs(mean)) else 0.0
+    return spread if spread > _ROUNDING * abs(mean) else 0.0
 
 
 def _same(one: float | None, other: float | None) -> bool:
     if one is None or other is None:
         return one is other
-    return math.isclose(one, other, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+    return math.isclose(one, other, rel_tol=_ROUNDING)
 
 
 def _mean(values: Iterable[object]) -> float | None:
