@@ -72,6 +72,15 @@ def test_with_trls_own_configuration_advantages_are_trls_and_the_groups_are_coun
     assert trainer._metrics["train"][ZERO_STD] == [pytest.approx(0.75)]
 
 
+def test_trls_table_of_completions_shows_the_advantages_that_are_trained_on(
+    lookalike: Lookalike, tmp_path: Path
+) -> None:
+    trainer, found = generated(GRPOTrainer, GRPOConfig, lookalike("qwen2.5-instruct"), tmp_path,
+                               log_completions=True)  # fmt: skip
+    assert list(trainer._logs["advantages"]) == found["advantages"].tolist()
+    assert 0.0 in trainer._logs["advantages"] and len(set(trainer._logs["advantages"])) == 3
+
+
 def test_equal_are_rewards_one_by_one_where_each_is_normalised_by_itself(
     lookalike: Lookalike, tmp_path: Path
 ) -> None:

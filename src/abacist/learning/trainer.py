@@ -128,6 +128,8 @@ class GRPOTrainer(ResumableTrainer):
             reply_selection.silence(self, output["advantages"])
         if self._scored and training and self.gates_by_outcome:
             outcome_gating.gate(self, self._scored, output["advantages"])
+        if training and isinstance(self.args, GRPOConfig) and self.args.log_completions:
+            self._show_in_table(output["advantages"])
         advantages, steps = output["advantages"].tolist(), None
         if self._scored and training and process_supervision.weight_of(self.args):
             steps = process_supervision.pay_steps(self, self._scored, output)
@@ -149,6 +151,14 @@ class GRPOTrainer(ResumableTrainer):
                 self.watch_replies(self.state.global_step + 1, rollouts)
         self._scored = None
         return output
+
+    def _show_in_table(self, advantages: torch.Tensor) -> None:
+        # TRL's table of completions has them as they were before those above were set to 0.
+        shown: Any = self._logs["advantages"]
+        everyones = self.accelerator.gather(advantages).tolist()
+        for _ in everyones:
+            shown.pop()
+        shown.extend(everyones)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in ``ResumableTrainer``."""
