@@ -21,6 +21,7 @@ import torch
 from accelerate.utils import gather_object
 
 from abacist.errors import DataError
+from abacist.learning import processes
 from abacist.learning.rollout_rows import Scored
 from abacist.records.rollout import StopReason
 from abacist.task.reply import completion_text, parse_reply
@@ -79,6 +80,6 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
         trainer.num_generations,
     )
     gated = alike.repeat_interleave(trainer.num_generations)
-    first = trainer.accelerator.process_index * len(known)
-    advantages[gated[first : first + len(known)].to(advantages.device)] = 0.0
+    mine = processes.own_rows(trainer.accelerator, len(known))
+    advantages[gated[mine].to(advantages.device)] = 0.0
     trainer._metrics["train"]["frac_outcome_gated"].append(alike.float().mean().item())

@@ -34,6 +34,7 @@ import torch
 from accelerate.utils import gather_object
 
 from abacist.errors import DataError, UsageError
+from abacist.learning import processes
 from abacist.learning.rollout_rows import Scored
 from abacist.task.rows import Problem
 from abacist.task.step_rewards import StepReward, step_rewards
@@ -150,8 +151,7 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[
     metrics[SILENT_STEPS].append(silent / len(groups))
 
     alone = batch["advantages"]
-    first = trainer.accelerator.process_index * len(steps)
-    mine = slice(first, first + len(steps))
+    mine = processes.own_rows(trainer.accelerator, len(steps))
     paid = by_token(texts, steps, advantages[mine], batch["completion_ids"].shape[1])
     by_step = weight_of(trainer.args) * paid.to(alone.device, alone.dtype)
     batch["advantages"] = (alone[:, None] + by_step) * batch["completion_mask"]

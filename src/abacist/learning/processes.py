@@ -123,6 +123,12 @@ def wait_for_all() -> None:
         PartialState().wait_for_everyone()
 
 
+def own_rows(accelerator: Any, count: int) -> slice:
+    """Where this process's ``count`` rows stand in those gathered from all, as many from each."""
+    first = accelerator.process_index * count
+    return slice(first, first + count)
+
+
 def part_of(items: Sequence[T]) -> Sequence[T]:
     """Those that :func:`generate` leaves to this process, where no prompt is given twice."""
     return items[rank() :: count()]

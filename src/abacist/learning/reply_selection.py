@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from abacist.errors import UsageError
+from abacist.learning import processes
 
 TRAINED_FRACTION = "trained_fraction"
 """In a generation batch: chosen replies as a fraction of all, [], over all processes."""
@@ -130,8 +131,7 @@ def leave_out_others(trainer: Any, batch: dict[str, Any]) -> Tensor | None:
     draw = random.Random(f"{trainer.args.seed}/{trainer._step}")
     generator = torch.Generator().manual_seed(draw.getrandbits(32))
     chosen = choose(everyones, teaches, trainer.num_generations, count, generator)
-    first = accelerator.process_index * len(advantages)
-    mine = chosen[first : first + len(advantages)].to(advantages.device)
+    mine = chosen[processes.own_rows(accelerator, len(advantages))].to(advantages.device)
     trainer._metrics["train"]["trained_replies"].append(float(chosen.sum()))
     if not bool(chosen.any()):
         batch["advantages"] = torch.zeros_like(advantages)
@@ -190,8 +190,8 @@ def silence(trainer: Any, advantages: Tensor) -> None:
     rewards of thousands: replies are trained on, and pushed one way, for nothing they did.
     """
     equal = has_equal_rewards(trainer, trainer.num_generations)
-    first = trainer.accelerator.process_index * len(advantages)
-    advantages[equal[first : first + len(advantages)].to(advantages.device)] = 0.0
+    mine = processes.own_rows(trainer.accelerator, len(advantages))
+    advantages[equal[mine].to(advantages.device)] = 0.0
 
 
 def chosen_first(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:

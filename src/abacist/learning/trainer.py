@@ -103,13 +103,12 @@ class GRPOTrainer(ResumableTrainer):
             self.problem_sampler.observe(
                 gather_object(problem_sampling.outcomes(inputs, completions))
             )
-        first = self.accelerator.process_index * len(prompts)
         self._scored = Scored(
             inputs,
             prompts,
             completions,
             completion_ids_list,
-            rewards_per_func[first : first + len(prompts)],
+            rewards_per_func[processes.own_rows(self.accelerator, len(prompts))],
         )
         return rewards_per_func
 
