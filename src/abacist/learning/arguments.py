@@ -19,7 +19,7 @@ from abacist.task.golds import DecimalMark
 
 @dataclass
 class GRPOConfig(trl.GRPOConfig):
-    """TRL's configuration plus what only Abacist does; every addition is off by default."""
+    """TRL's configuration plus what only Abacist does, off by default but for ``use_fast_path``."""
 
     # The help texts, shown by `abacist train --help_all`, are in learning.helptext.
     # transformers declares a list that its own parser reads as one name.
