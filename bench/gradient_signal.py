@@ -64,7 +64,15 @@ def advantages_of(group: list[Rollout], solution: str, decode: Callable[..., str
     kept = [one.stop_reason is not StopReason.LENGTH for one in group]
     right = torch.tensor([float(bool(one.is_correct)) for one in group])
     by_outcome = (right - right.mean())[:, None].repeat(1, width)
-    steps = [step_rewards(one.completion, solution, is_correct=one.is_correct) for one in group]
+    steps = [
+        step_rewards(
+            one.completion,
+            solution,
+            is_correct=one.is_correct,
+            is_cut=one.stop_reason is StopReason.LENGTH,
+        )
+        for one in group
+    ]
     texts = [CompletionText(one.completion_ids, decode) for one in group]
     advantages = step_advantages([[step.reward for step in of_reply] for of_reply in steps])
     by_step = by_token(texts, steps, advantages, width)

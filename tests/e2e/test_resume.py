@@ -102,6 +102,11 @@ def test_a_finished_run_is_left_as_it_is(whole: Path, capsys: Captured) -> None:
     said = capsys.readouterr()
     assert "finished already" in said.err and json.loads(said.out)["verdict"]
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    # Steps decide how long it is, so more epochs make it no longer.
+    assert main(["train", "--resume", str(whole), "--num_train_epochs", "9"]) == 0
+    said = capsys.readouterr()
+    assert "nothing was done" in said.out and "give more --max_steps." in said.out
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
 @fault("stops", "--max_hours is used up", "the step it stands after, how to go on", 0)

@@ -6,6 +6,7 @@ In float32 the mean of eight times 0.3 is not 0.3. TRL takes such a group for on
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,7 @@ MIXED = [0.3] * 4 + [0.4] * 4
 GROUPS = [[0.3] * G, MIXED, [-0.41] * G, [70.01] * G]
 SILENT_ROWS = torch.tensor([group is not MIXED for group in GROUPS]).repeat_interleave(G)
 ZERO_STD = "frac_reward_zero_std"
+SILENT = "frac_zero_advantage"
 
 
 def generated(
@@ -58,6 +60,7 @@ def test_they_have_advantages_of_exactly_0_take_no_forward_and_are_counted(
     assert bool((found["advantages"][SILENT_ROWS] == 0).all())
     assert torch.equal(found["advantages"][~SILENT_ROWS], of_trl["advantages"][~SILENT_ROWS])
     assert trainer._metrics["train"][ZERO_STD] == [pytest.approx(0.75)]
+    assert trainer._metrics["train"][SILENT] == [pytest.approx(0.75)]
     skipped = fastpath.zero_advantage_rows(trainer, found)
     assert skipped is not None and torch.equal(skipped, SILENT_ROWS)
 
@@ -69,6 +72,7 @@ def test_with_trls_own_configuration_advantages_are_trls_and_the_groups_are_coun
     _, of_trl = generated(trl.GRPOTrainer, trl.GRPOConfig, folder, tmp_path)
     trainer, found = generated(GRPOTrainer, trl.GRPOConfig, folder, tmp_path)
     assert torch.equal(found["advantages"], of_trl["advantages"])
+    assert SILENT not in trainer._metrics["train"]
     assert trainer._metrics["train"][ZERO_STD] == [pytest.approx(0.75)]
 
 
@@ -109,6 +113,28 @@ def test_a_group_of_one_reward_among_none_is_silent(lookalike: Lookalike, tmp_pa
     advantages = trainer._generate_and_score_completions(rows)["advantages"].view(-1, G)
     assert advantages.bool().any(dim=1).tolist() == [False, False, True, False]
     assert trainer._metrics["train"][ZERO_STD][-1] == pytest.approx(0.75)
+
+
+def test_a_group_teaches_where_a_token_that_is_trained_on_has_an_advantage() -> None:
+    def silent(advantages: torch.Tensor, *masked: int) -> float:
+        mask = torch.ones(4, 3, dtype=torch.int)
+        mask[list(masked)] = 0
+        trainer = SimpleNamespace(
+            accelerator=SimpleNamespace(gather=lambda each: each),
+            num_generations=2,
+            _metrics={"train": defaultdict(list)},
+        )
+        reply_selection.count_silent(trainer, {"advantages": advantages, "completion_mask": mask})
+        ((share,),) = trainer._metrics["train"].values()
+        return float(share)
+
+    assert silent(torch.tensor([0.0, 0.0, 0.0, 0.0])) == 1.0
+    assert silent(torch.tensor([0.5, -0.5, 0.0, 0.0])) == 0.5
+    assert silent(torch.tensor([0.5, -0.5, 0.5, -0.5]), 0, 1) == 0.5  # both were cut off
+    assert silent(torch.tensor([0.5, 0.0, 0.0, -0.5]), 0) == 0.5
+    of_steps = torch.zeros(4, 3)
+    of_steps[3, 1] = -0.2
+    assert silent(of_steps) == 0.5
 
 
 def test_each_process_silences_its_own_part_of_the_batch() -> None:

@@ -226,6 +226,11 @@ def test_zero_advantage_rows_are_left_out_only_where_that_is_exact(
     cut_off[0] = 0
     kept = ~fastpath.zero_advantage_rows(trainer, {**inputs, "completion_mask": cut_off})  # type: ignore[operator]
     assert int(kept.sum()) == 1 and bool(cut_off[kept].any())
+    # So it is where the only rows with an advantage are masked.
+    inputs["advantages"][:2] = 1.0
+    cut_off[:2] = 0
+    kept = ~fastpath.zero_advantage_rows(trainer, {**inputs, "completion_mask": cut_off})  # type: ignore[operator]
+    assert int(kept.sum()) == 1 and bool(cut_off[kept].any())
     for config in ({"beta": 0.1}, {"entropy_coef": 0.1}, {"top_entropy_quantile": 0.5}):
         other = make(GRPOTrainer, folder, tmp_path, **config)
         assert fastpath.zero_advantage_rows(other, inputs) is None, config

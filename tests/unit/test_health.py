@@ -143,6 +143,26 @@ def test_groups_that_learn_from_their_steps_are_not_called_silent(
     assert watch.zero_advantage_steps == (0 if learns else STEPS)
 
 
+@fault("training", "--outcome_gating silences every group", GOES_ON, 0)
+def test_groups_that_gating_silenced_teach_nothing_although_their_rewards_differ() -> None:
+    row = wrong(
+        frac_reward_zero_std=0.1, frac_outcome_gated=1.0, frac_zero_advantage=1.0, **UNSOLVED
+    )
+    watch = Watch(FACTS)
+    said = [found for step in range(1, STEPS + 1) for found in watch.see(row(step))]
+    assert watch.zero_advantage_steps == STEPS
+    (told_of,) = [found for found in said if found.name == "no signal"]
+    assert "--outcome_gating silenced 100%" in told_of.evidence
+    half = wrong(
+        frac_reward_zero_std=0.1, frac_outcome_gated=0.5, frac_zero_advantage=0.6, **UNSOLVED
+    )
+    assert "no signal" not in told(half)
+    # Rewards are all equal, and steps were paid: what was learned from counts, and not the first.
+    assert "no signal" not in told(
+        wrong(frac_reward_zero_std=1.0, frac_zero_advantage=0.2, **UNSOLVED)
+    )
+
+
 def test_a_solved_task_is_no_illness() -> None:
     solved = wrong(
         rewards__correctness__mean=lambda s: 0.5 if s < 6 else 1.95,

@@ -432,6 +432,20 @@ def test_the_screen_is_narrow_and_shows_no_control_character(tiny: Assembled) ->
         (["--max_steps", "-1", "--num_train_epochs", "1"], 12),
         (["--max_steps", "-1", "--num_train_epochs", "2", "--num_iterations", "2"], 48),
         (["--max_steps", "-1", "--num_train_epochs", "1", "--gradient_accumulation_steps", "2"], 6),
+        # An epoch ends in a step of what is left.
+        (
+            [
+                "--max_steps",
+                "-1",
+                "--num_train_epochs",
+                "2",
+                "--gradient_accumulation_steps",
+                "5",
+                "--steps_per_generation",
+                "1",
+            ],
+            6,
+        ),
     ],
 )
 def test_the_number_of_steps_is_the_one_that_training_will_take(

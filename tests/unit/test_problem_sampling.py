@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,7 +20,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from abacist.errors import DataError, UsageError
 from abacist.learning.arguments import GRPOConfig
-from abacist.learning.problem_sampling import HALF_LIFE_BATCHES, SolveRateSampler, outcomes
+from abacist.learning.problem_sampling import (
+    HALF_LIFE_BATCHES,
+    SolveRateSampler,
+    _pick,
+    outcomes,
+)
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollouts
 from lookalikes import build
@@ -123,6 +130,15 @@ def test_every_problem_always_keeps_a_chance(heard: list[tuple[int, bool]]) -> N
     one = sampler()
     one.observe([(f"p{problem}", is_solved) for problem, is_solved in heard])
     assert all(0 < one.variance(index) <= 0.25 for index in range(40))
+
+
+def test_problems_of_tiny_weights_are_drawn_alike_and_not_in_the_order_of_the_file() -> None:
+    rng, drawn = random.Random(0), Counter[int]()
+    for _ in range(400):
+        drawn.update(_pick(rng, range(16), [1e-5] * 16, 4))
+    assert len(drawn) == 16 and max(drawn.values()) < 2 * min(drawn.values())
+    few = Counter(at for _ in range(400) for at in _pick(rng, range(3), [1e-5, 1e-5, 3e-5], 1))
+    assert 150 < few[2] < 290  # 240 are expected of three fifths
 
 
 def test_the_state_is_json_and_continues_the_epoch_where_it_was() -> None:

@@ -83,6 +83,7 @@ def after_paying_steps(
     trainer: Any = SimpleNamespace(
         args=SimpleNamespace(step_reward_weight=weight),
         _tokenizer=tokenizer,
+        eos_token_ids=[0],
         num_generations=size,
         accelerator=SimpleNamespace(process_index=process),
         _metrics={"train": defaultdict(list)},

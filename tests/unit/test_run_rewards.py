@@ -31,6 +31,19 @@ def test_a_coin_depends_on_seed_step_and_place_and_is_the_same_when_tossed_again
     assert set(tossed()) == {0.0, 1.0}  # equal replies in one group are paid differently
 
 
+def test_each_process_tosses_for_the_places_that_its_replies_have_among_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = SimpleNamespace(global_step=3)
+    alone = RandomReward(0)(PROMPTS, [GOOD] * 8, trainer_state=state)
+    parts = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        mine = slice(4 * int(rank), 4 * int(rank) + 4)
+        parts += RandomReward(0)(PROMPTS[mine], [GOOD] * 4, trainer_state=state)
+    assert parts == alone
+
+
 def test_no_global_generator_is_touched() -> None:
     random.seed(1)
     state = random.getstate()

@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from abacist.task.problems import load_problems
 from abacist.task.reply import render_reply
 from abacist.task.step_rewards import step_rewards
-from abacist.task.steps import MAX_EQUALS_SIGNS
+from abacist.task.steps import MAX_EQUALS_SIGNS, valid_steps
 
 GSM8K = Path(__file__).parents[3] / "shared" / "gsm8k"
 SOLUTION = "In May 48/2 = <<48/2=24>>24 clips.\nIn all 48+24 = <<48+24=72>>72 clips."
 
 
 def paid(
-    completion: str, *, is_correct: bool | None, solution: str = SOLUTION
+    completion: str, *, is_correct: bool | None, solution: str = SOLUTION, is_cut: bool = False
 ) -> list[float | None]:
-    return [one.reward for one in step_rewards(completion, solution, is_correct=is_correct)]
+    steps = step_rewards(completion, solution, is_correct=is_correct, is_cut=is_cut)
+    return [one.reward for one in steps]
 
 
 def test_a_step_is_right_where_it_reaches_a_result_of_the_reference() -> None:
@@ -28,8 +29,31 @@ def test_a_step_is_right_where_it_reaches_a_result_of_the_reference() -> None:
     assert paid("48 / 2 = 24\n24 + 24 = 48", is_correct=False) == [1, 0]
 
 
-def test_a_result_is_paid_once() -> None:
-    assert paid("48 / 2 = 24\n12 + 12 = 24\n24 * 2 = 48", is_correct=False) == [1, 0, None]
+def test_a_result_is_paid_once_and_to_repeat_it_is_no_error() -> None:
+    assert paid("48 / 2 = 24\n12 + 12 = 24\n24 * 2 = 48", is_correct=False) == [1, None, 0]
+    assert paid("48 / 2 = 24\n48 / 2 = 24\nSo 24.", is_correct=False) == [1, None, 0]
+    assert paid("48 / 2 = 24\n48 / 2 = 25", is_correct=False) == [1, 0]
+
+
+def test_a_result_that_stands_twice_in_the_reference_is_paid_twice() -> None:
+    there_and_back = "38 + 20 = 58\n58 * 2 = 116\n116 / 2 = 58"
+    assert paid(there_and_back, is_correct=False, solution=there_and_back) == [1, 1, 1]
+    again = there_and_back + "\n60 - 2 = 58"
+    assert paid(again, is_correct=False, solution=there_and_back) == [1, 1, 1, None]
+    both = "38 + 20 = 58, then 116 / 2 = 58\n60 - 2 = 58"
+    assert paid(both, is_correct=False, solution=there_and_back) == [1, None]
+
+
+def test_the_last_line_of_a_reply_that_was_cut_off_is_not_judged_on_half_a_numeral() -> None:
+    cut = "48 / 2 = 24\n24 + 48 = 7"
+    assert paid(cut, is_correct=False) == [1, 0]
+    assert paid(cut, is_correct=False, is_cut=True) == [1, 0]  # the second is the conclusion
+    assert paid("<reasoning>\n48 / 2 = 2", is_correct=None, is_cut=True) == [None]
+    # A line that has its end is whole, and so is one before the tag that ends the reasoning.
+    assert paid("48 / 2 = 25\n", is_correct=False, is_cut=True) == [0]
+    assert paid("48 / 2 = 24</reasoning>\n<ans", is_correct=False, is_cut=True) == [1, 0]
+    *shown, conclusion = step_rewards(cut, SOLUTION, is_correct=False, is_cut=True)
+    assert len(shown) == 1 and cut[conclusion.start : conclusion.end] == "24 + 48 = 7"
 
 
 def test_the_way_of_a_right_reply_is_right_whichever_it_is() -> None:
@@ -71,15 +95,16 @@ def test_a_result_that_was_rounded_is_the_same_to_however_many_digits(way: str) 
 
 def test_a_result_that_can_be_written_in_two_ways_is_paid_once() -> None:
     again = "12 / 30 = 0.4\n0.4 * 100 = 40"
-    assert paid(again, is_correct=False, solution="12 / 30 = 40%") == [1, 0]
-    assert paid("10 / 3 = 3.3\n20 / 6 = 3.33", is_correct=False, solution="10 / 3 = 3.33") == [1, 0]
+    assert paid(again, is_correct=False, solution="12 / 30 = 40%") == [1, None]
+    again = "10 / 3 = 3.3\n20 / 6 = 3.33"
+    assert paid(again, is_correct=False, solution="10 / 3 = 3.33") == [1, None]
 
 
 def test_a_line_is_paid_for_what_it_comes_to_and_not_for_all_that_it_lists() -> None:
     every = ", ".join(f"{number} + 0 = {number}" for number in range(1, 101))
     assert paid(every, is_correct=False) == [0]
     assert paid("48 / 2 = 24, then 24 + 24 = 48", is_correct=False) == [0]
-    assert paid("25 - 1 = 24, then 24 + 48 = 72\n48 / 2 = 24", is_correct=False) == [1, 0]
+    assert paid("25 - 1 = 24, then 24 + 48 = 72\n48 / 2 = 24", is_correct=False) == [1, None]
     assert paid("In all 24 + 48 = 70 + 2 = 72", is_correct=False) == [1]
 
 
@@ -150,10 +175,14 @@ def test_steps_of_any_text_are_in_order_and_within_it(text: str, is_correct: boo
 def test_gsm8ks_own_solutions_are_right_from_step_to_step() -> None:
     counts = {0.0: 0, 1.0: 0, None: 0}
     for problem in load_problems(GSM8K, split="selection"):
-        for one in step_rewards(problem.solution, problem.solution, is_correct=False):
+        text = problem.solution
+        for one in step_rewards(text, text, is_correct=None):
             counts[one.reward] += 1
-    # Some lines come to a result that an earlier one has reached, and a few are false.
-    assert counts[1.0] > 700 and counts[0.0] + counts[None] < 0.2 * counts[1.0], counts
+            # What stands in the reference is wrong only where it is false arithmetic.
+            line = text[one.start : one.end]
+            assert one.reward != 0 or not valid_steps(line), line
+    # The conclusions are not judged, as nobody knows the answers, nor are lines that repeat.
+    assert counts[1.0] > 700 and counts[0.0] < 0.02 * counts[1.0], counts
 
 
 def test_a_long_reply_takes_linear_time() -> None:

@@ -136,6 +136,25 @@ def test_no_rollout_is_lost_when_a_step_takes_several_generations(tmp_path: Path
         assert len({str(one.messages) for one in members}) == 1
 
 
+def test_generations_of_a_step_are_numbered_from_1_also_after_an_epochs_last_short_step(
+    tmp_path: Path,
+) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    settings = TINY_BATCH | {"max_steps": -1, "num_train_epochs": 2}  # 4 generations an epoch
+    config = GRPOConfig(
+        output_dir=str(tmp_path / "run"), keep_rollouts=True, gradient_accumulation_steps=3,
+        steps_per_generation=1, **settings,
+    )  # fmt: skip
+    trained(GRPOTrainer, config, folder)
+    files = {file.stem: read_rollouts(file) for file in (tmp_path / "run/rollouts").iterdir()}
+    parts = {1: 3, 2: 1, 3: 3, 4: 1}
+    assert {name: sorted({one.group for one in rows}) for name, rows in files.items()} == {
+        f"step-{step:06d}-part{part + 1}": [2 * part, 2 * part + 1]
+        for step, count in parts.items()
+        for part in range(count)
+    }
+
+
 class Timed(GRPOTrainer):
     """Each of its generations takes a second, whatever the clock says."""
 

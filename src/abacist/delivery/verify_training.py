@@ -170,7 +170,10 @@ def check_steps(opened: Opened, task: Task | None, check: Check) -> int:
                 solutions = {each.problem_id: reference_of(each) for each in task.train}
             # Without its problem a reply is named by check_data, and paid by no solution.
             solution = solutions.get(str(one.problem_id), "")
-            wanted = step_rewards(one.completion, solution, is_correct=one.is_correct)
+            is_cut = one.stop_reason is StopReason.LENGTH
+            wanted = step_rewards(
+                one.completion, solution, is_correct=one.is_correct, is_cut=is_cut
+            )
             _check_steps_of(name, one, one.steps, wanted, check)
             steps += len(wanted)
     if unkept:

@@ -209,10 +209,10 @@ def zero_advantage_rows(trainer: Any, inputs: Mapping[str, Any]) -> torch.Tensor
     )
     if not certain:
         return None
-    skip: torch.Tensor = reply_selection.sizes_of(advantages) == 0
+    lengths = inputs["completion_mask"].sum(dim=1)
+    # A row that is masked whole, because it was cut off, has neither a gradient nor an entropy.
+    skip: torch.Tensor = (reply_selection.sizes_of(advantages) == 0) | (lengths == 0)
     if bool(skip.all()):
-        lengths = inputs["completion_mask"].sum(dim=1)
-        # A row that is masked whole, because it was cut off, has no entropy to log.
         skip[lengths.masked_fill(lengths == 0, lengths.max() + 1).argmin()] = False
     return skip if bool(skip.any()) else None
 

@@ -26,7 +26,7 @@ from abacist.task.rewards import built_in_funcs
 
 PROMPT_SETTINGS = ("system_prompt", "num_shots", "shots_file")
 # What belongs to one run, or to the model that it began with.
-_NOT_TAKEN_OVER = ("run_name", "model_name_or_path", "model_revision", "max_hours", "max_steps")
+_NOT_TAKEN_OVER = ("run_name", "model_name_or_path", "model_revision", "max_hours")
 
 
 def run_to_continue(model: Any) -> RunDir | None:

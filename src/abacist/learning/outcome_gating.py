@@ -23,7 +23,6 @@ from accelerate.utils import gather_object
 from abacist.errors import DataError
 from abacist.learning import processes
 from abacist.learning.rollout_rows import Scored
-from abacist.records.rollout import StopReason
 from abacist.task.reply import completion_text, parse_reply
 
 LEARNED_STRICT_FRACTION = 0.9
@@ -61,17 +60,11 @@ def gate(trainer: Any, scored: Scored, advantages: torch.Tensor) -> None:
     the share of strict replies are those of all processes.
     """
     replies = [parse_reply(completion_text(completion)) for completion in scored.completions]
-    stop_ids = set(trainer.eos_token_ids)
     leaves_out = trainer.mask_truncated_completions
+    cut = scored.cut_off(trainer.eos_token_ids)
     known = [
-        (
-            is_right,
-            reply.strict,
-            not leaves_out or StopReason.of(ids, stop_ids) is not StopReason.LENGTH,
-        )
-        for reply, is_right, ids in zip(
-            replies, scored.outcomes(), scored.completion_ids, strict=True
-        )
+        (is_right, reply.strict, not (leaves_out and is_cut))
+        for reply, is_right, is_cut in zip(replies, scored.outcomes(), cut, strict=True)
     ]
     everyones = gather_object(known)
     alike = silenced(

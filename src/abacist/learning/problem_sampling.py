@@ -17,7 +17,9 @@ batch n + 1 knows the outcomes up to batch n - 1; each prefetching worker adds t
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -233,10 +235,12 @@ def _pick(
 ) -> list[int]:
     """At most ``count`` different indices, drawn in proportion to their weights.
 
-    By the largest of u ** (1 / weight), after Efraimidis and Spirakis (2006).
+    By the largest of u ** (1 / weight), after Efraimidis and Spirakis (2006); of its logarithm, for
+    the powers of small weights are all 0.
     """
     keys = {
-        index: rng.random() ** (1 / weight) for index, weight in zip(indices, weights, strict=True)
+        index: math.log(rng.random() or sys.float_info.min) / weight
+        for index, weight in zip(indices, weights, strict=True)
     }
     return sorted(keys, key=lambda index: (-keys[index], index))[: max(count, 0)]
 

@@ -131,9 +131,12 @@ def pay_steps(trainer: Any, scored: Scored, batch: dict[str, Any]) -> list[list[
     Returns the steps of each reply of this process, for its rollout.
     """
     texts = [CompletionText(ids, trainer._tokenizer.decode) for ids in scored.completion_ids]
+    cut = scored.cut_off(trainer.eos_token_ids)
     steps = [
-        step_rewards(text.whole, reference_in(row), is_correct=is_right)
-        for text, row, is_right in zip(texts, scored.rows, scored.outcomes(), strict=True)
+        step_rewards(text.whole, reference_in(row), is_correct=is_right, is_cut=is_cut)
+        for text, row, is_right, is_cut in zip(
+            texts, scored.rows, scored.outcomes(), cut, strict=True
+        )
     ]
     everyones = gather_object([[step.reward for step in of_reply] for of_reply in steps])
     size = trainer.num_generations

@@ -194,6 +194,18 @@ def silence(trainer: Any, advantages: Tensor) -> None:
     advantages[equal[mine].to(advantages.device)] = 0.0
 
 
+def count_silent(trainer: Any, batch: Mapping[str, Any]) -> None:
+    """Log ``frac_zero_advantage``: the share of groups, of all processes, that teach nothing.
+
+    Of such a group no token that is trained on has an advantage: rewards are equal, outcome gating
+    has silenced it, the replies that differ were cut off, and no steps were paid either.
+    """
+    teaches = (sizes_of(batch["advantages"]) != 0) & batch["completion_mask"].any(dim=1)
+    groups = trainer.accelerator.gather(teaches).view(-1, trainer.num_generations).any(dim=1)
+    silent = 1.0 - groups.float().mean().item()
+    trainer._metrics["train"]["frac_zero_advantage"].append(silent)
+
+
 def chosen_first(trainer: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """The generation batch with the chosen replies of each optimizer step before the others.
 

@@ -28,7 +28,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from abacist.errors import RewardError, UsageError
-from abacist.learning import process_supervision
+from abacist.learning import process_supervision, processes
 from abacist.learning.config import Config
 from abacist.learning.tracking import Watcher
 from abacist.task.audit.audit import audit
@@ -135,7 +135,7 @@ def reported_rewards(
 
 class RandomReward:
     """A reward function that pays 1 or 0 by a fair coin, the same one for the same seed, step,
-    place in the batch, prompt and completion."""
+    place in the generation batch, prompt and completion."""
 
     __name__ = "random_control"
 
@@ -147,7 +147,9 @@ class RandomReward:
     ) -> list[float]:
         state = columns.get("trainer_state")
         step = int(getattr(state, "global_step", 0))
-        pairs = enumerate(zip(prompts, completions, strict=True))
+        # The place among the completions of all processes, as their file of rollouts has them.
+        first = processes.rank() * len(completions)
+        pairs = enumerate(zip(prompts, completions, strict=True), start=first)
         return [
             self._coin(step, place, completion_text(prompt), completion_text(completion))
             for place, (prompt, completion) in pairs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ class Scored:
             answer = parse_reply(completion_text(completion)).answer
             found.append(None if gold is None else same_answer(answer, gold))
         return found
+
+    def cut_off(self, stop_ids: Collection[int]) -> list[bool]:
+        """Whether the budget of tokens ended each completion."""
+        ends = set(stop_ids)
+        return [StopReason.of(ids, ends) is StopReason.LENGTH for ids in self.completion_ids]
 
 
 def rollouts_of(

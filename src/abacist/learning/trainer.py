@@ -69,7 +69,7 @@ class GRPOTrainer(ResumableTrainer):
         self._prompt_lengths: list[int] = []
         self._scored: Scored | None = None
         self._rollout_seconds = 0.0  # of the step in work
-        self._groups_of_step = (0, 0)  # a step, and how many groups its generations have had
+        self._groups_of_step = 0  # how many the generations of the step in work have had
         self.problem_sampler = problem_sampling.sampler_for(self)
         self.gates_by_outcome = outcome_gating.is_wanted(self)
 
@@ -116,8 +116,10 @@ class GRPOTrainer(ResumableTrainer):
         # The first moment at which the rewards and advantages of a generation batch are both
         # known, and rows are still in the order of the prompts: `_prepare_inputs` reorders them.
         began = time.perf_counter()
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         training = self.model is not None and self.model.training
+        if training and self._fusion.position[0] == 0:  # the first of a step, or again after a stop
+            self._rollout_seconds, self._groups_of_step = 0.0, 0
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.keeps_rollouts and training:
             self._rollout_seconds += time.perf_counter() - began
         every = getattr(self.args, "vllm_canary_steps", 0)
@@ -132,6 +134,8 @@ class GRPOTrainer(ResumableTrainer):
         advantages, steps = output["advantages"].tolist(), None
         if self._scored and training and process_supervision.weight_of(self.args):
             steps = process_supervision.pay_steps(self, self._scored, output)
+        if training and isinstance(self.args, GRPOConfig):
+            reply_selection.count_silent(self, output)
         trained = reply_selection.leave_out_others(self, output) if training else None
         if self._scored and training and (self.keeps_rollouts or self.watch_replies):
             rollouts = rollouts_of(
@@ -159,27 +163,20 @@ class GRPOTrainer(ResumableTrainer):
             shown.pop()
         shown.extend(everyones)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``ResumableTrainer``."""
-        # An earlier call may have been interrupted within a step.
-        self._rollout_seconds, self._groups_of_step = 0.0, (0, 0)
-        return super().train(*args, **kwargs)
-
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         # Of `step_time`, what went into replies and rewards; the rest is training. Once a step, as
         # TRL does for `step_time`: a step may have several generations, or none.
-        if self.keeps_rollouts and self._step % self.current_gradient_accumulation_steps == 0:
+        done, in_all = self._fusion.position
+        if self.keeps_rollouts and done == in_all:
             self._metrics["train"]["rollout_time"].append(self._rollout_seconds)
             self._rollout_seconds = 0.0
         return loss
 
     def _first_group(self, rows: int) -> int:
         """How many groups this step has had before a generation of ``rows`` in each process."""
-        step = self.state.global_step + 1
-        before = self._groups_of_step[1] if self._groups_of_step[0] == step else 0
-        groups = rows * self.accelerator.num_processes // self.num_generations
-        self._groups_of_step = step, before + groups
+        before = self._groups_of_step
+        self._groups_of_step += rows * self.accelerator.num_processes // self.num_generations
         return before
 
     def _keep(self, rollouts: list[Rollout]) -> None:
@@ -187,7 +184,7 @@ class GRPOTrainer(ResumableTrainer):
             return
         within, part = self.args.gradient_accumulation_steps, ""
         if within > self.args.steps_per_generation:  # several generations in one step
-            part = f"-part{self._step % within + 1}"
+            part = f"-part{self._fusion.position[0] + 1}"
         folder = Path(str(self.args.output_dir)) / "rollouts"
         write_rollouts(folder / f"step-{self.state.global_step + 1:06d}{part}.parquet", rollouts)
 

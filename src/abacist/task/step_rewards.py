@@ -8,7 +8,12 @@ ends, so that the words which lead to an equation belong to it. Its reward:
   equations has 1: it led there, whichever way the reference took. The last equation counts and not
   any of them: else a line of "1 + 0 = 1, 2 + 0 = 2, …" would reach every result.
 - 0 where one of its equations is false, or where it is the first that leaves the reference.
-- None for true equations after a step with 0: they go on from there, and are not judged.
+- None for true equations after a step with 0: they go on from there, and are not judged. None also
+  for true equations that come to a result once more than the reference does: to repeat it is no
+  error, and earns nothing.
+
+In a completion that was cut off, a last line without its end is no step: its last numeral may lack
+digits.
 
 The last step is the conclusion: all that is left, to the end of the completion. It is 1 where the
 answer is right, and 0 where it is wrong although no step before was, so that to stop before the
@@ -49,11 +54,13 @@ class StepReward(NamedTuple):
         return RIGHT if self.reward > 0 else WRONG
 
 
-def step_rewards(completion: str, solution: str, *, is_correct: bool | None) -> list[StepReward]:
+def step_rewards(
+    completion: str, solution: str, *, is_correct: bool | None, is_cut: bool = False
+) -> list[StepReward]:
     """The steps of a completion with their rewards, in order; the last is its conclusion.
 
     ``solution`` is the reference, ``is_correct`` whether the answer of the completion is right,
-    None where the problem has no gold.
+    None where the problem has no gold, and ``is_cut`` whether it was cut off at its budget.
 
     >>> reply = "May:\\n48 / 2 = 24\\n24 + 24 = 48\\n48 + 24 = 73\\n73 - 1 = 72\\nSo 73."
     >>> for start, end, reward in step_rewards(reply, "48/2 = 24, 48+24 = 72", is_correct=False):
@@ -65,22 +72,26 @@ def step_rewards(completion: str, solution: str, *, is_correct: bool | None) -> 
     'So 73.' None
     """
     wanted = [values for equation in equations(solution) if (values := _values(equation))]
+    known = set().union(*wanted)
     start, stop = _reasoning(completion)
     found: list[StepReward] = []
     is_lost = False
     for line in _LINE.finditer(completion, start, stop):
         shown = equations(line[0])
-        if not shown:
+        if not shown or (is_cut and line.end() == len(completion) and not line[0].endswith("\n")):
             continue
         reward: float | None
         if not valid_steps(line[0]):
             reward = 0.0
         elif is_correct or any(_values(shown[-1]) & result for result in wanted):
             reward = 1.0
-            reached = {value for equation in shown for value in _values(equation)}
-            wanted = [result for result in wanted if not result & reached]
+            for equation in shown:
+                reached = next((result for result in wanted if result & _values(equation)), None)
+                if reached is not None:
+                    wanted.remove(reached)
         else:
-            reward = None if is_lost else 0.0
+            is_repeated = bool(_values(shown[-1]) & known)
+            reward = None if is_lost or is_repeated else 0.0
         is_lost = is_lost or reward == 0.0
         found.append(StepReward(start, line.end(), reward))
         start = line.end()

@@ -42,8 +42,8 @@ def training_plot(reading: Reading) -> Plot:
     }
     _draw(right, "correct, %", accuracy)
     _draw(length, "tokens a reply", {"": reading.metric("completions/mean_length")})
-    shares = reading.metric("frac_reward_zero_std")
-    _draw(signal, "groups with signal (rewards differ), %",
+    shares = reading.silent_groups()
+    _draw(signal, "groups with signal, %",
           {"": [(step, 100 * (1 - value)) for step, value in shares]})  # fmt: skip
     for axes in (length, signal):
         axes.set_xlabel("step", fontsize=9, color=INK)

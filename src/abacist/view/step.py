@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from abacist.learning.health.history import reward_names
+from abacist.learning.health.history import reward_names, silent_fraction
 from abacist.task.rewards import built_in, correctness
 
 
@@ -46,7 +46,7 @@ class Step:
             reward=known(metrics, "reward"),
             length_tokens=known(metrics, "completions/mean_length"),
             stopped_fraction=None if clipped is None else 1 - clipped,
-            zero_signal_fraction=known(metrics, "frac_reward_zero_std"),
+            zero_signal_fraction=silent_fraction(metrics),
             details={name: value for name, value in details.items() if value is not None},
             seconds=known(metrics, "step_seconds") or known(metrics, "step_time"),
             num_tokens=known(metrics, "num_tokens"),

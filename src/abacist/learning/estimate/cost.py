@@ -230,7 +230,7 @@ def total_steps(config: Config, num_problems: int) -> int:
         return int(training.max_steps)
     passes = int(training.steps_per_generation or 1) * training.num_iterations
     micro_batches = num_problems // max(1, config.problems_per_step) * passes
-    per_epoch = max(1, micro_batches // training.gradient_accumulation_steps)
+    per_epoch = max(1, math.ceil(micro_batches / training.gradient_accumulation_steps))
     return math.ceil(training.num_train_epochs * per_epoch)
 
 

@@ -151,8 +151,8 @@ class Guard(TrainerCallback):
         if hopeless and self.fault is None and state.global_step < state.max_steps:
             control.should_training_stop = control.should_save = True
             self.fault = TrainingError(
-                f"In the last {without} steps no group had replies of different rewards, so "
-                f"nothing could be learned; stopped at step {state.global_step}.",
+                f"In the last {without} steps no group had replies of different rewards that "
+                f"count, so nothing could be learned; stopped at step {state.global_step}.",
                 "See what is paid and for what (`abacist show RUN`, `abacist doctor RUN`): easier "
                 "or harder problems, --num_shots, a longer --max_completion_length. "
                 "--max_silent_steps 0 goes on regardless.",

@@ -132,6 +132,10 @@ class MetricsHistory:
         """Mean of a metric over the latest stretch."""
         return _mean(row.get(name) for _, row in self.recent)
 
+    def silent(self) -> float | None:
+        """Mean of :func:`silent_fraction` over the latest stretch."""
+        return _mean(silent_fraction(row) for _, row in self.recent)
+
     def then(self, name: str) -> float | None:
         """Its mean over the opening."""
         return _mean(row.get(name) for row in self.opening)
@@ -190,6 +194,24 @@ def _same(one: float | None, other: float | None) -> bool:
     if one is None or other is None:
         return one is other
     return math.isclose(one, other, rel_tol=_ROUNDING)
+
+
+def silent_fraction(row: Row) -> float | None:
+    """The share of a step's groups from which nothing could be learned, if it is known.
+
+    Logs of TRL's, and of runs before 2026-11-30, do not have it. There it is the share of groups
+    with equal rewards or, where steps are paid, of those whose steps teach nothing, whichever is
+    less.
+
+    >>> silent_fraction({"frac_reward_zero_std": 0.25, "frac_zero_advantage": 1.0})
+    1.0
+    >>> silent_fraction({"frac_reward_zero_std": 1.0, "frac_step_reward_zero_std": 0.5})
+    0.5
+    """
+    if (silent := number(row.get("frac_zero_advantage"))) is not None:
+        return silent
+    names = ("frac_reward_zero_std", "frac_step_reward_zero_std")
+    return min((one for name in names if (one := number(row.get(name))) is not None), default=None)
 
 
 def _mean(values: Iterable[object]) -> float | None:

@@ -20,8 +20,8 @@ from abacist.learning.health.history import (
     MetricsHistory,
     Row,
     Said,
-    number,
     reward_names,
+    silent_fraction,
     usual_norm,
 )
 from abacist.task.rewards import built_in
@@ -56,11 +56,21 @@ RATE_BANDS = {
 
 def no_signal(history: MetricsHistory) -> Said | None:
     """GRPO learns from differences within a group: where there are none, nothing moves."""
-    silent = history.now("frac_reward_zero_std")
+    silent = history.silent()
     if not history.is_long_enough or silent is None or silent < 0.95 or history.is_solved():
         return None
-    if (without := history.now("frac_step_reward_zero_std")) is not None and without < 0.95:
-        return None
+    equal = history.now("frac_reward_zero_std")
+    if equal is not None and equal < 0.95:
+        gated = history.now("frac_outcome_gated") or 0.0
+        why = f"; --outcome_gating silenced {gated:.0%}, all right or all wrong" if gated else ""
+        return Said(
+            f"in {history.stretch()} {silent:.0%} of the groups had rewards that differ in "
+            f"{1 - equal:.0%} only, or replies that were left out{why}. Their advantages are zero, "
+            "and the weights do not move.",
+            "Choose problems that are solved sometimes (--problem_sampling solve_rate, easier or "
+            "harder ones), raise --max_completion_length where replies are cut off, or leave out "
+            "--outcome_gating.",
+        )
     reward = history.now("reward")
     if reward is None:
         return Said(
@@ -363,10 +373,7 @@ class Watch:
         self.history.add(row)
         steps = self.history.step - before
         if steps > 0:
-            # Of whole replies, and of their steps where these are paid (--step_reward_weight).
-            silent = number(row.get("frac_reward_zero_std")) or 0.0
-            of_steps = number(row.get("frac_step_reward_zero_std"))
-            is_zero = silent > 0.999 and (of_steps is None or of_steps > 0.999)
+            is_zero = (silent_fraction(row) or 0.0) > 0.999
             self.zero_advantage_steps = self.zero_advantage_steps + steps if is_zero else 0
         elif "eval_accuracy" not in row:
             return []

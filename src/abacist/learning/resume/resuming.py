@@ -121,7 +121,8 @@ def finished(config: Config, watcher: Watcher) -> Run:
     """What a finished run found, read again: nothing is done."""
     run = RunDir.open(Path(str(config.training.output_dir)))
     watcher.note(f"{run.path} is finished already: nothing to resume, and nothing was done")
-    watcher.note("To train it longer, give more --max_steps (or --num_train_epochs).")
+    flag = "max_steps" if config.training.max_steps > 0 else "num_train_epochs"
+    watcher.note(f"To train it longer, give more --{flag}.")
     return load_run(run.path)
 
 
@@ -174,6 +175,8 @@ def differing(config: Config, run: RunDir) -> dict[str, tuple[Any, Any]]:
         )
     begun = load_config(None, str(run.config_path), [])
     names = (begun.settings.keys() | config.settings.keys()) - NO_DIFFERENCE
+    if min(each.training.max_steps for each in (begun, config)) > 0:
+        names -= {"num_train_epochs"}  # steps decide
     both = {name: (_effective(begun, name), _effective(config, name)) for name in sorted(names)}
     return {name: (then, now) for name, (then, now) in both.items() if then != now}
 

@@ -57,12 +57,13 @@ class Curve:
     points: Sequence[tuple[int, float]]
 
 
+_SILENT = "silent groups"  # no name of the log: see Reading.silent_groups
 # What is drawn of the log beside the rewards: title, metric, and what is shown of its value.
 _PANELS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
     ("tokens a reply", "completions/mean_length", float),
     ("replies that stop by themselves, %", "completions/clipped_ratio", lambda x: 100 * (1 - x)),
     ("steps that are right, %", "step_reward", lambda x: 100 * x),
-    ("groups with signal, %", "frac_reward_zero_std", lambda x: 100 * (1 - x)),
+    ("groups with signal, %", _SILENT, lambda x: 100 * (1 - x)),
     ("entropy, nats a token", "entropy", float),
     ("KL to the reference, nats a token", "kl", float),
     ("gradient norm", "grad_norm", float),
@@ -98,10 +99,10 @@ def of_training(readings: Sequence[Reading], styles: Styles) -> list[Chart]:
     """The learning curves of one run, or of several over one another."""
     charts = [_rewards(readings, styles), _accuracy(readings, styles)]
     for title, metric, shown in _PANELS:
-        curves = [
-            Curve(one.name, [(step, shown(value)) for step, value in one.metric(metric)])
-            for one in readings
-        ]
+        curves = []
+        for one in readings:
+            points = one.silent_groups() if metric == _SILENT else one.metric(metric)
+            curves.append(Curve(one.name, [(step, shown(value)) for step, value in points]))
         charts.append(_lines(title, curves, styles))
     return [chart for chart in charts if chart is not None]
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from abacist.errors import AbacistError, RunError, first_line
-from abacist.learning.health.history import Facts
+from abacist.learning.health.history import Facts, silent_fraction
 from abacist.learning.health.rules import Diagnosis, Watch
 from abacist.proof.comparison.compare import NO_CONTROL, Comparison, compare
 from abacist.proof.comparison.sides import AFTER, BEFORE
@@ -110,6 +110,11 @@ class Reading:
     def metric(self, name: str) -> list[tuple[int, float]]:
         """A logged metric by step, where it is a number."""
         return _points(self.steps, name)
+
+    def silent_groups(self) -> list[tuple[int, float]]:
+        """The share of groups from which nothing could be learned, by step."""
+        shares = ((step, silent_fraction(row)) for step, row in sorted(self.steps.items()))
+        return [(step, share) for step, share in shares if share is not None]
 
     def measurement(self, name: str) -> list[tuple[int, float]]:
         """A metric of the measurements between steps."""
