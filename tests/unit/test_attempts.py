@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 
@@ -51,7 +52,7 @@ def test_bounds_stay_between_nothing_and_all_and_hold_the_mean(values: list[floa
     assert 0 <= found.low <= found.value + 1e-9 and found.value - 1e-9 <= found.high <= 1
 
 
-@pytest.mark.parametrize(("solved", "n"), [(0.9, 100), (0.5, 60), (0.97, 300)])
+@pytest.mark.parametrize(("solved", "n"), [(0.9, 100), (0.5, 60), (0.97, 300), (0.5, 10)])
 def test_intervals_cover_as_they_claim(solved: float, n: int) -> None:
     """Problems differ in how often they are solved; each gives pass@2 of four replies."""
     draw = random.Random(7)
@@ -66,7 +67,27 @@ def test_intervals_cover_as_they_claim(solved: float, n: int) -> None:
     for _ in range(500):
         found = bounded_mean([pass_at_2(chance) for chance in draw.choices(chances, k=n)])
         covered += found.low <= truth <= found.high
-    assert 0.92 <= covered / 500 <= 0.985
+    assert 0.92 <= covered / 500 <= (0.985 if n > 10 else 1)
+
+
+def test_pass_at_1_is_not_surer_than_the_share_of_right_replies_to_few_problems() -> None:
+    several = [[GOOD, WRONG, WRONG, WRONG], [GOOD] * 3 + [WRONG], [GOOD, GOOD, WRONG, WRONG],
+               [GOOD] * 4, [WRONG] * 4]  # fmt: skip
+    found = evaluation(several)
+    share, once = found.accuracy, found.attempts["pass@1"]
+    assert once.value == pytest.approx(share.value)
+    assert once.high - once.low > 0.9 * (share.high - share.low)
+
+
+def test_in_a_models_own_prompt_its_own_form_is_what_votes() -> None:
+    boxed = evaluation([["So it is \\boxed{7}.", "\\boxed{7}", "#### 7", "It is 8."]] * 5)
+    native = replace(boxed, settings=replace(boxed.settings, native_prompt=True))
+    assert native.attempts["majority@4"].value == 1.0
+    assert native.counts["replies_without_answer"] == 0
+    alike = evaluation([["So it is \\boxed{8}.", "The answer is 8."]] * 5)
+    alike = replace(alike, settings=replace(alike.settings, native_prompt=True))
+    assert alike.answer_consistency is not None and alike.answer_consistency.value == 1.0
+    assert boxed.attempts["majority@4"].value == 0.0  # by our tags
 
 
 GOLD = Fraction(12)

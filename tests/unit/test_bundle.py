@@ -497,6 +497,14 @@ ODD = {
         "run/evals/before-sampled/evaluation.json",
         lambda it: it["evaluation"]["settings"].update(max_completion_tokens=10**9),
     ),
+    "an evaluation of samples without end": edit_json(
+        "run/evals/after/evaluation.json",
+        lambda it: it["evaluation"]["settings"].update(num_samples=10**12),
+    ),
+    "an evaluation of half a sample": edit_json(
+        "run/evals/after/evaluation.json",
+        lambda it: it["evaluation"]["settings"].update(num_samples=0.5),
+    ),
     "problems that are none": edit_json(
         "run/evals/after/evaluation.json", lambda it: it.update(problems=[[1]])
     ),

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from abacist.records.rollout import read_rollout_table, write_rollouts
 from abacist.task.reply import parse_reply, render_reply
 from abacist.task.step_rewards import STEP_OUTCOMES, StepReward, step_rewards
-from abacist.view.report.attribution import attribute, groups_of
-from abacist.view.report.explorer import FIELDS, answer_span, collect, step_spans, suspicion_of
+from abacist.view.report.attribution import attribute, groups_of, weights_of
+from abacist.view.report.explorer import (
+    FIELDS,
+    Explorer,
+    answer_span,
+    collect,
+    step_spans,
+    suspicion_of,
+)
 from abacist.view.report.page import page
 from abacist.view.report.reading import read
 from evaluated import GOOD, WORKLESS, WRONG
@@ -52,6 +59,32 @@ def test_a_reward_that_alone_differs_earns_the_whole_advantage(tmp_path: Path) -
 def test_a_reward_that_pays_the_worse_replies_has_a_share_below_0(tmp_path: Path) -> None:
     table = table_of(tmp_path, [[(2.0, 0.0, 1.0), (0.0, 0.5, -1.0)]])
     assert attribute(table).shares["second"][0] < 0
+
+
+@pytest.mark.parametrize(
+    ("rewards", "weights"),
+    [
+        (["correctness", "integer", "strict_format", "soft_format", "xml_count", "mine"],
+         [1.0, 0.2, 0.3, 0.4, 0.5, 3.0]),
+        (["strict_format", "soft_format", "xml_count"], [0.3, 0.4, 0.5]),  # --control format
+        (["random_control"], None),  # --control random
+    ],
+)  # fmt: skip
+def test_a_control_weighs_what_it_pays_as_the_run_does(
+    rewards: list[str], weights: list[float] | None
+) -> None:
+    settings = {"reward_funcs": ["default", "rewards/own.py:mine"],
+                "reward_weights": [1, 0.2, 0.3, 0.4, 0.5, 3]}  # fmt: skip
+    assert weights_of(settings, rewards) == weights
+    assert weights_of({}, rewards) is None and weights_of({"reward_weights": "x"}, rewards) is None
+
+
+def test_problems_of_two_runs_with_one_id_are_told_apart() -> None:
+    found = Explorer()
+    eggs = found.problem("1", "How many eggs?", "12", 1)
+    assert found.problem("1", "How many cars?", "99", 1) != eggs
+    assert found.problem("1", "How many eggs?", "12", 1) == eggs
+    assert [one["gold"] for one in found.problems] == ["12", "99"]
 
 
 def test_weights_count(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from abacist.errors import AbacistError, UsageError
 from abacist.proof.comparison.compare import Comparison, compare
 from abacist.proof.comparison.seeds import SeedsComparison, combine
+from abacist.proof.statistics import crossed_mean
 from evaluated import BARE, GOOD, WRONG, evaluation, problem
 
 PROBLEMS = [problem(n, difficulty=1 + n % 2) for n in range(60)]
@@ -40,6 +42,14 @@ def test_seeds_that_disagree_prove_nothing_however_sure_each_one_is() -> None:
     found = of(up, down, seed_of(12))
     assert not found.is_better and not found.is_worse
     assert found.combined.low < found.over_problems.low
+
+
+def test_seeds_that_agree_to_the_problem_do_not_tell_how_far_others_are() -> None:
+    found = of(seed_of(40), seed_of(40, start=10))
+    assert found.over_seeds.value == pytest.approx(0.5)
+    assert math.isnan(found.over_seeds.low) and math.isnan(found.over_seeds.high)
+    two = crossed_mean([[1.0, 0.0], [0.0, 1.0]])
+    assert two.value == 0.5 and math.isnan(two.low)
 
 
 def test_the_parts_add_up_and_kinds_are_shown_apart() -> None:

@@ -79,6 +79,28 @@ def test_reasoning_is_judged_where_work_is_shown_both_times() -> None:
     assert "so better reasoning is not proven" in same
 
 
+def test_an_answer_that_was_there_in_another_form_is_no_better_reasoning() -> None:
+    only_form = of(["<reasoning>\n3 + 4 = 7\n</reasoning>\nThe answer is 7"] * 40, [GOOD] * 40)
+    text = verdict_text(only_form).replace("\n", " ")
+    assert "Where work is shown both times (40 problems): 0.0 % → 100.0 %" in text
+    assert "in any format 100.0 % → 100.0 %" in text and "the layout may be all of it" in text
+    assert "reasoning itself got better" not in text
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "said"),
+    [(42, 25, "p=0.0498"), (81, 57, "p=0.0498"), (22, 10, "p=0.0501"), (6, 0, "p=0.031")],
+)
+def test_a_p_on_either_side_of_a_twentieth_is_not_printed_as_one(
+    gained: int, lost: int, said: str
+) -> None:
+    problems = [problem(n) for n in range(gained + lost)]
+    before = [WRONG] * gained + [GOOD] * lost
+    after = [GOOD] * gained + [WRONG] * lost
+    found = compare(evaluation(before, problems), evaluation(after, problems))
+    assert f"{said};" in headline(found)
+
+
 def test_everything_that_was_measured_is_in_the_tables() -> None:
     text = verdict_text(LEARNED, *SAMPLED)
     for label in (

@@ -393,6 +393,9 @@ TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
     "the fingerprint of the data": (
         edit_json("run/manifest.json", lambda it: it["data"].update(sha256="0" * 64)), False,
         r"data: run/manifest.json, data.sha256"),
+    "narrower numbers than the settings say": (
+        edit_json("run/manifest.json", lambda it: it.update(dtype="bfloat16")), True,
+        r"replay: run/manifest.json, dtype: claimed .?bfloat16"),
     "a byte of the trained adapter": (_flip_a_weight("final"), True, r"replay: .*evals/after"),
     "a byte of a checkpoint's adapter": (
         _flip_a_weight("checkpoint-1"), True, r"replay: .*step 2, group"),
@@ -546,6 +549,32 @@ def test_the_command_exits_with_what_it_found(
         "file": METRICS, "item": "step 1, reward", "claimed": "3.9",
         "found": told["checks"]["training"]["faults"][0]["found"],
     }  # fmt: skip
+
+
+def test_data_that_is_not_at_hand_makes_it_incomplete(
+    made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Golds could then be whatever the replies say.
+    def renamed(index: dict[str, Any], members: Members) -> None:
+        text = members["run/config.yaml"].decode("utf-8")
+        members["run/config.yaml"] = text.replace(
+            "dataset_name: generated", "dataset_name: openai/gsm8k"
+        ).encode("utf-8")
+
+    assert b"dataset_name: generated" in archive.read(made.path).members["run/config.yaml"]
+    file = tampered(made.path, tmp_path / "x.bundle.zip", renamed, anew=True)
+    assert main(["verify", str(file), "--replies", "0"]) == 3
+    told = " ".join(capsys.readouterr().out.split())
+    assert "INCOMPLETE" in told and "until then they are whatever the bundle says" in told
+
+
+def test_of_how_many_replies_a_sample_was_replayed_is_said(made: Bundle) -> None:
+    found = verify(Request(made.path, replies=4, seed=1))
+    assert found.holds
+    (replay,) = [check for check in found.checks if check.name == "replay"]
+    told = "\n".join(replay.not_checked)
+    assert "greedy replies after training: 6 of 10 replies" in told
+    assert "the 4 that were drawn would have met one with a chance of 19%" in told
 
 
 def test_a_base_that_is_not_at_hand_is_said_and_the_rest_is_checked(

@@ -60,7 +60,7 @@ def text_of(found: Verification, width: int) -> str:
     elif found.is_complete:
         head = "Holds: nothing that was checked is wrong."
     else:
-        head = "INCOMPLETE: nothing that was checked is wrong, but not all could be replayed."
+        head = "INCOMPLETE: nothing that was checked is wrong, but not all could be checked."
     lines = [f"{found.bundle}: {head}", ""]
 
     def add(text: str, first: str, rest: str) -> None:
@@ -105,8 +105,8 @@ def _parser() -> Parser:
         "every number that follows from the replies, and the replies themselves, which are "
         "replayed token by token by the weights that are said to have written them. Names what "
         "does not hold: the file, the item, what was claimed, what was found.",
-        "exit codes: 0 all holds, 1 something does not,\n3 nothing is wrong, but the weights to "
-        "replay were missing\n\nexamples:\n  abacist verify tiny-001.bundle.zip\n"
+        "exit codes: 0 all holds, 1 something does not,\n3 nothing is wrong, but the data or the "
+        "weights to replay were missing\n\nexamples:\n  abacist verify tiny-001.bundle.zip\n"
         "  abacist verify qwen.bundle.zip --model models/Qwen2.5 --replies 32\n"
         "  abacist verify full.bundle.zip --weights runs/full-001 --dataset_name my.jsonl",
     )

@@ -33,6 +33,7 @@ FINGERPRINT_DIGITS = 64
 #: What no check of a bundle alone can tell; said with every result.
 CANNOT_TELL = (
     "a run that was made again from the start, or chosen among several",
+    "whether the held-out problems were chosen, or cut to some of them, after they were measured",
     "what was measured and left out of the run's record",
     "numbers that only training again would give (loss, gradients), and dates that contradict "
     "nothing, unless the fingerprint is the published one (--fingerprint)",
@@ -60,8 +61,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found. ``holds``: nothing that was checked is wrong. ``is_complete``: the replies
-    could be replayed, or it was asked not to."""
+    """What was found. ``holds``: nothing that was checked is wrong. ``is_complete``: the data was
+    at hand, and the replies could be replayed, or it was asked not to."""
 
     bundle: str
     fingerprint: str

@@ -51,6 +51,7 @@ class Tally:
     replies: int = 0
     same_replies: int = 0
     near_replies: int = 0
+    wide_replies: int = 0  # with a token that passes by the bound of narrower numbers only
     tokens: int = 0
     same: int = 0
     near: int = 0
@@ -64,13 +65,15 @@ class Tally:
     @property
     def short(self) -> str:
         """The same without how many replies there were."""
-        wrong = self.replies - self.same_replies - self.near_replies
+        wrong = self.replies - self.same_replies - self.near_replies - self.wide_replies
         different = self.tokens - self.same - self.near
         if self.same == self.tokens and not wrong:
             return f"all {self.replies:,} token for token ({self.tokens:,} tokens)"
         return (
             f"{self.same_replies:,} equal token for token, {self.near_replies:,} equal except at "
-            f"ties, {wrong:,} different ({self.tokens:,} tokens: "
+            f"ties, "
+            + (f"{self.wide_replies:,} within a wider bound, " if self.wide_replies else "")
+            + f"{wrong:,} different ({self.tokens:,} tokens: "
             f"{self.same:,} the same, {self.near - self.wide:,} at a tie, "
             + (f"{self.wide:,} within the bound of narrower numbers, " if self.wide else "")
             + f"{different:,} different)"
@@ -207,7 +210,7 @@ def _judge(
     policy: Policy, reply: Reply, gaps: _Gaps, tally: Tally, check: Check, is_narrow: bool
 ) -> None:
     written = list(reply.recorded.completion_ids)
-    different, near = [], 0
+    different, near, wide = [], 0, 0
     for at, token in enumerate(written):
         if token == gaps.chosen[at]:
             tally.same += 1
@@ -215,10 +218,11 @@ def _judge(
             near += 1
         elif is_narrow and gaps.beyond_wide[at] <= 0:
             near += 1
-            tally.wide += 1
+            wide += 1
         else:
             different.append(at)
     tally.near += near
+    tally.wide += wide
     if different:
         at = different[0]
         more = f" and {len(different) - 1:,} later ones" if len(different) > 1 else ""
@@ -228,6 +232,8 @@ def _judge(
             _token(policy, written[at]),
             _token(policy, gaps.chosen[at]),
         )
+    elif wide:
+        tally.wide_replies += 1
     elif near:
         tally.near_replies += 1
     else:

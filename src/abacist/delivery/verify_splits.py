@@ -42,13 +42,16 @@ def _task_at_hand(
 ) -> Task | None:
     """The data, loaded again; None, and said why, where that cannot be done."""
     if dataset_name is None and recorded not in MADE_HERE:
+        check.is_incomplete = True
         check.not_checked.append(
-            f"whether questions and golds are those of {recorded} (--dataset_name checks it)"
+            f"whether questions and golds are those of {recorded}: until then they are whatever "
+            "the bundle says (--dataset_name checks it)"
         )
         return None
     try:
         return _task(opened, dataset_name or recorded)
     except AbacistError as error:
+        check.is_incomplete = True
         check.not_checked.append(f"the data cannot be loaded here: {named(error, opened)}")
         return None
 

@@ -47,6 +47,7 @@ _PLAIN = {
 }  # fmt: skip
 _MOST_RANKS = 4096
 _MOST_TOKENS = 131_072  # of a reply: uniform numbers are drawn for so many
+_MOST_NUMBERS = 2**27  # of one generation, 1 GiB
 _MODULE = re.compile(r"[\w.-]{1,200}")
 _ROLE = re.compile(r"final|checkpoint-[0-9]{1,9}")  # what a bundle may call weights
 _TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.jinja",
@@ -67,6 +68,7 @@ class _Job:
     sampling: Sampling | None
     replies: list[Reply] = field(default_factory=list)
     is_training: bool = False
+    recorded: int = 0  # replies from which those to be replayed were drawn
 
 
 class _Done:
@@ -127,7 +129,7 @@ def check_replays(
         )
         return check
     there = _find_weights(opened, bundle, weights, roles, check)
-    is_narrow = str(opened.manifest.get("dtype", "float32")) != "float32"
+    is_narrow = _is_narrow(opened, check)
     tallies: dict[str, Tally] = {}
     for role in dict.fromkeys(job.role for job in jobs):
         mine = [job for job in jobs if job.role == role]
@@ -175,6 +177,14 @@ def check_replays(
                 )
         del policy
     _sum_up(check, tallies, is_narrow)
+    for job in jobs:
+        if job.name in tallies and len(job.replies) < job.recorded:
+            drawn, met = len(job.replies), 1 - 0.95 ** len(job.replies)
+            check.not_checked.append(
+                f"{job.name}: {job.recorded - drawn:,} of {job.recorded:,} replies. Had one in "
+                f"twenty been changed, the {drawn:,} that were drawn would have met one with a "
+                f"chance of {met:.0%} (--replies all)"
+            )
     return check
 
 
@@ -187,6 +197,17 @@ def _held_base(opened: Opened) -> Quantization | None:
             return held
     asked = (bits for bits in (4, 8) if opened.settings.get(f"load_in_{bits}bit"))
     return next(map(Quantization, asked), None)
+
+
+def _is_narrow(opened: Opened, check: Check) -> bool:
+    """Whether the run says that it computed in narrower numbers than float32, without
+    contradicting itself: the bound for those lets other tokens pass."""
+    claimed = str(opened.manifest.get("dtype", "float32"))
+    asked = opened.settings.get("dtype")
+    if asked not in (None, "auto", claimed):
+        check.fault("run/manifest.json", "dtype", claimed, f"{asked} in run/config.yaml")
+        return False
+    return claimed != "float32"
 
 
 def _sum_up(check: Check, tallies: Mapping[str, Tally], is_narrow: bool) -> None:
@@ -202,6 +223,11 @@ def _sum_up(check: Check, tallies: Mapping[str, Tally], is_narrow: bool) -> None
             "the run's weights or products are in narrower numbers than float32: a token beyond a "
             "tie passes where log-probabilities need not differ by more than the bound in "
             "docs/verify.md"
+        )
+    if whole.wide_replies:
+        check.not_checked.append(
+            f"whether {whole.wide_replies:,} replies were changed in {whole.wide:,} tokens that "
+            "pass by that bound only"
         )
 
 
@@ -317,7 +343,16 @@ def _uniforms(state: bytes, entry: Mapping[str, Any], rows: int, budget: int) ->
         raise RunError(f"{entry.get('stream')}: not a random stream.") from error
     if entry.get("draws_before") == 1:
         torch.empty((), dtype=torch.int64).random_(generator=generator)
+    _refuse_too_many(rows, budget)
     return torch.rand((rows, budget), generator=generator, dtype=torch.float64)
+
+
+def _refuse_too_many(rows: int, budget_tokens: int) -> None:
+    if rows * budget_tokens > _MOST_NUMBERS:
+        raise RunError(
+            f"The bundle says that {rows:,} replies of up to {budget_tokens:,} tokens were drawn "
+            f"at once, more than {_MOST_NUMBERS:,} random numbers."
+        )
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
@@ -340,6 +375,7 @@ def _draw(policy: Policy, job: _Job, wanted: int | None, seed: int, num_jobs: in
         tokens = sum(one.recorded.prompt_tokens for one in job.replies) + _tokens(job.replies)
         mean = max(1.0, tokens / max(1, len(job.replies)))
         wanted = max(_LEAST_REPLIES, int(_WORK / (2.0 * size * mean * num_jobs)))
+    job.recorded = len(job.replies)
     if wanted < len(job.replies):
         chosen = random.Random(f"{seed}/{job.name}").sample(range(len(job.replies)), wanted)
         job.replies = [job.replies[at] for at in sorted(chosen)]
@@ -355,6 +391,7 @@ def _with_numbers(policy: Policy, job: _Job) -> list[Reply]:
     streams = streams_of(prompts, samples, 0)
     if len(streams) != len(job.replies):
         raise RunError(f"{job.replies[0].file}: its problems have not all as many replies.")
+    _refuse_too_many(len(streams), job.max_completion_tokens)
     uniforms = uniforms_of(streams, job.max_completion_tokens)
     return [
         Reply(reply.file, reply.item, reply.recorded, row)

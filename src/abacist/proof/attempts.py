@@ -23,8 +23,10 @@ from fractions import Fraction
 from functools import lru_cache
 from math import comb
 
+from scipy import stats
+
 from abacist.proof.metrics import Mark, by_problem
-from abacist.proof.statistics import Interval, proportion, wilson_bounds
+from abacist.proof.statistics import TAIL, Interval, Z, proportion, wilson_bounds
 from abacist.task.answers import Number, read_answer
 
 
@@ -76,9 +78,12 @@ def bounded_mean(values: Sequence[float]) -> Interval:
     if not n:
         return proportion([])
     mean = math.fsum(values) / n
-    spread = math.fsum((value - mean) ** 2 for value in values) / n
+    spread = math.fsum((value - mean) ** 2 for value in values) / max(1, n - 1)
     most = mean * (1 - mean)  # the spread of yes and no with this mean
-    effective = n * most / spread if most > 0 and spread > 0 else float(n)
+    effective = float(n)
+    if spread > 0 and not {0.0, 1.0} >= set(values):
+        # The spread is known from n problems only, as in `clustered_proportion`.
+        effective *= most / spread * (Z / float(stats.t.ppf(TAIL, n - 1))) ** 2
     return Interval(mean, *wilson_bounds(mean, effective), n, "Wilson, effective n")
 
 

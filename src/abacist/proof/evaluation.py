@@ -123,7 +123,8 @@ class Evaluation:
     @cached_property
     def marks(self) -> tuple[Mark, ...]:
         """One mark per rollout, in the same order."""
-        return tuple(map(mark_of, self.rollouts))
+        is_native = self.settings.native_prompt
+        return tuple(mark_of(rollout, is_native=is_native) for rollout in self.rollouts)
 
     @cached_property
     def figures(self) -> dict[str, Interval]:
@@ -268,8 +269,12 @@ class Evaluation:
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise RunError(f"{path}: damaged ({error}).") from error
         rollouts = tuple(read_rollouts(folder / "rollouts.parquet"))
-        asked = [problem.problem_id for problem in problems for _ in range(settings.num_samples)]
-        if [rollout.problem_id for rollout in rollouts] != asked:
+        count = settings.num_samples
+        is_whole = isinstance(count, int) and len(problems) * count == len(rollouts)
+        if not is_whole or any(
+            rollout.problem_id != problems[at // count].problem_id
+            for at, rollout in enumerate(rollouts)
+        ):
             raise RunError(
                 f"{folder}: rollouts.parquet does not hold the replies evaluation.json tells of.",
                 "Evaluate again, or restore both files from one evaluation.",

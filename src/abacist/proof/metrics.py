@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any
 
+from abacist.proof.native import number_in_own_form
 from abacist.proof.scorers import lm_eval_flexible, lm_eval_strict
 from abacist.proof.statistics import Interval, clustered_mean, clustered_proportion, proportion
 from abacist.records.rollout import Rollout, StopReason
@@ -76,11 +77,15 @@ class Mark:
         return self.strict and self.shows_work
 
 
-def mark_of(rollout: Rollout) -> Mark:
-    """Reads one reply: its text, its gold, and how it ended."""
+def mark_of(rollout: Rollout, *, is_native: bool = False) -> Mark:
+    """Reads one reply: its text, its gold, and how it ended.
+
+    ``is_native``: it was asked in the model's own prompt, and its answer is read in that form.
+    """
     reply = parse_reply(rollout.completion)
     works = shows_work(reply.reasoning)
     gold, text = rollout.gold, rollout.completion
+    number = number_in_own_form(text, gold) if is_native else read_answer(reply.answer or "")
     return Mark(
         problem_id=rollout.problem_id or "",
         correct=bool(rollout.is_correct),
@@ -92,7 +97,7 @@ def mark_of(rollout: Rollout) -> Mark:
         shows_work=works,
         valid_steps=works and valid_steps(reply.reasoning),
         stopped=rollout.stop_reason is not StopReason.LENGTH,
-        number=None if reply.answer is None else read_answer(reply.answer),
+        number=number,
         completion_tokens=rollout.completion_tokens,
     )
 

@@ -20,11 +20,11 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from abacist.proof.scorers import lm_eval_flexible
-from abacist.task.answers import read_answer, same_answer
+from abacist.task.answers import Number, read_answer, same_answer
 from abacist.task.boxes import boxes
 from abacist.task.golds import GOLD_MARK
 from abacist.task.problems import Problem
@@ -131,6 +131,22 @@ def right_in_own_form(text: str, gold: str | None) -> bool:
     return same_answer(_last_commitment(text), gold) or (
         _leaves_open(text) and _ends_in(text, gold)
     )
+
+
+def number_in_own_form(text: str, gold: str | None) -> Number | None:
+    """The number that a reply commits to: the gold's where it is right, None if there is none.
+
+    >>> number_in_own_form("#### 12\\nNo, wait.\\n#### $13.00", "14")
+    Fraction(13, 1)
+    """
+    if gold is not None and right_in_own_form(text, gold):
+        return read_answer(gold)
+    text = text[-_MAX_CHARACTERS:]
+    called = (written for written, _ in _called_answer(text))
+    for written in chain(_stated(text), called, [_last_commitment(text) or ""]):
+        if (number := read_answer(written)) is not None:
+            return number
+    return None
 
 
 def _stated(text: str) -> Iterator[str]:

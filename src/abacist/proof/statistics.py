@@ -229,7 +229,8 @@ def crossed_mean(rows: Sequence[Sequence[float]]) -> Interval:
     half-width between problems and Student's half-width between seeds are squared and added;
     the part of the second that is only the scatter of single cells, which the first holds
     already, is taken off (with two seeds, too few to tell it, it is left in). ``n`` counts
-    problems. The bounds are nan with one seed or one problem. Where all cells are alike nothing
+    problems. The bounds are nan with one seed or one problem, and where all problems and all seeds
+    have the same mean although cells differ. Where all cells are alike nothing
     tells how much they vary: a table of 1, 0 or -1 alone gets the bounds of :func:`net_change`.
     """
     method = f"Student, problems crossed with {len(rows)} seeds"
@@ -252,6 +253,8 @@ def crossed_mean(rows: Sequence[Sequence[float]]) -> Interval:
         float(stats.t.ppf(TAIL, problems - 1)) ** 2 * between_problems
         + float(stats.t.ppf(TAIL, seeds - 1)) ** 2 * own
     )
+    if half == 0:
+        return Interval(mean, math.nan, math.nan, problems, method)
     return Interval(mean, mean - half, mean + half, problems, method)
 
 

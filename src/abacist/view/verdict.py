@@ -108,7 +108,11 @@ def remarks(comparison: Comparison) -> list[str]:
             "worse": "so the reasoning itself got worse",
             "unproven": "so better reasoning is not proven",
         }
-        remarks.append(f"{lead}: {_change(worked)}, {tails[judgement(worked)]}.")
+        found, apart = judgement(worked), comparison.shown_reasoning
+        tail = tails[found]
+        if found != "unproven" and apart and judgement(apart) != found:
+            tail = f"but in any format {_change(apart)}: the layout may be all of it"
+        remarks.append(f"{lead}: {_change(worked)}, {tail}.")
     return remarks
 
 

@@ -100,13 +100,21 @@ class Comparison:
     def shown_work(self) -> Paired | None:
         """Accuracy where work is shown both before and after; None if there is no such problem.
 
-        A change here is neither format nor the mere habit of working things out. None too where
-        problems have several replies, of which some show work and some do not.
+        A change here is not the mere habit of working things out; see :attr:`shown_reasoning`. None
+        too where problems have several replies, of which some show work and some do not.
         """
+        return self._where_work_is_shown("correct")
+
+    @cached_property
+    def shown_reasoning(self) -> Paired | None:
+        """The same in any format: what is left of :attr:`shown_work` without the layout."""
+        return self._where_work_is_shown("any_format")
+
+    def _where_work_is_shown(self, measure: str) -> Paired | None:
         if self.is_sampled:
             return None
         ids = set(self.paired("shows_work").both)
-        return self.paired("correct", ids) if ids else None
+        return self.paired(measure, ids) if ids else None
 
     @cached_property
     def changes(self) -> dict[str, Interval]:

@@ -10,6 +10,7 @@ and so is the worst seed.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,9 @@ class SeedsComparison:
         """The same mean, for new seeds and these very problems; ``n`` counts seeds."""
         values = [one.accuracy.change.value for one in self.comparisons]
         found = clustered_mean(values, range(len(values)))
-        return Interval(found.value, found.low, found.high, found.n, "Student over seeds")
+        is_told = len(set(values)) > 1  # else nothing tells how far other seeds would be apart
+        low, high = (found.low, found.high) if is_told else (math.nan, math.nan)
+        return Interval(found.value, low, high, found.n, "Student over seeds")
 
     @property
     def between_seeds(self) -> float:

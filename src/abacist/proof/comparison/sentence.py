@@ -48,7 +48,13 @@ def p_words(paired: Paired) -> str:
     that draws can find no smaller one."""
     if paired.test == SIGN_FLIP and paired.p_value <= SMALLEST_P:
         return f"p≤{SMALLEST_P:.0e}"
-    return f"p<{TINY_P:.0e}" if paired.p_value < TINY_P else f"p={paired.p_value:.2g}"
+    if paired.p_value < TINY_P:
+        return f"p<{TINY_P:.0e}"
+    digits = 2
+    # 0.0498 is proven and 0.0501 is not: neither is printed as 0.05.
+    while float(f"{paired.p_value:.{digits}g}") == 0.05 != paired.p_value and digits < 9:
+        digits += 1
+    return f"p={paired.p_value:.{digits}g}"
 
 
 def percent(interval: Interval) -> str:

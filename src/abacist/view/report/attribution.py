@@ -16,13 +16,16 @@ merely pays for short or long replies.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from abacist.records.rollout import REWARD_PREFIX
+from abacist.task.rewards import built_in_funcs
 
 LENGTH = "length"
 
@@ -34,6 +37,32 @@ class Attribution:
     steps: tuple[int, ...]
     shares: Mapping[str, Sequence[float | None]]
     length: Sequence[float | None]
+
+
+def weights_of(settings: Mapping[str, Any], rewards: Sequence[str]) -> list[float] | None:
+    """The factors of the rewards that a run was paid; None where each counted once.
+
+    A control (``--control``) pays only some of the rewards that its settings name, each with its
+    own factor, or a coin instead of them.
+
+    >>> settings = {"reward_funcs": ["default", "mine.py:brief"]}
+    >>> settings["reward_weights"] = [1, 1, 2, 3, 4, 5]
+    >>> weights_of(settings, ["strict_format", "xml_count", "brief"])
+    [2.0, 4.0, 5.0]
+    >>> weights_of(settings, ["random_control"])
+    """
+    given, named = settings.get("reward_weights"), settings.get("reward_funcs")
+    if not isinstance(given, list) or not all(isinstance(one, int | float) for one in given):
+        return None
+    names: list[str] = []
+    for name in map(str, named if isinstance(named, list) else []):
+        ours = [one.__name__ for one in built_in_funcs(name)]
+        names += ours or [re.split(r"[.:]", name)[-1]]
+    weights = [float(one) for one in given]
+    by_name = dict(zip(names, weights, strict=False)) if len(names) == len(weights) else {}
+    if by_name.keys() >= set(rewards):
+        return [by_name[name] for name in rewards]
+    return weights if len(weights) == len(rewards) else None
 
 
 def attribute(

@@ -59,7 +59,7 @@ class Explorer:
     problems: list[dict[str, Any]] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     total: int = 0
-    _known: dict[tuple[str, str], int] = field(default_factory=dict)
+    _known: dict[tuple[str, str, str | None], int] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -77,8 +77,8 @@ class Explorer:
         }  # fmt: skip
 
     def problem(self, problem_id: str | None, question: str, gold: str | None, steps: Any) -> int:
-        """The number of a problem; one without an id is told by its question."""
-        key = (problem_id or "", "" if problem_id else question)
+        """The number of a problem. Runs on other data may have other problems under one id."""
+        key = (problem_id or "", question, gold)
         if key not in self._known:
             self._known[key] = len(self.problems)
             self.problems.append(
