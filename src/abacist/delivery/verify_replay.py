@@ -27,7 +27,7 @@ from abacist.errors import AbacistError
 from abacist.policy.decoding.token_sampling import Sampling, cumulative, penalise_repetition
 from abacist.policy.loading import Policy
 from abacist.policy.scoring.teacher_forced import reply_logits, vocabulary_of
-from abacist.records.rollout import Rollout
+from abacist.records.rollout import Rollout, storable
 
 UNIFORM_TOLERANCE = 1e-5
 SCORE_TOLERANCE = 1e-4
@@ -141,14 +141,9 @@ def _is_sound(
     reason = chat.stop_reason(written, budget_tokens)
     if reason is not recorded.stop_reason:
         fault("stop_reason", recorded.stop_reason.value, reason.value)
-    if (text := _storable(chat.decode(written))) != recorded.completion:
+    if (text := storable(chat.decode(written))) != recorded.completion:
         fault("completion", recorded.completion, text)
     return check.num_faults == before or len(ids) == recorded.prompt_tokens
-
-
-def _storable(text: str) -> str:
-    """As a Parquet file keeps it."""
-    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
 
 
 @dataclass(frozen=True)
