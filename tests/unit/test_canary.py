@@ -119,12 +119,13 @@ def test_the_trainer_compares_every_so_many_steps_where_vllm_samples(
         seen.append(step)
 
     monkeypatch.setattr(canary, "check", check)
-    monkeypatch.setattr(reply_selection, "silence", lambda *_: None)  # it has no rewards
+    for name in ("silence", "count_silent"):  # it has no rewards
+        monkeypatch.setattr(reply_selection, name, lambda *_: None)
     trainer = GRPOTrainer.__new__(GRPOTrainer)
     trainer.model = torch.nn.Linear(1, 1)
     trainer.args = GRPOConfig(output_dir=str(tmp_path), vllm_canary_steps=every, use_cpu=True)
     trainer.use_vllm, trainer._scored, trainer.gates_by_outcome = use_vllm, None, False
-    trainer._rollout_seconds = 0.0
+    trainer._fusion = SimpleNamespace(position=(0, 1))  # a step begins
     for step in range(5):
         trainer.state = TrainerState(global_step=step)
         trainer._generate_and_score_completions([])
