@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from abacist.cli.train import read_request
 from abacist.errors import UsageError
 from abacist.learning.config import full_help, load_config
 from abacist.learning.helptext import recipe_names
@@ -342,3 +343,15 @@ def test_runs_with_other_seeds_are_judged_on_the_same_problems(source: str, tmp_
     one, two = (load_task(load_config("tiny", None, [*flags, "--seed", seed])) for seed in "07")
     assert one.heldout == two.heldout and one.selection == two.selection
     assert len(one.heldout) == 5 and one.train != two.train
+
+
+@pytest.mark.parametrize("text", ["run_name: 2024-13-01\n", "seed: 0b_\n", "seed: " + "[" * 5000])
+def test_a_file_that_yaml_stumbles_over_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"mine\.yaml is not YAML"):
+        load_config("any", str(tmp_path / "mine.yaml"), [])
+
+
+def test_an_empty_variable_is_no_run_to_resume() -> None:
+    with pytest.raises(UsageError, match="--resume was given an empty text"):
+        read_request(["--resume", "", "--seed", "1"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,34 @@ def test_an_asynchronous_reward_is_awaited_where_a_loop_runs_already_as_in_a_not
 
     assert asyncio.run(cell()) == [0.0, 0.0]
     assert asyncio.run(cell()) == asyncio.run(cell())
+
+
+def leaves(**columns: Any) -> list[float]:
+    sys.exit(0)
+
+
+def gives_up(**columns: Any) -> list[float]:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("func", [leaves, gives_up])
+def test_a_reward_that_leaves_the_program_is_an_error_of_the_reward(func: Any) -> None:
+    # Else a training would end there with exit code 0, as if it were done.
+    with pytest.raises(RewardError, match=rf"'{func.__name__}' raised \w+ on a batch of 2"):
+        checked(func)(prompts=["p", "q"], completions=COMPLETIONS)
+
+
+def test_sigterm_in_a_reward_still_ends_the_program() -> None:
+    def terminated(**columns: Any) -> list[float]:
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        checked(terminated)(prompts=["p", "q"], completions=COMPLETIONS)
+
+
+def test_a_column_may_have_any_name() -> None:
+    def of_self(completions: Any, **columns: Any) -> list[float]:
+        return [float(one == "x") for one in columns["self"]]
+
+    columns: dict[str, Any] = {"self": ["x", "y"]}
+    assert checked(of_self)(prompts=["p", "q"], completions=COMPLETIONS, **columns) == [1.0, 0.0]

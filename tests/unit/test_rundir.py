@@ -13,7 +13,7 @@ import pytest
 from abacist.errors import RunError
 from abacist.records.lock import RunLock, identity, may_run
 from abacist.records.provenance import build_manifest, data_fingerprint, scrub_argv
-from abacist.records.rundir import RunDir, write_aside, write_json
+from abacist.records.rundir import RunDir, read_settings, write_aside, write_json
 from abacist.records.secrets import REDACTED, names_a_secret
 from abacist.task.problems import Problem
 
@@ -332,3 +332,10 @@ def test_a_process_that_may_run_is_told_from_one_that_cannot() -> None:
     dead = next(n for n in range(4_000_000, 4_194_000) if not Path(f"/proc/{n}").exists())
     assert may_run(os.getpid()) and may_run(os.getppid()) and may_run(1)
     assert not may_run(dead) and not may_run(10**30)
+
+
+@pytest.mark.parametrize("text", ["run_name: 2024-13-01\n", "seed: 0b_\n", "a: [\n"])
+def test_settings_that_yaml_stumbles_over_are_a_damaged_run(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=r"config\.yaml: cannot be read"):
+        read_settings(tmp_path / "config.yaml")

@@ -158,6 +158,8 @@ def read_request(argv: list[str]) -> Request:
         at = flags.index("--resume")
         if not flags[at + 1 : at + 2] or flags[at + 1].startswith("--"):
             raise UsageError("--resume takes a run or one of its checkpoints", "--resume runs/…")
+        if not flags[at + 1].strip():  # an empty variable of the shell
+            raise UsageError("--resume was given an empty text", "--resume runs/…")
         flags[at] = "--resume_from_checkpoint"
     launch = take_launch(flags)
     dry_run_problems = _take_dry_run(flags)

@@ -474,7 +474,7 @@ def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         settings = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-01 looks like a date
         raise UsageError(
             f"{where} is not YAML: {error}", "Write one 'key: value' a line."
         ) from error

@@ -36,6 +36,9 @@ _SETTINGS = (
     "tokenizer_config.json",
 )
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NO_WEIGHTS = {  # but files of a run beside them
+    "training_args.bin", "optimizer.pt", "scheduler.pt", "grpo_state.pt", "rng_state.pth",
+}  # fmt: skip
 _ELSEWHERE = "Or name a local folder, or the built-in 'tiny'."
 
 
@@ -120,7 +123,8 @@ def _check_files(name: str, folder: Path) -> bool:
     missing = [file for file in expected if not (folder / file).exists()]
     if not missing:
         return is_adapter
-    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+    pickles = {path.name for pattern in _PICKLES for path in folder.glob(pattern)}
+    if pickles - _NO_WEIGHTS:
         raise ModelError(
             f"'{name}' has pickled weights only, and {missing[0]} is missing. Pickles can run "
             "code when they are read, so they are refused.",

@@ -211,7 +211,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     hint = "The run is damaged."
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # 2024-13-01 is no date
         raise RunError(f"{path}: cannot be read ({error}).", hint) from error
     if not isinstance(settings, dict):
         raise RunError(f"{path}: holds no settings.", hint)

@@ -16,6 +16,7 @@ import inspect
 import math
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence, Set
@@ -406,7 +407,7 @@ class _Checked:
         )
 
     def _raised(
-        self, error: Exception, sample: int | None, completions: Sequence[Any]
+        self, error: BaseException, sample: int | None, completions: Sequence[Any]
     ) -> Exception:
         if isinstance(error, RewardError):
             return error
@@ -460,7 +461,7 @@ def _copied(value: Any) -> Any:
 
 class _CheckedSync(_Checked):
     def __call__(
-        self, prompts: Any, completions: Sequence[Any], **columns: Any
+        self, /, prompts: Any, completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         everything = {"prompts": prompts, "completions": completions, **columns}
         try:
@@ -469,6 +470,13 @@ class _CheckedSync(_Checked):
             raise self._took_too_long(self._slow_sample(everything), completions) from None
         except Exception as error:
             raise self._raised(error, self._failing_sample(everything), completions) from error
+        except SystemExit as error:
+            # It would end a training as if it were done. SIGTERM does end it: see `cli.console`.
+            if error.code == 128 + signal.SIGTERM:
+                raise
+            raise self._raised(error, None, completions) from error
+        except asyncio.CancelledError as error:  # of a loop of the reward's own: no Exception
+            raise self._raised(error, None, completions) from error
         return self._usable(rewards, completions)
 
     def _failing_sample(self, everything: dict[str, Any]) -> int | None:
@@ -505,7 +513,7 @@ class _CheckedSync(_Checked):
 
 class _CheckedAsync(_Checked):
     async def __call__(
-        self, prompts: Any, completions: Sequence[Any], **columns: Any
+        self, /, prompts: Any, completions: Sequence[Any], **columns: Any
     ) -> list[float | None]:
         everything = {"prompts": prompts, "completions": completions, **columns}
         try:
