@@ -23,6 +23,7 @@ from abacist.task.problems import Problem
 __all__ = ["Comparison", "Example", "Paired", "changes", "compare"]
 
 NO_CONTROL = "none"
+_CONTROLS = (NO_CONTROL, "random", "format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,4 +289,13 @@ def compare(
     evaluations of different problems, golds, prompts, shots, budgets or sampling.
     """
     refuse_unlike(before, after, allow_different=allow_different)
-    return Comparison(before, after, control, tuple(allow_different))
+    return Comparison(before, after, known_control(control), tuple(allow_different))
+
+
+def known_control(named: object) -> str:
+    """The control that a run's settings name. They may be a stranger's, and are printed.
+
+    >>> known_control("format"), known_control("\\x1b[2J")
+    ('format', 'unknown')
+    """
+    return str(named) if named in _CONTROLS else "unknown"

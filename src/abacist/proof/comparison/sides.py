@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from abacist.errors import RunError
-from abacist.proof.comparison.compare import NO_CONTROL
+from abacist.proof.comparison.compare import NO_CONTROL, known_control
 from abacist.proof.evaluation import SAMPLED, Evaluation
 from abacist.proof.unfinished import SAMPLED_FOLDER
 from abacist.records.rundir import RunDir
@@ -42,7 +42,7 @@ class Side:
     @property
     def control(self) -> str:
         """The placebo its policy was trained on, "none" for real rewards and for no training."""
-        return str(self.settings.get("control", NO_CONTROL))
+        return known_control(self.settings.get("control", NO_CONTROL))
 
 
 def load_side(path: str, when: str = AFTER, *, sampled: bool = False) -> Side:
