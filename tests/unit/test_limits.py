@@ -83,6 +83,11 @@ def test_a_limit_is_told_in_words() -> None:
 def test_weights_of_rewards_are_finite_and_stop_strings_need_another_engine() -> None:
     with pytest.raises(UsageError, match="reward_weights nan"):
         refuse_out_of_range({"reward_weights": [1.0, float("nan")]}, {})
+    with pytest.raises(UsageError, match="beyond 1e\\+06"):
+        refuse_out_of_range({"reward_weights": [1.0, -1e308]}, {})
+    with pytest.raises(UsageError, match="are all 0: nothing is paid"):
+        refuse_out_of_range({"reward_weights": [0.0, 0.0]}, {})
+    refuse_out_of_range({"reward_weights": [0.0, 0.0], "step_reward_weight": 1.0}, {})
     stops = {"generation_kwargs": {"stop_strings": ["</answer>"]}}
     with pytest.raises(UsageError, match="--generation_kwargs holds stop_strings"):
         refuse_out_of_range(stops, {})

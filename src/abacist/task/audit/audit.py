@@ -11,7 +11,6 @@ seen from what they pay (``calibration``).
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,7 +42,7 @@ from abacist.task.audit.renderings import (
     wrong_solutions,
 )
 from abacist.task.audit.trial import COLUMNS, Trial
-from abacist.task.custom_rewards import listed
+from abacist.task.custom_rewards import MOST_WEIGHT, listed
 from abacist.task.gist import gist_gold
 from abacist.task.given import GivenData
 from abacist.task.plain import is_number, plain
@@ -107,8 +106,13 @@ def _weights(weights: object, needed: int) -> list[float]:
             "Give --reward_weights one number for each.",
         )
     for weight in weights:
-        if not math.isfinite(weight):
-            raise UsageError(f"--reward_weights {weight} is not finite", "Give numbers.")
+        if not abs(weight) <= MOST_WEIGHT:
+            raise UsageError(
+                f"--reward_weights {weight} is not finite, or beyond {MOST_WEIGHT:g}",
+                "Give smaller numbers: only their ratio counts.",
+            )
+    if not any(weights):
+        raise UsageError("--reward_weights are all 0: nothing is paid", "Give one above 0.")
     return weights
 
 
