@@ -17,8 +17,9 @@ from abacist.errors import AbacistError, RunError
 from abacist.learning.outcome_gating import silenced
 from abacist.learning.process_supervision import reference_of
 from abacist.learning.reply_selection import ROUNDING, groups_with_equal_rewards
-from abacist.learning.rewards import RANDOM, control_rewards
+from abacist.learning.rewards import control_rewards
 from abacist.learning.task import Task
+from abacist.proof.comparison.compare import RANDOM
 from abacist.records.rollout import Rollout, StopReason
 from abacist.task.answers import same_answer
 from abacist.task.custom_rewards import RewardFunc

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from abacist.errors import UsageError
-from abacist.task.custom_rewards import MOST_WEIGHT
+from abacist.task.rewards import refuse_unusable_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,18 +151,11 @@ def refuse_out_of_range(settings: Mapping[str, Any], sources: Mapping[str, str])
         if choices and str(value) not in choices:
             known = ", ".join(one for one in choices if one.lower() not in ("true", "false"))
             raise UsageError(f"{where} {value} is none of {known}", _did_you_mean(value, choices))
-    for weight in settings.get("reward_weights") or []:
-        if not abs(weight) <= MOST_WEIGHT:
-            raise UsageError(
-                f"{named('reward_weights', sources)} {weight} is not finite, or beyond "
-                f"{MOST_WEIGHT:g}",
-                "Give smaller numbers: only their ratio counts.",
-            )
-    weights = settings.get("reward_weights")
-    if weights and not any(weights) and not settings.get("step_reward_weight"):
-        raise UsageError(
-            f"{named('reward_weights', sources)} are all 0: nothing is paid", "Give one above 0."
-        )
+    refuse_unusable_weights(
+        settings.get("reward_weights") or [],
+        named("reward_weights", sources),
+        may_be_zero=bool(settings.get("step_reward_weight")),
+    )
     kwargs = settings.get("generation_kwargs") or {}
     if isinstance(kwargs, dict) and "stop_strings" in kwargs and not settings.get("use_vllm"):
         raise UsageError(

@@ -31,6 +31,7 @@ from abacist.errors import RewardError, UsageError
 from abacist.learning import process_supervision, processes
 from abacist.learning.config import Config
 from abacist.learning.tracking import Watcher
+from abacist.proof.comparison.compare import NO_CONTROL, RANDOM
 from abacist.task.audit.audit import audit
 from abacist.task.audit.findings import Kind
 from abacist.task.audit.gold_findings import gold_findings
@@ -49,7 +50,6 @@ from abacist.task.reply import completion_text
 from abacist.task.rewards import built_in, is_built_in_name, load_reward_funcs
 
 Control = Literal["none", "random", "format"]
-NONE, RANDOM, FORMAT = "none", "random", "format"
 
 
 def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
@@ -77,13 +77,13 @@ def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
         for defect in GIST_DEFECTS:
             watcher.note(f"  - {defect}")
     kind, seed = script.control, config.training.seed
-    if kind != NONE and (weight := process_supervision.weight_of(config.training)):
+    if kind != NO_CONTROL and (weight := process_supervision.weight_of(config.training)):
         raise UsageError(
             f"--control {kind} is a placebo, and --step_reward_weight {weight:g} pays right steps",
             "Leave out one of the two.",
         )
     rewards, config.training.reward_weights = control_rewards(kind, rewards, weights, seed=seed)
-    if kind != NONE:
+    if kind != NO_CONTROL:
         names = ", ".join(reward.__name__ for reward in rewards)
         watcher.note(f"  control: this run is paid by {names} only, not for right answers")
     return rewards
@@ -170,7 +170,7 @@ def control_rewards(
 
     "none" leaves them as they are. Raises UsageError if "format" would leave nothing to pay.
     """
-    if control == NONE:
+    if control == NO_CONTROL:
         return list(rewards), None if weights is None else list(weights)
     if control == RANDOM:
         return [RandomReward(seed)], None
@@ -203,7 +203,7 @@ def refuse_hackable(
     matched, of_golds = gold_findings(problems)
     for finding in of_golds:
         watcher.note(f"  warning: {finding.kind.sentence} {finding.evidence}.")
-    if config.script.control != NONE:
+    if config.script.control != NO_CONTROL:
         return  # a placebo is meant not to pay for answers
     found = audit(
         rewards,

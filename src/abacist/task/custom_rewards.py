@@ -34,7 +34,6 @@ from abacist.task.watchdog import TimeIsUp, call_within, slice_of
 RewardFunc = Callable[..., "list[float] | list[float | None]"]
 
 MAX_REWARD = 1e30  # beyond this, sums and squares overflow in float32
-MOST_WEIGHT = 1e6  # of --reward_weights, of either sign
 _HOW_TO_NAME = (
     "Name your own reward as module.function, folder/module.function or path/to/file.py:function."
 )

@@ -30,7 +30,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from abacist.errors import RewardError
+from abacist.errors import RewardError, UsageError
 from abacist.task import gist, steps
 from abacist.task.answers import gold_of, is_integer_numeral, same_answer
 from abacist.task.custom_rewards import (
@@ -266,6 +266,23 @@ def load_reward_funcs(
             )
         seen.add(func.__name__)
     return funcs
+
+
+MOST_WEIGHT = 1e6  # of --reward_weights, of either sign
+
+
+def refuse_unusable_weights(
+    weights: Sequence[float], named: str = "--reward_weights", *, may_be_zero: bool = False
+) -> None:
+    """Raise UsageError for factors of rewards that overflow, or under which nothing is paid."""
+    for weight in weights:
+        if not abs(weight) <= MOST_WEIGHT:
+            raise UsageError(
+                f"{named} {weight} is not finite, or beyond {MOST_WEIGHT:g}",
+                "Give smaller numbers: only their ratio counts.",
+            )
+    if weights and not any(weights) and not may_be_zero:
+        raise UsageError(f"{named} are all 0: nothing is paid", "Give one above 0.")
 
 
 def built_in_funcs(name: str) -> tuple[RewardFunc, ...]:

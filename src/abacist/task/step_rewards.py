@@ -83,15 +83,17 @@ def step_rewards(
         reward: float | None
         if not valid_steps(line[0]):
             reward = 0.0
-        elif is_correct or any(_values(shown[-1]) & result for result in wanted):
-            reward = 1.0
-            for equation in shown:
-                reached = next((result for result in wanted if result & _values(equation)), None)
-                if reached is not None:
-                    wanted.remove(reached)
         else:
-            is_repeated = bool(_values(shown[-1]) & known)
-            reward = None if is_lost or is_repeated else 0.0
+            results = [_values(equation) for equation in shown]
+            if is_correct or any(results[-1] & result for result in wanted):
+                reward = 1.0
+                for values in results:
+                    reached = next((result for result in wanted if result & values), None)
+                    if reached is not None:
+                        wanted.remove(reached)
+            else:
+                is_repeated = bool(results[-1] & known)
+                reward = None if is_lost or is_repeated else 0.0
         is_lost = is_lost or reward == 0.0
         found.append(StepReward(start, line.end(), reward))
         start = line.end()

@@ -64,9 +64,9 @@ def no_signal(history: MetricsHistory) -> Said | None:
         gated = history.now("frac_outcome_gated") or 0.0
         why = f"; --outcome_gating silenced {gated:.0%}, all right or all wrong" if gated else ""
         return Said(
-            f"in {history.stretch()} {silent:.0%} of the groups had rewards that differ in "
-            f"{1 - equal:.0%} only, or replies that were left out{why}. Their advantages are zero, "
-            "and the weights do not move.",
+            f"in {history.stretch()} {silent:.0%} of the groups taught nothing, although rewards "
+            f"differ in {1 - equal:.0%}: replies that were cut off do not count{why}. Advantages "
+            "are zero, and the weights do not move.",
             "Choose problems that are solved sometimes (--problem_sampling solve_rate, easier or "
             "harder ones), raise --max_completion_length where replies are cut off, or leave out "
             "--outcome_gating.",

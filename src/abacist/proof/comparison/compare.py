@@ -22,8 +22,7 @@ from abacist.task.problems import Problem
 
 __all__ = ["Comparison", "Example", "Paired", "changes", "compare"]
 
-NO_CONTROL = "none"
-_CONTROLS = (NO_CONTROL, "random", "format")
+CONTROLS = NO_CONTROL, RANDOM, FORMAT = "none", "random", "format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,4 +297,4 @@ def known_control(named: object) -> str:
     >>> known_control("format"), known_control("\\x1b[2J")
     ('format', 'unknown')
     """
-    return str(named) if named in _CONTROLS else "unknown"
+    return str(named) if named in CONTROLS else "unknown"

@@ -42,12 +42,17 @@ from abacist.task.audit.renderings import (
     wrong_solutions,
 )
 from abacist.task.audit.trial import COLUMNS, Trial
-from abacist.task.custom_rewards import MOST_WEIGHT, listed
+from abacist.task.custom_rewards import listed
 from abacist.task.gist import gist_gold
 from abacist.task.given import GivenData
 from abacist.task.plain import is_number, plain
 from abacist.task.problems import Problem, draw, load_problems, whole_split
-from abacist.task.rewards import REWARD_SETS, is_built_in, load_reward_funcs
+from abacist.task.rewards import (
+    REWARD_SETS,
+    is_built_in,
+    load_reward_funcs,
+    refuse_unusable_weights,
+)
 
 NUM_CALIBRATION_PROBLEMS = 24
 NUM_LENGTH_PROBLEMS = 100
@@ -105,14 +110,7 @@ def _weights(weights: object, needed: int) -> list[float]:
             f"--reward_weights: {len(weights)} given, {needed} needed.",
             "Give --reward_weights one number for each.",
         )
-    for weight in weights:
-        if not abs(weight) <= MOST_WEIGHT:
-            raise UsageError(
-                f"--reward_weights {weight} is not finite, or beyond {MOST_WEIGHT:g}",
-                "Give smaller numbers: only their ratio counts.",
-            )
-    if not any(weights):
-        raise UsageError("--reward_weights are all 0: nothing is paid", "Give one above 0.")
+    refuse_unusable_weights(weights)
     return weights
 
 

@@ -65,6 +65,12 @@ def weights_of(settings: Mapping[str, Any], rewards: Sequence[str]) -> list[floa
     return weights if len(weights) == len(rewards) else None
 
 
+def rewards_in(rollouts: pa.Table) -> list[str]:
+    """The names of the rewards that a table of rollouts holds, in the order of its columns."""
+    columns = (name for name in rollouts.column_names if name.startswith(REWARD_PREFIX))
+    return [name.removeprefix(REWARD_PREFIX) for name in columns]
+
+
 def attribute(
     rollouts: pa.Table, weights: Sequence[float] | None = None, *, normalized: bool = False
 ) -> Attribution | None:
@@ -74,7 +80,7 @@ def attribute(
     ``normalized`` says that each reward was divided by its deviation within the group
     (``normalize_then_sum``). None where these weights do not make up the rewards that were paid.
     """
-    names = [name for name in rollouts.column_names if name.startswith(REWARD_PREFIX)]
+    names = rewards_in(rollouts)
     if not names or not rollouts.num_rows:
         return Attribution((), {}, ())
     weights = [1.0] * len(names) if weights is None else weights
@@ -82,7 +88,8 @@ def attribute(
         return None
     # N replies, K rewards. A reward that did not apply counts as 0, as in TRL's sum.
     rewards_NK = np.nan_to_num(
-        np.column_stack([_floats(rollouts[name]) for name in names]) * np.asarray(weights, float)
+        np.column_stack([_floats(rollouts[REWARD_PREFIX + name]) for name in names])
+        * np.asarray(weights, float)
     )
     paid_N = _floats(rollouts["reward"])
     known_N = np.isfinite(paid_N)
@@ -112,7 +119,7 @@ def attribute(
         number = int(step_N[rows[0]])
         sums[number] = sums.get(number, np.zeros_like(here)) + here
     steps = tuple(sorted(sums))
-    shares: dict[str, list[float | None]] = {name.removeprefix(REWARD_PREFIX): [] for name in names}
+    shares: dict[str, list[float | None]] = {name: [] for name in names}
     length: list[float | None] = []
     for step in steps:
         *parts, scale, covariance, spread, squares = sums[step].tolist()

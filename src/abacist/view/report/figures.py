@@ -22,11 +22,10 @@ from abacist.proof.comparison.sentence import bracket, percent, points
 from abacist.proof.evaluation import Evaluation
 from abacist.proof.metrics import SHARES
 from abacist.proof.statistics import Interval
-from abacist.records.rollout import REWARD_PREFIX
 from abacist.task.rewards import built_in
 from abacist.view.charts import difficulty_plot, difficulty_series
 from abacist.view.plaintext import cut_middle, visible
-from abacist.view.report.attribution import LENGTH, attribute, weights_of
+from abacist.view.report.attribution import LENGTH, attribute, rewards_in, weights_of
 from abacist.view.report.reading import LARGEST_NUMBER, Reading
 from abacist.view.report.svg import INK, LINE, PAGE, Styles
 from abacist.view.sheet import Table
@@ -226,8 +225,7 @@ def _accuracy(readings: Sequence[Reading], styles: Styles) -> Chart | None:
 
 
 def _attribution(reading: Reading, styles: Styles) -> Chart | None:
-    names = [n for n in reading.rollouts.column_names if n.startswith(REWARD_PREFIX)]
-    weights = weights_of(reading.settings, [n.removeprefix(REWARD_PREFIX) for n in names])
+    weights = weights_of(reading.settings, rewards_in(reading.rollouts))
     way = reading.settings.get("multi_objective_aggregation")
     found = attribute(reading.rollouts, weights, normalized=way == "normalize_then_sum")
     if found is None:  # somebody's own script, whose weights nobody wrote down
