@@ -162,12 +162,68 @@ def test_gist_one_character_of_reasoning_and_a_wrong_answer_earn_one_and_a_half(
 # What facts say of the gist's own code, which ours has mended: slow and raising rewards
 
 
-def test_a_reward_that_takes_quadratic_time_is_slow() -> None:
+class Clock:
+    """A processor's clock that only a reward moves: no test depends on the machine's speed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 0.0
+        monkeypatch.setattr(time, "process_time", lambda: self.seconds)
+
+    def reward(self, seconds_of: Callable[[int], float]) -> Callable[..., list[float]]:
+        def rule(text: str, gold: str) -> float:
+            self.seconds += seconds_of(len(text))
+            return 0.0
+
+        return paid_by(rule)
+
+
+LENGTHS = (1_000, 8_000, 32_000)
+
+
+def test_a_reward_that_takes_quadratic_time_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    func = Clock(monkeypatch).reward(lambda length: 0.2 * (length / 32_000) ** 2)
+    slow, *more = stress_findings(Trial(func, 2.0), PROBLEMS[0], LENGTHS)
+    assert slow.kind is Kind.SLOW and not more
+    assert "0.2 s for 32,000 characters of" in slow.evidence
+    assert "to the power of 2.0" in slow.evidence
+
+
+@pytest.mark.parametrize("disturbed", [1, 2, 3])
+def test_quadratic_time_is_found_where_short_calls_are_measured_too_slow(
+    monkeypatch: pytest.MonkeyPatch, disturbed: int
+) -> None:
+    calls: dict[int, int] = {}
+
+    def seconds_of(length: int) -> float:
+        calls[length] = calls.get(length, 0) + 1
+        alone = 0.2 * (length / 32_000) ** 2
+        return alone + (0.04 if length < 20_000 and calls[length] % 4 < disturbed else 0.0)
+
+    func = Clock(monkeypatch).reward(seconds_of)
+    slow, *more = stress_findings(Trial(func, 2.0), PROBLEMS[0], LENGTHS)
+    assert slow.kind is Kind.SLOW and not more
+
+
+def test_a_reward_in_linear_time_is_not_slow_where_one_long_call_was_disturbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: dict[int, int] = {}
+
+    def seconds_of(length: int) -> float:
+        calls[length] = calls.get(length, 0) + 1
+        alone = 0.12 * length / 32_000
+        return alone * (4 if length > 20_000 and calls[length] % 2 else 1)
+
+    func = Clock(monkeypatch).reward(seconds_of)
+    assert not list(stress_findings(Trial(func, 2.0), PROBLEMS[0], LENGTHS))
+
+
+def test_a_lazy_pattern_across_lines_takes_quadratic_time() -> None:
     pattern = re.compile(r"<reasoning>.*?</reasoning>\s*<answer>.*?</answer>")
     soft = paid_by(lambda text, gold: 0.5 if pattern.match(text) else 0.0)
-    slow, *more = stress_findings(Trial(soft, 2.0), PROBLEMS[0], (1_000, 8_000, 32_000))
-    assert slow.kind is Kind.SLOW and not more
-    assert "32,000 characters of changes of block" in slow.evidence
+    found = list(stress_findings(Trial(soft, 0.2), PROBLEMS[0], (1_000, 8_000, 400_000)))
+    assert [one.kind for one in found] == [Kind.SLOW]
+    assert "characters of changes of block" in found[0].evidence
 
 
 def test_a_reward_that_raises_without_text_is_fragile() -> None:
