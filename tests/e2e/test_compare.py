@@ -127,7 +127,7 @@ def test_json_is_one_object_and_markdown_is_written_where_asked(
     parts = document["comparison"]["split"].values()
     assert sum(p["change"]["value"] for p in parts) == pytest.approx(accuracy["change"]["value"])
     assert document["examples"][0]["outcome"] == "gained"
-    assert page.read_text(encoding="utf-8").startswith("# Comparison\n\nBetter: ")
+    assert page.read_text(encoding="utf-8").startswith("# Abacist comparison\n\nBetter: ")
     assert "Better: " in html.read_text(encoding="utf-8")
 
 
@@ -156,6 +156,7 @@ def test_json_is_one_object_and_markdown_is_written_where_asked(
         (["a", "--html", "-"], 2, "not to stdout"),
         (["a", "--html", "/dev/null"], 2, "is no HTML file"),
         (["a", "--html", "/dev/null/page.html"], 2, "cannot be written"),
+        (["a", "--markdown", "page.html", "--html", "./page.html"], 2, "name one file"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_with_a_remedy(
@@ -232,6 +233,22 @@ def test_a_control_is_trained_and_named_and_a_run_is_measured_at_other_shots(
     assert not (run / "evals" / "shots-0").exists()  # what the run itself has measured
     code, again = compared(capsys, str(run), "--shots", "1", "0")
     assert code == 3 and "Measuring" not in again and "shots base trained" in again
+
+
+@pytest.mark.parametrize("flag", ["--markdown", "--html"])
+def test_a_persons_own_file_is_never_replaced_by_a_page(
+    flag: str, run_of: Made, tmp_path: Path, capsys: Captured
+) -> None:
+    run = run_of("a", right_on(38))
+    mine = tmp_path / {"--markdown": "README.md", "--html": "index.html"}[flag]
+    mine.write_text("# Comparison of my own, <title>Abacist</title>\n", encoding="utf-8")
+    assert main(["compare", run, flag, str(mine)]) == 2
+    assert "is no page of Abacist's: it is left alone" in capsys.readouterr().err
+    assert mine.read_text(encoding="utf-8").startswith("# Comparison of my own")
+    mine.write_text("", encoding="utf-8")  # an empty file holds nothing to lose
+    for _ in range(2):
+        assert main(["compare", run, flag, str(mine)]) == 0
+    assert "Better: " in mine.read_text(encoding="utf-8")
 
 
 def test_a_file_of_another_kind_is_never_replaced_by_the_page(

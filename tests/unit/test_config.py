@@ -348,8 +348,43 @@ def test_runs_with_other_seeds_are_judged_on_the_same_problems(source: str, tmp_
 @pytest.mark.parametrize("text", ["run_name: 2024-13-01\n", "seed: 0b_\n", "seed: " + "[" * 5000])
 def test_a_file_that_yaml_stumbles_over_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=r"mine\.yaml is not YAML"):
+    with pytest.raises(UsageError, match=r"mine\.yaml: not YAML"):
         load_config("any", str(tmp_path / "mine.yaml"), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("num_generations: [4, --overwrite]", r"num_generations \(mine\.yaml\) takes one value"),
+        ("seed: [4]", "takes one value, not a list of 1"),
+        ("reward_weights: [1, --overwrite]", "'--overwrite' is no value, it begins with a dash"),
+        ("reward_funcs: [default, -o]", "'-o' is no value"),
+        ("max_steps: 3\nseed: 1\nmax_steps: 4", "max_steps stands there twice, in lines 1 and 3"),
+        ("system_prompt: &x [*x]", r"line 1: \*x refers to another part"),
+        ("system_prompt: &x a\nrun_name: *x", r"line 2: \*x refers to another part"),
+        ("reward_weights: [[1, 2]]", "neither a text, a number nor a list"),
+        ("generation_kwargs: {a: 2024-01-01}", "generation_kwargs is neither"),
+        ("run_name: !!binary aGVsbG8=", "run_name is neither"),
+        ("1: 2", "line 1: 1 is no name of a setting"),
+        ("<<: {seed: 1}", "is no name of a setting"),
+        ("- seed", "it holds no settings"),
+        ("seed: 1 # " + "x" * 2**20, "settings are no megabyte"),
+    ],
+)
+def test_a_file_of_settings_holds_settings_and_no_flags(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        load_config("any", str(tmp_path / "mine.yaml"), [])
+
+
+def test_a_list_of_a_file_may_hold_negative_numbers(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "reward_funcs: [correctness, integer]\nreward_weights: [1, -0.5]", encoding="utf-8"
+    )
+    config = load_config("tiny", str(tmp_path / "mine.yaml"), [])
+    assert config.training.reward_weights == [1.0, -0.5]
 
 
 def test_an_empty_variable_is_no_run_to_resume() -> None:

@@ -410,6 +410,11 @@ def test_a_report_goes_into_its_run_and_replaces_only_a_page(tmp_path: Path) -> 
         write_report([path], path)
     with pytest.raises(UsageError, match="left alone"):
         write_report([path], path / "config.yaml")
+    mine = tmp_path / "mine.html"
+    mine.write_text("<p>years of work", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"is no page of Abacist's: it is left alone"):
+        write_report([path], mine)
+    assert mine.read_text(encoding="utf-8") == "<p>years of work"
     assert read(path).settings["model_name_or_path"] == "tiny"
     with pytest.raises(UsageError, match="not to stdout"):
         write_report([path], Path("-"))

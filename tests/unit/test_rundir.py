@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from abacist.errors import RunError
 from abacist.records.lock import RunLock, identity, may_run
 from abacist.records.provenance import build_manifest, data_fingerprint, scrub_argv
-from abacist.records.rundir import RunDir, read_settings, write_aside, write_json
+from abacist.records.rundir import RunDir, write_aside, write_json
+from abacist.records.settings import read_settings
 from abacist.records.secrets import REDACTED, names_a_secret
 from abacist.task.problems import Problem
 
@@ -74,7 +76,10 @@ def test_overwrite_clears_a_run_of_ours() -> None:
     (path / "rollouts" / "old.parquet").touch()
     Path("outside").mkdir()
     Path("outside/kept").touch()
-    (path / "link").symlink_to(Path("outside").resolve(), target_is_directory=True)
+    link = path / "rollouts" / "link"
+    link.symlink_to(Path("outside").resolve(), target_is_directory=True)
+    for name in ("adapter_model.safetensors", "tokenizer.model", "chat_template.jinja"):
+        (path / name).touch()
     with RunDir.reserve(path, name="tiny", overwrite=True) as run:
         run.clear()
         assert contents(path) == {"run.lock"}
@@ -92,6 +97,23 @@ def test_overwrite_never_touches_what_is_not_a_run(manifest: str | None) -> None
     with pytest.raises(RunError, match="does not look like a run"):
         RunDir.reserve(stranger, name="tiny", overwrite=True)
     assert contents(stranger) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["notes.md", "my.json", "exports.txt", "link", ".git", "checkpoint-best", "config.yaml~"],
+)
+def test_overwrite_never_clears_a_run_that_a_person_has_put_something_into(name: str) -> None:
+    path = finished_run(Path("out"))
+    Path("outside").mkdir()
+    if name == "link":
+        (path / name).symlink_to(Path("outside").resolve(), target_is_directory=True)
+    else:
+        (path / name).write_text("mine", encoding="utf-8")
+    before = contents(path)
+    with pytest.raises(RunError, match=rf"holds what no run writes: {re.escape(name)}\."):
+        RunDir.reserve(path, name="tiny", overwrite=True)
+    assert contents(path) == before
 
 
 def test_overwrite_never_clears_the_directory_one_stands_in(

@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
         if options.markdown is not None:
             from abacist.records.rundir import write_aside
 
-            text = as_markdown("Comparison", page).encode("utf-8", "backslashreplace")
+            text = as_markdown("Abacist comparison", page).encode("utf-8", "backslashreplace")
             write_aside(Path(options.markdown), text)
         if options.html is not None:
             from abacist.view.report.writing import write_comparison
@@ -184,6 +184,9 @@ def _refuse_contradictions(options: Namespace) -> None:
             refuse_unfit(Path(options.markdown), "Markdown", ".md", ".markdown")
         if options.html is not None:
             refuse_unfit(Path(options.html))
+        if options.markdown is not None and options.html is not None:
+            if Path(options.markdown).resolve() == Path(options.html).resolve():
+                raise UsageError("--markdown and --html name one file", "Name a file for each.")
     if options.shots is not None:
         if len(given) != 1 or seeds is not None or options.control is not None:
             raise UsageError("--shots is about one run", "abacist compare RUN --shots 0 1 8")

@@ -27,7 +27,6 @@ _KNOWN = re.compile(
     rf"evals/{_VERDICT}/(?:evaluation\.json|rollouts\.parquet)|"
     r"rollouts/step-\d{6,9}(?:-part\d{1,6})?\.parquet)"
 )
-_MOST_SETTINGS_BYTES = 2**20
 _MOST_ROWS, _MOST_VALUES, _MOST_TABLE_BYTES = 500_000, 2 * 10**8, 2**30
 _ROWS_AT_A_TIME = 16
 
@@ -121,25 +120,12 @@ def lay_out(path: Path, contents: Contents, folder: Path, check: Check) -> Opene
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
     run = RunDir(folder / "run")
-    settings = contents.members.get("run/config.yaml", b"")
-    if len(settings) > _MOST_SETTINGS_BYTES or _has_aliases(settings):
-        raise RunError(f"{path}: its config.yaml is refused: no run writes one like that.")
     try:
         return Opened(contents, folder, run, run.read_manifest(), run.read_settings())
     except RunError as error:
         why = " ".join(error.message.replace(f"{folder}/", "").split())[:300]
         hint = "It is not a bundle as `abacist bundle` writes it. Fetch it again."
         raise RunError(f"{path}: nothing can be checked: {why}", hint) from error
-
-
-def _has_aliases(text: bytes) -> bool:
-    """Whether YAML refers to parts of itself, which can make it endless when it is walked."""
-    import yaml
-
-    try:
-        return any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return False  # read_settings says what is wrong
 
 
 def _refuse_huge_table(name: str, data: bytes) -> None:

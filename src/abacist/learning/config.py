@@ -43,8 +43,10 @@ from abacist.learning.limits import (
 from abacist.learning.paths import with_absolute_paths, with_data_beside
 from abacist.learning.resume.checkpoints import asks_for_none, run_to_resume
 from abacist.policy.choices import choose_device
+from abacist.records.settings import parse_settings
 
 AUTO = "auto"
+_NUMBER = re.compile(r"-[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
 DEFAULT_RECIPE = "tiny"
 # The recipe for a model given by a flag alone: nothing in it is about one model.
 GENERAL_RECIPE = "any"
@@ -207,7 +209,10 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
         layers.append((Path(config_path).name, of_file))
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    cast = [(source, parser.given(flags_of(layer))) for source, layer in layers]
+    cast = []
+    for source, layer in layers:
+        _refuse_lists(layer, source)
+        cast.append((source, parser.given(flags_of(layer))))
     for source, layer in [*cast, ("flag", typed)]:
         settings.update(layer)
         sources.update(dict.fromkeys(layer, source))
@@ -472,21 +477,12 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
 def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
     """One flat mapping; what it ``extends`` lies under it."""
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        settings = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-01 looks like a date
-        raise UsageError(
-            f"{where} is not YAML: {error}", "Write one 'key: value' a line."
-        ) from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"{where} holds no settings", "Write one 'key: value' a line.")
-    wrong = []
-    for key_node, _ in node.value:
-        key = str(key_node.value)
-        if key != "extends" and not _asks_for_nothing(key, settings.get(key, "")):
-            line = key_node.start_mark.line + 1
+        found = parse_settings(text)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}", "Write one 'key: value' a line.") from error
+    settings, wrong = found.values, []
+    for key, line in found.lines.items():
+        if key != "extends" and not _asks_for_nothing(key, settings[key]):
             unknown = _unknown(key, known, where=f"{key} ({where}, line {line})")
             wrong += [unknown] if unknown else []
     _refuse_unknown(wrong, where)
@@ -495,9 +491,18 @@ def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
     return {**(_read_recipe(str(under), known) if under else {}), **kept}
 
 
+def _refuse_lists(settings: Mapping[str, Any], source: str) -> None:
+    """Raise UsageError for a list where one value is taken: its rest would be read as flags."""
+    given = {key: value for key, value in settings.items() if isinstance(value, list)}
+    lists = known_settings() if given else {}
+    for key, value in given.items():
+        if not lists.get(key):
+            raise UsageError(f"{key} ({source}) takes one value, not a list of {len(value)}")
+
+
 def flags_of(settings: Mapping[str, Any]) -> list[str]:
     """Values of YAML or Python as they would be typed, so that they are cast like flags; null
-    means unset.
+    means unset. Raises UsageError for an item of a list that would be taken for a flag itself.
 
     >>> flags_of({"use_peft": False, "system_prompt": "--", "reward_weights": [1, 2], "seed": None})
     ['--use_peft=false', '--system_prompt=--', '--reward_weights', '1', '2']
@@ -507,7 +512,11 @@ def flags_of(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, list):
             # A run without trackers keeps an empty list.
             names = ["none"] if key == "report_to" and not value else value
-            tokens += [f"--{key}", *map(_typed, names)]
+            typed = [_typed(name) for name in names]
+            for item in typed:
+                if item.startswith("-") and not _NUMBER.fullmatch(item):
+                    raise UsageError(f"{key}: {item[:60]!r} is no value, it begins with a dash")
+            tokens += [f"--{key}", *typed]
         elif value is not None:
             tokens.append(f"--{key}={_typed(value)}")
     return tokens

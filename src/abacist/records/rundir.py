@@ -1,7 +1,8 @@
 """The directory of a run: where everything is, who may write, and what counts as a run.
 
 Nothing a person owns is ever lost here: a directory that holds anything is refused, and
-``overwrite`` clears only what is recognisably a run of ours that no process is writing. Files
+``overwrite`` clears only what is recognisably a run of ours that no process is writing, and that
+nobody has put files of their own into. Files
 are written aside and moved into place, so a reader, or a crash, meets the old file or the new
 one, never half of one.
 """
@@ -20,10 +21,21 @@ from typing import Any
 from abacist.errors import RunError
 from abacist.records.lock import LOCK_NAME, RunLock
 from abacist.records.provenance import MANIFEST_FORMAT, MANIFEST_VERSION
+from abacist.records.settings import read_settings
 
 RUNS_FOLDER = Path("runs")
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+# What stands at the top of a run: ours, then what the libraries save for a model and its tokenizer.
+_ENTRY_OF_A_RUN = re.compile(
+    r"config\.yaml|(manifest|seen|trackers)\.json|(shots|data|openings|metrics|timings)\.jsonl|"
+    r"rollouts|evals|exports|checkpoint-\d+|README\.md|report\.html|\..*\.tmp|"
+    r".*\.safetensors|(.*\.)?model|training_args\.bin|(merges|vocab)\.txt|"
+    r"(config|(generation|adapter|tokenizer|processor|preprocessor)_config|special_tokens_map|"
+    r"added_tokens|tokenizer|vocab|chat_template|trainer_state|.*\.safetensors\.index)\.json|"
+    r"chat_template\.jinja|additional_chat_templates|runs|wandb"
+)
 
 
 class RunDir:
@@ -194,6 +206,14 @@ class RunDir:
                 f"{self.path}: not overwritten, it does not look like a run. {error.message}",
                 "Choose another --output_dir, or remove that directory yourself.",
             ) from error
+        names = sorted(entry.name for entry in self._contents())
+        if foreign := [name for name in names if not _ENTRY_OF_A_RUN.fullmatch(name)]:
+            more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+            raise RunError(
+                f"{self.path}: not overwritten, it holds what no run writes: "
+                f"{', '.join(foreign[:3])}{more}.",
+                "Move that elsewhere first, or choose another --output_dir.",
+            )
 
     def clear(self) -> None:
         """Empty the directory, the manifest last: a clearing cut short can be taken up again."""
@@ -202,20 +222,6 @@ class RunDir:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a run's ``config.yaml``, or in a recipe. Raises RunError if damaged."""
-    import yaml  # a message about a run directory needs none
-
-    hint = "The run is damaged."
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # 2024-13-01 is no date
-        raise RunError(f"{path}: cannot be read ({error}).", hint) from error
-    if not isinstance(settings, dict):
-        raise RunError(f"{path}: holds no settings.", hint)
-    return settings
 
 
 def _cannot_make(path: Path, why: str | None) -> RunError:

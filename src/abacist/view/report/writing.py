@@ -20,6 +20,7 @@ from abacist.view.report.reading import read
 from abacist.view.sheet import Block
 
 HTML_SUFFIXES = (".html", ".htm")
+_OURS = ("Abacist report</title>", "# Abacist comparison\n")  # one is in each page's first lines
 
 
 def default_path(paths: Sequence[Path]) -> Path:
@@ -73,8 +74,8 @@ def write_comparison(
 def refuse_unfit(target: Path, kind: str = "HTML", *suffixes: str) -> None:
     """Raise UsageError where no file of this kind can be written to ``target``.
 
-    That is a folder, a file of another kind, or a place that cannot be written to. Asked before
-    the work whose result goes there, which may take a while.
+    That is a folder, a file that holds anything but a page of ours, or a place that cannot be
+    written to. Asked before the work whose result goes there, which may take a while.
     """
     suffixes = suffixes or HTML_SUFFIXES
     if str(target) == "-":
@@ -91,6 +92,16 @@ def refuse_unfit(target: Path, kind: str = "HTML", *suffixes: str) -> None:
         )
     folder = next((one for one in target.absolute().parents if one.exists()), Path("/"))
     try:
+        if target.exists():
+            if not target.is_file():
+                raise OSError(None, "it is no regular file")
+            with target.open(encoding="utf-8", errors="replace") as file:
+                head = file.read(20_000)
+            if head and not any(mark in head for mark in _OURS):
+                raise UsageError(
+                    f"{target} exists and is no page of Abacist's: it is left alone",
+                    "Name another file, or remove that one.",
+                )
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
