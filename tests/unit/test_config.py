@@ -360,8 +360,8 @@ def test_a_file_that_yaml_stumbles_over_is_named(text: str, tmp_path: Path) -> N
         ("reward_weights: [1, --overwrite]", "'--overwrite' is no value, it begins with a dash"),
         ("reward_funcs: [default, -o]", "'-o' is no value"),
         ("max_steps: 3\nseed: 1\nmax_steps: 4", "max_steps stands there twice, in lines 1 and 3"),
-        ("system_prompt: &x [*x]", r"line 1: \*x refers to another part"),
-        ("system_prompt: &x a\nrun_name: *x", r"line 2: \*x refers to another part"),
+        ("system_prompt: &x [*x]", r"\*x refers to another part"),
+        ("system_prompt: &x a\nrun_name: *x", r"\*x refers to another part"),
         ("reward_weights: [[1, 2]]", "neither a text, a number nor a list"),
         ("generation_kwargs: {a: 2024-01-01}", "generation_kwargs is neither"),
         ("run_name: !!binary aGVsbG8=", "run_name is neither"),
@@ -377,6 +377,13 @@ def test_a_file_of_settings_holds_settings_and_no_flags(
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         load_config("any", str(tmp_path / "mine.yaml"), [])
+
+
+@pytest.mark.parametrize("name", ["max_hours", "num_train_epochs", "epsilon", "max_steps"])
+@pytest.mark.parametrize("value", ["1e308", "-1e11", "inf", "1" + "0" * 400])
+def test_a_number_that_sums_would_overflow_is_refused(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=rf"--{name} .* is beyond 1e\+10|--{name}: invalid int"):
+        load_config("tiny", None, [f"--{name}={value}"])
 
 
 def test_a_list_of_a_file_may_hold_negative_numbers(tmp_path: Path) -> None:

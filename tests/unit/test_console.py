@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch.distributed as dist
 
 import abacist
 from abacist.cli import console
+from abacist.cli.main import main
 from abacist.errors import DataError, ProcessLost, UsageError
 
 SOURCE = Path(abacist.__file__).resolve().parents[1]
@@ -218,6 +220,62 @@ def test_json_is_one_valid_object_whatever_it_holds(capsys: pytest.CaptureFixtur
         "at": "a",
         "text": "\ud800",
     }
+
+
+def test_json_stays_one_object_when_a_reward_starts_a_program_that_prints() -> None:
+    program = """
+import os
+from abacist.cli import console
+def verb():
+    print("before")
+    with console.stdout_for(result_only=True) as stdout:
+        os.system("echo a program")
+        os.write(1, b"a descriptor\\n")
+        print("a library")
+        console.print_json({"a": "×"}, stdout)
+    os.write(1, b"after\\n")
+    return 0
+raise SystemExit(console.run(verb))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert ended.stdout == 'before\n{\n  "a": "\\u00d7"\n}\nafter\n'
+    assert sorted(ended.stderr.split("\n")) == ["", "a descriptor", "a library", "a program"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_goes_nowhere_and_never_into_a_file(closed: str, tmp_path: Path) -> None:
+    program = """
+import sys
+from abacist.cli import console
+console.open_closed_streams()
+def verb():
+    with open("file", "w") as file:
+        print("said"); print("said", file=sys.stderr); sys.stdin.read(0)
+        with console.stdout_for(result_only=True) as stdout:
+            console.print_json({}, stdout)
+        file.write("mine")
+    return 0
+raise SystemExit(console.run(verb))
+"""
+    (tmp_path / "program.py").write_text(program, encoding="utf-8")
+    line = f"{shlex.quote(sys.executable)} program.py {closed}"
+    assert subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True).returncode == 0
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_name_that_is_no_utf_8_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "tiny", "--output_dir", "r\udcff"]) == 2
+    assert "'r\\udcff' (given) is not UTF-8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(folder)
+    monkeypatch.chdir(os.fsdecode(folder))
+    assert main(["--version"]) == 2
+    assert "(the working directory) is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("code", "status"), [(None, 0), (143, 143), ("wandb gave up", 1)])

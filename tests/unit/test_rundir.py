@@ -15,8 +15,8 @@ from abacist.errors import RunError
 from abacist.records.lock import RunLock, identity, may_run
 from abacist.records.provenance import build_manifest, data_fingerprint, scrub_argv
 from abacist.records.rundir import RunDir, write_aside, write_json
-from abacist.records.settings import read_settings
 from abacist.records.secrets import REDACTED, names_a_secret
+from abacist.records.settings import read_settings
 from abacist.task.problems import Problem
 
 

@@ -184,9 +184,9 @@ def _refuse_contradictions(options: Namespace) -> None:
             refuse_unfit(Path(options.markdown), "Markdown", ".md", ".markdown")
         if options.html is not None:
             refuse_unfit(Path(options.html))
-        if options.markdown is not None and options.html is not None:
-            if Path(options.markdown).resolve() == Path(options.html).resolve():
-                raise UsageError("--markdown and --html name one file", "Name a file for each.")
+        paths = [Path(one).resolve() for one in (options.markdown, options.html) if one is not None]
+        if len(set(paths)) < len(paths):
+            raise UsageError("--markdown and --html name one file", "Name a file for each.")
     if options.shots is not None:
         if len(given) != 1 or seeds is not None or options.control is not None:
             raise UsageError("--shots is about one run", "abacist compare RUN --shots 0 1 8")

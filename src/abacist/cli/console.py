@@ -91,6 +91,16 @@ def run(verb: Callable[[], int]) -> int:
             signal.signal(signal.SIGTERM, previous)
 
 
+def open_closed_streams() -> None:
+    """Give stdin, stdout and stderr somewhere to go where the caller has closed them (``>&-``).
+
+    Else the next file that is opened takes the free descriptor, and gets what is printed.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in descriptors' order
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def _said_here(error: AbacistError) -> str | None:
     """The message, if it is for this one of several processes to say.
 
@@ -160,14 +170,33 @@ def say_starting() -> None:
 def stdout_for(result_only: bool) -> Iterator[TextIO]:
     """The stream for a verb's result. With ``result_only`` (``--json``) all else goes to stderr.
 
-    Libraries print as they please; a machine that reads our stdout must see one object.
+    Libraries print as they please, and a reward may start a program that does; a machine that
+    reads our stdout must see one object.
     """
     stdout = sys.stdout
     if not result_only:
         yield stdout
         return
-    with redirect_stdout(sys.stderr):
-        yield stdout
+    if (
+        stdout is None or stdout is not sys.__stdout__
+    ):  # a notebook's, or a test's: no descriptor is behind it
+        with redirect_stdout(sys.stderr):
+            yield stdout
+        return
+    stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with (
+            redirect_stdout(sys.stderr),
+            open(
+                kept, "w", encoding=stdout.encoding, errors="backslashreplace", closefd=False
+            ) as result,
+        ):
+            yield result
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def print_json(value: object, stream: TextIO) -> None:

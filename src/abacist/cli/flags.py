@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from abacist.errors import UsageError
 from abacist.learning.helptext import Group
 
+LARGEST = 1e10  # as of `learning.limits`, which these flags must not wait for
+
 _FLAG = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 
 
@@ -133,8 +135,10 @@ def loading_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def positive(text: str, least: int = 1) -> int:
     """A whole number of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) < least:
+    if not text.isascii() or not text.isdigit() or int(text[:20]) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    if len(text) > 20 or int(text) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:20]} is beyond {LARGEST:g}")
     return int(text)
 
 
@@ -151,4 +155,6 @@ def not_negative(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    if value > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text[:20]} is beyond {LARGEST:g}")
     return value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NamedTuple
 
@@ -50,10 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    console.open_closed_streams()
     return console.run(lambda: _dispatch(arguments))
 
 
 def _dispatch(arguments: list[str]) -> int:
+    _refuse_other_encodings(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -70,6 +73,21 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(f"unknown {kind} {name!r}", hint)
     verb = import_module(VERBS[name].module)
     return int(verb.run(normalise(rest)))
+
+
+def _refuse_other_encodings(arguments: list[str]) -> None:
+    """Raise UsageError for bytes that are no UTF-8, which no file of ours, or Rust's, can hold."""
+    texts = list(arguments)
+    with suppress(OSError):  # it may be gone
+        texts.append(os.getcwd())
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            what = "given" if text in arguments else "the working directory"
+            raise UsageError(
+                f"{text[:200]!r} ({what}) is not UTF-8", "Rename that file or folder."
+            ) from None
 
 
 def _help() -> str:

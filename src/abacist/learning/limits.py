@@ -52,6 +52,8 @@ class Limit:
         return told + "".join(f", or {value:g}" for value in self.also)
 
 
+LARGEST = 1e10  # beyond it sums of seconds, tokens and bytes overflow, and nobody means it
+
 _COUNT, _COUNT_OR_NONE = Limit(at_least=1), Limit(at_least=0)
 _POSITIVE, _NOT_NEGATIVE = Limit(above=0), Limit(at_least=0)
 _SHARE, _DECAY = Limit(at_least=0, at_most=1), Limit(at_least=0, below=1)
@@ -101,7 +103,7 @@ LIMITS: dict[str, Limit] = {
     "seed": _SEED,
     "data_seed": _SEED,
     # model
-    "lora_r": _COUNT,
+    "lora_r": Limit(at_least=1, at_most=8192),  # no layer of a small model has more to adapt
     "lora_alpha": _POSITIVE,
     "lora_dropout": _DECAY,
     # task
@@ -144,6 +146,8 @@ def refuse_out_of_range(settings: Mapping[str, Any], sources: Mapping[str, str])
     """Raises UsageError, naming the setting and where it was set, for the first bad value."""
     for name, value in settings.items():
         where = named(name, sources)
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise UsageError(f"{where} {str(value)[:20]} is beyond {LARGEST:g}")
         limit = LIMITS.get(name)
         if limit and isinstance(value, int | float) and not limit.holds(value):
             raise UsageError(f"{where} {value} is not {limit}", _INSTEAD.get(name, ""))

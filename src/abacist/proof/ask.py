@@ -25,8 +25,8 @@ from abacist.policy.loading import Policy
 from abacist.policy.source import BUILT_IN
 from abacist.records.rollout import Rollout
 from abacist.records.rundir import RunDir
-from abacist.records.settings import read_settings
 from abacist.records.seen import run_of
+from abacist.records.settings import read_settings
 from abacist.task.answers import read_answer
 from abacist.task.prompts import SYSTEM_PROMPT, Shots, build_messages, load_shots, system_text
 from abacist.task.reply import parse_reply

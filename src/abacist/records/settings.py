@@ -50,8 +50,7 @@ def parse_settings(text: str) -> Settings:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-01 looks like a date
         raise ValueError(f"not YAML ({error})") from error
     if aliases:
-        line = aliases[0].start_mark.line + 1
-        raise ValueError(f"line {line}: *{aliases[0].anchor} refers to another part of the file")
+        raise ValueError(f"*{aliases[0].anchor} refers to another part of the file")
     if values is None:
         return Settings({}, {})
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):

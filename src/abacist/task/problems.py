@@ -29,6 +29,7 @@ from abacist.task.sources import Row, read_file, read_folder, read_hub
 
 # Sources whose problems are made on the spot; a file or folder of the same name is not read.
 MADE_HERE = ("generated", "gsm_symbolic")
+_MOST_MADE = 1_000_000
 SPLITS = ("train", "selection", "heldout", "test", "all")
 HELDOUT_FRACTION = 0.08
 SELECTION_FRACTION = 0.034
@@ -169,6 +170,11 @@ def _made_rows(name: str, split: str, limit: int | None, seed: int) -> Iterator[
         raise DataError(
             f"{'Generated' if name == 'generated' else name} problems have no split {split!r}.",
             f"Choose one of {', '.join(GENERATED_COUNTS)}.",
+        )
+    if limit is not None and limit > _MOST_MADE:
+        raise DataError(
+            f"{limit:,} {name} problems were asked for.",
+            f"At most {_MOST_MADE:,} are made: each is drawn until it differs from all others.",
         )
     make = generate if name == "generated" else gsm_symbolic
     records = make(limit or GENERATED_COUNTS[split], seed=seed, split=split)
