@@ -156,6 +156,36 @@ def test_a_damaged_or_missing_evaluation_is_refused_by_name(tmp_path: Path) -> N
             Evaluation.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("problems", "difficulty", "x"),
+        ("problems", "difficulty", 1.5),
+        ("problems", "difficulty", True),
+        ("problems", "question", None),
+        ("problems", "unseen_structure", "yes"),
+        ("problems", "columns", []),
+        ("problems", "another", 1),
+        ("settings", "temperature", None),
+        ("settings", "temperature", float("nan")),
+        ("settings", "num_samples", "2"),
+        ("settings", "num_samples", 0),
+        ("settings", "system_prompt", 7),
+    ],
+)
+def test_a_wrong_type_in_a_kept_evaluation_is_named(
+    place: str, name: str, value: object, tmp_path: Path
+) -> None:
+    evaluation([GOOD]).save(tmp_path)
+    kept = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    entry = kept["problems"][0] if place == "problems" else kept["evaluation"]["settings"]
+    entry[name] = value
+    (tmp_path / "evaluation.json").write_text(json.dumps(kept), encoding="utf-8")
+    named = r"rollouts\.parquet" if value == 0 and name == "num_samples" else name
+    with pytest.raises(RunError, match=named):
+        Evaluation.load(tmp_path)
+
+
 def test_figures_that_nothing_is_known_about_are_null_in_json() -> None:
     found = evaluation([GOOD])
     unpaid = replace(found, rollouts=(replace(found.rollouts[0], rewards={"mine": None}),))

@@ -248,6 +248,30 @@ def test_opening_what_is_not_a_run_is_an_error_that_says_why() -> None:
             RunDir.open(Path("out"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("versions", ["torch"]),
+        ("versions", {"torch": 2}),
+        ("data", "gsm8k"),
+        ("data", {"problems": "many"}),
+        ("seed", "0"),
+        ("seed", True),
+        ("processes", 1.5),
+        ("finished", "no"),
+        ("resumed", {}),
+    ],
+)
+def test_a_wrong_type_in_a_manifest_is_named_wherever_it_is_read(name: str, value: object) -> None:
+    manifest = build_manifest(seed=7, argv=[], problems=[PROBLEM], source="x")
+    Path("out").mkdir()
+    (Path("out") / "manifest.json").write_text(
+        json.dumps(manifest | {name: value}), encoding="utf-8"
+    )
+    with pytest.raises(RunError, match=rf"damaged \((data\.|versions\.)?{name}|damaged \({name}\."):
+        RunDir.open(Path("out"))
+
+
 PROBLEM = Problem("id", "How many?", "2+2=4", "4", 1)
 
 

@@ -177,9 +177,8 @@ def stdout_for(result_only: bool) -> Iterator[TextIO]:
     if not result_only:
         yield stdout
         return
-    if (
-        stdout is None or stdout is not sys.__stdout__
-    ):  # a notebook's, or a test's: no descriptor is behind it
+    if sys.__stdout__ is None or stdout is not sys.__stdout__:
+        # A notebook's, or a test's: no descriptor is behind it.
         with redirect_stdout(sys.stderr):
             yield stdout
         return

@@ -43,6 +43,7 @@ from abacist.records.rollout import (
     write_rollouts,
 )
 from abacist.records.rundir import write_json
+from abacist.records.typed import typed
 from abacist.task.problems import Problem
 
 FORMAT_VERSION = 1
@@ -257,9 +258,10 @@ class Evaluation:
                     f"reads format {FORMAT_VERSION}.",
                     "Use the Abacist that wrote it, or a newer one.",
                 )
-            settings = Settings(**document["evaluation"]["settings"])
-            conditions = dict(document["evaluation"].get("conditions", {}))
-            problems = tuple(Problem(**fields) for fields in document["problems"])
+            settings = typed(Settings, document["evaluation"]["settings"])
+            told = dict(document["evaluation"].get("conditions", {}))
+            conditions = {str(name): str(value) for name, value in told.items()}
+            problems = tuple(typed(Problem, fields) for fields in document["problems"])
             overlap = Overlap.from_record(document.get("overlap"))
         except FileNotFoundError:
             raise RunError(
@@ -267,10 +269,11 @@ class Evaluation:
                 "Give a folder that holds evaluation.json, such as runs/NAME/evals/before.",
             ) from None
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise RunError(f"{path}: damaged ({error}).") from error
+            hint = "Restore the file from a copy, or evaluate again."
+            raise RunError(f"{path}: damaged ({error}).", hint) from error
         rollouts = tuple(read_rollouts(folder / "rollouts.parquet"))
         count = settings.num_samples
-        is_whole = isinstance(count, int) and len(problems) * count == len(rollouts)
+        is_whole = count >= 1 and len(problems) * count == len(rollouts)
         if not is_whole or any(
             rollout.problem_id != problems[at // count].problem_id
             for at, rollout in enumerate(rollouts)

@@ -20,7 +20,7 @@ from typing import Any
 
 from abacist.errors import RunError
 from abacist.records.lock import LOCK_NAME, RunLock
-from abacist.records.provenance import MANIFEST_FORMAT, MANIFEST_VERSION
+from abacist.records.provenance import MANIFEST_FORMAT, MANIFEST_VERSION, RECORDED_PACKAGES
 from abacist.records.settings import read_settings
 
 RUNS_FOLDER = Path("runs")
@@ -36,6 +36,17 @@ _ENTRY_OF_A_RUN = re.compile(
     r"added_tokens|tokenizer|vocab|chat_template|trainer_state|.*\.safetensors\.index)\.json|"
     r"chat_template\.jinja|additional_chat_templates|runs|wandb"
 )
+
+# What those who read a manifest rely on; null stands for what is not known.
+_MANIFEST_TYPES: dict[str, type] = {
+    **dict.fromkeys(("versions", "data", "model", "task"), dict),
+    **dict.fromkeys(("argv", "resumed", "rewards"), list),
+    **dict.fromkeys(("platform", "git_commit", "dtype", "control", "recipe"), str),
+    **dict.fromkeys(("seed", "processes"), int),
+    **dict.fromkeys(("finished", "keeps_openings"), bool),
+}
+_DATA_TYPES: dict[str, type] = {"source": str, "problems": int, "sha256": str}
+_DAMAGED = "Restore the file from a copy. `abacist doctor RUN` says what else is damaged."
 
 
 class RunDir:
@@ -166,7 +177,7 @@ class RunDir:
                 "Give the directory that `abacist train` named at its end.",
             ) from None
         except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{self.manifest_path}: damaged ({error}).") from error
+            raise RunError(f"{self.manifest_path}: damaged ({error}).", _DAMAGED) from error
         if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
             of_checkpoint = "Of a checkpoint, give the run that it is in."
             raise RunError(f"{self.path}: its manifest.json is not that of a run.", of_checkpoint)
@@ -176,6 +187,16 @@ class RunDir:
                 f"reads format {MANIFEST_VERSION}.",
                 "Use the Abacist that wrote it, or a newer one.",
             )
+        for where, entries, kinds in (
+            ("", manifest, _MANIFEST_TYPES),
+            ("data.", manifest.get("data") or {}, _DATA_TYPES),
+            ("versions.", manifest.get("versions") or {}, dict.fromkeys(RECORDED_PACKAGES, str)),
+        ):
+            for name, kind in kinds.items():
+                value = entries.get(name) if isinstance(entries, dict) else entries
+                if value is not None and (type(value) is not kind):
+                    said = f"{where}{name} is {repr(value)[:60]}"
+                    raise RunError(f"{self.manifest_path}: damaged ({said}).", _DAMAGED)
         return manifest
 
     def read_settings(self) -> dict[str, Any]:
