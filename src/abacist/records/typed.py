@@ -6,7 +6,7 @@ import functools
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ def typed(kind: type[T], fields: object) -> T:
     """
     if not isinstance(fields, Mapping):
         raise TypeError(f"{kind.__name__} is {str(fields)[:40]!r}")
-    declared = _types_of(kind)
+    declared = _types_of(cast(Any, kind))
     for name, value in fields.items():
         if name not in declared:
             raise TypeError(f"{str(name)[:40]!r} is unknown")
