@@ -292,6 +292,17 @@ def test_a_template_that_refuses_the_messages_is_named(lookalike: Fold) -> None:
         Chat.guard(tokenizer)
 
 
+@pytest.mark.parametrize("code", ["{{ 1 // 0 }}", "{% for i in range(10 ** 12) %}{% endfor %}"])
+def test_a_template_that_fails_like_a_program_is_named(code: str, lookalike: Fold) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(lookalike("qwen2.5-instruct"))
+    chat = Chat.guard(tokenizer)
+    tokenizer.chat_template = code
+    with pytest.raises(ModelError, match="chat template refuses these messages"):
+        chat.encode(CONVERSATION)
+    with pytest.raises(ModelError, match="cannot render one question"):
+        Chat.guard(tokenizer)
+
+
 def test_every_decision_is_explained(chat_of: Callable[[str], Chat]) -> None:
     for kind in KINDS:
         said = dict(chat_of(kind).notes)

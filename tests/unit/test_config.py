@@ -14,7 +14,7 @@ from abacist.cli.train import read_request
 from abacist.errors import UsageError
 from abacist.learning.config import full_help, load_config
 from abacist.learning.helptext import recipe_names
-from abacist.learning.limits import RETIRED
+from abacist.learning.limits import OBJECTS, RETIRED
 from abacist.learning.task import load_task
 from abacist.task.rewards import built_in, load_reward_funcs
 
@@ -384,6 +384,13 @@ def test_a_file_of_settings_holds_settings_and_no_flags(
 def test_a_number_that_sums_would_overflow_is_refused(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=rf"--{name} .* is beyond 1e\+10|--{name}: invalid int"):
         load_config("tiny", None, [f"--{name}={value}"])
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize("text", ["{bad", "[1]", "5", "", "[" * 50_000])
+def test_what_is_no_json_object_is_refused_by_its_flag(name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=rf"--{name} .*is no JSON object"):
+        load_config("tiny", None, [f"--{name}={text}"])
 
 
 def test_a_list_of_a_file_may_hold_negative_numbers(tmp_path: Path) -> None:

@@ -348,6 +348,7 @@ def test_an_adapter_says_which_base_it_misses(tiny: Path, tmp_path: Path) -> Non
         (str(tmp_path / "gone"), "needs its base model .*gone"),
         (str(adapter), "is based on another adapter"),
         (None, "does not say which model"),
+        (5, "does not say which model"),
     ):
         file.write_text(json.dumps({**config, "base_model_name_or_path": base}), encoding="utf-8")
         with pytest.raises(ModelError, match=said):

@@ -200,6 +200,22 @@ def test_columns_of_a_stranger_do_not_disturb(tmp_path: Path) -> None:
     assert read_rollouts(tmp_path / "x.parquet") == [ROLLOUT]
 
 
+def test_a_strangers_column_that_python_cannot_hold_does_not_disturb(tmp_path: Path) -> None:
+    write_rollouts(tmp_path / "x.parquet", [ROLLOUT])
+    beyond = pa.array([2**45], pa.timestamp("s"))  # after the year 9999
+    table = pq.read_table(tmp_path / "x.parquet").append_column("when", beyond)
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert read_rollouts(tmp_path / "x.parquet") == [ROLLOUT]
+
+
+def test_a_column_that_stands_there_twice_is_named(tmp_path: Path) -> None:
+    write_rollouts(tmp_path / "x.parquet", [ROLLOUT])
+    table = pq.read_table(tmp_path / "x.parquet").append_column("reward", pa.array([1.0]))
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(RunError, match="two columns reward"):
+        read_rollouts(tmp_path / "x.parquet")
+
+
 def test_what_cannot_be_read_is_an_error_that_says_why(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     with pytest.raises(RunError, match="not a readable rollout file"):

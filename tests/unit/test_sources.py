@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given
@@ -165,6 +166,18 @@ def test_an_arrow_file_is_read_as_a_stream_is(tmp_path: Path) -> None:
         assert pairs(read(tmp_path / name)) == ROWS
     (tmp_path / "a.arrow").write_bytes(b"ARROW1 and no more")
     assert "not a readable Arrow file" in message_of(tmp_path / "a.arrow")
+
+
+def test_a_value_that_python_cannot_hold_and_a_column_that_is_there_twice_are_refused(
+    tmp_path: Path,
+) -> None:
+    columns = {"question": [q for q, _ in ROWS], "answer": [a for _, a in ROWS]}
+    beyond = pa.array([2**45] * len(ROWS), pa.timestamp("s"))  # after the year 9999
+    pq.write_table(pa.table({**columns, "when": beyond}), tmp_path / "a.parquet")
+    assert "not a readable Parquet file" in message_of(tmp_path / "a.parquet")
+    twice = pa.table([columns["question"], columns["answer"]] * 2, ["question", "answer"] * 2)
+    pq.write_table(twice, tmp_path / "b.parquet")
+    assert "has two columns 'question'" in message_of(tmp_path / "b.parquet")
 
 
 def test_what_datasets_saved_to_disk_is_read(tmp_path: Path) -> None:

@@ -47,13 +47,13 @@ def none_reward(prompts: Any, completions: Any, **columns: Any) -> list[float | 
 def trained(kind: type, config: Any, folder: Path, **more: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    given = {"reward_funcs": [length_reward, none_reward]} | more
     trainer = kind(
         model=model,
-        reward_funcs=[length_reward, none_reward],
         args=config,
         train_dataset=Dataset.from_list(ROWS),
         processing_class=tokenizer,
-        **more,
+        **given,
     )
     trainer.train()
     return trainer
@@ -116,6 +116,28 @@ def test_who_watches_is_told_the_replies_of_each_step_also_where_none_are_kept(
     assert all(one.step == step for step, rollouts in told for one in rollouts)
     assert all(one.reward is not None for _, rollouts in told for one in rollouts)
     assert not (tmp_path / "run" / "rollouts").exists()
+
+
+def logging_reward(prompts: Any, completions: Any, log_metric: Any, **columns: Any) -> list[float]:
+    log_metric("longest", torch.tensor(max(len(one[0]["content"]) for one in completions)))
+    return [0.0] * len(completions)
+
+
+def naming_reward(prompts: Any, completions: Any, log_metric: Any, **columns: Any) -> list[float]:
+    log_metric("longest", "the third")
+    return [0.0] * len(completions)
+
+
+def test_a_metric_that_a_reward_logs_is_a_number_or_refused_where_it_is_logged(
+    tmp_path: Path,
+) -> None:
+    folder = build("qwen2.5-instruct", tmp_path / "model")
+    config = GRPOConfig(output_dir=str(tmp_path / "run"), **TINY_BATCH)
+    done = trained(GRPOTrainer, config, folder, reward_funcs=logging_reward)
+    logged = [entry["longest"] for entry in done.state.log_history if "longest" in entry]
+    assert logged and all(isinstance(value, float) and value > 0 for value in logged)
+    with pytest.raises(TypeError, match=r"log_metric\('longest', 'the third'\) takes a number"):
+        trained(GRPOTrainer, config, folder, reward_funcs=naming_reward)
 
 
 def test_no_rollout_is_lost_when_a_step_takes_several_generations(tmp_path: Path) -> None:

@@ -111,7 +111,9 @@ def _vllm(source: Source, host: str, port: int) -> Handover:
     if source.is_adapter:
         settings = read_json(source.folder / "adapter_config.json")
         base = str(settings.get("base_model_name_or_path", ""))
-        rank = next((r for r in _VLLM_RANKS if r >= int(settings.get("r") or 8)), _VLLM_RANKS[-1])
+        needed = settings.get("r")
+        needed = needed if isinstance(needed, int) else 8
+        rank = next((r for r in _VLLM_RANKS if r >= needed), _VLLM_RANKS[-1])
         name = source.folder.resolve().name
         command[2] = str(BUILT_IN_FOLDER) if base == BUILT_IN else base
         command += ["--enable-lora", "--max-lora-rank", str(rank)]

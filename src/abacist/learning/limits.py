@@ -8,6 +8,7 @@ hours later and without the flag's name. :data:`LIMITS` is checked when a config
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,6 +131,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "sequence_mask",
     ),
 }
+# Written as a JSON object; those of TRL's that a file may hold as well are not among them.
+OBJECTS = (
+    "activation_checkpointing_kwargs",
+    "chat_template_kwargs",
+    "generation_kwargs",
+    "gradient_checkpointing_kwargs",
+    "lr_scheduler_kwargs",
+)
 TRACKERS = ("wandb", "trackio", "tensorboard")
 _INSTEAD = {
     "eval_steps": "--eval_strategy no measures nothing while training.",
@@ -155,6 +164,8 @@ def refuse_out_of_range(settings: Mapping[str, Any], sources: Mapping[str, str])
         if choices and str(value) not in choices:
             known = ", ".join(one for one in choices if one.lower() not in ("true", "false"))
             raise UsageError(f"{where} {value} is none of {known}", _did_you_mean(value, choices))
+        if name in OBJECTS and isinstance(value, str):
+            _refuse_unless_object(value, where)
     refuse_unusable_weights(
         settings.get("reward_weights") or [],
         named("reward_weights", sources),
@@ -166,6 +177,17 @@ def refuse_out_of_range(settings: Mapping[str, Any], sources: Mapping[str, str])
             f"{named('generation_kwargs', sources)} holds stop_strings, and TRL does not give "
             "generate() the tokenizer that they need",
             "A reply ends at the model's own end tokens; eos_token_id takes the ids of others.",
+        )
+
+
+def _refuse_unless_object(text: str, where: str) -> None:
+    try:
+        is_object, why = isinstance(json.loads(text), dict), ""
+    except (ValueError, RecursionError) as error:
+        is_object, why = False, f" ({error})"
+    if not is_object:
+        raise UsageError(
+            f"{where} {text[:60]} is no JSON object{why}", """For example '{"name": 0.5}'."""
         )
 
 

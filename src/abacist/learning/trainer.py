@@ -112,6 +112,14 @@ class GRPOTrainer(ResumableTrainer):
         )
         return rewards_per_func
 
+    def _log_metric(self, name: str, value: float) -> None:
+        # TRL averages them after the step, where nobody knows any more whose value it was.
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"log_metric({name!r}, {value!r:.60}) takes a number") from None
+        super()._log_metric(str(name), number)
+
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         # The first moment at which the rewards and advantages of a generation batch are both
         # known, and rows are still in the order of the prompts: `_prepare_inputs` reorders them.

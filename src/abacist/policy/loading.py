@@ -327,15 +327,20 @@ def _quantization_of(
 def _base_of(adapter: Source, trust_remote_code: bool) -> Source:
     config = read_json(adapter.folder / "adapter_config.json")
     name = config.get("base_model_name_or_path")
-    if not name:
+    if not name or not isinstance(name, str):
         raise ModelError(
             f"The adapter '{adapter.name}' does not say which model it belongs to.",
             f"Set base_model_name_or_path in {adapter.folder / 'adapter_config.json'}.",
         )
-    if is_built_in(str(name)):
+    if is_built_in(name):
         name = BUILT_IN
+    revision = config.get("revision")
     try:
-        base = find(name, revision=config.get("revision"), trust_remote_code=trust_remote_code)
+        base = find(
+            name,
+            revision=revision if isinstance(revision, str) else None,
+            trust_remote_code=trust_remote_code,
+        )
     except ModelError as error:
         raise ModelError(
             f"The adapter '{adapter.name}' needs its base model '{name}'. {error.message}",

@@ -98,7 +98,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in ``file``, or a :class:`ModelError` naming it."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read: {error}", "The copy is damaged.") from error
     if not isinstance(content, dict):
         raise ModelError(f"{file} is not a JSON object.", "The copy is damaged.")

@@ -8,6 +8,7 @@ bytes, and a resumed run can be compared with an uninterrupted one file by file.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -231,9 +232,16 @@ def rollouts_in(table: pa.Table, source: Path) -> list[Rollout]:
     Raises RunError for a value that no rollout has.
     """
     try:
-        return [_rollout_of(row) for row in table.to_pylist()]
+        return [_rollout_of(row) for row in table.select(_of_rollouts(table)).to_pylist()]
     except ValueError as error:
         raise RunError(f"{source}: {error}.") from error
+
+
+def _of_rollouts(table: pa.Table) -> list[str]:
+    """The columns that make a rollout. A stranger's may hold what Python cannot."""
+    ours = {column.name for column in (*_BEFORE_REWARDS, *_AFTER_REWARDS, *_OPTIONAL)}
+    names = table.column_names
+    return [name for name in names if name in ours or name.startswith(REWARD_PREFIX)]
 
 
 def _read_file(path: Path, columns: Collection[str] | None = None) -> pa.Table:
@@ -241,6 +249,8 @@ def _read_file(path: Path, columns: Collection[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             there = file.schema_arrow.names
+            if twice := [name for name, count in Counter(there).items() if count > 1]:
+                raise RunError(f"{path}: not a rollout file, it has two columns {twice[0][:60]}.")
             table = file.read([one.name for one in file.schema_arrow if _is_wanted(one, columns)])
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{path}: not a readable rollout file ({error}).") from error

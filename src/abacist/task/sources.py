@@ -23,6 +23,7 @@ import io
 import json
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -418,7 +419,7 @@ def _table_rows(path: Path) -> Iterator[Row]:
             file.seek(0)
             table = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
             yield from _batch_rows(path, table.read_all().to_batches())
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # a date in year 10000
         raise DataError(f"{path}: not a readable {kind} file ({error}).") from error
 
 
@@ -426,6 +427,9 @@ def _batch_rows(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
     number = 0
     for batch in batches:
         types = {column.name: str(column.type) for column in batch.schema}
+        if len(types) < len(batch.schema.names):
+            name = Counter(batch.schema.names).most_common(1)[0][0]
+            raise DataError(f"{path}: has two columns {name[:60]!r}.", "Rename one of them.")
         for fields in batch.to_pylist():
             number += 1
             yield Row(str(path), f"row {number}", shortest(fields, types))
