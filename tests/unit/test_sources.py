@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -178,6 +179,12 @@ def test_a_value_that_python_cannot_hold_and_a_column_that_is_there_twice_are_re
     twice = pa.table([columns["question"], columns["answer"]] * 2, ["question", "answer"] * 2)
     pq.write_table(twice, tmp_path / "b.parquet")
     assert "has two columns 'question'" in message_of(tmp_path / "b.parquet")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "data.jsonl")
+    assert "is no regular file" in message_of(tmp_path / "data.jsonl")
 
 
 def test_what_datasets_saved_to_disk_is_read(tmp_path: Path) -> None:

@@ -205,13 +205,18 @@ def _problem_of(
     named = next((str(name) for name in names if not is_empty(name)), None)
     hashed = hashlib.sha256(normalise_question(question).encode()).hexdigest()[:16]
     structure, unseen = row.fields.get("structure"), row.fields.get("unseen_structure")
+    structure = structure if isinstance(structure, str) else None
+    for where, text in (("id", named), ("solution", solution), ("structure", structure)):
+        _refuse_broken(text or "", f"in its {where}")
+    for name in row.fields:
+        _refuse_broken(str(name), "in a column's name")
     return Problem(
         problem_id=named or hashed,
         question=question,
         solution=solution,
         answer=gold,
         difficulty=max(1, sum(bool(line.strip()) for line in solution.split("\n"))),
-        structure=structure if isinstance(structure, str) else None,
+        structure=structure,
         unseen_structure=unseen if isinstance(unseen, bool) else None,
     )
 
@@ -255,10 +260,13 @@ def _text(fields: Mapping[str, object], column: str, flag: str) -> str:
     if text is None:
         wanted = "a finite number" if isinstance(value, float | Decimal) else "text"
         raise _BadRow(f"has a {type(value).__name__} in {column!r}, not {wanted}: {shown(value)}")
+    _refuse_broken(text, f"in {column!r}")
+    return text.strip()
+
+
+def _refuse_broken(text: str, where: str) -> None:
+    """Raise _BadRow for half of a surrogate pair, which neither UTF-8 nor Parquet can hold."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise _BadRow(
-            f"has broken Unicode in {column!r} (a lone surrogate): {shown(value)}"
-        ) from None
-    return text.strip()
+        raise _BadRow(f"has broken Unicode {where} (a lone surrogate): {shown(text)}") from None
