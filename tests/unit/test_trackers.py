@@ -255,7 +255,7 @@ def test_a_row_has_trls_columns_and_holds_whatever_was_written() -> None:
     first, second = (one.row() for one in completions_of(trainer))
     assert list(first) == ["step", "prompt", "completion", "correctness", "source", "advantage"]
     assert first["prompt"] == "SYSTEM\nBe brief.\n\nUSER\n1 + 1?"
-    assert first["correctness"] is None and first["completion"] == "a\x00b?<script>"
+    assert first["correctness"] is None and first["completion"] == "a\x00b\ufffd<script>"
     assert second["prompt"] == "USER\nplain" and second["source"] is None
     json.dumps([first, second], ensure_ascii=False, allow_nan=False).encode()
     assert "correctness n/a" in in_words(completions_of(trainer)[0])
@@ -297,7 +297,7 @@ def run(tmp_path: Path) -> RunDir:
 def test_no_token_is_among_the_settings_told(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     text = "system_prompt: key 0123456789abcdef\nmy_token: xyzzyxyzzy\nmax_tokens: 3\n"
-    run.config_path.write_text(text + "nested: [{api_key: plugh}]\n", encoding="utf-8")
+    run.config_path.write_text(text + "nested: {inside: [{api_key: plugh}]}\n", encoding="utf-8")
     told = run_settings(run)
     said = json.dumps(told)
     assert not any(secret in said for secret in ("0123456789abcdef", "xyzzy", "plugh"))

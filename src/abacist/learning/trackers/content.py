@@ -16,6 +16,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 
 from abacist.proof.comparison.compare import Comparison
 from abacist.proof.comparison.sentence import headline, judgement
+from abacist.records.rollout import storable
 from abacist.records.rundir import RunDir
 from abacist.records.secrets import scrubbed
 from abacist.task.reply import completion_text
@@ -142,10 +143,10 @@ def completions_of(trainer: Any) -> list[Completion]:
         one = Completion(
             step=trainer.state.global_step,
             messages=_messages(prompt),
-            text=_storable(completion_text(logs["completion"][index])),
+            text=storable(completion_text(logs["completion"][index])),
             rewards={name: _number(values[index]) for name, values in logs["rewards"].items()},
             extra={
-                name: value if isinstance(value, int | float | None) else _storable(str(value))
+                name: value if isinstance(value, int | float | None) else storable(str(value))
                 for name, value in extra.items()
             },
             advantage=float(logs["advantages"][index]),
@@ -165,16 +166,11 @@ def some_of(completions: Sequence[Completion], most: int | None, seed: int) -> l
 
 def _messages(prompt: Any) -> list[dict[str, str]]:
     if isinstance(prompt, str):
-        return [{"role": "user", "content": _storable(prompt)}]
+        return [{"role": "user", "content": storable(prompt)}]
     return [
-        {"role": str(turn["role"]), "content": _storable(completion_text([turn]))}
-        for turn in prompt
+        {"role": str(turn["role"]), "content": storable(completion_text([turn]))} for turn in prompt
     ]
 
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode("utf-8")

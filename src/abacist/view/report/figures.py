@@ -57,19 +57,26 @@ class Curve:
     points: Sequence[tuple[int, float]]
 
 
-_SILENT = "silent groups"  # no name of the log: see Reading.silent_groups
-# What is drawn of the log beside the rewards: title, metric, and what is shown of its value.
-_PANELS: tuple[tuple[str, str, Callable[[float], float]], ...] = (
-    ("tokens a reply", "completions/mean_length", float),
-    ("replies that stop by themselves, %", "completions/clipped_ratio", lambda x: 100 * (1 - x)),
-    ("steps that are right, %", "step_reward", lambda x: 100 * x),
-    ("groups with signal, %", _SILENT, lambda x: 100 * (1 - x)),
-    ("entropy, nats a token", "entropy", float),
-    ("KL to the reference, nats a token", "kl", float),
-    ("gradient norm", "grad_norm", float),
-    ("loss", "loss", float),
-    ("learning rate", "learning_rate", float),
-)
+Points = list[tuple[int, float]]  # a step and a value
+
+
+def _logged(name: str) -> Callable[[Reading], Points]:
+    return lambda reading: reading.metric(name)
+
+
+# What is drawn of the log beside the rewards: title, where it is read, what is shown of a value.
+_PANELS: tuple[tuple[str, Callable[[Reading], Points], Callable[[float], float]], ...] = (
+    ("tokens a reply", _logged("completions/mean_length"), float),
+    ("replies that stop by themselves, %", _logged("completions/clipped_ratio"),
+     lambda x: 100 * (1 - x)),
+    ("steps that are right, %", _logged("step_reward"), lambda x: 100 * x),
+    ("groups with signal, %", Reading.silent_groups, lambda x: 100 * (1 - x)),
+    ("entropy, nats a token", _logged("entropy"), float),
+    ("KL to the reference, nats a token", _logged("kl"), float),
+    ("gradient norm", _logged("grad_norm"), float),
+    ("loss", _logged("loss"), float),
+    ("learning rate", _logged("learning_rate"), float),
+)  # fmt: skip
 
 
 def of_comparison(
@@ -98,11 +105,11 @@ def of_evaluation(greedy: Evaluation, sampled: Evaluation | None, styles: Styles
 def of_training(readings: Sequence[Reading], styles: Styles) -> list[Chart]:
     """The learning curves of one run, or of several over one another."""
     charts = [_rewards(readings, styles), _accuracy(readings, styles)]
-    for title, metric, shown in _PANELS:
-        curves = []
-        for one in readings:
-            points = one.silent_groups() if metric == _SILENT else one.metric(metric)
-            curves.append(Curve(one.name, [(step, shown(value)) for step, value in points]))
+    for title, points_of, shown in _PANELS:
+        curves = [
+            Curve(one.name, [(step, shown(value)) for step, value in points_of(one)])
+            for one in readings
+        ]
         charts.append(_lines(title, curves, styles))
     return [chart for chart in charts if chart is not None]
 

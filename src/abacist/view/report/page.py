@@ -354,13 +354,17 @@ def _setup(reading: Reading) -> dict[str, Any]:
     for group in ("versions", "data"):
         found = manifest.get(group)
         if isinstance(found, Mapping):
-            facts += [(f"{key}", _told(value)) for key, value in found.items() if value is not None]
+            facts += [
+                (visible(f"{key}"), _told(value))
+                for key, value in found.items()
+                if value is not None
+            ]
     for key in ("git_commit", "platform", "seed", "dtype", "control"):
         if manifest.get(key) is not None:
             facts.append((key.replace("_", " "), _told(manifest[key])))
     if reading.kind == EVALUATION:
         for evaluation in reading.evaluations.values():
-            facts = [(key, _told(value)) for key, value in evaluation.conditions.items()]
+            facts = [(visible(key), _told(value)) for key, value in evaluation.conditions.items()]
             break
     argv = manifest.get("argv")
     command = ""
@@ -369,7 +373,7 @@ def _setup(reading: Reading) -> dict[str, Any]:
         if isinstance(argv, list):
             command += f"\n# it was started as: {shlex.join(['abacist', *map(str, argv[1:])])}"
     settings = sorted(
-        (str(key), _told(value)) for key, value in scrubbed(dict(reading.settings)).items()
+        (visible(str(key)), _told(value)) for key, value in scrubbed(dict(reading.settings)).items()
     )
     return {
         "name": visible(reading.name),
