@@ -68,7 +68,7 @@ def test_nothing_of_the_machine_and_no_secret_is_in_it(
     manifest["argv"] = [f"{tmp_path}/bin/abacist", "--output_dir", f"{tmp_path}/x", "hf_verysecret"]
     (run / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     config = run / "config.yaml"
-    text = config.read_text(encoding="utf-8").replace("run_name: null", "")
+    text = config.read_text(encoding="utf-8").replace("shots_file: null\n", "")
     config.write_text(f"{text}shots_file: {tmp_path}/my shots.jsonl\n", encoding="utf-8")
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "note": "hf_verysecretindeed"}\n')
@@ -297,7 +297,17 @@ def test_an_existing_file_is_replaced_only_if_asked(short_run: Path, tmp_path: P
     target.write_text("mine", encoding="utf-8")
     with pytest.raises(RunError, match="exists already"):
         bundle(short_run, target)
+    with pytest.raises(RunError, match="it is no bundle"):
+        bundle(short_run, target, overwrite=True)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        other.writestr("thesis.tex", "years of work")
+    with pytest.raises(RunError, match="it is no bundle"):
+        bundle(short_run, tmp_path / "other.zip", overwrite=True)
     assert target.read_text(encoding="utf-8") == "mine"
+    target.unlink()
+    bundle(short_run, target)
+    with pytest.raises(RunError, match="exists already"):
+        bundle(short_run, target)
     assert bundle(short_run, target, overwrite=True).size_bytes == target.stat().st_size
 
 

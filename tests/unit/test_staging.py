@@ -75,6 +75,19 @@ def test_an_export_is_replaced_only_when_asked_and_only_by_a_whole_one(tmp_path:
     assert (target / "model.bin").read_text("utf-8") == "new" and contents(tmp_path) == ["x"]
 
 
+def test_an_export_that_a_person_has_put_something_into_is_never_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    with staged(target, overwrite=False) as folder:
+        fill(folder)
+        write_json(folder / "abacist.json", RECORD | {"files": ["model.bin"]})
+    with staged(target, overwrite=True) as folder:
+        fill(folder)
+        write_json(folder / "abacist.json", RECORD | {"files": ["model.bin"]})
+    (target / "notes.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match=r"it holds what no export writes: notes\.md"):
+        refuse_taken(target, overwrite=True)
+
+
 def test_what_is_no_export_is_never_replaced(tmp_path: Path) -> None:
     target = tmp_path / "x"
     target.mkdir()

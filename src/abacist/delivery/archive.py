@@ -95,6 +95,15 @@ def write(path: Path, packed: bytes) -> None:
         ) from error
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a file is what :func:`write` wrote, going by its list of members."""
+    try:
+        with zipfile.ZipFile(path) as found:
+            return INDEX_NAME in found.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+
+
 def read(path: Path) -> Contents:
     """The contents of the bundle in ``path``.
 

@@ -97,6 +97,8 @@ def bundle(path: Path, output: Path | None = None, *, overwrite: bool = False) -
         raise RunError(f"{target}: a folder is in its place.", "Name a file with -o.")
     if target.exists() and not overwrite:
         raise RunError(f"{target}: exists already.", "Name another with -o, or add --overwrite.")
+    if target.exists() and not archive.is_bundle(target):
+        raise RunError(f"{target}: not overwritten, it is no bundle.", "Name another with -o.")
     parts = _Parts()
     parts.members["run/config.yaml"] = _portable_yaml(run.config_path, settings)
     parts.members["run/manifest.json"] = _json(cleaned(manifest))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -184,7 +183,10 @@ def export(request: ExportRequest, watcher: Watcher | None = None) -> Exported:
         text = card.export_card(facts, kind=request.to, dtype=written, proofs=proofs, notes=notes)
         (folder / card.CARD_NAME).write_text(text, encoding="utf-8", errors="backslashreplace")
         licence.write_notice(folder)
-        write_json(folder / EXPORT_NAME, _record(facts, request.to, written, proofs, notes))
+        record = _record(facts, request.to, written, proofs, notes)
+        write_json(
+            folder / EXPORT_NAME, record | {"files": sorted(p.name for p in folder.iterdir())}
+        )
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     addresses = []
     if request.push is not None:
@@ -398,8 +400,7 @@ def merged(policy: Policy) -> Any:
     """The model without an adapter: what the adapter adds is in its weights, in float32."""
     if not isinstance(policy.model, PeftModel):
         return policy.model
-    model: Any = policy.model.merge_and_unload(safe_merge=True)
-    return model
+    return policy.model.merge_and_unload(safe_merge=True)
 
 
 def _bare(model: Any) -> Any:
@@ -426,9 +427,7 @@ def write_adapter(policy: Policy, folder: Path) -> None:
 def name_base(folder: Path, name: str) -> None:
     """Let the adapter in ``folder`` name its base as others know it."""
     path = folder / "adapter_config.json"
-    config = json.loads(path.read_text("utf-8"))
-    config["base_model_name_or_path"] = name
-    write_json(path, config)
+    write_json(path, read_json(path) | {"base_model_name_or_path": name})
 
 
 def load_gguf(folder: Path, chat: Chat, config: Any) -> Policy:

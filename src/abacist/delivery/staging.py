@@ -22,7 +22,10 @@ _FULL_DISK = ("No space left", "os error 28", "quota exceeded", "os error 122")
 
 
 def refuse_taken(target: Path, *, overwrite: bool) -> None:
-    """Raise RunError if ``target`` holds anything, but for an export where ``overwrite`` is set."""
+    """Raise RunError if ``target`` holds anything, but for an export where ``overwrite`` is set.
+
+    An export that somebody has put files of their own into is left alone.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not target.is_dir():
@@ -32,10 +35,19 @@ def refuse_taken(target: Path, *, overwrite: bool) -> None:
             f"{target}: exists already and is not empty.",
             "Name another place with -o, or replace an export there with --overwrite.",
         )
-    if read_object(target / EXPORT_NAME).get("format") != EXPORT_FORMAT:
+    record = read_object(target / EXPORT_NAME)
+    if record.get("format") != EXPORT_FORMAT:
         raise RunError(
             f"{target}: not overwritten, it does not look like an export.",
             "Name another place with -o, or remove that folder yourself.",
+        )
+    written = record.get("files")
+    ours = {EXPORT_NAME, *map(str, written)} if isinstance(written, list) else None
+    strangers = sorted(entry.name for entry in target.iterdir() if ours and entry.name not in ours)
+    if strangers:
+        raise RunError(
+            f"{target}: not overwritten, it holds what no export writes: {strangers[0]}.",
+            "Move that elsewhere first, or name another place with -o.",
         )
 
 
