@@ -78,8 +78,13 @@ def test_overwrite_clears_a_run_of_ours() -> None:
     Path("outside/kept").touch()
     link = path / "rollouts" / "link"
     link.symlink_to(Path("outside").resolve(), target_is_directory=True)
-    for name in ("adapter_model.safetensors", "tokenizer.model", "chat_template.jinja"):
+    for name in (
+        *("adapter_model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.model"),
+        *("chat_template.jinja", "model.safetensors.index.json", ".config.yaml.77.tmp"),
+    ):
         (path / name).touch()
+    for name in ("superseded", "completions", "exports", "checkpoint-12", ".saving-model"):
+        (path / name).mkdir()
     with RunDir.reserve(path, name="tiny", overwrite=True) as run:
         run.clear()
         assert contents(path) == {"run.lock"}

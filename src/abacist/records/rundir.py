@@ -30,11 +30,11 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # What stands at the top of a run: ours, then what the libraries save for a model and its tokenizer.
 _ENTRY_OF_A_RUN = re.compile(
     r"config\.yaml|(manifest|seen|trackers)\.json|(shots|data|openings|metrics|timings)\.jsonl|"
-    r"rollouts|evals|exports|checkpoint-\d+|README\.md|report\.html|\..*\.tmp|"
+    r"rollouts|evals|exports|completions|checkpoint-\d+|superseded|README\.md|report\.html|"
     r".*\.safetensors|(.*\.)?model|training_args\.bin|(merges|vocab)\.txt|"
     r"(config|(generation|adapter|tokenizer|processor|preprocessor)_config|special_tokens_map|"
     r"added_tokens|tokenizer|vocab|chat_template|trainer_state|.*\.safetensors\.index)\.json|"
-    r"chat_template\.jinja|additional_chat_templates|runs|wandb"
+    r"chat_template\.jinja|additional_chat_templates|runs|wandb|\.saving.*|\..*\.tmp"
 )
 
 # What those who read a manifest rely on; null stands for what is not known.
