@@ -83,7 +83,7 @@ def test_overwrite_clears_a_run_of_ours() -> None:
         *("chat_template.jinja", "model.safetensors.index.json", ".config.yaml.77.tmp"),
     ):
         (path / name).touch()
-    for name in ("superseded", "completions", "exports", "checkpoint-12", ".saving-model"):
+    for name in ("superseded", "completions", "checkpoint-12", ".saving", "tensorboard", "ref"):
         (path / name).mkdir()
     with RunDir.reserve(path, name="tiny", overwrite=True) as run:
         run.clear()

@@ -34,7 +34,8 @@ _ENTRY_OF_A_RUN = re.compile(
     r".*\.safetensors|(.*\.)?model|training_args\.bin|(merges|vocab)\.txt|"
     r"(config|(generation|adapter|tokenizer|processor|preprocessor)_config|special_tokens_map|"
     r"added_tokens|tokenizer|vocab|chat_template|trainer_state|.*\.safetensors\.index)\.json|"
-    r"chat_template\.jinja|additional_chat_templates|runs|wandb|\.saving.*|\..*\.tmp"
+    r"chat_template\.jinja|additional_chat_templates|ref|runs|tensorboard|wandb|"
+    r"\.saving.*|\..*\.tmp"
 )
 
 # What those who read a manifest rely on; null stands for what is not known.
