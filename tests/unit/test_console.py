@@ -237,7 +237,8 @@ def verb():
     return 0
 raise SystemExit(console.run(verb))
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 0
     assert ended.stdout == 'before\n{\n  "a": "\\u00d7"\n}\nafter\n'
     assert sorted(ended.stderr.split("\n")) == ["", "a descriptor", "a library", "a program"]

@@ -41,7 +41,7 @@ _ENTRY_OF_A_RUN = re.compile(
 # What those who read a manifest rely on; null stands for what is not known.
 _MANIFEST_TYPES: dict[str, type] = {
     **dict.fromkeys(("versions", "data", "model", "task"), dict),
-    **dict.fromkeys(("argv", "resumed", "rewards"), list),
+    **dict.fromkeys(("argv", "resumed"), list),
     **dict.fromkeys(("platform", "git_commit", "dtype", "control", "recipe"), str),
     **dict.fromkeys(("seed", "processes"), int),
     **dict.fromkeys(("finished", "keeps_openings"), bool),
