@@ -224,7 +224,7 @@ def test_json_is_one_valid_object_whatever_it_holds(capsys: pytest.CaptureFixtur
 
 def test_json_stays_one_object_when_a_reward_starts_a_program_that_prints() -> None:
     program = """
-import os
+import ctypes, os
 from abacist.cli import console
 def verb():
     print("before")
@@ -232,6 +232,7 @@ def verb():
         os.system("echo a program")
         os.write(1, b"a descriptor\\n")
         print("a library")
+        ctypes.CDLL(None).puts(b"a library in C")
         console.print_json({"a": "×"}, stdout)
     os.write(1, b"after\\n")
     return 0
@@ -241,7 +242,9 @@ raise SystemExit(console.run(verb))
     ended = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert ended.returncode == 0
     assert ended.stdout == 'before\n{\n  "a": "\\u00d7"\n}\nafter\n'
-    assert sorted(ended.stderr.split("\n")) == ["", "a descriptor", "a library", "a program"]
+    assert sorted(ended.stderr.split("\n")) == [
+        *("", "a descriptor", "a library", "a library in C", "a program")
+    ]
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

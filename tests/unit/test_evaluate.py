@@ -168,6 +168,7 @@ def test_a_damaged_or_missing_evaluation_is_refused_by_name(tmp_path: Path) -> N
         ("problems", "another", 1),
         ("settings", "temperature", None),
         ("settings", "temperature", float("nan")),
+        ("settings", "temperature", 10**400),
         ("settings", "num_samples", "2"),
         ("settings", "num_samples", 0),
         ("settings", "system_prompt", 7),

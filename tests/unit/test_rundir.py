@@ -106,7 +106,19 @@ def test_overwrite_never_touches_what_is_not_a_run(manifest: str | None) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["notes.md", "my.json", "exports.txt", "link", ".git", "checkpoint-best", "config.yaml~"],
+    [
+        "notes.md",
+        "runs",
+        "wandb",
+        "mine.safetensors",
+        "rewards.py",
+        "my.json",
+        "exports.txt",
+        "link",
+        ".git",
+        "checkpoint-best",
+        "config.yaml~",
+    ],
 )
 def test_overwrite_never_clears_a_run_that_a_person_has_put_something_into(name: str) -> None:
     path = finished_run(Path("out"))

@@ -98,7 +98,9 @@ def open_closed_streams() -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in descriptors' order
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)  # a program that we start needs it as well
+            setattr(sys, name, stream)
 
 
 def _said_here(error: AbacistError) -> str | None:
@@ -194,8 +196,17 @@ def stdout_for(result_only: bool) -> Iterator[TextIO]:
         ):
             yield result
     finally:
+        _flush_c_library()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def _flush_c_library() -> None:
+    """Write what libraries in C have printed, which libc keeps until the process ends."""
+    import ctypes
+
+    with suppress(OSError, TypeError, AttributeError):  # Windows finds no library of this process
+        ctypes.CDLL(None).fflush(None)
 
 
 def print_json(value: object, stream: TextIO) -> None:

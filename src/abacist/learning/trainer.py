@@ -116,7 +116,7 @@ class GRPOTrainer(ResumableTrainer):
         # TRL averages them after the step, where nobody knows any more whose value it was.
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise TypeError(f"log_metric({name!r}, {value!r:.60}) takes a number") from None
         super()._log_metric(str(name), number)
 

@@ -31,10 +31,12 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _ENTRY_OF_A_RUN = re.compile(
     r"config\.yaml|(manifest|seen|trackers)\.json|(shots|data|openings|metrics|timings)\.jsonl|"
     r"rollouts|evals|exports|completions|checkpoint-\d+|superseded|README\.md|report\.html|"
-    r".*\.safetensors|(.*\.)?model|training_args\.bin|(merges|vocab)\.txt|"
+    r"(adapter_model|model(-\d+-of-\d+)?)\.safetensors|training_args\.bin|(merges|vocab)\.txt|"
+    r"(tokenizer|spiece|sentencepiece\.bpe)\.model|"
+    r"(configuration|modeling|tokenization|processing)_\w+\.py|\.DS_Store|"
     r"(config|(generation|adapter|tokenizer|processor|preprocessor)_config|special_tokens_map|"
     r"added_tokens|tokenizer|vocab|chat_template|trainer_state|.*\.safetensors\.index)\.json|"
-    r"chat_template\.jinja|additional_chat_templates|ref|runs|tensorboard|wandb|"
+    r"chat_template\.jinja|additional_chat_templates|ref|tensorboard|"
     r"\.saving.*|\..*\.tmp"
 )
 

@@ -44,13 +44,16 @@ def parse_settings(text: str) -> Settings:
     try:
         events = list(yaml.parse(text, Loader=yaml.SafeLoader))
         aliases = [event for event in events if isinstance(event, yaml.AliasEvent)]
-        if not aliases:  # walked, it could be endless
+        tags = [tag for event in events if (tag := getattr(event, "tag", None)) is not None]
+        if not aliases and not tags:  # walked, it could be endless
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2024-13-01 looks like a date
         raise ValueError(f"not YAML ({error})") from error
     if aliases:
         raise ValueError(f"*{aliases[0].anchor} refers to another part of the file")
+    if tags:
+        raise ValueError(f"the tag {tags[0][:60]} is no part of a setting")
     if values is None:
         return Settings({}, {})
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):

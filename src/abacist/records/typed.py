@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -51,5 +51,5 @@ def _is_one_of(kinds: tuple[type, ...], value: Any) -> bool:
     if isinstance(value, bool):
         return bool in kinds
     if isinstance(value, int | float) and float in kinds:
-        return math.isfinite(value)
+        return -sys.float_info.max <= value <= sys.float_info.max  # an int may have 400 digits
     return isinstance(value, kinds)

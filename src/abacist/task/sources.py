@@ -89,7 +89,7 @@ def read_file(path: Path) -> Iterator[Row]:
     Raises DataError if the file cannot be opened, its format is unknown, or it is damaged as
     a whole.
     """
-    if not path.is_file():  # a pipe would be waited for, and cannot be read again
+    if path.exists() and not path.is_file():  # a pipe would be waited for, and cannot be read again
         raise DataError(f"{path}: is no regular file.", "Write it to one first.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:

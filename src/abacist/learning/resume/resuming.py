@@ -300,7 +300,7 @@ def checked_resumption(
     begun = run.read_manifest()
     found = ingredient_differences(made_of, begun)
     refuse(found, config, run, watcher)
-    for package, version in begun["versions"].items():
+    for package, version in (begun.get("versions") or {}).items():
         now = made_of["versions"].get(package)
         if now != version:
             watcher.note(f"  {package} was {version} and is {now}: the last bits may differ")
