@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import abacist
 from abacist.cli import train
-from abacist.cli.flags import nearest, normalise, render
+from abacist.cli.flags import nearest, normalise, not_negative, positive, render
 from abacist.cli.main import VERBS, main
 from abacist.errors import UsageError
 from abacist.learning.helptext import TRAIN_FLAGS
@@ -248,3 +249,12 @@ def test_a_positional_may_stand_behind_the_flags() -> None:
     assert compare._parser().read(["a", "--json", "b"]).evaluations == ["a", "b"]
     with pytest.raises(UsageError, match="does not take 'c'"):
         read(["tiny", "--json", "How many?", "c"])
+
+
+@pytest.mark.parametrize("text", ["10000000001", "9" * 30, "9" * 5_000])
+def test_a_number_beyond_all_sense_is_refused_and_zeros_in_front_are_none(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is beyond"):
+        positive(text)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"is beyond|not a number"):
+        not_negative(text)
+    assert positive("0" * 30 + "3") == 3 and positive("10000000000") == 10**10

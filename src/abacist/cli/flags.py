@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 from abacist.errors import UsageError
 from abacist.learning.helptext import Group
 
-LARGEST = 1e10  # as of `learning.limits`, which these flags must not wait for
-
 _FLAG = re.compile(r"--?[A-Za-z][\w-]*(=.*)?", re.DOTALL)
 
 
@@ -134,11 +132,10 @@ def loading_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def positive(text: str, least: int = 1) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isascii() or not text.isdigit() or int(text[:20]) < least:
+    """A whole number of at least ``least``, for argparse."""
+    if not text.isascii() or not text.isdigit() or float(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    if len(text) > 20 or int(text) > LARGEST:
-        raise argparse.ArgumentTypeError(f"{text[:20]} is beyond {LARGEST:g}")
+    _refuse_beyond(float(text), text)  # Python reads whole numbers of at most 4,300 digits
     return int(text)
 
 
@@ -155,6 +152,12 @@ def not_negative(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    _refuse_beyond(value, text)
+    return value
+
+
+def _refuse_beyond(value: float, text: str) -> None:
+    from abacist.learning.limits import LARGEST  # a tenth of a second, for which no --help waits
+
     if value > LARGEST:
         raise argparse.ArgumentTypeError(f"{text[:20]} is beyond {LARGEST:g}")
-    return value
