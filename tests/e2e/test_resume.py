@@ -102,6 +102,12 @@ def test_a_finished_run_is_left_as_it_is(whole: Path, capsys: Captured) -> None:
     said = capsys.readouterr()
     assert "finished already" in said.err and json.loads(said.out)["verdict"]
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    # A checkpoint that it does not have is not the run, finished or not.
+    assert main(["train", "--resume", str(whole / "checkpoint-77")]) == 1
+    said = capsys.readouterr()
+    assert "checkpoint-77: no such checkpoint." in said.err and "holds checkpoint-" in said.err
+    assert main(["train", "--resume", str(checkpoints_of(whole)[0])]) == 0
+    assert "finished already" in capsys.readouterr().out
     # Steps decide how long it is, so more epochs make it no longer.
     assert main(["train", "--resume", str(whole), "--num_train_epochs", "9"]) == 0
     said = capsys.readouterr()

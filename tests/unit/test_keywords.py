@@ -92,6 +92,8 @@ def test_values_of_other_libraries_mean_the_plain_ones() -> None:
         ({"reward_funcs": []}, "There are no rewards"),
         ({"output_dir": b"a"}, "output_dir cannot be kept"),
         ({"run_name": object()}, "run_name cannot be kept"),
+        ({"output_dir": "caf\udce9"}, "output_dir is no UTF-8: 'caf\\udce9'"),
+        ({"model": "caf\udce9"}, "model is no UTF-8"),
         ({"lr_scheduler_kwargs": {"a": object()}}, "lr_scheduler_kwargs cannot be kept"),
         ({"config": {"max_steps": 3}}, "config is a dict"),
         ({"model": object()}, "train() was given a object as the model"),

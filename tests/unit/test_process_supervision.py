@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import trl
+import yaml
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,9 +30,7 @@ from abacist.learning import process_supervision
 from abacist.learning.arguments import GRPOConfig
 from abacist.learning.config import load_config
 from abacist.learning.process_supervision import step_advantages
-from abacist.learning.rewards import load_rewards
 from abacist.learning.rollout_rows import Scored
-from abacist.learning.tracking import Silent
 from abacist.learning.trainer import GRPOTrainer
 from abacist.records.rollout import read_rollout_table, read_rollouts
 from abacist.task.problems import load_problems
@@ -222,26 +223,22 @@ def test_no_beginning_of_a_long_reply_is_written_out_twice() -> None:
     assert len(steps) == 200 and paid.all() and len(tried) <= len(set(tried)) + 1
 
 
-@pytest.mark.parametrize(
-    ("shown", "words"), [("4 + 4 = 8", "1 of 2 show equations"), ("4 + 4 = 9", None), ("", None)]
-)
-def test_solutions_count_that_show_a_true_equation(shown: str, words: str | None) -> None:
+@pytest.mark.parametrize(("shown", "count"), [("4 + 4 = 8", 1), ("4 + 4 = 9", 0), ("", 0)])
+def test_solutions_count_that_show_a_true_equation(shown: str, count: int) -> None:
     rows = [{"question": f"{question} {shown}?", "answer": f"{text}\n#### 8"}
             for question, text in (("How many", shown), ("And how many", "It is 8."))]  # fmt: skip
-    problems = load_problems(rows, split="all")
-    if words is None:
-        with pytest.raises(DataError, match="needs worked solutions"):
-            process_supervision.describe_solutions(problems)
-    else:
-        assert words in process_supervision.describe_solutions(problems)
+    found = process_supervision.showing_steps(load_problems(rows, split="all"))
+    assert found == (count, 2)
+    with pytest.raises(DataError, match="needs worked solutions") if not count else nullcontext():
+        process_supervision.refuse_without_equations(*found)
 
 
 def test_solutions_are_found_that_stand_late_in_the_data() -> None:
     rows = [{"question": f"How much is {at} + 1?", "answer": str(at + 1)} for at in range(900)]
     rows += [{"question": f"And {at} + 2?", "answer": f"{at} + 2 = {at + 2}\n#### {at + 2}"}
              for at in range(100)]  # fmt: skip
-    said = process_supervision.describe_solutions(load_problems(rows, split="all"))
-    assert said.endswith("20 of 200 show equations")
+    problems = load_problems(rows, split="all")
+    assert process_supervision.showing_steps(problems) == (20, 200)
 
 
 # With TRL
@@ -431,11 +428,12 @@ def test_what_weighs_whole_replies_is_refused(flags: list[str], message: str) ->
 
 
 @pytest.mark.parametrize("control", ["random", "format"])
-def test_a_placebo_that_pays_right_steps_is_refused(control: str) -> None:
+def test_a_placebo_pays_no_steps(control: str) -> None:
     flags = ["--control", control, "--step_reward_weight"]
-    with pytest.raises(UsageError, match=f"--control {control} is a placebo"):
-        load_rewards(load_config("tiny", None, [*flags, "0.5"]), Silent())
-    load_rewards(load_config("tiny", None, [*flags, "0"]), Silent())
+    config = load_config("tiny", None, [*flags, "0.5"])
+    assert config.training.step_reward_weight == 0 and "step_reward_weight" not in config.to_yaml()
+    assert f"without step_reward_weight: --control {control} does not pay" in config.notes[0]
+    assert not any("without" in note for note in load_config("tiny", None, [*flags, "0"]).notes)
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
@@ -481,6 +479,16 @@ def test_the_command_refuses_data_without_worked_solutions_before_it_begins(
     said = capsys.readouterr().err
     assert "needs worked solutions" in said and "Traceback" not in said and not run.exists()
     assert main([*flags, "--step_reward_weight", "0"]) == 0
+    # A recipe that pays steps is for GSM8K; of other data it does not demand solutions.
+    capsys.readouterr()
+    recipe = ["train", "qwen2.5-0.5b", "--model_name_or_path", "tiny", *flags[1:], "--num_shots",
+              "0", "--gradient_accumulation_steps", "1", "--overwrite"]  # fmt: skip
+    assert main(recipe) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"without the recipe's step_reward_weight: 0 of \d worked solutions", said)
+    settings = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    assert "step_reward_weight" not in settings
+    assert main(["train", "--resume", str(run), "--max_steps", "2"]) == 0
 
 
 @pytest.mark.parametrize("column", ["5 * 4 = 20", None, 3, ""])

@@ -111,6 +111,18 @@ class Config:
             notes=list(self.notes),
         )
 
+    def is_of_recipe(self, name: str) -> bool:
+        """Whether a setting has its value from the recipe, and not from a person."""
+        source = self.sources.get(name)
+        return source is not None and (source == "" or source.startswith("follows "))
+
+    def leave_out(self, name: str, why: str) -> None:
+        """Take a setting of ``training`` back to its default, with a note."""
+        whose = "the recipe's " if self.is_of_recipe(name) else ""
+        self.notes.append(f"without {whose}{name}: {why}")
+        del self.settings[name], self.sources[name]
+        setattr(self.training, name, GRPOConfig.__dataclass_fields__[name].default)
+
     def to_yaml(self) -> str:
         """The text of ``config.yaml``: task and model in full, training where it was set."""
         # What the machine chose (no source) is left to the next machine.
@@ -140,6 +152,8 @@ class _Parser(HfArgumentParser):
             allow_abbrev=False,
             prog="abacist train",
         )
+        # argparse takes -1e-05 for the name of a flag, and would end a list there.
+        self._negative_number_matcher = re.compile(rf"(?:{_NUMBER.pattern})\Z", re.IGNORECASE)
         for action in self._actions:
             action.default = OUR_DEFAULTS.get(action.dest, action.default)
             if action.dest == "gradient_checkpointing" and "--gradient_checkpointing" in (
@@ -232,8 +246,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     config = Config(
         recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
     )
-    reply_selection.refuse_contradictions(config.training, named("train_replies", sources))
-    process_supervision.refuse_contradictions(config.training, named("step_reward_weight", sources))
+    _refuse_or_leave_out(config)
     _refuse_quantized_alone(config)
     notes += _step_in_words(config)
     return config
@@ -283,6 +296,26 @@ def _build(
         return parsed, ModelConfig(**part(ModelConfig)), ScriptArguments(**part(ScriptArguments))
     except (ValueError, TypeError, ImportError) as error:
         raise UsageError(f"these settings do not fit together: {error}") from error
+
+
+def _refuse_or_leave_out(config: Config) -> None:
+    """Raise UsageError where the choice of replies, or pay for steps, cannot be meant.
+
+    What only the recipe asks for is left out instead. A control pays no steps, whoever asks for it.
+    """
+    control = config.script.control
+    if control != "none" and process_supervision.weight_of(config.training):
+        config.leave_out("step_reward_weight", f"--control {control} does not pay for right steps")
+    for name, refuse in (
+        ("train_replies", reply_selection.refuse_contradictions),
+        ("step_reward_weight", process_supervision.refuse_contradictions),
+    ):
+        try:
+            refuse(config.training, named(name, config.sources))
+        except UsageError as error:
+            if not config.is_of_recipe(name):
+                raise
+            config.leave_out(name, error.message)
 
 
 def _refuse_quantized_alone(config: Config) -> None:

@@ -81,8 +81,18 @@ def _settings(keywords: Mapping[str, Any]) -> dict[str, Any]:
             value = model_name(value, "train")
         elif name not in _NOT_PLAIN:
             value = _plain(key, value, is_list=lists.get(name, False))
+        if isinstance(value, str):
+            _refuse_broken_text(key, value)
         settings[name] = value
     return settings
+
+
+def _refuse_broken_text(key: str, text: str) -> None:
+    """Raise UsageError for half of a surrogate pair, as in the name of a file that is no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UsageError(f"{key} is no UTF-8: {ascii(text)[:200]}", "Rename that file.") from None
 
 
 def model_name(model: object, function: str) -> str:

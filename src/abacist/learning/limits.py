@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,13 +28,13 @@ class Limit:
     also: tuple[float, ...] = ()
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` is a finite number in the range.
+        """Whether ``value`` is in the range, and not beyond :data:`LARGEST`.
 
         >>> [Limit(above=0, at_most=1).holds(value) for value in (0, 0.5, 1, float("nan"))]
         [False, True, True, False]
         """
         return value in self.also or (
-            math.isfinite(value)
+            abs(value) <= LARGEST
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -55,6 +54,7 @@ class Limit:
 
 LARGEST = 1e10  # beyond it sums of seconds, tokens and bytes overflow, and nobody means it
 
+_ANY = Limit()
 _COUNT, _COUNT_OR_NONE = Limit(at_least=1), Limit(at_least=0)
 _POSITIVE, _NOT_NEGATIVE = Limit(above=0), Limit(at_least=0)
 _SHARE, _DECAY = Limit(at_least=0, at_most=1), Limit(at_least=0, below=1)
@@ -131,7 +131,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "sequence_mask",
     ),
 }
-# Written as a JSON object; those of TRL's that a file may hold as well are not among them.
+# Written as a JSON object.
 OBJECTS = (
     "activation_checkpointing_kwargs",
     "chat_template_kwargs",
@@ -139,6 +139,7 @@ OBJECTS = (
     "gradient_checkpointing_kwargs",
     "lr_scheduler_kwargs",
 )
+OBJECTS_OR_FILES = ("accelerator_config", "fsdp_config")  # or as the name of a file with one
 TRACKERS = ("wandb", "trackio", "tensorboard")
 _INSTEAD = {
     "eval_steps": "--eval_strategy no measures nothing while training.",
@@ -155,16 +156,17 @@ def refuse_out_of_range(settings: Mapping[str, Any], sources: Mapping[str, str])
     """Raises UsageError, naming the setting and where it was set, for the first bad value."""
     for name, value in settings.items():
         where = named(name, sources)
-        if isinstance(value, int | float) and abs(value) > LARGEST:
-            raise UsageError(f"{where} {str(value)[:20]} is beyond {LARGEST:g}")
-        limit = LIMITS.get(name)
-        if limit and isinstance(value, int | float) and not limit.holds(value):
-            raise UsageError(f"{where} {value} is not {limit}", _INSTEAD.get(name, ""))
+        if isinstance(value, int | float):
+            limit, told = LIMITS.get(name, _ANY), str(value)[:20]
+            if abs(value) > LARGEST and limit.at_most is limit.below is None:
+                raise UsageError(f"{where} {told} is beyond {LARGEST:g}")
+            if limit is not _ANY and not limit.holds(value):
+                raise UsageError(f"{where} {told} is not {limit}", _INSTEAD.get(name, ""))
         choices = CHOICES.get(name)
         if choices and str(value) not in choices:
             known = ", ".join(one for one in choices if one.lower() not in ("true", "false"))
             raise UsageError(f"{where} {value} is none of {known}", _did_you_mean(value, choices))
-        if name in OBJECTS and isinstance(value, str):
+        if isinstance(value, str) and (name in OBJECTS or _is_written_out(name, value)):
             _refuse_unless_object(value, where)
     refuse_unusable_weights(
         settings.get("reward_weights") or [],
@@ -178,6 +180,10 @@ def refuse_out_of_range(settings: Mapping[str, Any], sources: Mapping[str, str])
             "generate() the tokenizer that they need",
             "A reply ends at the model's own end tokens; eos_token_id takes the ids of others.",
         )
+
+
+def _is_written_out(name: str, text: str) -> bool:
+    return name in OBJECTS_OR_FILES and text.lstrip().startswith("{")
 
 
 def _refuse_unless_object(text: str, where: str) -> None:

@@ -81,24 +81,26 @@ def refuse_contradictions(args: Any, named: str) -> None:
             )
 
 
-def describe_solutions(problems: Sequence[Problem]) -> str:
-    """How many worked solutions show steps, as a line at the start of a run.
-
-    Raises DataError where none does: then only a right answer would tell which steps are right.
-    """
+def showing_steps(problems: Sequence[Problem]) -> tuple[int, int]:
+    """How many worked solutions show a true equation, and of how many that were looked at."""
     # Spread over all: a file may begin with those that have none.
     tried = problems[:: math.ceil(len(problems) / _TRIED_PROBLEMS) or 1]
     showing = sum(
         any(equation.is_true for equation in equations(reference_of(problem))) for problem in tried
     )
+    return showing, len(tried)
+
+
+def refuse_without_equations(showing: int, tried: int) -> None:
+    """Raise DataError where no worked solution shows one, as :func:`showing_steps` counts: then
+    only a right answer would tell which steps are right."""
     if not showing:
         raise DataError(
-            f"--step_reward_weight needs worked solutions, and none of {len(tried)} problems "
+            f"--step_reward_weight needs worked solutions, and none of {tried} problems "
             "that were looked at has one with a true equation, such as 48 / 2 = 24",
             "Give solutions in the answer column, before ####, or in a column solution; or leave "
             "it out.",
         )
-    return f"steps are paid by the worked solutions: {showing} of {len(tried)} show equations"
 
 
 def refuse_without_solutions(trainer: Any) -> None:

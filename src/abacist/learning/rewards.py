@@ -10,8 +10,8 @@ same budget whose rewards cannot tell a right answer:
 
 The coin is a hash of seed, step, place in the batch and text, so a resumed run gets the rewards
 that an uninterrupted one gets, and no generator is touched. Note that ``problem_sampling:
-solve_rate`` and ``outcome_gating`` still look at right answers. ``step_reward_weight`` would pay
-for them, and is refused.
+solve_rate`` and ``outcome_gating`` still look at right answers. Steps are not paid
+(``step_reward_weight``): right ones lead to right answers.
 
 **Gate.** :func:`refuse_hackable` is the short form of ``abacist audit``: the same questions on a
 few dozen of the run's own problems, within a second and before a model is loaded. Rewards under
@@ -28,7 +28,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from abacist.errors import RewardError, UsageError
-from abacist.learning import process_supervision, processes
+from abacist.learning import processes
 from abacist.learning.config import Config
 from abacist.learning.tracking import Watcher
 from abacist.proof.comparison.compare import NO_CONTROL, RANDOM
@@ -77,11 +77,6 @@ def load_rewards(config: Config, watcher: Watcher) -> list[Any]:
         for defect in GIST_DEFECTS:
             watcher.note(f"  - {defect}")
     kind, seed = script.control, config.training.seed
-    if kind != NO_CONTROL and (weight := process_supervision.weight_of(config.training)):
-        raise UsageError(
-            f"--control {kind} is a placebo, and --step_reward_weight {weight:g} pays right steps",
-            "Leave out one of the two.",
-        )
     rewards, config.training.reward_weights = control_rewards(kind, rewards, weights, seed=seed)
     if kind != NO_CONTROL:
         names = ", ".join(reward.__name__ for reward in rewards)

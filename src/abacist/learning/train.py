@@ -144,7 +144,7 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
     rewards = load_rewards(config, watcher)
     refuse_hackable(config, task.train, rewards, watcher)
     if process_supervision.weight_of(config.training):
-        watcher.note(f"  {process_supervision.describe_solutions(task.train)}")
+        watcher.note(f"  {_paid_steps(config, task)}")
     if config.training.trust_remote_code:
         watcher.note("  warning: --trust_remote_code lets the model's own code run on this machine")
     server = vllm_engine.look_for(config, watcher)
@@ -156,6 +156,18 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
         watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
     check_fit(config, task, policy, server)
     return task, rewards, policy
+
+
+def _paid_steps(config: Config, task: Task) -> str:
+    """What says which steps are right, as a line. Raises DataError where nothing does, unless only
+    the recipe asked for it, which is written for GSM8K: steps are not paid then."""
+    showing, tried = process_supervision.showing_steps(task.train)
+    if config.is_of_recipe("step_reward_weight") and 2 * showing < tried:
+        why = f"{showing} of {tried} worked solutions show equations"
+        config.leave_out("step_reward_weight", why)
+        return config.notes[-1]
+    process_supervision.refuse_without_equations(showing, tried)
+    return f"steps are paid by the worked solutions: {showing} of {tried} show equations"
 
 
 def place(config: Config) -> dict[str, Any]:

@@ -58,17 +58,27 @@ def parse_settings(text: str) -> Settings:
         return Settings({}, {})
     if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
         raise ValueError("it holds no settings")
-    lines: dict[str, int] = {}
-    for key_node, _ in node.value:
-        line, key = key_node.start_mark.line + 1, str(key_node.value)
+    lines = _lines_of_keys(node)
+    for key, line in lines.items():
         if key not in values:
             raise ValueError(f"line {line}: {key[:60]} is no name of a setting")
-        if key in lines:
-            raise ValueError(f"{key} stands there twice, in lines {lines[key]} and {line}")
-        lines[key] = line
         if not _is_plain(values[key]):
             raise ValueError(f"line {line}: {key} is neither a text, a number nor a list of those")
     return Settings(values, lines)
+
+
+def _lines_of_keys(node: Any) -> dict[str, int]:
+    """The line of each key of a YAML mapping. Raises ValueError if one stands there twice, in it
+    or in a mapping that it holds."""
+    lines: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        line, key = key_node.start_mark.line + 1, str(key_node.value)
+        if key in lines:
+            raise ValueError(f"{key[:60]} stands there twice, in lines {lines[key]} and {line}")
+        lines[key] = line
+        if value_node.id == "mapping":
+            _lines_of_keys(value_node)
+    return lines
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -88,11 +98,14 @@ def _is_plain(value: Any) -> bool:
     import json
 
     if isinstance(value, list):
-        return not any(isinstance(item, list | dict | set | tuple | bytes) for item in value)
-    if not isinstance(value, dict):
-        return not isinstance(value, set | tuple | bytes)
+        return all(not isinstance(item, list | dict) and _is_plain(item) for item in value)
+    if isinstance(value, dict):
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):  # a date
+            return False
     try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):  # a date
+        str(value)
+    except ValueError:  # 0xfff… of thousands of digits
         return False
-    return True
+    return not isinstance(value, set | tuple | bytes)

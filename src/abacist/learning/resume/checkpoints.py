@@ -108,10 +108,9 @@ def choose(run: Path, wanted: str | bool | None, say: Callable[[str], None]) -> 
     """
     if asks_for_none(wanted):
         return None
+    refuse_missing(run, wanted)
     if not is_latest(str(wanted)):
         path = Path(str(wanted))
-        if not path.is_dir():
-            raise NoCheckpoint(f"{path}: no such checkpoint.", _what_there_is(run))
         if step_of(path) >= 0:
             wrong = defect(path)
             if wrong:
@@ -128,6 +127,13 @@ def choose(run: Path, wanted: str | bool | None, say: Callable[[str], None]) -> 
             return path
         say(f"{path.name} is passed over: {wrong}")
     raise NoCheckpoint(f"{run}: there is no sound checkpoint to resume from.", _what_there_is(run))
+
+
+def refuse_missing(run: Path, wanted: str | bool | None) -> None:
+    """Raise NoCheckpoint if ``resume_from_checkpoint`` names a directory that is not there."""
+    if asks_for_none(wanted) or is_latest(str(wanted)) or Path(str(wanted)).is_dir():
+        return
+    raise NoCheckpoint(f"{wanted}: no such checkpoint.", _what_there_is(run))
 
 
 def run_to_resume(wanted: str | None, output_dir: str | None) -> Path | None:

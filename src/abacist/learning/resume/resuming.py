@@ -118,8 +118,12 @@ def is_finished(config: Config) -> bool:
 
 
 def finished(config: Config, watcher: Watcher) -> Run:
-    """What a finished run found, read again: nothing is done."""
+    """What a finished run found, read again: nothing is done.
+
+    Raises NoCheckpoint if one is to be resumed that the run does not have.
+    """
     run = RunDir.open(Path(str(config.training.output_dir)))
+    checkpoints.refuse_missing(run.path, config.training.resume_from_checkpoint)
     watcher.note(f"{run.path} is finished already: nothing to resume, and nothing was done")
     flag = "max_steps" if config.training.max_steps > 0 else "num_train_epochs"
     watcher.note(f"To train it longer, give more --{flag}.")
