@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainerControl
 
 from abacist.errors import ModelError, TrainingError
 from abacist.learning.health.guard import (
@@ -367,11 +368,15 @@ def test_a_refused_step_is_logged_as_one_and_never_with_an_invented_loss() -> No
     model = trained()
     model.bias.grad[0] = math.nan
     guard.on_pre_optimizer_step(ARGS, state(), None, model=model)
-    logs, after = healthy(5), state(5)
+    logs, after, control = healthy(5), state(5), TrainerControl()
+    guard.on_step_end(ARGS, after, control)
+    assert control.should_log  # before the run can be stopped, whatever logging_steps is
     guard.on_log(ARGS, after, None, logs=logs)
     for kept in (logs, after.log_history[-1]):
         assert math.isnan(kept["loss"]) and kept["refused_steps"] == 1
-    logs = healthy(6)
+    logs, control = healthy(6), TrainerControl()
+    guard.on_step_end(ARGS, state(6), control)
+    assert not control.should_log
     guard.on_log(ARGS, state(6), None, logs=logs)
     assert logs["loss"] == 0.01 and "refused_steps" not in logs
 

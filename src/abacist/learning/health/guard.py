@@ -130,6 +130,8 @@ class Guard(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._refused:  # whatever logging_steps is: a run that stops before would lose the count
+            control.should_log = True
         if self.fault is not None:
             control.should_save = control.should_training_stop = control.should_log = True
 
