@@ -268,7 +268,7 @@ def test_recipes_for_a_machine_without_a_gpu_are_small_and_form_cannot_outweigh_
         (["--entropy_coef", "0.01"], "train_replies", "does not go with --entropy_coef"),
         (["--loss_type", "vespo"], "step_reward_weight", "vespo weighs whole replies"),
         (["--use_liger_kernel", "true"], "step_reward_weight", "weighs whole replies"),
-        (["--control", "format"], "step_reward_weight", "does not pay for right steps"),
+        (["--control", "format"], "step_reward_weight", "--control format does not pay for"),
     ],
 )
 def test_what_only_the_recipe_asks_for_gives_way_to_a_flag(
@@ -276,13 +276,28 @@ def test_what_only_the_recipe_asks_for_gives_way_to_a_flag(
 ) -> None:
     config = load_config("qwen2.5-0.5b", None, flags)
     (note,) = (note for note in config.notes if "the recipe's" in note)
-    assert note.startswith(f"without the recipe's {left_out}: ") and why in note
+    assert note.startswith(f"without the recipe's {left_out}: {left_out} ") or "control" in why
+    assert why in note
     default = GRPOConfig.__dataclass_fields__[left_out].default
     assert getattr(config.training, left_out) == default
     # And it stays so where the run's settings are read again.
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     again = load_config(None, str(tmp_path / "config.yaml"), [])
     assert getattr(again.training, left_out) == getattr(config.training, left_out)
+
+
+def test_a_placebo_for_which_nothing_is_left_to_pay_is_refused() -> None:
+    flags = ["--reward_weights", "0", "0", "0", "0", "0"]
+    assert load_config("qwen2.5-0.5b", None, flags).training.step_reward_weight == 1
+    with pytest.raises(UsageError, match="--reward_weights are all 0: nothing is paid"):
+        load_config("qwen2.5-0.5b", None, [*flags, "--control", "format"])
+
+
+def test_a_copy_that_leaves_a_setting_out_does_not_change_what_it_was_copied_from() -> None:
+    config = load_config("qwen2.5-0.5b", None, [])
+    before = config.to_yaml()
+    config.copy().leave_out("step_reward_weight", "a reason")
+    assert config.to_yaml() == before and config.training.step_reward_weight == 1
 
 
 def test_what_a_person_asks_for_does_not_give_way(tmp_path: Path) -> None:

@@ -489,6 +489,12 @@ def test_the_command_refuses_data_without_worked_solutions_before_it_begins(
     settings = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     assert "step_reward_weight" not in settings
     assert main(["train", "--resume", str(run), "--max_steps", "2"]) == 0
+    # The command that began it resumes it too.
+    again = [*recipe[:-1], "--resume", str(run), "--max_steps", "2"]
+    at = again.index("--output_dir")
+    capsys.readouterr()
+    assert main(again[:at] + again[at + 2 :]) == 0
+    assert "finished already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("column", ["5 * 4 = 20", None, 3, ""])

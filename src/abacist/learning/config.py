@@ -44,6 +44,7 @@ from abacist.learning.paths import with_absolute_paths, with_data_beside
 from abacist.learning.resume.checkpoints import asks_for_none, run_to_resume
 from abacist.policy.choices import choose_device
 from abacist.records.settings import parse_settings
+from abacist.task.rewards import refuse_unusable_weights
 
 AUTO = "auto"
 _NUMBER = re.compile(r"-[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -108,6 +109,7 @@ class Config:
             model=copy.copy(self.model),
             script=copy.copy(self.script),
             settings=dict(self.settings),
+            sources=dict(self.sources),
             notes=list(self.notes),
         )
 
@@ -310,12 +312,23 @@ def _refuse_or_leave_out(config: Config) -> None:
         ("train_replies", reply_selection.refuse_contradictions),
         ("step_reward_weight", process_supervision.refuse_contradictions),
     ):
+        is_of_recipe = config.is_of_recipe(name)
         try:
-            refuse(config.training, named(name, config.sources))
+            refuse(config.training, name if is_of_recipe else named(name, config.sources))
         except UsageError as error:
-            if not config.is_of_recipe(name):
+            if not is_of_recipe:
                 raise
             config.leave_out(name, error.message)
+    refuse_paying_nothing(config)
+
+
+def refuse_paying_nothing(config: Config) -> None:
+    """Raise UsageError where all rewards weigh 0 and, now, steps are not paid either."""
+    refuse_unusable_weights(
+        config.training.reward_weights or [],
+        named("reward_weights", config.sources),
+        may_be_zero=bool(process_supervision.weight_of(config.training)),
+    )
 
 
 def _refuse_quantized_alone(config: Config) -> None:

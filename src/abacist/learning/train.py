@@ -28,7 +28,7 @@ from abacist.learning import (
     processes,
     vllm_engine,
 )
-from abacist.learning.config import Config
+from abacist.learning.config import Config, refuse_paying_nothing
 from abacist.learning.enough_memory import refuse_too_large
 from abacist.learning.estimate.estimate import FirstStep, tell_estimate
 from abacist.learning.health.guard import Guard, refuse_broken_weights
@@ -165,6 +165,7 @@ def _paid_steps(config: Config, task: Task) -> str:
     if config.is_of_recipe("step_reward_weight") and 2 * showing < tried:
         why = f"{showing} of {tried} worked solutions show equations"
         config.leave_out("step_reward_weight", why)
+        refuse_paying_nothing(config)
         return config.notes[-1]
     process_supervision.refuse_without_equations(showing, tried)
     return f"steps are paid by the worked solutions: {showing} of {tried} show equations"
