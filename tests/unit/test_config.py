@@ -286,6 +286,17 @@ def test_what_only_the_recipe_asks_for_gives_way_to_a_flag(
     assert getattr(again.training, left_out) == getattr(config.training, left_out)
 
 
+def test_a_recipe_that_a_file_extends_gives_way_to_the_file(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("extends: qwen2.5-0.5b\nbeta: 0.04\nlora_r: 8", encoding="utf-8")
+    config = load_config(None, str(mine), ["--num_generations", "4"])
+    assert config.training.train_replies is None and config.model.lora_r == 8
+    assert config.sources["lora_r"] == "mine.yaml" and config.sources["shots_file"] == ""
+    mine.write_text("extends: qwen2.5-0.5b\nbeta: 0.04\ntrain_replies: 4", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"train_replies \(mine.yaml\) 4 does not go with"):
+        load_config(None, str(mine), [])
+
+
 def test_a_placebo_for_which_nothing_is_left_to_pay_is_refused() -> None:
     flags = ["--reward_weights", "0", "0", "0", "0", "0"]
     assert load_config("qwen2.5-0.5b", None, flags).training.step_reward_weight == 1

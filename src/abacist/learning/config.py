@@ -219,9 +219,11 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
         recipe = recipe.lower().removesuffix("-instruct")
         of_recipe = _read_recipe(recipe, known)
         layers.append(("", of_recipe))
-    of_file: dict[str, Any] = {}
     if config_path is not None:
-        of_file = _read_yaml(Path(config_path), known)
+        extended, of_file = _read_yaml(Path(config_path), known)
+        if extended is not None:
+            of_recipe |= _read_recipe(extended, known)
+            layers.append(("", of_recipe))
         layers.append((Path(config_path).name, of_file))
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -507,10 +509,11 @@ def _read_recipe(name: str, known: set[str]) -> dict[str, Any]:
     text = (
         resources.files("abacist").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
     )
-    return _parse_yaml(text, f"{name}.yaml", known)
+    extended, settings = _parse_yaml(text, f"{name}.yaml", known)
+    return {**(_read_recipe(extended, known) if extended else {}), **settings}
 
 
-def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+def _read_yaml(path: Path, known: set[str]) -> tuple[str | None, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -520,8 +523,8 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
     return _parse_yaml(text, str(path), known)
 
 
-def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
-    """One flat mapping; what it ``extends`` lies under it."""
+def _parse_yaml(text: str, where: str, known: set[str]) -> tuple[str | None, dict[str, Any]]:
+    """The recipe that it ``extends``, which lies under it, and one flat mapping."""
     try:
         found = parse_settings(text)
     except ValueError as error:
@@ -534,7 +537,7 @@ def _parse_yaml(text: str, where: str, known: set[str]) -> dict[str, Any]:
     _refuse_unknown(wrong, where)
     under = settings.pop("extends", None)
     kept = {key: value for key, value in settings.items() if not _asks_for_nothing(key, value)}
-    return {**(_read_recipe(str(under), known) if under else {}), **kept}
+    return str(under) if under else None, kept
 
 
 def _refuse_lists(settings: Mapping[str, Any], source: str) -> None:
