@@ -43,6 +43,7 @@ from abacist.learning.limits import (
 from abacist.learning.paths import with_absolute_paths, with_data_beside
 from abacist.learning.resume.checkpoints import asks_for_none, run_to_resume
 from abacist.policy.choices import choose_device
+from abacist.proof.comparison.compare import NO_CONTROL
 from abacist.records.settings import parse_settings
 from abacist.task.rewards import refuse_unusable_weights
 
@@ -308,7 +309,7 @@ def _refuse_or_leave_out(config: Config) -> None:
     What only the recipe asks for is left out instead. A control pays no steps, whoever asks for it.
     """
     control = config.script.control
-    if control != "none" and process_supervision.weight_of(config.training):
+    if control != NO_CONTROL and process_supervision.weight_of(config.training):
         config.leave_out("step_reward_weight", f"--control {control} does not pay for right steps")
     for name, refuse in (
         ("train_replies", reply_selection.refuse_contradictions),
