@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -138,6 +139,51 @@ def test_flags_win_over_the_settings_of_the_run(tmp_path: Path) -> None:
     flags = ["--model_name_or_path", str(run), "--learning_rate", "0.1", "--system_prompt", "none"]
     config = load_config(None, None, flags)
     assert config.training.learning_rate == 0.1 and config.script.system_prompt == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "left_out"),
+    [(["--beta", "0.04"], {"train_replies": None}),
+     (["--control", "format"], {"step_reward_weight": 0.0}),
+     (["--control", "random", "--beta", "0.1"], {"train_replies": None, "step_reward_weight": 0.0}),
+     (["--learning_rate", "0.1"], {})],
+)  # fmt: skip
+def test_what_the_run_brings_gives_way_to_a_flag_that_it_does_not_go_with(
+    flags: list[str], left_out: dict[str, Any], tmp_path: Path
+) -> None:
+    kept = {"train_replies": 4, "step_reward_weight": 1.0}
+    settings = "".join(f"{key}: {value}\n" for key, value in kept.items())
+    run = run_with(tmp_path / "run", OWN + settings + "num_generations: 8\n")
+    config = load_config(None, None, ["--model_name_or_path", str(run), *flags])
+    for name, value in (kept | left_out).items():
+        assert getattr(config.training, name) == value
+        told = [note for note in config.notes if note.startswith(f"without that run's {name}: ")]
+        assert len(told) == (name in left_out)
+    # The same two asked for by a person are refused.
+    if left_out == {"train_replies": None}:
+        with pytest.raises(UsageError, match="--train_replies"):
+            load_config(
+                None, None, ["--model_name_or_path", str(run), *flags, "--train_replies", "4"]
+            )
+
+
+def test_the_numbers_of_a_run_follow_as_those_of_a_recipe_do(tmp_path: Path) -> None:
+    of_run = "num_generations: 8\nper_device_train_batch_size: 16\ngradient_accumulation_steps: 3\n"
+    of_run += "train_replies: 4\nreward_funcs: [default]\nreward_weights: [1, 0.2, 0.2, 0.2, 0.2]\n"
+    run = run_with(tmp_path / "run", "dataset_name: generated\n" + of_run)
+    flags = ["--model_name_or_path", str(run)]
+    config = load_config(None, None, [*flags, "--num_generations", "4"])
+    assert replies(config) == (6, 24) and config.training.train_replies == 2
+    config = load_config(None, None, [*flags, "--reward_funcs", "correctness", "integer"])
+    assert config.training.reward_weights == [1.0, 0.2]
+
+
+def test_a_run_with_fewer_weights_than_rewards_lends_those_that_it_has(
+    tmp_path: Path,
+) -> None:
+    run = run_with(tmp_path / "run", OWN + "reward_funcs: [default]\nreward_weights: [1, 0.2]\n")
+    flags = ["--model_name_or_path", str(run), "--reward_funcs", "correctness", "integer"]
+    assert load_config(None, None, flags).training.reward_weights == [1.0, 0.2]
 
 
 def test_a_recipe_that_is_named_wins_but_for_the_prompt(tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ class Config:
     script: ScriptArguments
     settings: dict[str, Any]
     sources: dict[str, str]
+    # The source of what a run that is trained further brings along; None where nothing does.
+    of_run: str | None = None
     notes: list[str] = field(default_factory=list)
     # What stands in no file, given in Python: rewards by the name that `script` has for them, and
     # the rows of the data set, each a line of JSON (`learning.keywords`).
@@ -114,14 +116,17 @@ class Config:
             notes=list(self.notes),
         )
 
-    def is_of_recipe(self, name: str) -> bool:
-        """Whether a setting has its value from the recipe, and not from a person."""
+    def is_brought_along(self, name: str) -> bool:
+        """Whether a setting has its value from the recipe, or from the run that is trained further:
+        nobody typed it."""
         source = self.sources.get(name)
-        return source is not None and (source == "" or source.startswith("follows "))
+        return source is not None and (source in ("", self.of_run) or source.startswith("follows "))
 
     def leave_out(self, name: str, why: str) -> None:
         """Take a setting of ``training`` back to its default, with a note."""
-        whose = "the recipe's " if self.is_of_recipe(name) else ""
+        whose = ""
+        if self.is_brought_along(name):
+            whose = "that run's " if self.sources[name] == self.of_run else "the recipe's "
         self.notes.append(f"without {whose}{name}: {why}")
         del self.settings[name], self.sources[name]
         setattr(self.training, name, GRPOConfig.__dataclass_fields__[name].default)
@@ -207,27 +212,26 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     notes: list[str] = []
     layers: list[tuple[str, dict[str, Any]]] = []
     began = run_to_continue(typed.get("model_name_or_path"))
+    of_run = None if began is None else str(began.config_path)
     if began is not None and recipe is None and config_path is None:
-        layers.append((str(began.config_path), settings_of(began, known)))
+        layers.append((of_run, settings_of(began, known)))
         notes.append(f"as {began.path} was trained, unless set otherwise; it goes on as a new run")
     elif began is not None:
-        layers.append((str(began.config_path), prompt_of(began, known)))
+        layers.append((of_run, prompt_of(began, known)))
     elif recipe is None and config_path is None:
         model = typed.get("model_name_or_path", "tiny")
         recipe = DEFAULT_RECIPE if model == "tiny" else GENERAL_RECIPE
-    of_recipe: dict[str, Any] = {}
     if recipe is not None:
         recipe = recipe.lower().removesuffix("-instruct")
-        of_recipe = _read_recipe(recipe, known)
-        layers.append(("", of_recipe))
+        layers.append(("", _read_recipe(recipe, known)))
     if config_path is not None:
         extended, of_file = _read_yaml(Path(config_path), known)
         if extended is not None:
-            of_recipe |= _read_recipe(extended, known)
-            layers.append(("", of_recipe))
+            layers.append(("", _read_recipe(extended, known)))
         layers.append((Path(config_path).name, of_file))
     settings: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    brought_along: dict[str, Any] = {}
     cast = []
     for source, layer in layers:
         _refuse_lists(layer, source)
@@ -235,8 +239,10 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     for source, layer in [*cast, ("flag", typed)]:
         settings.update(layer)
         sources.update(dict.fromkeys(layer, source))
-    given = {key: value for key, value in settings.items() if sources[key] != ""}
-    for key, (value, followed) in followers(of_recipe, given).items():
+        if source in ("", of_run):
+            brought_along |= layer
+    given = {key: value for key, value in settings.items() if sources[key] not in ("", of_run)}
+    for key, (value, followed) in followers(brought_along, given).items():
         settings[key], sources[key] = value, f"follows {followed}"
     if asks_for_none(settings.get("resume_from_checkpoint")):
         settings.pop("resume_from_checkpoint", None)
@@ -249,7 +255,12 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     settings = with_absolute_paths(settings)
     notes += _fit_to_machine(settings)
     config = Config(
-        recipe, *_build(settings, notes), settings=settings, sources=sources, notes=notes
+        recipe,
+        *_build(settings, notes),
+        settings=settings,
+        sources=sources,
+        of_run=of_run,
+        notes=notes,
     )
     _refuse_or_leave_out(config)
     _refuse_quantized_alone(config)
@@ -306,7 +317,7 @@ def _build(
 def _refuse_or_leave_out(config: Config) -> None:
     """Raise UsageError where the choice of replies, or pay for steps, cannot be meant.
 
-    What only the recipe asks for is left out instead. A control pays no steps, whoever asks for it.
+    What was brought along is left out instead. A control pays no steps, whoever asks for it.
     """
     control = config.script.control
     if control != NO_CONTROL and process_supervision.weight_of(config.training):
@@ -315,11 +326,11 @@ def _refuse_or_leave_out(config: Config) -> None:
         ("train_replies", reply_selection.refuse_contradictions),
         ("step_reward_weight", process_supervision.refuse_contradictions),
     ):
-        is_of_recipe = config.is_of_recipe(name)
+        is_brought_along = config.is_brought_along(name)
         try:
-            refuse(config.training, name if is_of_recipe else named(name, config.sources))
+            refuse(config.training, name if is_brought_along else named(name, config.sources))
         except UsageError as error:
-            if not is_of_recipe:
+            if not is_brought_along:
                 raise
             config.leave_out(name, error.message)
     refuse_paying_nothing(config)

@@ -1,9 +1,10 @@
 """Settings that nobody typed: those that follow a given one, and those of the model's own run.
 
-**Followers.** The numbers of a recipe belong together: a batch holds whole groups, a warm-up ends
-within the run, the verdict is a part of the run's work. When a person changes one of them, others
-follow. What follows is shown with its reason among the settings, is saved, and never overrides a
-setting that was given: only a recipe's own numbers, and defaults, follow.
+**Followers.** The numbers of a recipe, or of a run, belong together: a batch holds whole groups, a
+warm-up ends within the run, the verdict is a part of the run's work. When a person changes one of
+them, others follow. What follows is shown with its reason among the settings, is saved, and never
+overrides a setting that was given: only what was brought along (by a recipe, or by the run that is
+trained further) and defaults follow.
 
 **A run as the model to train.** A model that learned under one system text and some worked examples
 has learned that prompt too. So a run that is trained further brings its ``config.yaml``, as a
@@ -83,7 +84,8 @@ FEWEST_CONSISTENCY_PROBLEMS = 20
 def followers(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """New values of what follows, each with the setting that it follows.
 
-    ``recipe`` holds the recipe's settings, ``given`` those of a config file and of flags.
+    ``recipe`` holds the settings of the recipe or of the run that is trained further, ``given``
+    those of a config file and of flags.
 
     >>> recipe = {"num_generations": 8, "per_device_train_batch_size": 64}
     >>> followers(recipe, {"num_generations": 4})
@@ -130,7 +132,7 @@ def _weights_of_rewards(
     weights, names = recipe.get("reward_weights"), recipe.get("reward_funcs")
     if not weights or not names or "reward_weights" in given or "reward_funcs" not in given:
         return {}
-    of_rewards = dict(zip(_rewards(names), weights, strict=True))
+    of_rewards = dict(zip(_rewards(names), weights, strict=False))  # a run's may be edited
     rewards = _rewards(given["reward_funcs"])
     if of_rewards.keys().isdisjoint(rewards):
         return {"reward_weights": (None, "reward_funcs")}

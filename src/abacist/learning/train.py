@@ -162,7 +162,7 @@ def _paid_steps(config: Config, task: Task) -> str:
     """What says which steps are right, as a line. Raises DataError where nothing does, unless only
     the recipe asked for it, which is written for GSM8K: steps are not paid then."""
     showing, tried = process_supervision.showing_steps(task.train)
-    if config.is_of_recipe("step_reward_weight") and 2 * showing < tried:
+    if config.is_brought_along("step_reward_weight") and 2 * showing < tried:
         why = f"{showing} of {tried} worked solutions show equations"
         config.leave_out("step_reward_weight", why)
         refuse_paying_nothing(config)

@@ -181,7 +181,7 @@ def differing(config: Config, run: RunDir) -> dict[str, tuple[Any, Any]]:
     names = (begun.settings.keys() | config.settings.keys()) - NO_DIFFERENCE
     if min(each.training.max_steps for each in (begun, config)) > 0:
         names -= {"num_train_epochs"}  # steps decide
-    if config.is_of_recipe("step_reward_weight") and not begun.training.step_reward_weight:
+    if config.is_brought_along("step_reward_weight") and not begun.training.step_reward_weight:
         names -= {"step_reward_weight"}  # left out for the data's sake, and will be again
     both = {name: (_effective(begun, name), _effective(config, name)) for name in sorted(names)}
     return {name: (then, now) for name, (then, now) in both.items() if then != now}
