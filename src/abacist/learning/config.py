@@ -68,8 +68,8 @@ class Config:
     script: ScriptArguments
     settings: dict[str, Any]
     sources: dict[str, str]
-    # The source of what a run that is trained further brings along; None where nothing does.
-    of_run: str | None = None
+    # The source of what a run that is trained further brings along; "" as a recipe's, if none does.
+    of_run: str = ""
     notes: list[str] = field(default_factory=list)
     # What stands in no file, given in Python: rewards by the name that `script` has for them, and
     # the rows of the data set, each a line of JSON (`learning.keywords`).
@@ -124,9 +124,8 @@ class Config:
 
     def leave_out(self, name: str, why: str) -> None:
         """Take a setting of ``training`` back to its default, with a note."""
-        whose = ""
-        if self.is_brought_along(name):
-            whose = "that run's " if self.sources[name] == self.of_run else "the recipe's "
+        owner = "that run" if self.of_run and self.sources[name] == self.of_run else "the recipe"
+        whose = f"{owner}'s " if self.is_brought_along(name) else ""
         self.notes.append(f"without {whose}{name}: {why}")
         del self.settings[name], self.sources[name]
         setattr(self.training, name, GRPOConfig.__dataclass_fields__[name].default)
@@ -212,7 +211,7 @@ def load_config(recipe: str | None, config_path: str | None, flags: list[str]) -
     notes: list[str] = []
     layers: list[tuple[str, dict[str, Any]]] = []
     began = run_to_continue(typed.get("model_name_or_path"))
-    of_run = None if began is None else str(began.config_path)
+    of_run = "" if began is None else str(began.config_path)
     if began is not None and recipe is None and config_path is None:
         layers.append((of_run, settings_of(began, known)))
         notes.append(f"as {began.path} was trained, unless set otherwise; it goes on as a new run")
