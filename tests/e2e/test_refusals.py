@@ -95,6 +95,22 @@ def test_what_a_library_would_refuse_later_is_one_line_that_names_the_flag(
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "file"), [("any", ""), ("any-cpu", "seed: 3\n"), (None, "extends: any\n")]
+)
+@fault("settings", "a recipe for any model, and no model", "that one has to be named", 2)
+def test_a_recipe_for_any_model_wants_one_named(
+    recipe: str | None, file: str, tmp_path: Path, capsys: Captured
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"dataset_name: generated\n{file}", encoding="utf-8")
+    where = ["--config", str(mine), "--output_dir", str(tmp_path / "run")]
+    assert main(["train", *([recipe] if recipe else []), *where]) == 2
+    error = capsys.readouterr().err
+    assert "is for any model, and none is named" in error and "--model_name_or_path" in error
+    assert not (tmp_path / "run").exists()
+
+
 def mine(folder: Path, body: str) -> str:
     path = folder / "mine.py"
     path.write_text(f"def mine(completions, **columns):\n    return {body}\n", encoding="utf-8")

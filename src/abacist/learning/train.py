@@ -19,7 +19,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 
-from abacist.errors import EngineLost
+from abacist.errors import EngineLost, UsageError
 from abacist.learning import (
     fastpath,
     gradient_checkpointing,
@@ -131,6 +131,7 @@ def _open(config: Config, watcher: Watcher) -> RunDir:
 
 def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Policy]:
     """What a run is made of, checked, before anything is written: task, rewards and policy."""
+    _refuse_no_model(config)
     if (held := config.model.quantization) is not None:
         device, _ = choose_device(config.device)
         quantization.refuse_missing(held.on(device), f"--load_in_{held.bits}bit")
@@ -156,6 +157,17 @@ def load_parts(config: Config, watcher: Watcher) -> tuple[Task, list[Any], Polic
         watcher.note(f"  {choice.what}: {choice.value} ({choice.why})")
     check_fit(config, task, policy, server)
     return task, rewards, policy
+
+
+def _refuse_no_model(config: Config) -> None:
+    """Raise UsageError where a recipe leaves the model open and nobody names one: the default, the
+    built-in model, is not what such a recipe is for."""
+    if "" in config.sources.values() and "model_name_or_path" not in config.settings:
+        raise UsageError(
+            f"the recipe {config.recipe or 'that the file extends'} is for any model, and none is "
+            "named",
+            "Give --model_name_or_path MODEL, or model_name_or_path in the file of --config.",
+        )
 
 
 def _paid_steps(config: Config, task: Task) -> str:
