@@ -17,14 +17,26 @@ from pathlib import Path
 from transformers.hf_argparser import string_to_bool
 
 from abacist.cli.main import VERBS, main
-from abacist.learning.config import full_parser
-from abacist.learning.helptext import TRAIN_FLAGS, own_texts
+from abacist.learning.config import full_parser, load_config
+from abacist.learning.helptext import TRAIN_FLAGS, own_texts, recipe_names
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "commands.md"
 INDEX = DOCS / "index.md"
 BEFORE_THE_LIST = "\nWritten by `make docs`.\n\n"
 _VALUES = {flag.name: flag.value for group in TRAIN_FLAGS for flag in group.flags}
+_RECIPE_COLUMNS = (
+    "recipe",
+    "model",
+    "trained",
+    "problems × replies a step",
+    "steps",
+    "learning rate",
+    "rewards",
+    "their weights",
+    "examples",
+    "tokens a reply",
+)
 _KINDS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -46,6 +58,8 @@ A flag may be written `--num-shots=5` or `--num_shots 5`.
 
 {verbs}
 
+{recipes()}
+
 {settings()}"""
 
 
@@ -57,6 +71,41 @@ def help_of(*verb: str) -> str:
     if code != 0:
         raise SystemExit(f"abacist {' '.join(verb)} --help ends with {code}")
     return printed.getvalue().rstrip()
+
+
+def recipes() -> str:
+    """What each recipe of ``abacist train`` holds, one a row."""
+    rows = []
+    for name in recipe_names():
+        config = load_config(name, None, [])
+        training, script = config.training, config.script
+        named = "model_name_or_path" in config.settings
+        length = f"{training.max_steps}" if training.max_steps > 0 else "1 epoch"
+        weights = " ".join(f"{weight:g}" for weight in training.reward_weights or []) or "all 1"
+        paid = " ".join(script.reward_funcs) + (", steps" if training.step_reward_weight else "")
+        cells = (
+            f"`{name}`",
+            f"{config.model.model_name_or_path}" if named else "yours",
+            f"LoRA r{config.model.lora_r}" if config.model.use_peft else "all weights",
+            f"{config.problems_per_step} × {training.num_generations}",
+            length,
+            f"{training.learning_rate:g}",
+            paid,
+            weights,
+            str(script.num_shots or 0),
+            str(training.max_completion_length),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return f"""\
+## Recipes
+
+`abacist train NAME` takes the settings of a recipe; flags and `--config` win over them. The
+comments in `src/abacist/recipes/NAME.yaml` say why each is as it is. "Steps" among the rewards
+stands for `--step_reward_weight`.
+
+| {" | ".join(_RECIPE_COLUMNS)} |
+|{"---|" * len(_RECIPE_COLUMNS)}
+{chr(10).join(rows)}"""
 
 
 def settings() -> str:

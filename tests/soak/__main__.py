@@ -42,7 +42,7 @@ TITLES = {
     "hosts": "a run on two hosts, one of which is lost: the other ends, then resumed to the end",
     "sigterm": "SIGTERM at a random moment: saved, exit 143, then resumed to the end",
     "damage": "each file of a checkpoint emptied, zeroed, halved, missing, one bit flipped",
-    "faults": "every fault of the table above",
+    "faults": "every fault that the table above had on that day",
 }
 
 

@@ -297,7 +297,9 @@ def _parser() -> Parser:
                          help="0 is greedy (0 for one reply, 1 for several)")  # fmt: skip
     replies.add_argument("--max_completion_length", type=positive, metavar="N",
                          help="tokens a reply may have (as trained, else 512)")  # fmt: skip
-    replies.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
+    replies.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed of sampling (0)"
+    )
     replies.add_argument("--json", action="store_true",
                          help="one JSON object on stdout, one a line with --file; all else on "
                          "stderr")  # fmt: skip

@@ -84,16 +84,16 @@ def _parser() -> Parser:
         "trained, else 512)")  # fmt: skip
     add("--num_samples", type=positive, default=1, metavar="K", help="sampled replies to each "
         "problem, beside the greedy one, if more than 1")  # fmt: skip
-    add("--temperature", type=_above_zero, metavar="T", help="of the sampled ones (1)")
+    add("--temperature", type=_above_zero, metavar="T", help="sampling temperature (1)")
     add("--batch_size", type=positive, default=64, metavar="N", help="replies in work at a time "
         "(64); changes no figure in float32")  # fmt: skip
-    add("--seed", type=count, default=0, metavar="N", help="of sampling (0)")
+    add("--seed", type=count, default=0, metavar="N", help="random seed of sampling (0)")
     add("--float32_matmul_precision", choices=("highest", "high", "medium"), metavar="NAME",
         help="highest, or medium: PyTorch's setting, faster on processors made for bfloat16 (as "
         "trained, else highest)")  # fmt: skip
     result = parser.add_argument_group("result")
     add = result.add_argument
-    add("--output_dir", type=Path, metavar="DIR", help="where it is kept (a new folder in the "
+    add("--output_dir", type=Path, metavar="DIR", help="the folder it is kept in (a new one in the "
         "run's evals/, or in evals/)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace an evaluation that is there already")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")

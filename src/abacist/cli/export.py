@@ -88,7 +88,13 @@ def _parser() -> Parser:
     parser.add_argument("--to", choices=KINDS, required=True, help="a PEFT adapter, a model folder "
                         "of its own, a GGUF file, or that with a Modelfile")  # fmt: skip
     add = parser.add_argument_group("result").add_argument
-    add("-o", "--output_dir", type=Path, metavar="DIR", help="where it is kept (RUN/exports/KIND)")
+    add(
+        "-o",
+        "--output_dir",
+        type=Path,
+        metavar="DIR",
+        help="the folder of the export (RUN/exports/KIND)",
+    )
     add("--overwrite", action="store_true", help="replace an export that is there already")
     add("--dtype", choices=NUMBERS, default="auto", help="the numbers: auto is the base model's; "
         "q8_0 for gguf and ollama")  # fmt: skip

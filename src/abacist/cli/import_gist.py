@@ -87,7 +87,7 @@ def _parser() -> Parser:
     add("-o", "--output", metavar="FILE", help="the configuration (SCRIPT's name, with .yaml)")
     add("--overwrite", action="store_true", help="replace it where it exists")
     add("--faithful", action="store_true", help="keep the script's rewards and prompt as they are, "
-        "defects included")  # fmt: skip
+        "defects included, and the defaults of TRL that it was written for")  # fmt: skip
     add("--model_name_or_path", metavar="MODEL", help="this model instead of the script's")
     add("--dataset_name", metavar="DATA", help="this data set instead of the script's")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")

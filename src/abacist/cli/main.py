@@ -96,7 +96,7 @@ def _help() -> str:
     return f"""\
 Abacist teaches small language models GSM8K maths with GRPO, and proves what they learned.
 
-New here? This needs no GPU, no network and no account, and takes a few minutes:
+New here? This needs no GPU, no network and no account, and takes about a minute:
 
   abacist train
 

@@ -43,7 +43,7 @@ TRAIN_FLAGS = (
                  "QLoRA, by bitsandbytes"),
             Flag("--trust_remote_code", "", "run code that comes with the model: never by default"),
             Flag("--lora_r", "N", "rank of the adapter"),
-            Flag("--lora_alpha", "N", "its scale: the adapter is multiplied by alpha / r"),
+            Flag("--lora_alpha", "N", "scale of the adapter, which is multiplied by alpha / r"),
             Flag("--lora_dropout", "P", "dropout before the adapter"),
             Flag("--lora_target_modules", "NAME …", "the layers that get an adapter, or "
                  "all-linear"),
@@ -54,18 +54,18 @@ TRAIN_FLAGS = (
         (
             Flag("--dataset_name", "DATA", "`generated`, a Hub id (openai/gsm8k), a folder, or a "
                  "JSONL, CSV or Parquet file"),
-            Flag("--dataset_config", "NAME", "its configuration on the Hub (GSM8K: main)"),
+            Flag("--dataset_config", "NAME", "configuration of a Hub data set (GSM8K: main)"),
             Flag("--dataset_train_split", "NAME", "the split to learn from"),
-            Flag("--dataset_test_split", "NAME", "its test split, which no training reads"),
-            Flag("--question_column", "NAME", "its column of questions; the usual ones are found"),
-            Flag("--answer_column", "NAME", "its column of solutions or golds"),
-            Flag("--decimal_mark", "MARK", "of golds such as 3,5: point or comma"),
+            Flag("--dataset_test_split", "NAME", "the test split, which no training reads"),
+            Flag("--question_column", "NAME", "the column of questions; the usual ones are found"),
+            Flag("--answer_column", "NAME", "the column of solutions or reference answers"),
+            Flag("--decimal_mark", "MARK", "of reference answers such as 3,5: point or comma"),
             Flag("--num_heldout_problems", "N", "problems of the verdict, measured before and "
                  "after; 0: no verdict"),
             Flag("--num_consistency_problems", "N", "how many of these also get 4 sampled replies "
                  "each, before and after (100); 0: none"),
-            Flag("--num_shots", "N", "solved examples in every prompt, or `gist` for its one-shot "
-                 "(0, or all of --shots_file)"),
+            Flag("--num_shots", "N", "few-shot examples in every prompt, or `gist` for its "
+                 "one-shot (0, or all of --shots_file)"),
             Flag("--system_prompt", "TEXT", "default, none, or your own text asking for a format"),
         ),
     ),
@@ -92,7 +92,7 @@ TRAIN_FLAGS = (
             Flag("--step_reward_weight", "W", "pay each step of the reasoning too, as right where "
                  "it reaches a result of the worked solution (0: no)"),
             Flag("--max_completion_length", "N", "tokens a reply may have"),
-            Flag("--temperature", "T", "of sampling while learning"),
+            Flag("--temperature", "T", "sampling temperature while learning"),
             Flag("--learning_rate", "LR", "with LoRA about ten times that of full training"),
             Flag("--beta", "B", "weight of the KL term; 0 needs no reference model"),
             Flag("--loss_type", "NAME", "dapo, dr_grpo, grpo, bnpo, …"),
@@ -104,18 +104,18 @@ TRAIN_FLAGS = (
             Flag("--use_vllm", "", "sample with vLLM"),
             Flag("--nan_policy", "NAME", "after a NaN or infinite gradient, which is never "
                  "applied: stop the run, or skip the step"),
-            Flag("--seed", "N", "of everything that is drawn"),
+            Flag("--seed", "N", "random seed of the data's order, sampling and new weights"),
         ),
     ),
     Group(
         "the run",
         (
-            Flag("--output_dir", "DIR", "where it is kept; a new folder in runs/ unless given"),
+            Flag("--output_dir", "DIR", "the run's folder; a new one in runs/ unless given"),
             Flag("--overwrite", "", "replace a run that is in --output_dir already"),
             Flag("--run_name", "NAME", "what trackers call it, and its folder in runs/"),
             Flag("--report_to", "NAME …", "wandb, trackio, tensorboard; metrics.jsonl is always "
                  "written"),
-            Flag("--project", "NAME", "what W&B and Trackio file the run under (abacist)"),
+            Flag("--project", "NAME", "the project in W&B and Trackio (abacist)"),
             Flag("--log_completions", "", "print completions as it learns, and keep them in the "
                  "trackers; --num_completions_to_print N of each batch"),
             Flag("--logging_steps", "N", "steps between two lines of metrics"),
