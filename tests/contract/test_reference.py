@@ -10,8 +10,10 @@ import pytest
 
 import reference
 from abacist.cli.main import VERBS
+from abacist.learning.helptext import recipe_names
 
 PAGE = reference.PAGE.read_text(encoding="utf-8")
+RECIPES = "## Recipes"
 SETTINGS = "## Every setting of abacist train"
 CONSTRAINTS = (Path(__file__).parents[2] / "constraints.txt").read_text(encoding="utf-8")
 MADE_WITH = {
@@ -44,6 +46,13 @@ def test_the_help_of_every_verb_stands_there_whatever_the_width_of_the_terminal(
     assert f"```text\n{reference.help_of()}\n```" in PAGE, "make docs writes it again"
 
 
+def test_every_recipe_stands_there() -> None:
+    told = PAGE[PAGE.index(f"{RECIPES}\n") : PAGE.index(f"\n\n{SETTINGS}")]
+    assert told == reference.recipes(), "make docs writes it again"
+    for name in recipe_names():
+        assert told.count(f"| `{name}` |") == 1, name
+
+
 def test_every_setting_stands_there() -> None:
     for name, version in MADE_WITH.items():
         if importlib.metadata.version(name).partition("+")[0] != version:
@@ -53,7 +62,7 @@ def test_every_setting_stands_there() -> None:
 
 def test_the_page_holds_nothing_but_what_is_written() -> None:
     sections = [line for line in PAGE.splitlines() if line.startswith("## ")]
-    assert sections == [*(f"## abacist {verb}" for verb in VERBS), SETTINGS]
+    assert sections == [*(f"## abacist {verb}" for verb in VERBS), RECIPES, SETTINGS]
 
 
 def test_no_page_of_help_is_wider_than_a_terminal_of_100_columns() -> None:
