@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from abacist.delivery import archive
 from abacist.delivery.archive import Contents
+from abacist.delivery.verify import Verification
 from abacist.learning.config import load_config
 from abacist.learning.train import train
 
@@ -117,3 +118,19 @@ def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], None]) -> Edit
         members[name] = buffer.getvalue().to_pybytes()
 
     return edit
+
+
+def edit_settings(old: str, new: str) -> Edit:
+    """Replace a piece of the run's ``config.yaml``."""
+
+    def edit(index: dict[str, Any], members: Members) -> None:
+        text = members["run/config.yaml"].decode()
+        assert old in text
+        members["run/config.yaml"] = text.replace(old, new).encode()
+
+    return edit
+
+
+def faults_of(found: Verification) -> str:
+    """What was found wrong, a line each, with the check that found it."""
+    return "\n".join(f"{check.name}: {fault}" for check in found.checks for fault in check.faults)
