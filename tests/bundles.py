@@ -106,18 +106,27 @@ def edit_line(name: str, number: int, change: Callable[[Any], None]) -> Edit:
     return edit
 
 
-def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], None]) -> Edit:
-    """Change the rows of a member that is a Parquet file."""
+def edit_table(name: str, change: Callable[[pa.Table], pa.Table]) -> Edit:
+    """Put another table in the place of a member that is a Parquet file."""
 
     def edit(index: dict[str, Any], members: Members) -> None:
-        table = pq.read_table(io.BytesIO(members[name]))
-        rows = table.to_pylist()
-        change(rows)
+        table = change(pq.read_table(io.BytesIO(members[name])))
         buffer = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd")
         members[name] = buffer.getvalue().to_pybytes()
 
     return edit
+
+
+def edit_rows(name: str, change: Callable[[list[dict[str, Any]]], None]) -> Edit:
+    """Change the rows of a member that is a Parquet file."""
+
+    def changed(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        change(rows)
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    return edit_table(name, changed)
 
 
 def edit_settings(old: str, new: str) -> Edit:

@@ -8,12 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from imported import Imported
 from offline import OFFLINE
+
+if TYPE_CHECKING:
+    from abacist.delivery.bundle import Bundle
 
 # What says how to print: a terminal, a notebook, a service of continuous integration.
 PRINTING = {
@@ -119,3 +123,11 @@ def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import bundles
 
     return bundles.short_run(tmp_path_factory.mktemp("short") / "tiny-001")
+
+
+@pytest.fixture(scope="session")
+def short_bundle(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of ``short_run``: read only."""
+    from abacist.delivery.bundle import bundle
+
+    return bundle(short_run, tmp_path_factory.mktemp("bundled") / "tiny-001.bundle.zip")

@@ -22,7 +22,7 @@ import yaml
 from abacist.cli.main import main
 from abacist.delivery import archive
 from abacist.delivery import bundle as bundling
-from abacist.delivery.bundle import bundle, cleaned, portable
+from abacist.delivery.bundle import Bundle, bundle, cleaned, portable
 from abacist.delivery.verify import Request, verify
 from abacist.errors import AbacistError, RunError
 from abacist.records.rollout import read_rollouts, write_rollouts
@@ -38,8 +38,8 @@ def run(short_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return bundle(short_run, tmp_path_factory.mktemp("made") / "x.bundle.zip").path
+def made(short_bundle: Bundle) -> Path:
+    return short_bundle.path
 
 
 def test_the_same_run_gives_the_same_bytes(short_run: Path, tmp_path: Path) -> None:

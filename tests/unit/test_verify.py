@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from abacist.cli.main import main
-from abacist.delivery import archive, verify_replay, verify_weights
+from abacist.delivery import verify_replay, verify_weights
 from abacist.delivery.bundle import Bundle, bundle
 from abacist.delivery.findings import alike
 from abacist.delivery.verify import Request, Verification, verify
@@ -32,13 +32,8 @@ OPENINGS = "run/openings.jsonl"
 
 
 @pytest.fixture(scope="module")
-def made(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle(short_run, tmp_path_factory.mktemp("made") / "tiny-001.bundle.zip")
-
-
-@pytest.fixture(scope="module")
-def sound(made: Bundle) -> Verification:
-    return verify(Request(made.path, replies=2**31, fingerprint=made.fingerprint))
+def sound(short_bundle: Bundle) -> Verification:
+    return verify(Request(short_bundle.path, replies=2**31, fingerprint=short_bundle.fingerprint))
 
 
 def test_a_sound_bundle_holds_and_every_token_is_the_same(sound: Verification) -> None:
@@ -72,10 +67,19 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.mark.parametrize("threads, kernels", [("2", "0"), ("3", "1")])
 def test_replay_holds_with_other_threads_and_without_kernels(
-    made: Bundle, threads: str, kernels: str, imported: Imported
+    short_bundle: Bundle, threads: str, kernels: str, imported: Imported
 ) -> None:
     done = imported.run(
-        *("-c", WITH_THREADS, threads, "verify", str(made.path), "--replies", "all", "--json"),
+        *(
+            "-c",
+            WITH_THREADS,
+            threads,
+            "verify",
+            str(short_bundle.path),
+            "--replies",
+            "all",
+            "--json",
+        ),
         env=imported.env | {"ABACIST_KERNELS": kernels},
     )
     assert done.returncode == 0, done.stderr
@@ -85,13 +89,13 @@ def test_replay_holds_with_other_threads_and_without_kernels(
 
 
 def test_a_run_from_before_openings_were_noted_is_verified_and_said_to_have_no_record(
-    made: Bundle, tmp_path: Path
+    short_bundle: Bundle, tmp_path: Path
 ) -> None:
     def as_before(index: dict[str, Any], members: Members) -> None:
         del members[OPENINGS]
         edit_json("run/manifest.json", lambda it: it.pop("keeps_openings"))(index, members)
 
-    file = tampered(made.path, tmp_path / "x.bundle.zip", as_before, anew=True)
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", as_before, anew=True)
     found = verify(Request(file, replies=0))
     splits = {check.name: check for check in found.checks}["splits"]
     assert found.holds and splits.numbers["opened_once"] is True
@@ -126,7 +130,7 @@ def test_an_evaluation_that_has_no_line_in_the_record_is_named(
 
 
 def test_only_the_published_fingerprint_tells_of_a_date_that_nothing_contradicts(
-    made: Bundle, tmp_path: Path
+    short_bundle: Bundle, tmp_path: Path
 ) -> None:
     def later(record: Any) -> None:
         entry = next(entry for entry in record if entry["by"] == "evals/after-sampled")
@@ -134,17 +138,17 @@ def test_only_the_published_fingerprint_tells_of_a_date_that_nothing_contradicts
         entry["date"] = when.isoformat()
 
     edit = edit_json("opened.json", later)
-    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", edit, anew=True)
     assert verify(Request(file, replies=0)).holds
-    found = verify(Request(file, replies=0, fingerprint=made.fingerprint))
+    found = verify(Request(file, replies=0, fingerprint=short_bundle.fingerprint))
     assert "bundle.json, fingerprint: claimed" in faults_of(found)
-    assert verify(Request(made.path, replies=0, fingerprint=made.fingerprint)).holds
+    assert verify(Request(short_bundle.path, replies=0, fingerprint=short_bundle.fingerprint)).holds
 
 
 @pytest.mark.parametrize("given", ["", "abc", "z" * 64, "0" * 63])
-def test_a_fingerprint_that_is_none_is_refused(made: Bundle, given: str) -> None:
+def test_a_fingerprint_that_is_none_is_refused(short_bundle: Bundle, given: str) -> None:
     with pytest.raises(UsageError, match="is not one"):
-        verify(Request(made.path, fingerprint=given))
+        verify(Request(short_bundle.path, fingerprint=given))
 
 
 @pytest.mark.parametrize(
@@ -156,24 +160,24 @@ def test_a_fingerprint_that_is_none_is_refused(made: Bundle, given: str) -> None
     ],
 )
 def test_a_flag_that_cannot_be_followed_says_nothing_of_the_bundle(
-    given: dict[str, Any], says: str, made: Bundle, capsys: pytest.CaptureFixture[str]
+    given: dict[str, Any], says: str, short_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError, match=says):
-        verify(Request(made.path, **given))
+        verify(Request(short_bundle.path, **given))
     ((name, value),) = given.items()
-    assert main(["verify", str(made.path), f"--{name}", str(value)]) == 2
+    assert main(["verify", str(short_bundle.path), f"--{name}", str(value)]) == 2
     assert says in capsys.readouterr().err
 
 
 def test_a_base_that_cannot_be_loaded_leaves_its_replies_unchecked_and_is_no_fault(
-    made: Bundle, monkeypatch: pytest.MonkeyPatch
+    short_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*given: Any, **how: Any) -> Any:
         raise ModelError("The copy is damaged.")
 
     with monkeypatch.context() as patch:
         patch.setattr(verify_weights, "_load", fails)
-        found = verify(Request(made.path, replies=4))
+        found = verify(Request(short_bundle.path, replies=4))
     replay = {check.name: check for check in found.checks}["replay"]
     assert replay.is_incomplete and any(
         "base cannot be loaded" in one for one in replay.not_checked
@@ -182,12 +186,12 @@ def test_a_base_that_cannot_be_loaded_leaves_its_replies_unchecked_and_is_no_fau
 
 
 def test_the_command_exits_with_what_it_found(
-    made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    short_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", str(made.path), "--replies", "0"]) == 0
+    assert main(["verify", str(short_bundle.path), "--replies", "0"]) == 0
     assert "Holds" in capsys.readouterr().out
     edit = edit_line(METRICS, 0, lambda row: row.update(reward=3.9))
-    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", edit, anew=True)
     assert main(["verify", str(file), "--replies", "0", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["checks"]["training"]["faults"][0] == {
@@ -197,24 +201,18 @@ def test_the_command_exits_with_what_it_found(
 
 
 def test_data_that_is_not_at_hand_makes_it_incomplete(
-    made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    short_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Golds could then be whatever the replies say.
-    def renamed(index: dict[str, Any], members: Members) -> None:
-        text = members["run/config.yaml"].decode("utf-8")
-        members["run/config.yaml"] = text.replace(
-            "dataset_name: generated", "dataset_name: openai/gsm8k"
-        ).encode("utf-8")
-
-    assert b"dataset_name: generated" in archive.read(made.path).members["run/config.yaml"]
-    file = tampered(made.path, tmp_path / "x.bundle.zip", renamed, anew=True)
+    renamed = edit_settings("dataset_name: generated", "dataset_name: openai/gsm8k")
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", renamed, anew=True)
     assert main(["verify", str(file), "--replies", "0"]) == 3
     told = " ".join(capsys.readouterr().out.split())
     assert "INCOMPLETE" in told and "until then they are whatever the bundle says" in told
 
 
-def test_of_how_many_replies_a_sample_was_replayed_is_said(made: Bundle) -> None:
-    found = verify(Request(made.path, replies=4, seed=1))
+def test_of_how_many_replies_a_sample_was_replayed_is_said(short_bundle: Bundle) -> None:
+    found = verify(Request(short_bundle.path, replies=4, seed=1))
     assert found.holds
     (replay,) = [check for check in found.checks if check.name == "replay"]
     told = "\n".join(replay.not_checked)
@@ -223,20 +221,20 @@ def test_of_how_many_replies_a_sample_was_replayed_is_said(made: Bundle) -> None
 
 
 def test_a_base_that_is_not_at_hand_is_said_and_the_rest_is_checked(
-    made: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    short_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = str(tmp_path / "no-such-model")
-    assert main(["verify", str(made.path), "--model", missing]) == 3
+    assert main(["verify", str(short_bundle.path), "--model", missing]) == 3
     told = capsys.readouterr().out
     told = "".join(told.split())  # lines are broken where they end
     assert "INCOMPLETE" in told and "no-such-model" in told and "recomputedfromthem" in told
 
 
 def test_replies_on_a_base_that_bitsandbytes_held_are_said_not_to_be_replayed(
-    made: Bundle, tmp_path: Path
+    short_bundle: Bundle, tmp_path: Path
 ) -> None:
     edit = edit_settings("load_in_4bit: false", "load_in_4bit: true")
-    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", edit, anew=True)
     found = verify(Request(file, replies=4))
     replay = {check.name: check for check in found.checks}["replay"]
     assert replay.holds and replay.is_incomplete and not found.is_complete
@@ -244,22 +242,22 @@ def test_replies_on_a_base_that_bitsandbytes_held_are_said_not_to_be_replayed(
 
 
 def test_a_run_that_went_on_from_an_adapter_on_few_bits_is_known_by_the_adapters_record(
-    made: Bundle, tmp_path: Path
+    short_bundle: Bundle, tmp_path: Path
 ) -> None:
     """No flag of its own says so."""
     record = Quantization(4).record()
     edit = edit_json(
         "run/adapter_config.json", lambda adapter: adapter.update(quantization_config=record)
     )
-    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", edit, anew=True)
     replay = {check.name: check for check in verify(Request(file, replies=4)).checks}["replay"]
     assert replay.is_incomplete and any("in few bits" in one for one in replay.not_checked)
 
 
 def test_another_base_than_the_one_trained_from_is_seen(
-    made: Bundle, lookalike: Callable[[str], Path]
+    short_bundle: Bundle, lookalike: Callable[[str], Path]
 ) -> None:
-    found = verify(Request(made.path, model=str(lookalike("qwen")), replies=4))
+    found = verify(Request(short_bundle.path, model=str(lookalike("qwen")), replies=4))
     assert not {check.name: check for check in found.checks}["replay"].holds
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import struct
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import bundles
@@ -27,11 +25,13 @@ from bundles import (
     edit_line,
     edit_rows,
     edit_settings,
+    edit_table,
     faults_of,
     tampered,
 )
 
 pytestmark = pytest.mark.slow
+
 AFTER, BEFORE = "run/evals/after/", "run/evals/before/"
 STEP = "run/rollouts/step-000002.parquet"  # written by checkpoint-1
 FIRST = "run/rollouts/step-000001.parquet"
@@ -39,12 +39,7 @@ METRICS, VERDICT = "run/metrics.jsonl", "run/evals/verdict.json"
 OPENINGS = "run/openings.jsonl"
 
 
-@pytest.fixture(scope="module")
-def made(short_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle(short_run, tmp_path_factory.mktemp("made") / "tiny-001.bundle.zip")
-
-
-# Tampering. Whoever tampers makes all sums anew; what is named stands beside each.
+# Whoever tampers makes all sums anew; what is named stands beside each.
 
 
 def _set(name: str, value: Any, row: int = 0) -> Callable[[list[dict[str, Any]]], None]:
@@ -201,12 +196,9 @@ def _cut_log(index: dict[str, Any], members: Members) -> None:
     members[METRICS] = ("\n".join(kept) + "\n").encode()
 
 
-def _invent_a_reward(index: dict[str, Any], members: Members) -> None:
-    table = pq.read_table(io.BytesIO(members[ROLLOUTS]))
+def _with_an_invented_reward(table: pa.Table) -> pa.Table:
     paid = pa.array([9.0] * table.num_rows, pa.float64())
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table.append_column("reward_brilliance", paid), buffer)
-    members[ROLLOUTS] = buffer.getvalue().to_pybytes()
+    return table.append_column("reward_brilliance", paid)
 
 
 # By name: the edit, whether a replay is needed to see it, and what must be named.
@@ -261,7 +253,8 @@ TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
     "the last lines of the log cut off": (
         _cut_log, False, r"metrics.jsonl, steps 2 to 2: claimed no line"),
     "a reward invented": (
-        _invent_a_reward, False, r"verdict: .*reward brilliance: claimed a reward"),
+        edit_table(ROLLOUTS, _with_an_invented_reward), False,
+        r"verdict: .*reward brilliance: claimed a reward"),
     "the difficulty of a reply": (
         edit_rows(ROLLOUTS, _set("difficulty", 9)), False, r"difficulty: claimed 9"),
     "the seed of the run": (
@@ -347,10 +340,10 @@ TAMPERINGS: dict[str, tuple[Edit, bool, str]] = {
 
 @pytest.mark.parametrize("name", TAMPERINGS)
 def test_what_is_tampered_with_is_named_although_its_sums_are_made_anew(
-    name: str, made: Bundle, tmp_path: Path
+    name: str, short_bundle: Bundle, tmp_path: Path
 ) -> None:
     edit, needs_replay, named = TAMPERINGS[name]
-    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=True)
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", edit, anew=True)
     found = verify(Request(file, replies=2**31 if needs_replay else 0))
     assert not found.holds
     assert {check.name: check.holds for check in found.checks}["files"], "the sums fit"
@@ -359,12 +352,12 @@ def test_what_is_tampered_with_is_named_although_its_sums_are_made_anew(
 
 @pytest.mark.parametrize("name", TAMPERINGS)
 def test_what_is_tampered_with_is_named_by_its_file_where_the_sums_stay(
-    name: str, made: Bundle, tmp_path: Path
+    name: str, short_bundle: Bundle, tmp_path: Path
 ) -> None:
     edit, _, _ = TAMPERINGS[name]
-    file = tampered(made.path, tmp_path / "x.bundle.zip", edit, anew=False)
+    file = tampered(short_bundle.path, tmp_path / "x.bundle.zip", edit, anew=False)
     contents = archive.read(file)
-    was = archive.read(made.path)
+    was = archive.read(short_bundle.path)
     differing = {
         member
         for member in was.members.keys() | contents.members.keys()
@@ -372,7 +365,7 @@ def test_what_is_tampered_with_is_named_by_its_file_where_the_sums_stay(
     }
     assert {member for member, _, _ in contents.altered} == differing
     # An edit of the index alone shows by the fingerprint.
-    assert differing or contents.fingerprint != made.fingerprint
+    assert differing or contents.fingerprint != short_bundle.fingerprint
 
 
 # Runs that pay steps.
@@ -449,12 +442,7 @@ def test_steps_are_said_not_to_be_checked_where_the_solutions_or_the_steps_are_n
     other_data = edit_settings("dataset_name: generated", "dataset_name: mine.jsonl")
     elsewhere = tampered(paying.path, tmp_path / "a.zip", other_data, anew=True)
 
-    def without_steps(index: dict[str, Any], members: Members) -> None:
-        table = pq.read_table(io.BytesIO(members[FIRST]))
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table.drop_columns(["steps"]), buffer)
-        members[FIRST] = buffer.getvalue().to_pybytes()
-
+    without_steps = edit_table(FIRST, lambda table: table.drop_columns(["steps"]))
     unkept = tampered(paying.path, tmp_path / "b.zip", without_steps, anew=True)
     said = []
     for path in (elsewhere, unkept):
@@ -464,9 +452,11 @@ def test_steps_are_said_not_to_be_checked_where_the_solutions_or_the_steps_are_n
     assert any("steps of 16 replies were paid: their rollouts do not" in one for one in said[1])
 
 
-def test_of_a_run_that_pays_no_steps_nothing_is_said_of_them(made: Bundle, tmp_path: Path) -> None:
+def test_of_a_run_that_pays_no_steps_nothing_is_said_of_them(
+    short_bundle: Bundle, tmp_path: Path
+) -> None:
     other_data = edit_settings("dataset_name: generated", "dataset_name: mine.jsonl")
-    elsewhere = tampered(made.path, tmp_path / "a.zip", other_data, anew=True)
+    elsewhere = tampered(short_bundle.path, tmp_path / "a.zip", other_data, anew=True)
     found = verify(Request(elsewhere, replies=0))
     (data,) = [check for check in found.checks if check.name == "data"]
     assert data.looked_at == "not loaded" and len(data.not_checked) == 1
